@@ -1,0 +1,93 @@
+"""Exact draws from many categorical distributions with large supports.
+
+`torch.multinomial` over V = 50,257 costs as much as the language model that made the logits. Here the
+unnormalised probabilities are exponentiated once into rows of blocks, and each draw inverts the distribution
+function in two levels: over the float64 sums of the blocks, then inside one block. One pass over [U, V], then
+O(√V) per draw, and several draws from one row (particles that share a prefix) pay the pass once.
+
+Exactness: block sums add 256 float32 terms pairwise, everything above and the cumulative sum inside a block are
+float64, so a token of probability 1e-9 keeps its probability to a relative error of about 1e-6. A plain float32
+cumulative sum over V would lose it altogether.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 256
+# Rows are processed in groups so that the passes over one group hit a core's cache; measured, flat from 1e6 to 1e7.
+CACHE_ELEMENTS = 1_600_000
+
+
+@dataclass(frozen=True)
+class CategoricalTable:
+    """U categorical distributions over K outcomes, ready to be drawn from.
+
+    Attributes:
+        values: exp(logit − row maximum) [U, blocks, BLOCK], float32 (float64 if the logits are), zero in the padding.
+        block_sums: sums of `values` over the last axis, float64 [U, blocks].
+        log_total: log Σ exp(logit), float64 [U]; −inf where the whole row is −inf.
+        size: K.
+    """
+
+    values: Tensor
+    block_sums: Tensor
+    log_total: Tensor
+    size: int
+
+    @staticmethod
+    def from_logits(*terms: Tensor) -> "CategoricalTable":
+        """Tabulate the distributions ∝ exp(Σ terms); terms [U, K], any floating type, are added in float32 at least."""
+        rows, size = terms[0].shape
+        blocks = -(-size // BLOCK)
+        device = terms[0].device
+        dtype = torch.float64 if terms[0].dtype == torch.float64 else torch.float32
+        values = torch.empty(rows, blocks * BLOCK, device=device, dtype=dtype)
+        values[:, size:] = 0.0
+        block_sums = torch.empty(rows, blocks, dtype=torch.float64, device=device)
+        top = torch.empty(rows, dtype=dtype, device=device)
+        group = max(1, CACHE_ELEMENTS // size) if device.type == "cpu" else max(1, rows)
+        for at in range(0, rows, group):
+            part = slice(at, at + group)
+            head = values[part, :size]
+            head.copy_(terms[0][part])
+            for term in terms[1:]:
+                head.add_(term[part])
+            top[part] = head.amax(-1)
+            # A row that is all −inf has no maximum to subtract: exp(−inf − 0) = 0 keeps it empty, not NaN.
+            shift = torch.where(top[part].isfinite(), top[part], 0.0)
+            head.sub_(shift.unsqueeze(-1)).exp_()
+            block_sums[part] = values[part].view(-1, blocks, BLOCK).sum(-1)
+        log_total = block_sums.sum(-1).log() + torch.where(top.isfinite(), top, 0.0).double()
+        return CategoricalTable(values.view(rows, blocks, BLOCK), block_sums, log_total, size)
+
+    def probabilities(self) -> Tensor:
+        """The normalised probabilities, float64 [U, K]: for tests and small K only."""
+        flat = self.values.flatten(1)[:, : self.size].double()
+        return flat / flat.sum(-1, keepdim=True)
+
+    def invert(self, uniforms: Tensor, rows: Tensor) -> Tensor:
+        """Outcome [B] of row `rows` [B] whose distribution function first exceeds `uniforms` [B] in [0, 1).
+
+        Never an outcome of probability zero, unless the whole row is zero (then outcome 0).
+        """
+        block, residual = _first_exceeding(self.block_sums[rows], uniforms.double())
+        inside = self.values[rows, block].double()
+        # The residual is uniform on [0, block total) up to rounding; rescaled, it cannot leave the block.
+        index, _ = _first_exceeding(inside, residual)
+        return block * BLOCK + index
+
+
+def _first_exceeding(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """First index [B] where cumsum(weights [B, n]) > u·total, and where in that cell u fell, in [0, 1)."""
+    cumulative = weights.cumsum(-1)
+    threshold = uniforms.unsqueeze(-1) * cumulative[:, -1:]
+    # u·total can round up to total: the last cell with weight is the right answer then.
+    last = (weights > 0).long().mul(torch.arange(1, weights.shape[-1] + 1, device=weights.device)).amax(-1) - 1
+    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    index = torch.minimum(index, last.clamp_min(0))
+    cell = weights.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    below = cumulative.gather(-1, index.unsqueeze(-1)).squeeze(-1) - cell
+    residual = (threshold.squeeze(-1) - below) / cell.clamp_min(torch.finfo(torch.float64).tiny)
+    return index, residual.clamp(0.0, 1.0 - 2**-53)

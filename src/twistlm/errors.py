@@ -1,0 +1,49 @@
+"""Every error that twistlm raises on purpose.
+
+The command line prints the message of a `TwistError` as one line and exits with code 2; anything else is
+a bug and keeps its traceback. A message names the field, the value and the remedy.
+"""
+
+
+class TwistError(Exception):
+    """Base of all deliberate errors."""
+
+
+class ConfigError(TwistError, ValueError):
+    """A setting is unknown or out of range."""
+
+
+class PromptError(TwistError, ValueError):
+    """A prompt is empty, or too long for the model's context together with the new tokens."""
+
+
+class PotentialError(TwistError, ValueError):
+    """A potential raised, or returned NaN, +inf or the wrong shape."""
+
+
+class DeadParticlesError(TwistError, ArithmeticError):
+    """Every particle of a run has weight zero, so no sample and no finite estimate exists."""
+
+
+class UpperBoundError(TwistError, ValueError):
+    """A potential's upper bound is needed (rejection sampling, FUDGE) and is unknown or violated."""
+
+
+class ExactSamplesError(TwistError, ValueError):
+    """Exact target samples are missing, too few, or belong to another target."""
+
+
+class ResamplingError(TwistError, ValueError):
+    """A resampling scheme has no conditional form and cannot keep a retained particle."""
+
+
+class ModelError(TwistError, ValueError):
+    """A model, tokenizer or packaged weight cannot be found or is not supported."""
+
+
+class RunError(TwistError, ValueError):
+    """A run folder exists already, is incomplete, corrupt, or from another version."""
+
+
+class TrainingError(TwistError, ArithmeticError):
+    """Training cannot go on: the loss is not finite or no sample carries weight."""

@@ -1,0 +1,37 @@
+"""Arithmetic in the log domain that survives −inf.
+
+Everything is in natural logarithms (nats). Inputs are cast to float64: per-particle quantities are sums over
+many tokens, and float32 loses the digits that a difference of two bounds is made of.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def widen(x: Tensor) -> Tensor:
+    """`x` in float32 at least: half precision is for products, never for logarithms and their sums."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def log_mean_exp(x: Tensor, dim: int = -1) -> Tensor:
+    """log (1/n Σ exp x) along `dim`, in float64. All −inf gives −inf, never NaN."""
+    return torch.logsumexp(x.double(), dim) - math.log(x.shape[dim])
+
+
+def normalise(log_w: Tensor, dim: int = -1) -> Tensor:
+    """Normalised weights W = exp(log_w) / Σ exp(log_w) along `dim`, in float64.
+
+    A slice that is all −inf gives zeros, so a caller that must not go on checks `log_mean_exp` first.
+    """
+    log_w = log_w.double()
+    top = log_w.amax(dim, keepdim=True)
+    w = (log_w - torch.where(top.isfinite(), top, 0.0)).exp()
+    return w / w.sum(dim, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def ess(log_w: Tensor, dim: int = -1) -> Tensor:
+    """Effective sample size 1 / Σ W² along `dim`, between 1 and n (Kong, 1992); 0 where every weight is zero."""
+    total = normalise(log_w, dim).square().sum(dim)
+    return torch.where(total > 0, 1.0 / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)

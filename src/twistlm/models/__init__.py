@@ -1,0 +1,1 @@
+"""Language models: anything that implements `twistlm.types.BaseLM`."""

@@ -1,0 +1,100 @@
+"""A language model small enough to enumerate: one row of logits per prefix.
+
+Everything about it can be computed exactly (`twistlm.testing.enumeration`), which is how the rest of the package is
+tested. Prefixes are the nodes of a V-ary tree: the root is 0 and the child of node n by token v is nV + v + 1.
+A decoder's features are node numbers, so the same `TwistedLM` runs on it as on a transformer.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from twistlm.errors import ModelError
+from twistlm.types import DecoderState, Prompts, Twist
+
+
+def num_nodes(vocab_size: int, depth: int) -> int:
+    """Number of prefixes of fewer than `depth` tokens."""
+    return int(sum(vocab_size**level for level in range(depth)))
+
+
+class TabularLM:
+    """p₀ given by a table of logits [prefixes, V] over all prefixes of fewer than `max_length` tokens."""
+
+    def __init__(self, table: Tensor, max_length: int, eos_token_id: int | None = None) -> None:
+        self.table, self.max_length, self.eos_token_id = table, max_length, eos_token_id
+        self.vocab_size = table.shape[1]
+        self.feature_size = 1
+        if self.vocab_size > 6 or table.shape[0] != num_nodes(self.vocab_size, max_length):
+            raise ModelError(
+                f"a tabular model needs V ≤ 6 and one row per prefix: {num_nodes(self.vocab_size, max_length)} rows for "
+                f"V = {self.vocab_size} and max_length = {max_length}, not {table.shape[0]}"
+            )
+
+    @staticmethod
+    def random(
+        vocab_size: int, max_length: int, seed: int, scale: float = 1.0, eos_token_id: int | None = None
+    ) -> "TabularLM":
+        """Independent normal logits with standard deviation `scale`."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (num_nodes(vocab_size, max_length), vocab_size)
+        table = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        return TabularLM(table, max_length, eos_token_id)
+
+    def start(self, prompts: Prompts) -> DecoderState:
+        """Walk each prompt from the root."""
+        return DecoderState(torch.stack([self._walk(prompt) for prompt in prompts]))
+
+    def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
+        """The children of nodes `parents` by `tokens`."""
+        return DecoderState(state.features[parents] * self.vocab_size + tokens + 1)
+
+    def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """Node numbers [B, T] before each token."""
+        node = self.start(prompts).features
+        nodes = []
+        for t in range(tokens.shape[1]):
+            nodes.append(node)
+            node = node * self.vocab_size + tokens[:, t] + 1
+        return torch.stack(nodes, 1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Rows of the table."""
+        return self.table[features]
+
+    def encode(self, text: str) -> Tensor:
+        """Tokens are written as digits."""
+        return torch.tensor([int(character) for character in text], dtype=torch.long)
+
+    def decode(self, sequences: Sequence[Tensor]) -> list[str]:
+        """Tokens are written as digits."""
+        return ["".join(str(token) for token in sequence.tolist()) for sequence in sequences]
+
+    def _walk(self, prompt: Tensor) -> Tensor:
+        node = torch.tensor(0)
+        for token in prompt:
+            node = node * self.vocab_size + token + 1
+        return node
+
+
+class TabularHead(nn.Module):
+    """log ψ(prefix, v) as a table with one parameter each: the twist without any approximation error."""
+
+    def __init__(self, log_psi: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(log_psi)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Rows of the table [..., V]."""
+        return self.table[features]
+
+    def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Entries of the table [...]."""
+        return self.table[features, tokens]
+
+    @staticmethod
+    def twist(log_psi: Tensor) -> Twist:
+        """A twist whose table is `log_psi` [prefixes, V]."""
+        head = TabularHead(log_psi)
+        return Twist(head, head)

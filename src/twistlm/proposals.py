@@ -1,0 +1,109 @@
+"""Proposals: the distribution q_t that the next token is drawn from.
+
+A proposal names the terms whose sum is its unnormalised log density over the vocabulary; `draw` does the rest, the
+same for all: one exact draw per particle, and the densities of what was drawn.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twistlm.categorical import CACHE_ELEMENTS, CategoricalTable
+from twistlm.errors import ConfigError
+from twistlm.logmath import widen
+from twistlm.registry import lookup, register
+from twistlm.rng import Rng
+from twistlm.types import NextToken
+
+Proposal = Callable[[NextToken], tuple[Tensor, ...]]
+
+
+@register("proposal", "base")
+def base(following: NextToken) -> tuple[Tensor, ...]:
+    """q = p₀: the base model itself; the twists only weigh."""
+    return (following.logits,)
+
+
+@register("proposal", "twist_induced")
+def twist_induced(following: NextToken) -> tuple[Tensor, ...]:
+    """q ∝ p₀ ψ_t: minimises the variance of the incremental weights (Zhao et al. 2024, proposition 3.3)."""
+    return (following.logits,) if following.log_psi is None else (following.logits, following.log_psi)
+
+
+@register("proposal", "tempered", parameter="exponent")
+def tempered(exponent: float) -> Proposal:
+    """q ∝ p₀ ψ_t^λ with 0 ≤ λ ≤ 1 (`tempered:0.5`): hedges against a twist that is too sure of itself.
+
+    Raises:
+        ConfigError: the exponent is outside [0, 1].
+    """
+    if not 0.0 <= exponent <= 1.0:
+        raise ConfigError(f"proposal 'tempered' takes an exponent between 0 (base) and 1 (twist-induced), not {exponent}")
+
+    def proposal(following: NextToken) -> tuple[Tensor, ...]:
+        return (following.logits,) if following.log_psi is None else (following.logits, exponent * following.log_psi)
+
+    return proposal
+
+
+def get_proposal(name: str) -> Proposal:
+    """The proposal called `name`; one with a parameter is written `name:value`.
+
+    Raises:
+        ConfigError: there is none of that name, or its parameter is missing or not a number.
+    """
+    name, _, value = name.partition(":")
+    entry = lookup("proposal", name)
+    made: Proposal = entry.value
+    if "parameter" not in entry.options:
+        return made
+    try:
+        return entry.value(float(value))  # type: ignore[no-any-return]
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"proposal {name!r} needs its {entry.options['parameter']} as '{name}:0.5', not {value!r}") from error
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """B drawn (or forced) tokens with their log densities, float64 [B] each."""
+
+    tokens: Tensor
+    log_p: Tensor
+    log_psi: Tensor
+    log_q: Tensor
+
+
+def draw(rng: Rng, following: NextToken, proposal: Proposal, forced: Tensor) -> Drawn:
+    """Draw each particle's next token from `proposal`, except where `forced` [B] is not −1.
+
+    A prefix from which no token has positive weight yields token 0 with log ψ = −inf and log q = 0: a dead particle.
+    """
+    terms = proposal(following)
+    table = CategoricalTable.from_logits(*terms)
+    rows = following.rows
+    free = forced < 0
+    tokens = forced.clone()
+    tokens[free] = rng.categorical(table, rows[free])
+
+    def chosen(values: Tensor) -> Tensor:
+        return values[rows, tokens].double()
+
+    log_p = chosen(following.logits) - _log_total(following.logits, terms, table)[rows]
+    log_psi = torch.zeros_like(log_p) if following.log_psi is None else chosen(following.log_psi)
+    log_total = table.log_total[rows]
+    log_q = torch.stack([chosen(term) for term in terms]).sum(0) - log_total
+    dead = log_total.isneginf()
+    return Drawn(tokens, log_p, torch.where(dead, -torch.inf, log_psi), torch.where(dead, 0.0, log_q))
+
+
+def _log_total(logits: Tensor, terms: tuple[Tensor, ...], table: CategoricalTable) -> Tensor:
+    """log Σ exp(logits), float64 [U]; the table already has it when the proposal is the base model."""
+    if len(terms) == 1:
+        return table.log_total
+    group = max(1, CACHE_ELEMENTS // logits.shape[-1])
+    parts = [torch.logsumexp(widen(logits[at : at + group]), -1) for at in range(0, logits.shape[0], group)]
+    return torch.cat(parts).double()

@@ -1,0 +1,207 @@
+"""A base model with its twist, as sequential Monte Carlo sees it.
+
+Particles that share a prefix share its computation. The state keeps the U distinct prefixes among B particles and a
+row number per particle, so the prompt is run once however many particles start from it, identical particles after a
+resampling are run once, and finished particles are not run at all. Nothing else in the package knows about caches.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from twistlm.errors import ConfigError, PromptError
+from twistlm.logmath import widen
+from twistlm.proposals import Drawn, Proposal, draw
+from twistlm.rng import Rng
+from twistlm.types import BaseLM, DecoderState, NextToken, Prompts, Samples, Twist
+
+# Elements of a [rows, V] block when a pass over the vocabulary is chunked: 16 M float32 = 64 MB.
+VOCABULARY_CHUNK = 16_000_000
+# Teacher-forced passes are chunked to this many tokens, which bounds the activations of a transformer.
+TOKEN_CHUNK = 16_384
+
+
+@dataclass(frozen=True)
+class State:
+    """Distinct prefixes read by the base model and, if it has its own network, by the twist; `rows` [B] maps to them."""
+
+    lm: DecoderState
+    twist: DecoderState | None
+    rows: Tensor
+
+
+class TwistedLM:
+    """p₀ with twist ψ (`None` for ψ = 1).
+
+    Args:
+        lm: the base model.
+        twist: the twist, or None.
+        eos: "absorb" ends a sequence at its first EOS; "ignore" treats EOS as any other token, so every sequence has
+            exactly T tokens.
+
+    Raises:
+        ConfigError: `eos` is neither, or is "absorb" for a model without an EOS token.
+    """
+
+    def __init__(self, lm: BaseLM, twist: Twist | None = None, eos: str = "absorb") -> None:
+        if eos not in ("absorb", "ignore"):
+            raise ConfigError(f"eos must be 'absorb' or 'ignore', not {eos!r}")
+        self.lm, self.twist, self.eos = lm, twist, eos
+        self.absorbing = lm.eos_token_id if eos == "absorb" else None
+
+    def check(self, prompts: Prompts, num_steps: int) -> None:
+        """Refuse prompts that are empty or leave no room for `num_steps` new tokens.
+
+        Raises:
+            PromptError: which prompt, how long, and what would fit.
+        """
+        if num_steps < 1:
+            raise ConfigError(f"num_steps must be at least 1, not {num_steps}")
+        if not prompts:
+            raise PromptError("no prompt was given; pass at least one")
+        for prompt in {id(prompt): prompt for prompt in prompts}.values():
+            if prompt.numel() == 0:
+                raise PromptError("the prompt is empty; give it at least one token")
+            if self.lm.max_length is not None and prompt.numel() + num_steps > self.lm.max_length:
+                raise PromptError(
+                    f"a prompt of {prompt.numel()} tokens with {num_steps} new ones exceeds the model's context of "
+                    f"{self.lm.max_length}; shorten the prompt or ask for at most "
+                    f"{max(0, self.lm.max_length - prompt.numel())} new tokens"
+                )
+
+    def mask(self, tokens: Tensor) -> Tensor:
+        """1 where a token of [B, T] was a random choice: up to and including the first absorbing EOS."""
+        if self.absorbing is None:
+            return torch.ones_like(tokens, dtype=torch.bool)
+        ended = (tokens == self.absorbing).long().cumsum(-1)
+        return (ended - (tokens == self.absorbing).long()) == 0
+
+    @property
+    def features_are_reusable(self) -> bool:
+        """Whether features recorded while sampling are what the twist's head trains on (no network of its own)."""
+        return self.twist is None or self.twist.decoder is None
+
+    # --- Incremental ---
+
+    @torch.no_grad()
+    def start(self, prompts: Prompts, num_particles: int) -> State:
+        """`num_particles` particles on each of R prompts; equal prompts are read once."""
+        distinct: dict[tuple[int, ...], int] = {}
+        numbers = [distinct.setdefault(tuple(prompt.tolist()), len(distinct)) for prompt in prompts]
+        unique = [torch.tensor(key, dtype=torch.long) for key in distinct]
+        lm = self.lm.start(unique)
+        twist = self.twist.decoder.start(unique) if self.twist and self.twist.decoder else None
+        rows = torch.tensor(numbers, device=lm.features.device).repeat_interleave(num_particles)
+        return State(lm, twist, rows)
+
+    @torch.no_grad()
+    def extend(self, state: State, tokens: Tensor, ancestors: Tensor | None, finished: Tensor) -> State:
+        """Append tokens [B] to the prefixes of the particles' `ancestors` [B] (None: each its own).
+
+        Particles that are `finished` [B] keep no prefix: their row is 0 and means nothing.
+        """
+        rows = state.rows if ancestors is None else state.rows[ancestors]
+        active = (~finished).nonzero().squeeze(-1)
+        if active.numel() == 0:
+            return State(state.lm, state.twist, torch.zeros_like(rows))
+        keys, inverse = torch.unique(rows[active] * self.lm.vocab_size + tokens[active], return_inverse=True)
+        # In the order of first appearance, so that particles which all differ keep their places in the cache.
+        first = torch.full_like(keys, active.numel()).scatter_reduce_(
+            0, inverse, torch.arange(active.numel(), device=keys.device), "amin"
+        )
+        order = first.argsort()
+        keys = keys[order]
+        parents, appended = keys // self.lm.vocab_size, keys % self.lm.vocab_size
+        new_rows = torch.zeros_like(rows)
+        new_rows[active] = order.argsort()[inverse]
+        lm = self.lm.advance(state.lm, parents, appended)
+        twist = None
+        if state.twist is not None and self.twist is not None and self.twist.decoder is not None:
+            twist = self.twist.decoder.advance(state.twist, parents, appended)
+        return State(lm, twist, new_rows)
+
+    @torch.no_grad()
+    def next(self, state: State) -> NextToken:
+        """Base logits and log ψ over the vocabulary for every distinct prefix."""
+        features = state.lm.features if state.twist is None else state.twist.features
+        log_psi = self.twist.head(features) if self.twist is not None else None
+        return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows)
+
+    # --- Teacher-forced ---
+
+    def twist_features(self, samples: Samples) -> Tensor:
+        """What the twist's head reads before each token [B, T, …]: recorded, recomputed, or its own network's."""
+        if self.twist is not None and self.twist.decoder is not None:
+            return self.twist.decoder.features(samples.prompts, samples.tokens)
+        return samples.features if samples.features is not None else self.base_features(samples.prompts, samples.tokens)
+
+    @torch.no_grad()
+    def base_features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """The base model's features before each token [B, T, …], in chunks, without gradient."""
+        longest = max(prompt.numel() for prompt in prompts) + tokens.shape[1]
+        group = max(1, TOKEN_CHUNK // longest)
+        parts = [
+            self.lm.features(prompts[at : at + group], tokens[at : at + group])
+            for at in range(0, tokens.shape[0], group)
+        ]
+        return torch.cat(parts)
+
+    def score(self, samples: Samples, *, normaliser: bool = False) -> tuple[Tensor, Tensor | None]:
+        """log ψ_t(s_1:t) [B, T] and, if asked, log Σ_v p₀ ψ_t [B, T]; both carry gradient to the twist.
+
+        The sum over V is made in chunks that are recomputed in the backward pass, so [B, T, V] never exists.
+
+        Raises:
+            ConfigError: there is no twist.
+        """
+        if self.twist is None:
+            raise ConfigError("this model has no twist to score; build it with twist=…")
+        shape = samples.tokens.shape
+        features = self.twist_features(samples).flatten(0, 1)
+        tokens = samples.tokens.flatten()
+        if not normaliser:
+            return self.twist.head.gather(features, tokens).reshape(shape), None
+        base = features
+        if self.twist.decoder is not None:
+            kept = samples.features
+            base = (kept if kept is not None else self.base_features(samples.prompts, samples.tokens)).flatten(0, 1)
+        group = max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
+        log_psi, log_total = [], []
+        for at in range(0, tokens.shape[0], group):
+            part = slice(at, at + group)
+            chosen, total = checkpoint(self._over_vocabulary, features[part], base[part], tokens[part], use_reentrant=False)
+            log_psi.append(chosen)
+            log_total.append(total)
+        return torch.cat(log_psi).reshape(shape), torch.cat(log_total).reshape(shape)
+
+    def _over_vocabulary(self, features: Tensor, base: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.twist is not None
+        with torch.no_grad():
+            log_p = torch.log_softmax(widen(self.lm.logits(base)), -1)
+        log_psi = widen(self.twist.head(features))
+        chosen = log_psi.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return chosen, torch.logsumexp(log_p + log_psi, -1)
+
+    @torch.no_grad()
+    def densities(self, samples: Samples, proposal: Proposal) -> Drawn:
+        """log p₀, log ψ_t and log q [B, T] each, of given sequences: `proposal` asked about tokens it did not draw."""
+        base = samples.features
+        if base is None:
+            base = self.base_features(samples.prompts, samples.tokens)
+        twist = base if self.features_are_reusable else self.twist_features(samples)
+        base, twist, tokens = base.flatten(0, 1), twist.flatten(0, 1), samples.tokens.flatten()
+        group = max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
+        parts = []
+        for at in range(0, tokens.shape[0], group):
+            part = slice(at, at + group)
+            log_psi = self.twist.head(twist[part]) if self.twist is not None else None
+            rows = torch.arange(tokens[part].shape[0], device=tokens.device)
+            following = NextToken(self.lm.logits(base[part]), log_psi, rows)
+            parts.append(draw(Rng(0), following, proposal, tokens[part]))
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts]).reshape(samples.tokens.shape)
+
+        return Drawn(samples.tokens, *(joined(name) * samples.mask for name in ("log_p", "log_psi", "log_q")))

@@ -1,0 +1,149 @@
+"""Twists that read the base model's own hidden states: one small network, then an output layer over V.
+
+    log ψ(prefix, v) = (trunk(h) · W_v + b_v)
+
+with h the hidden state that also predicts the next token. The builders differ in the trunk and in whose W it is. All
+start at log ψ = 0 exactly, so that training starts from q = p₀ (the paper's appendix on architectures).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twistlm.errors import ConfigError
+from twistlm.registry import register
+from twistlm.types import BaseLM, Twist
+
+
+class VocabularyHead(nn.Module):
+    """log ψ over the vocabulary from features, through `trunk` and an output matrix.
+
+    Args:
+        trunk: features [..., d] to [..., k], float32.
+        weight: output matrix [V, k]; a parameter of the head, or a frozen tensor that it borrows.
+        bias: one learned value per token.
+    """
+
+    def __init__(self, trunk: nn.Module, weight: Tensor, *, bias: bool = True) -> None:
+        super().__init__()
+        self.trunk = trunk
+        if isinstance(weight, nn.Parameter) and weight.requires_grad:
+            self.weight: Tensor = weight
+        else:
+            # Borrowed (the model's unembedding): not saved with the twist, not trained, not copied.
+            self.register_buffer("weight", weight.detach(), persistent=False)
+        self.bias = nn.Parameter(torch.zeros(weight.shape[0])) if bias else None
+        self._half: tuple[tuple[int, int], Tensor] | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """log ψ of every token [..., V].
+
+        Without gradient the product runs in the features' precision: it is as large as the model's own output layer,
+        and sampling weighs by the very values it draws from, so rounding costs no exactness.
+        """
+        inner = self.trunk(features.float())
+        if torch.is_grad_enabled():
+            weight = self.weight.float()
+        else:
+            weight = self._weight_as(features.dtype)
+            inner = inner.to(features.dtype)
+        log_psi = inner @ weight.T
+        return log_psi if self.bias is None else log_psi.float() + self.bias
+
+    def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """log ψ of the chosen tokens [...], float32: k multiplications each instead of V·k."""
+        inner = self.trunk(features.float())
+        log_psi = (inner * self.weight[tokens].float()).sum(-1)
+        return log_psi if self.bias is None else log_psi + self.bias[tokens]
+
+    def _weight_as(self, dtype: torch.dtype) -> Tensor:
+        """The output matrix in `dtype`, converted once per version of the weights."""
+        if self.weight.dtype == dtype:
+            return self.weight
+        version = (self.weight.data_ptr(), self.weight._version)
+        if self._half is None or self._half[0] != version or self._half[1].dtype != dtype:
+            self._half = (version, self.weight.detach().to(dtype))
+        return self._half[1]
+
+
+def _zero_output(vocab_size: int, width: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(vocab_size, width))
+
+
+def _layers(sizes: list[int], *, zero_last: bool) -> nn.Sequential:
+    """Linear layers with ReLU between them, as the paper's MLP twist."""
+    layers: list[nn.Module] = []
+    for narrow, wide in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(narrow, wide), nn.ReLU()]
+    if zero_last:
+        layers.pop()
+        nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
+    return nn.Sequential(*layers)
+
+
+def _twist(head: VocabularyHead, lm: BaseLM) -> Twist:
+    head.to(_device(lm))
+    return Twist(head, head)
+
+
+def _device(lm: Any) -> torch.device:
+    return getattr(lm, "device", torch.device("cpu"))
+
+
+@register("twist", "linear")
+def linear(lm: BaseLM) -> Twist:
+    """One linear layer from the hidden state to log ψ over V."""
+    return _twist(VocabularyHead(nn.Identity(), _zero_output(lm.vocab_size, lm.feature_size)), lm)
+
+
+@register("twist", "mlp")
+def mlp(lm: BaseLM, num_layers: int = 3, width: int | None = None) -> Twist:
+    """An MLP with `num_layers` linear layers, the last of them over V; `width` defaults to the model's."""
+    if num_layers < 2:
+        raise ConfigError(f"twist 'mlp' needs num_layers of at least 2, not {num_layers}; use 'linear' for one")
+    width = width or lm.feature_size
+    trunk = _layers([lm.feature_size, *[width] * (num_layers - 1)], zero_last=False)
+    return _twist(VocabularyHead(trunk, _zero_output(lm.vocab_size, width)), lm)
+
+
+@register("twist", "tied")
+def tied(lm: BaseLM, num_layers: int = 2, width: int | None = None) -> Twist:
+    """A small network followed by the model's own unembedding: few parameters, and similar tokens share their twist."""
+    if num_layers < 1:
+        raise ConfigError(f"twist 'tied' needs num_layers of at least 1, not {num_layers}")
+    unembedding = getattr(lm, "unembedding", None)
+    if unembedding is None:
+        raise ConfigError("twist 'tied' needs a model with an output layer to borrow; use 'mlp' for this one")
+    sizes = [lm.feature_size, *[width or lm.feature_size] * (num_layers - 1), lm.feature_size]
+    return _twist(VocabularyHead(_layers(sizes, zero_last=True), unembedding), lm)
+
+
+class _LowRank(nn.Module):
+    """Layer norm, projection to `rank` dimensions, and from there into the unembedding's space, zero at the start."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.down = nn.Linear(width, rank)
+        self.inner = nn.LayerNorm(rank, elementwise_affine=False) if rank > 1 else nn.Identity()
+        self.up = nn.Linear(rank, width, bias=True)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., d] to [..., d] through `rank` dimensions."""
+        inner: Tensor = self.up(self.inner(self.down(self.norm(features))))
+        return inner
+
+
+@register("twist", "low_rank")
+def low_rank(lm: BaseLM, rank: int = 8) -> Twist:
+    """The unembedding after a bottleneck of `rank` dimensions, plus a bias per token: learns from few samples."""
+    if rank < 1:
+        raise ConfigError(f"twist 'low_rank' needs rank of at least 1, not {rank}")
+    unembedding = getattr(lm, "unembedding", None)
+    if unembedding is None:
+        raise ConfigError("twist 'low_rank' needs a model with an output layer to borrow; use 'mlp' for this one")
+    return _twist(VocabularyHead(_LowRank(lm.feature_size, rank), unembedding), lm)

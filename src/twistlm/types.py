@@ -1,0 +1,303 @@
+"""The nouns that flow between the rooms, as frozen dataclasses and protocols.
+
+Axes: R independent SMC runs (each with its own prompt), N particles, T new tokens, V vocabulary,
+B sequences (R·N flattened, run-major), U distinct prefixes among them, d width of a model's features.
+Log quantities are in nats; those per particle are float64.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from twistlm.logmath import log_mean_exp, normalise
+
+Prompts = Sequence[Tensor]
+"""One 1-D tensor of token ids per sequence or per run; lengths may differ. Repeated entries may be the same object."""
+
+
+# --- Language models -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """U prefixes, decoded incrementally by one network.
+
+    Attributes:
+        features: what predicts the next token: hidden states [U, d], or node numbers [U] of a table.
+        cache: whatever the decoder needs to go on; opaque.
+    """
+
+    features: Tensor
+    cache: Any = None
+
+
+class Decoder(Protocol):
+    """One network that reads tokens: incrementally when sampling, all at once when training."""
+
+    def start(self, prompts: Prompts) -> DecoderState:
+        """Read U prompts; features predict each one's first new token."""
+
+    def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
+        """The prefixes `state[parents] + tokens`, parents and tokens [U']. `state` must not be used again."""
+
+    def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """Teacher-forced features [B, T, …] that predict each of tokens [B, T]; carries gradient if parameters do."""
+
+
+class BaseLM(Decoder, Protocol):
+    """The base model p₀: a decoder whose features are turned into next-token logits."""
+
+    vocab_size: int
+    eos_token_id: int | None
+    max_length: int | None
+    feature_size: int
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Unnormalised log p₀ over the vocabulary: [..., V] from features [..., d]."""
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids [P] of `text`."""
+
+    def decode(self, sequences: Sequence[Tensor]) -> list[str]:
+        """The texts of 1-D sequences of token ids, special tokens skipped."""
+
+
+class Head(Protocol):
+    """log ψ over the vocabulary from features; 0 everywhere before training."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """log ψ(prefix, v) for every v: [..., V]."""
+
+    def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """log ψ(prefix, token) for the chosen tokens [...] alone, float32 or wider."""
+
+
+@dataclass(frozen=True)
+class Twist:
+    """A twist ψ: a head over features, which are the base model's own unless `decoder` brings others.
+
+    `module` holds every trainable parameter.
+    """
+
+    head: Head
+    module: nn.Module
+    decoder: Decoder | None = None
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Distributions over the next token for U distinct prefixes shared by B particles.
+
+    Attributes:
+        logits: unnormalised log p₀(v | prefix), [U, V].
+        log_psi: log ψ(prefix, v), [U, V], or None where the twist is identically 1.
+        rows: the prefix of each particle, [B].
+    """
+
+    logits: Tensor
+    log_psi: Tensor | None
+    rows: Tensor
+
+    @property
+    def log_p(self) -> Tensor:
+        """Normalised log p₀ of each particle, float64 [B, V]."""
+        return torch.log_softmax(self.logits.double(), -1)[self.rows]
+
+
+# --- Sequential Monte Carlo ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Particles:
+    """What the next SMC step needs.
+
+    Attributes:
+        tokens: [R, N, T]; positions not sampled yet hold `fill`.
+        length: number of tokens sampled so far.
+        log_w: accumulated log weights [R, N], float64.
+        log_psi: log ψ_t of each particle's prefix [R, N], float64; 0 at the start.
+        finished: EOS was sampled and is absorbing [R, N].
+        log_p, log_q: log p₀ and log q of each sampled token [R, N, T], float64; 0 once finished.
+        features: the decoders' features before each token, None unless recorded (see `smc.run`).
+    """
+
+    tokens: Tensor
+    length: int
+    log_w: Tensor
+    log_psi: Tensor
+    finished: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    features: Tensor | None = None
+
+    def select(self, ancestors: Tensor) -> "Particles":
+        """The particles at `ancestors` [R, N] of each run, with their weights as they were."""
+        return replace(
+            self,
+            tokens=select(self.tokens, ancestors),
+            log_w=select(self.log_w, ancestors),
+            log_psi=select(self.log_psi, ancestors),
+            finished=select(self.finished, ancestors),
+            log_p=select(self.log_p, ancestors),
+            log_q=select(self.log_q, ancestors),
+            features=None if self.features is None else select(self.features, ancestors),
+        )
+
+
+def select(x: Tensor, ancestors: Tensor) -> Tensor:
+    """`x[r, ancestors[r, n]]` for x [R, N, …] and ancestors [R, N]."""
+    index = ancestors.reshape(*ancestors.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
+    return x.gather(1, index)
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Diagnostics of one SMC step.
+
+    Attributes:
+        ancestors: index of each particle's parent within its run [R, N].
+        log_increment: log w_t [R, N]. This is the potential G_t of Del Moral's Feynman–Kac models.
+        ess: effective sample size after weighting [R].
+        resampled: whether the run was resampled before this step [R].
+    """
+
+    ancestors: Tensor
+    log_increment: Tensor
+    ess: Tensor
+    resampled: Tensor
+
+
+@dataclass(frozen=True)
+class SMCResult:
+    """Weighted samples of the target, and how they came about. `log_phi` [R, N] is log φ of each sequence."""
+
+    particles: Particles
+    infos: tuple[StepInfo, ...]
+    log_phi: Tensor
+
+    @property
+    def log_Z_hat(self) -> Tensor:  # noqa: N802  (Z is the field's name for it)
+        """Estimate of log Z per run [R]: log of the mean weight. exp of it is unbiased for Z."""
+        return log_mean_exp(self.particles.log_w)
+
+    @property
+    def weights(self) -> Tensor:
+        """Normalised weights [R, N]."""
+        return normalise(self.particles.log_w)
+
+
+# --- Samples and scores ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Samples:
+    """B complete sequences and the densities they were drawn with: what training and divergences consume.
+
+    Attributes:
+        prompts: B prompts.
+        tokens: [B, T].
+        mask: 1 where the token was a random choice, 0 after an absorbing EOS [B, T].
+        log_p, log_q: per-token log densities at the time of drawing, float64 [B, T], 0 where masked.
+        log_phi: log φ of the whole sequence, float64 [B].
+        features: decoder features before each token [B, T, …], if they were kept.
+    """
+
+    prompts: Prompts
+    tokens: Tensor
+    mask: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    log_phi: Tensor
+    features: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def select(self, index: Tensor) -> "Samples":
+        """The sequences at `index` [B'], in that order."""
+        return replace(
+            self,
+            prompts=[self.prompts[i] for i in index.tolist()],
+            tokens=self.tokens[index],
+            mask=self.mask[index],
+            log_p=self.log_p[index],
+            log_q=self.log_q[index],
+            log_phi=self.log_phi[index],
+            features=None if self.features is None else self.features[index],
+        )
+
+    @staticmethod
+    def concatenate(parts: "Sequence[Samples]") -> "Samples":
+        """All sequences of `parts`, in order; features are kept only where every part has them."""
+        every = all(part.features is not None for part in parts)
+        return Samples(
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            tokens=torch.cat([part.tokens for part in parts]),
+            mask=torch.cat([part.mask for part in parts]),
+            log_p=torch.cat([part.log_p for part in parts]),
+            log_q=torch.cat([part.log_q for part in parts]),
+            log_phi=torch.cat([part.log_phi for part in parts]),
+            features=torch.cat([part.features for part in parts if part.features is not None]) if every else None,
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Teacher-forced scores of B sequences, with weights: all that a loss sees. Gradient flows only through log ψ.
+
+    Attributes:
+        mask: [B, T], 1 where the token counts.
+        weights: self-normalised over the batch: [B] (one weight per sequence) or [B, T] (one per prefix); no gradient.
+        log_p: log p₀ of each token [B, T].
+        log_psi: log ψ_t(s_1:t) [B, T], with gradient.
+        log_normaliser: log Σ_v p₀(v | s_<t) ψ_t(s_<t, v) [B, T], with gradient; None unless the loss asked for it.
+        log_phi: log φ [B].
+    """
+
+    mask: Tensor
+    weights: Tensor
+    log_p: Tensor
+    log_psi: Tensor
+    log_normaliser: Tensor | None
+    log_phi: Tensor
+
+
+# --- Potentials ------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Potential(Protocol):
+    """A terminal potential φ ≥ 0 on whole sequences. (Del Moral's potentials G_t are our `log_increment`.)"""
+
+    log_upper_bound: float | None
+    """log of an upper bound on φ (0 for a probability), or None if none is known."""
+
+    def bind(self, lm: BaseLM) -> "Potential":
+        """The same potential, ready to read sequences of this model (its tokenizer, its probabilities)."""
+
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """log φ [B] of B prompts followed by tokens [B, T]; −inf is a hard constraint."""
+
+
+# --- Estimates -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % confidence interval [low, high], from `n` independent values."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    note: str = field(default="")
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        """The fields as plain JSON values."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "note": self.note}
