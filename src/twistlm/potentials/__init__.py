@@ -1,0 +1,30 @@
+"""Terminal potentials φ on whole sequences: classifiers, thresholds, continuations, patterns, functions.
+
+Importing this package is cheap: what is heavy (transformers, HDF5 weights) is loaded at the first evaluation.
+"""
+
+from twistlm.potentials.base import BasePotential, Power, Product, TextPotential, evaluate
+from twistlm.potentials.classifier import Classifier
+from twistlm.potentials.continuation import Continuation
+from twistlm.potentials.function import Function
+from twistlm.potentials.lexical import Contains, Regex
+from twistlm.potentials.specs import from_spec, spec
+from twistlm.potentials.threshold import Threshold
+from twistlm.potentials.toxicity import Toxicity
+
+__all__ = [
+    "BasePotential",
+    "Classifier",
+    "Contains",
+    "Continuation",
+    "Function",
+    "Power",
+    "Product",
+    "Regex",
+    "TextPotential",
+    "Threshold",
+    "Toxicity",
+    "evaluate",
+    "from_spec",
+    "spec",
+]

@@ -1,0 +1,257 @@
+"""What every potential shares: algebra, scoring by text, and the one checked evaluation.
+
+Your own potential subclasses `BasePotential` (tokens) or `TextPotential` (texts) and implements one method.
+"""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from twistlm.errors import ConfigError, PotentialError, TwistError, UpperBoundError
+from twistlm.registry import register
+from twistlm.types import BaseLM, Potential, Prompts
+
+# Relative slack of the upper-bound check: a log-probability computed in float32 may end slightly above 0.
+BOUND_TOLERANCE = 1e-5
+# Characters of a text (or of a list of token ids) that an error message quotes.
+QUOTED = 80
+
+
+class BasePotential(Potential, ABC):
+    """A potential with algebra: `a * b` is the product of two, `a ** beta` a power."""
+
+    log_upper_bound: float | None = None
+    lm: BaseLM | None = None
+    """The model it was bound to, None before `bind`."""
+
+    def bind(self, lm: BaseLM) -> Self:
+        """A copy that reads sequences of `lm`; parts that are potentials are bound with it."""
+        bound = copy.copy(self)
+        object.__setattr__(bound, "lm", lm)  # the built-in potentials are frozen dataclasses
+        return bound
+
+    @abstractmethod
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """log φ [B] of B prompts followed by tokens [B, T], in nats; call it through `evaluate`."""
+
+    def __mul__(self, other: Potential) -> "Product":
+        return Product((self, other))
+
+    def __pow__(self, beta: float) -> "Power":
+        return Power(self, beta)
+
+
+# --- Algebra ------------------------------------------------------------------------------------------------
+
+
+@register("potential", "product")
+@dataclass(frozen=True)
+class Product(BasePotential):
+    """The product of several potentials: every constraint at once."""
+
+    parts: tuple[Potential, ...]
+
+    def __post_init__(self) -> None:
+        """Flatten nested products and add up the bounds (None if any part has none)."""
+        flat: list[Potential] = []
+        for part in self.parts:
+            flat.extend(part.parts if isinstance(part, Product) else (part,))
+        if not flat:
+            raise ConfigError("a product needs at least one potential")
+        bounds = [part.log_upper_bound for part in flat if part.log_upper_bound is not None]
+        object.__setattr__(self, "parts", tuple(flat))
+        object.__setattr__(self, "log_upper_bound", sum(bounds) if len(bounds) == len(flat) else None)
+
+    def bind(self, lm: BaseLM) -> "Product":
+        """The product of the bound parts."""
+        return Product(tuple(part.bind(lm) for part in self.parts))
+
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """Σ log φ_i [B]. Each part is checked on its own, so an error names the part."""
+        return torch.stack([evaluate(part, prompts, tokens) for part in self.parts]).sum(0)
+
+
+@register("potential", "power")
+@dataclass(frozen=True)
+class Power(BasePotential):
+    """A potential to the power β > 0: sharper above 1, softer below.
+
+    Raises:
+        ConfigError: β is not positive and finite.
+    """
+
+    base: Potential
+    beta: float
+
+    def __post_init__(self) -> None:
+        """Check β and scale the bound."""
+        check_beta(self.beta)
+        bound = self.base.log_upper_bound
+        object.__setattr__(self, "log_upper_bound", None if bound is None else self.beta * bound)
+
+    def bind(self, lm: BaseLM) -> "Power":
+        """The power of the bound base."""
+        return Power(self.base.bind(lm), self.beta)
+
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """β log φ [B]."""
+        return self.beta * evaluate(self.base, prompts, tokens)
+
+
+def check_beta(beta: float) -> None:
+    """Raise ConfigError unless β is positive and finite."""
+    if not (math.isfinite(beta) and beta > 0):
+        raise ConfigError(f"beta must be positive and finite, not {beta}")
+
+
+def indicator(hit: Tensor, eps: float) -> Tensor:
+    """log(1[hit] + eps), float64 [B]; −inf where not hit and eps is 0."""
+    no = math.log(eps) if eps > 0 else -math.inf
+    return torch.where(hit, math.log1p(eps), no).double()
+
+
+def check_eps(eps: float) -> None:
+    """Raise ConfigError unless eps is zero or positive, and finite."""
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ConfigError(f"eps must be 0 or positive, and finite, not {eps}")
+
+
+# --- Potentials on texts ------------------------------------------------------------------------------------
+
+
+class TextPotential(BasePotential):
+    """A potential on the decoded text. Subclasses implement `log_phi_texts`.
+
+    Prompt and continuation are decoded together by the bound model, special tokens skipped; with
+    `include_prompt=False` the continuation alone is.
+    """
+
+    include_prompt: bool = True
+
+    @abstractmethod
+    def log_phi_texts(self, texts: list[str]) -> Tensor:
+        """log φ [B] of B distinct texts, in nats."""
+
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """log φ, float64 [B] on the device of `tokens`; each distinct text is scored once.
+
+        Raises:
+            PotentialError: not bound to a model.
+        """
+        return self.map_texts(prompts, tokens, self.log_phi_texts)
+
+    def map_texts(self, prompts: Prompts, tokens: Tensor, score: Callable[[list[str]], Tensor]) -> Tensor:
+        """`score` of every sequence's text, float64 [B], computed once per distinct text."""
+        if self.lm is None:
+            raise PotentialError(
+                f"{type(self).__name__} reads text and is not bound to a model: "
+                "use it through twistlm.Target, or call .bind(lm) first"
+            )
+        texts = self.lm.decode(_sequences(prompts, tokens, self.include_prompt))
+        index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        scores = score(list(index)) if index else torch.zeros(0)
+        if scores.shape != (len(index),):
+            raise PotentialError(
+                f"{type(self).__name__} returned shape {list(scores.shape)} for {len(index)} texts"
+            )
+        return scores.double().to(tokens.device)[[index[text] for text in texts]]
+
+
+def _sequences(prompts: Prompts, tokens: Tensor, include_prompt: bool) -> list[Tensor]:
+    """One 1-D tensor of token ids per sequence."""
+    if not include_prompt:
+        return list(tokens)
+    return [torch.cat([prompt.to(row), row]) for prompt, row in zip(prompts, tokens, strict=True)]
+
+
+# --- The checked entry --------------------------------------------------------------------------------------
+
+
+def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor) -> Tensor:
+    """log φ of B prompts followed by tokens [B, T]: float64 [B], without gradient. Everyone calls this one.
+
+    Raises:
+        PotentialError: the potential raised, or returned the wrong shape, NaN or +inf.
+        UpperBoundError: a value exceeds the potential's own `log_upper_bound`.
+        TwistError: whatever the potential raised deliberately (a missing model, say).
+    """
+    name = type(potential).__name__
+    with torch.no_grad():
+        try:
+            log_phi = potential.log_phi(prompts, tokens)
+        except TwistError:
+            raise
+        except Exception as error:
+            where = _describe(potential, prompts, tokens, _culprit(potential, prompts, tokens))
+            raise PotentialError(
+                f"{name} raised {type(error).__name__}: {_short(str(error))}{where}"
+            ) from error
+    if not isinstance(log_phi, Tensor) or log_phi.shape != (len(tokens),):
+        got = f"shape {list(log_phi.shape)}" if isinstance(log_phi, Tensor) else type(log_phi).__name__
+        raise PotentialError(f"{name}.log_phi returned {got}; expected a tensor of shape [{len(tokens)}]")
+    log_phi = log_phi.detach().double().to(tokens.device)
+    invalid = log_phi.isnan() | (log_phi == math.inf)
+    if invalid.any():
+        row = int(invalid.nonzero()[0])
+        where = _describe(potential, prompts, tokens, row)
+        raise PotentialError(
+            f"{name} returned log φ = {log_phi[row].item()}{where}; it must be a number or -inf"
+        )
+    bound = potential.log_upper_bound
+    if bound is not None:
+        above = log_phi > bound + BOUND_TOLERANCE * max(1.0, abs(bound))
+        if above.any():
+            row = int(above.nonzero()[0])
+            where = _describe(potential, prompts, tokens, row)
+            raise UpperBoundError(
+                f"{name} returned log φ = {log_phi[row].item():.6g} above its log_upper_bound {bound:.6g}"
+                f"{where}; raise the bound, or set it to None"
+            )
+    return log_phi
+
+
+def _culprit(potential: Potential, prompts: Prompts, tokens: Tensor) -> int | None:
+    """The first sequence on which `potential` raises by itself, by bisection; None if only the batch does."""
+    low, high = 0, len(tokens)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _raises(potential, prompts[low:middle], tokens[low:middle]):
+            high = middle
+        elif _raises(potential, prompts[middle:high], tokens[middle:high]):
+            low = middle
+        else:
+            return None
+    return low if high > low else None
+
+
+def _raises(potential: Potential, prompts: Prompts, tokens: Tensor) -> bool:
+    try:
+        potential.log_phi(prompts, tokens)
+    except Exception:
+        return True
+    return False
+
+
+def _describe(potential: Potential, prompts: Prompts, tokens: Tensor, row: int | None) -> str:
+    """' on the text …' of sequence `row`, its tokens where there is no tokenizer; '' if no row is known."""
+    if row is None:
+        return ""
+    lm = getattr(potential, "lm", None)
+    sequence = _sequences(prompts[row : row + 1], tokens[row : row + 1], True)
+    if lm is not None:
+        try:
+            return f" on the text {_short(repr(lm.decode(sequence)[0]))}"
+        except Exception:
+            pass  # a model without a tokenizer must not hide the error being described
+    return f" on the tokens {_short(str(sequence[0].tolist()))}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= QUOTED else line[: QUOTED - 1] + "…"

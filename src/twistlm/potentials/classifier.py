@@ -1,0 +1,166 @@
+"""The probability of a label under any Hugging Face sequence classifier."""
+
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from twistlm.errors import ConfigError, ModelError
+from twistlm.potentials.base import TextPotential, check_beta
+from twistlm.registry import available, register
+from twistlm.types import Prompts
+
+
+@register("potential", "classifier")
+@dataclass(frozen=True)
+class Classifier(TextPotential):
+    """p(label | text)^beta under an `AutoModelForSequenceClassification` with its own tokenizer.
+
+    The model is loaded at the first evaluation, once per process. p(label) is a softmax over the labels; a
+    sigmoid of the label's logit if the model's `problem_type` is "multi_label_classification" or it has a
+    single logit. Texts are truncated to the model's maximal length as its tokenizer does it.
+
+    Attributes:
+        model: hub name, folder, or a loaded pair (model, tokenizer).
+        label: a label's name (case does not matter) or its index. With a single logit whose meaning
+            `logit_means` gives, any name.
+        beta: the power, > 0.
+        logit_means: for a model with a single logit; needed unless the label is its `id2label[0]`. "label" if
+            a high logit means the label, "not label" if a low one does (ToxicityModel and "toxic").
+        batch_size: distinct texts per forward pass; they are sorted by length first.
+        include_prompt: classify prompt and continuation together; False for the continuation alone.
+        device: torch device; None means CUDA if there is one. A loaded pair stays where it is.
+
+    Raises:
+        ConfigError: beta, `logit_means` or the batch size is out of range.
+    """
+
+    model: str | Path | tuple[Any, Any]
+    label: str | int
+    beta: float = 1.0
+    logit_means: Literal["label", "not label"] | None = None
+    batch_size: int = 32
+    include_prompt: bool = True
+    device: str | None = None
+    log_upper_bound = 0.0
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without loading the model."""
+        check_beta(self.beta)
+        if isinstance(self.model, Path):
+            object.__setattr__(self, "model", str(self.model))
+        if self.logit_means not in (None, "label", "not label"):
+            raise ConfigError(f"logit_means must be 'label', 'not label' or None, not {self.logit_means!r}")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
+
+    def log_phi_texts(self, texts: list[str]) -> Tensor:
+        """beta · log p(label), float64 [B].
+
+        Raises:
+            ModelError: the model cannot be loaded, or has no classification head.
+            ConfigError: it has no such label.
+        """
+        return self.beta * self.log_score(texts)
+
+    def log_score(self, texts: list[str]) -> Tensor:
+        """log p(label) without the power, float64 [B]."""
+        network, _ = self._parts()
+        index = self._index(network.config)
+        logits = self._logits(texts)
+        if network.config.num_labels == 1:
+            return logsigmoid(-logits[:, 0] if self.logit_means == "not label" else logits[:, 0])
+        if network.config.problem_type == "multi_label_classification":
+            return logsigmoid(logits[:, index])
+        return logits.log_softmax(-1)[:, index]
+
+    def logit_texts(self, texts: list[str]) -> Tensor:
+        """The model's own output for the label, float64 [B]: no sign, softmax or power."""
+        return self._logits(texts)[:, self._index(self._parts()[0].config)]
+
+    def logit(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """`logit_texts` of every sequence, float64 [B]."""
+        return self.map_texts(prompts, tokens, self.logit_texts)
+
+    def _parts(self) -> tuple[Any, Any]:
+        return self.model if isinstance(self.model, tuple) else _load(str(self.model), self.device)
+
+    def _index(self, config: Any) -> int:
+        """The label's position among the model's logits."""
+        names = {int(i): str(name) for i, name in config.id2label.items()}
+        single = config.num_labels == 1
+        if self.logit_means is not None:
+            if not single:
+                raise ConfigError(
+                    f"logit_means is for models with one logit; this one has {len(names)} labels"
+                )
+            return 0
+        found = [i for i, name in names.items() if self.label == i or str(self.label).lower() == name.lower()]
+        if found:
+            return found[0]
+        listed = ", ".join(f"{i} {name!r}" for i, name in names.items())
+        remedy = (
+            "say what its single logit means: logit_means='label' or 'not label'"
+            if single
+            else "choose one of them"
+        )
+        raise ConfigError(f"unknown label {self.label!r}; the model's labels are {listed}: {remedy}")
+
+    @torch.no_grad()
+    def _logits(self, texts: list[str]) -> Tensor:
+        """All logits, float64 [B, labels], in length-sorted batches."""
+        network, tokenizer = self._parts()
+        network.eval()
+        limit = _max_length(network, tokenizer)
+        encoded = [tokenizer(text, truncation=limit is not None, max_length=limit) for text in texts]
+        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]["input_ids"]))
+        # Without a padding token (GPT-2) texts cannot share a batch.
+        size = self.batch_size if tokenizer.pad_token_id is not None else 1
+        logits = torch.empty(len(texts), network.config.num_labels, dtype=torch.float64)
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            batch = tokenizer.pad([encoded[i] for i in chosen], return_tensors="pt").to(network.device)
+            logits[chosen] = network(**batch).logits.double().cpu()
+        return logits
+
+
+def _max_length(network: Any, tokenizer: Any) -> int | None:
+    """The most tokens that both the model and its tokenizer declare, None if neither does."""
+    limits = [tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", None)]
+    # Tokenizers without a limit declare 10^30.
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
+    return min(known, default=None)
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, device: str | None) -> tuple[Any, Any]:
+    """The classifier and its tokenizer.
+
+    Raises:
+        ModelError: they cannot be found, or the checkpoint has no classification head.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            network, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        bundled = ", ".join([*available("potential"), *available("model")])
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"cannot load the classifier {name!r} ({reason}); give a folder, or a hub name with a network. "
+            f"Bundled, without a network: {bundled} (twistlm.potentials.Toxicity is a real classifier)"
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{name!r} is not a sequence classifier: it has no weights for {', '.join(missing[:3])}, "
+            "and random ones would score at random"
+        )
+    return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer

@@ -1,0 +1,72 @@
+"""Your own Python function as a potential, of texts or of tokens."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from twistlm.errors import ConfigError, PotentialError
+from twistlm.potentials.base import TextPotential
+from twistlm.registry import register
+from twistlm.types import Prompts
+
+
+@register("potential", "function")
+@dataclass(frozen=True)
+class Function(TextPotential):
+    """Any Python function as a potential.
+
+    Attributes:
+        function: of a list of B distinct texts (`on="text"`), returning B numbers; or of prompts and tokens
+            [B, T] (`on="tokens"`, no tokenizer needed), returning a tensor [B].
+        on: what the function reads.
+        log: the function returns log φ in nats; False if it returns φ ≥ 0 itself.
+        log_upper_bound: log of an upper bound on φ, None if there is none. Rejection sampling needs one.
+        batched: False if the function takes one text and returns one number.
+        include_prompt: the text is prompt and continuation together; False for the continuation alone.
+
+    Raises:
+        ConfigError: `function` is not callable, is a coroutine, or the settings contradict each other.
+    """
+
+    function: Callable[..., Any]
+    on: Literal["text", "tokens"] = "text"
+    log: bool = True
+    log_upper_bound: float | None = None
+    batched: bool = True
+    include_prompt: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if not callable(self.function):
+            raise ConfigError(f"function must be callable, not {type(self.function).__name__}")
+        if inspect.iscoroutinefunction(self.function):
+            raise ConfigError(f"{self.function.__qualname__} is a coroutine function: wrap it in asyncio.run")
+        if self.on not in ("text", "tokens"):
+            raise ConfigError(f"on must be 'text' or 'tokens', not {self.on!r}")
+        if self.on == "tokens" and not self.batched:
+            raise ConfigError("a function on tokens is always batched; batched=False is for texts")
+
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """log φ, float64 [B]."""
+        if self.on == "text":
+            return super().log_phi(prompts, tokens)
+        return self._log(torch.as_tensor(self.function(prompts, tokens), device=tokens.device))
+
+    def log_phi_texts(self, texts: list[str]) -> Tensor:
+        """log φ [B] of B texts."""
+        values = self.function(texts) if self.batched else [self.function(text) for text in texts]
+        return self._log(torch.as_tensor(values))
+
+    def _log(self, values: Tensor) -> Tensor:
+        values = values.double()
+        if self.log:
+            return values
+        if (values < 0).any():
+            raise PotentialError(
+                f"φ must not be negative, and was {values.min().item():.6g}; log=True takes log φ"
+            )
+        return values.log()

