@@ -280,24 +280,3 @@ class Potential(Protocol):
 
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log φ [B] of B prompts followed by tokens [B, T]; −inf is a hard constraint."""
-
-
-# --- Estimates -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % confidence interval [low, high], from `n` independent values."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    note: str = field(default="")
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def as_dict(self) -> dict[str, float | int | str]:
-        """The fields as plain JSON values."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "note": self.note}

@@ -19,6 +19,9 @@ from twistlm.registry import available
 from twistlm.types import DecoderState, Prompts
 
 
+DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 class GrowingLayer(DynamicLayer):
     """Keys and values of one layer in buffers [U, heads, capacity, d] of which the first `used` columns count."""
 
@@ -224,17 +227,17 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu") -> HuggingFace
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     names = available("model")
     source: str | Path = names[model].value() if model in names else model
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ModelError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', not {dtype!r}")
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype])
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
-            f"cannot load model {model!r}: {reason} Give a folder, a hub name (needs network), or one of the packaged "
+            f"cannot load model {model!r}: {reason}; give a folder, a hub name (needs network), or one of the packaged "
             f"models: {', '.join(names)}"
         ) from error
     return HuggingFaceLM(loaded.to(device), tokenizer, model)

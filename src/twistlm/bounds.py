@@ -1,0 +1,151 @@
+"""Lower and upper bounds on log Z, by importance sampling (IWAE) and by SMC.
+
+Lower: E[log Ẑ] ≤ log Z by Jensen, with Ẑ from N proposal samples without resampling (Burda et al. 2016) or from SMC.
+Upper: the same with one exact target sample among the N, kept throughout (Zhao et al. 2024, section 4; the SMC form
+is conditional SMC, for which E[log Ẑ] ≥ log Z because E[1/Ẑ] = 1/Z). Both tighten as N grows; the gap between them
+also bounds the symmetrised KL between SMC's samples and the target.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twistlm import smc
+from twistlm.errors import ConfigError, ExactSamplesError
+from twistlm.estimates import Estimate, log_of_mean, mean, midpoint
+from twistlm.exact import ExactSamples
+from twistlm.progress import bar
+from twistlm.proposals import Proposal, twist_induced
+from twistlm.resampling import Resampler, systematic
+from twistlm.rng import Rng
+from twistlm.twisted import TwistedLM
+from twistlm.types import Potential
+
+METHODS = ("iwae", "smc")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A sandwich of log Z at one number of particles; `upper` is None without exact samples."""
+
+    method: str
+    num_particles: int
+    lower: Estimate
+    upper: Estimate | None
+
+    @property
+    def gap(self) -> float | None:
+        """upper − lower."""
+        return None if self.upper is None else self.upper.value - self.lower.value
+
+
+def log_Z_bounds(  # noqa: N802
+    rng: Rng,
+    model: TwistedLM,
+    potential: Potential,
+    *,
+    prompt: Tensor,
+    num_steps: int,
+    num_particles: int,
+    num_runs: int,
+    method: str = "smc",
+    exact: ExactSamples | None = None,
+    proposal: Proposal = twist_induced,
+    resampler: Resampler = systematic,
+    ess_threshold: float = 0.5,
+    max_batch: int = 512,
+) -> Bounds:
+    """Both bounds, each the mean over independent runs with its interval.
+
+    Args:
+        rng: source of randomness.
+        model: base model and twist.
+        potential: φ, bound to the model.
+        prompt: the prompt's tokens.
+        num_steps: T.
+        num_particles: N.
+        num_runs: independent runs per bound; the upper bound uses a different exact sample in each.
+        method: "iwae" (never resample) or "smc".
+        exact: exact target samples for the upper bound; None gives the lower bound alone.
+        proposal: q_t.
+        resampler: scheme for "smc".
+        ess_threshold: for "smc".
+        max_batch: sequences in memory at a time; part of what a seed reproduces.
+
+    Raises:
+        ConfigError: unknown method or num_runs < 1.
+        ExactSamplesError: fewer exact samples than runs.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if num_runs < 1:
+        raise ConfigError(f"num_runs must be at least 1, not {num_runs}")
+    if exact is not None and len(exact) < num_runs:
+        raise ExactSamplesError(
+            f"{num_runs} runs of the upper bound need as many exact samples, and there are {len(exact)}; collect more or "
+            "use fewer runs"
+        )
+    threshold = ess_threshold if method == "smc" else 0.0
+    group = max(1, max_batch // num_particles)
+
+    def estimates(side: str) -> Tensor:
+        values = []
+        for at in range(0, num_runs, group):
+            count = min(group, num_runs - at)
+            retained = exact.samples.tokens[at : at + count] if exact is not None and side == "upper" else None
+            result = smc.run(
+                rng.fork(method, side, num_particles, at), model, potential, prompts=[prompt] * count,
+                num_particles=num_particles, num_steps=num_steps, proposal=proposal, resampler=resampler,
+                ess_threshold=threshold, retained=retained,
+            )  # fmt: skip
+            values.append(result.log_Z_hat)
+        return torch.cat(values)
+
+    lower = mean(estimates("lower"))
+    upper = mean(estimates("upper")) if exact is not None else None
+    return Bounds(method, num_particles, lower, upper)
+
+
+def sandwiches(
+    rng: Rng, model: TwistedLM, potential: Potential, *, num_particles: Sequence[int], budget: int, **settings: object
+) -> list[Bounds]:
+    """`log_Z_bounds` by both methods for every N in `num_particles`.
+
+    Each bound spends about `budget` sequences: num_runs = budget / N, at least 2, at most the exact samples at hand.
+    """
+    exact = settings.get("exact")
+    made = []
+    with bar("bounds on log Z", len(num_particles) * len(METHODS)) as report:
+        for n in num_particles:
+            runs = max(2, budget // n)
+            if isinstance(exact, ExactSamples):
+                runs = min(runs, len(exact))
+            for method in METHODS:
+                made.append(
+                    log_Z_bounds(
+                        rng, model, potential, num_particles=n, num_runs=runs, method=method, **settings  # type: ignore[arg-type]
+                    )
+                )
+                report(len(made), f"N = {n}, {method}")
+    return made
+
+
+def best_log_Z(bounds: Sequence[Bounds]) -> Estimate:  # noqa: N802
+    """The midpoint of the tightest sandwich, whose interval is that sandwich with its errors.
+
+    Raises:
+        ExactSamplesError: no sandwich has an upper side.
+    """
+    closed = [b for b in bounds if b.upper is not None]
+    if not closed:
+        raise ExactSamplesError("an upper bound on log Z needs exact samples, and there are none; run `twistlm collect`")
+    tightest = min(closed, key=lambda b: (b.upper.high if b.upper else 0.0) - b.lower.low)
+    assert tightest.upper is not None
+    return midpoint(tightest.lower, tightest.upper)
+
+
+def log_Z_from_draws(log_phi: Tensor) -> Estimate:  # noqa: N802
+    """log Z from base draws alone: log of the mean of φ [n]. Consistent, and sharp where φ is not rare."""
+    return log_of_mean(log_phi)

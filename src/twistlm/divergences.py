@@ -1,0 +1,102 @@
+"""How far a sampler is from the target, in both directions.
+
+With r(s) = log p₀(s) φ(s) − log q(s): F = E_q[r] and G = E_σ[r], so that
+
+    KL(q‖σ) = log Z − F,    KL(σ‖q) = G − log Z
+
+(Zhao et al. 2024, section 5). F needs only samples of q; G needs exact samples of σ. An estimate of either KL carries
+the log Z that it used: a sandwich's midpoint, whose width then counts in the interval, or a given reference.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from twistlm import smc
+from twistlm.estimates import Estimate, difference, mean
+from twistlm.exact import ExactSamples
+from twistlm.proposals import Proposal, twist_induced
+from twistlm.rng import Rng
+from twistlm.twisted import TwistedLM
+from twistlm.types import Potential, Prompts, Samples
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """KLs between q and σ with 95 % intervals, in nats.
+
+    Attributes:
+        kl_q_target: KL(q‖σ); sees what q does that σ would not.
+        kl_target_q: KL(σ‖q); sees what q misses. None without exact samples.
+        kl_q_prior: KL(q‖p₀).
+        log_phi: E_q[log φ].
+        phi: E_q[φ].
+        log_Z: the log Z that both used.
+    """
+
+    kl_q_target: Estimate
+    kl_target_q: Estimate | None
+    kl_q_prior: Estimate
+    log_phi: Estimate
+    phi: Estimate
+    log_Z: Estimate  # noqa: N815
+
+
+def proposal_samples(
+    rng: Rng,
+    model: TwistedLM,
+    potential: Potential,
+    *,
+    prompts: Prompts,
+    num_samples: int,
+    num_steps: int,
+    proposal: Proposal = twist_induced,
+    max_batch: int = 512,
+    record_features: bool = False,
+) -> Samples:
+    """`num_samples` independent draws from q for each of the prompts, in batches of about `max_batch` sequences."""
+    group = max(1, max_batch // len(prompts))
+    parts = []
+    for at in range(0, num_samples, group):
+        result = smc.run(
+            rng.fork("proposal", at), model, potential, prompts=prompts, num_particles=min(group, num_samples - at),
+            num_steps=num_steps, proposal=proposal, ess_threshold=0.0, record_features=record_features,
+        )  # fmt: skip
+        parts.append(smc.to_samples(result, prompts, model))
+    return Samples.concatenate(parts)
+
+
+def log_ratios(samples: Samples) -> "torch.Tensor":
+    """r = log p₀φ − log q of each sequence [B]."""
+    return (samples.log_p - samples.log_q).sum(-1) + samples.log_phi
+
+
+def divergences(
+    model: TwistedLM,
+    drawn: Samples,
+    exact: ExactSamples | None,
+    log_Z: Estimate,  # noqa: N803
+    proposal: Proposal = twist_induced,
+) -> Divergences:
+    """Both KLs of `model`'s proposal.
+
+    Args:
+        model: base model and twist.
+        drawn: independent samples of the proposal (`proposal_samples`).
+        exact: exact target samples that took no part in training; None leaves KL(σ‖q) out.
+        log_Z: reference with its interval.
+        proposal: the q that `drawn` came from.
+    """
+    kl_target_q = None
+    if exact is not None:
+        scored = model.densities(exact.samples, proposal)
+        ratios = (scored.log_p - scored.log_q).sum(-1) + exact.samples.log_phi
+        kl_target_q = difference(mean(ratios), log_Z)
+    return Divergences(
+        kl_q_target=difference(log_Z, mean(log_ratios(drawn))),
+        kl_target_q=kl_target_q,
+        kl_q_prior=mean((drawn.log_q - drawn.log_p).sum(-1)),
+        log_phi=mean(drawn.log_phi),
+        phi=mean(drawn.log_phi.exp()),
+        log_Z=log_Z,
+    )

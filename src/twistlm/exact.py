@@ -1,0 +1,246 @@
+"""Exact samples of the target by rejection, and the file that keeps them.
+
+A base draw s ~ p₀ is accepted with probability φ(s) / sup φ, which makes accepted draws exact samples of σ. The draws
+that were refused are kept too: weighted by φ they are training data that has been paid for.
+
+Upper bounds on log Z and KL(σ‖q) are void with approximate samples, so `ExactSamples` can be made only here: by
+`Collection.exact`, whose acceptance it checks again, and by loading a file that `Collection.save` wrote.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from twistlm import smc
+from twistlm.errors import ConfigError, ExactSamplesError, UpperBoundError
+from twistlm.logmath import ess
+from twistlm.progress import bar
+from twistlm.proposals import base
+from twistlm.rng import Rng
+from twistlm.storage import load_tensors, save_tensors
+from twistlm.twisted import TwistedLM
+from twistlm.types import Potential, Prompts, Samples
+
+FORMAT = 1
+_MADE_HERE = object()
+
+
+@dataclass(frozen=True)
+class ExactSamples:
+    """Exact, independent samples of one target. `target` is its fingerprint."""
+
+    samples: Samples
+    target: str
+    _proof: object = field(repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Refuse to be built from anything else than rejection sampling or its file."""
+        if self._proof is not _MADE_HERE:
+            raise ExactSamplesError(
+                "ExactSamples come from rejection sampling (twistlm.exact.collect) or from its file; approximate samples "
+                "would void the upper bound"
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, count: int, at: int = 0) -> "ExactSamples":
+        """`count` samples from position `at`.
+
+        Raises:
+            ExactSamplesError: there are not that many.
+        """
+        if at + count > len(self):
+            raise ExactSamplesError(f"{count} exact samples are needed and {len(self) - at} are left; collect more")
+        return replace(self, samples=self.samples.select(torch.arange(at, at + count)))
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Base draws and which of them were accepted.
+
+    Attributes:
+        draws: n sequences from p₀ (so `log_q == log_p`).
+        accepted: [n].
+        log_upper_bound: log sup φ that acceptance used.
+        target: fingerprint of the target.
+        num_chunks: how many chunks of the random stream they came from.
+    """
+
+    draws: Samples
+    accepted: Tensor
+    log_upper_bound: float
+    target: str
+    num_chunks: int
+
+    @property
+    def exact(self) -> ExactSamples:
+        """The accepted draws."""
+        return ExactSamples(self.draws.select(self.accepted.nonzero().squeeze(-1)), self.target, _MADE_HERE)
+
+    @property
+    def ess(self) -> float:
+        """Effective number of target samples among all draws, weighted by φ."""
+        return float(ess(self.draws.log_phi))
+
+    def split(self, fractions: Sequence[float]) -> "list[Collection]":
+        """Consecutive disjoint parts: what is trained on must not be what one is judged on.
+
+        Raises:
+            ConfigError: the fractions are not positive or sum to more than 1.
+        """
+        if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
+            raise ConfigError(f"fractions must be positive and sum to at most 1, not {list(fractions)}")
+        n, at, parts = len(self.draws), 0.0, []
+        for fraction in fractions:
+            index = torch.arange(round(n * at), round(n * (at + fraction)))
+            parts.append(replace(self, draws=self.draws.select(index), accepted=self.accepted[index]))
+            at += fraction
+        return parts
+
+    def save(self, path: Path) -> None:
+        """Write everything to one safetensors file, atomically."""
+        numbers: dict[tuple[int, ...], int] = {}
+        index = [numbers.setdefault(tuple(prompt.tolist()), len(numbers)) for prompt in self.draws.prompts]
+        tensors = {
+            "tokens": self.draws.tokens.int(),
+            "mask": self.draws.mask,
+            "log_p": self.draws.log_p,
+            "log_phi": self.draws.log_phi,
+            "accepted": self.accepted,
+            "prompt_index": torch.tensor(index, dtype=torch.int32),
+            **{f"prompt.{number}": torch.tensor(prompt, dtype=torch.int32) for prompt, number in numbers.items()},
+        }
+        if self.draws.features is not None:
+            tensors["features"] = self.draws.features
+        metadata = {
+            "format": FORMAT,
+            "kind": "rejection",
+            "target": self.target,
+            "log_upper_bound": self.log_upper_bound,
+            "num_chunks": self.num_chunks,
+        }
+        save_tensors(path, tensors, metadata)
+
+
+def load(path: Path, target: str) -> Collection:
+    """Read a file that `Collection.save` wrote, for the target whose fingerprint is `target`.
+
+    Raises:
+        ExactSamplesError: the file is of another kind or version, or belongs to another target.
+        RunError: it is missing or corrupt.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("kind") != "rejection" or metadata.get("format") != FORMAT:
+        raise ExactSamplesError(f"{path} does not hold exact samples of format {FORMAT}; collect them again")
+    if metadata["target"] != target:
+        raise ExactSamplesError(
+            f"{path} holds samples of another target ({metadata['target']}, not {target}): model, prompt, length or "
+            "potential differ; collect them for this one"
+        )
+    prompts = {k: tensors[f"prompt.{k}"].long() for k in tensors["prompt_index"].unique().tolist()}
+    draws = Samples(
+        prompts=[prompts[k] for k in tensors["prompt_index"].tolist()],
+        tokens=tensors["tokens"].long(),
+        mask=tensors["mask"],
+        log_p=tensors["log_p"],
+        log_q=tensors["log_p"],
+        log_phi=tensors["log_phi"],
+        features=tensors.get("features"),
+    )
+    return Collection(draws, tensors["accepted"], metadata["log_upper_bound"], target, metadata["num_chunks"])
+
+
+def collect(
+    rng: Rng,
+    model: TwistedLM,
+    potential: Potential,
+    *,
+    prompt: Tensor,
+    num_steps: int,
+    target: str,
+    num_samples: int | None = None,
+    max_draws: int,
+    chunk: int = 512,
+    so_far: Collection | None = None,
+    save_to: Path | None = None,
+    keep_features: bool = False,
+) -> Collection:
+    """Draw from p₀ until `num_samples` are accepted or `max_draws` are drawn.
+
+    Chunk k of the draws uses the stream `rng.fork("collect", k)`, so continuing from `so_far` gives bit for bit what an
+    uninterrupted call gives.
+
+    Args:
+        rng: source of randomness.
+        model: its base model is drawn from; its twist is ignored.
+        potential: φ with a known upper bound, bound to the model.
+        prompt: the prompt's tokens.
+        num_steps: T.
+        target: fingerprint recorded with the samples.
+        num_samples: stop once so many are accepted; None draws `max_draws` in any case.
+        max_draws: budget, rounded up to whole chunks.
+        chunk: sequences drawn at a time.
+        so_far: an earlier result to continue.
+        save_to: file to write after every chunk.
+        keep_features: keep (and save) the base model's features, so that a head trains on the draws without a second
+            pass over them.
+
+    Raises:
+        UpperBoundError: φ has no known upper bound.
+        ExactSamplesError: nothing was accepted within the budget.
+    """
+    bound = potential.log_upper_bound
+    if bound is None:
+        raise UpperBoundError(
+            f"rejection sampling needs an upper bound on the potential, and {type(potential).__name__} declares none; set "
+            "its log_upper_bound (0 for a probability), or do without exact samples (lower bounds only)"
+        )
+    base_model = TwistedLM(model.lm, None, model.eos)
+    collection = so_far
+    with bar("exact samples", num_samples or max_draws) as report:
+        while not _enough(collection, num_samples, max_draws):
+            k = 0 if collection is None else collection.num_chunks
+            stream = rng.fork("collect", k)
+            result = smc.run(
+                stream, base_model, potential, prompts=[prompt], num_particles=chunk, num_steps=num_steps,
+                proposal=base, ess_threshold=0.0, record_features=keep_features,
+            )  # fmt: skip
+            draws = smc.to_samples(result, [prompt], base_model)
+            uniforms = stream.uniform((1, len(draws)))[0].to(draws.log_phi.device)
+            accepted = uniforms.log() < draws.log_phi - bound
+            part = Collection(draws, accepted, bound, target, 1)
+            collection = part if collection is None else _joined(collection, part)
+            if save_to is not None:
+                collection.save(save_to)
+            n, hits = len(collection.draws), int(collection.accepted.sum())
+            report(min(hits, num_samples) if num_samples else n, f"accepted {hits} of {n} ({hits / n:.2%})")
+    assert collection is not None
+    if not collection.accepted.any():
+        n = len(collection.draws)
+        raise ExactSamplesError(
+            f"none of {n} draws was accepted: the acceptance rate is below {3 / n:.1e} with 95 % confidence "
+            f"(log Z < {math.log(3 / n) + bound:.1f}); raise max_draws, or do without exact samples (lower bounds only)"
+        )
+    return collection
+
+
+def _enough(collection: Collection | None, num_samples: int | None, max_draws: int) -> bool:
+    if collection is None:
+        return False
+    return len(collection.draws) >= max_draws or (
+        num_samples is not None and int(collection.accepted.sum()) >= num_samples
+    )
+
+
+def _joined(a: Collection, b: Collection) -> Collection:
+    return replace(
+        a,
+        draws=Samples.concatenate([a.draws, b.draws]),
+        accepted=torch.cat([a.accepted, b.accepted]),
+        num_chunks=a.num_chunks + b.num_chunks,
+    )

@@ -1,0 +1,125 @@
+"""Cached decoding against one full forward pass, for each architecture."""
+
+import pytest
+import torch
+from architectures import CONFIGS, Words, tiny_lm
+from conftest import TablePotential
+
+from twistlm import smc
+from twistlm.errors import ModelError
+from twistlm.models.huggingface import HuggingFaceLM, load
+from twistlm.proposals import base
+from twistlm.rng import Rng
+from twistlm.testing import assert_mean
+from twistlm.twisted import TwistedLM
+
+PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([9]), torch.tensor([4, 3, 2, 1, 8]), torch.tensor([5, 6, 7])]
+
+
+def full_logits(lm: HuggingFaceLM, sequence: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return lm.model(input_ids=sequence.unsqueeze(0), use_cache=False).logits[0, -1]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1] * 4], ids=["ragged", "equal"])
+def test_cached_decoding_equals_full_forward_after_reorders(architecture: str, prompts: list[torch.Tensor]) -> None:
+    lm = tiny_lm(architecture)
+    model = TwistedLM(lm, None, "ignore")
+    generator = torch.Generator().manual_seed(1)
+    state = model.start(prompts, 3)
+    sequences = [prompt for prompt in prompts for _ in range(3)]
+    finished = torch.zeros(12, dtype=torch.bool)
+    for step in range(20):
+        following = model.next(state)
+        if step % 4 == 0:
+            expected = torch.stack([full_logits(lm, sequence) for sequence in sequences])
+            torch.testing.assert_close(following.logits[following.rows], expected, rtol=1e-4, atol=1e-4)
+        # Few distinct tokens, so that prefixes coincide, and reorders on some steps only.
+        tokens = torch.randint(1, 3 if step < 3 else 200, (12,), generator=generator)
+        ancestors = None
+        if step % 3 == 1:
+            within = torch.randint(0, 3, (12,), generator=generator)
+            ancestors = within + 3 * torch.arange(4).repeat_interleave(3)
+            sequences = [sequences[a] for a in ancestors.tolist()]
+        sequences = [torch.cat([s, t.view(1)]) for s, t in zip(sequences, tokens, strict=True)]
+        state = model.extend(state, tokens, ancestors, finished)
+        assert state.lm.features.shape[0] == len({tuple(s.tolist()) for s in sequences}), "a shared prefix ran twice"
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_teacher_forced_features_equal_full_forward(architecture: str) -> None:
+    lm = tiny_lm(architecture)
+    tokens = torch.randint(1, 200, (4, 6), generator=torch.Generator().manual_seed(2))
+    logits = lm.logits(lm.features(PROMPTS, tokens))
+    for row, (prompt, continuation) in enumerate(zip(PROMPTS, tokens, strict=True)):
+        for t in range(6):
+            expected = full_logits(lm, torch.cat([prompt, continuation[:t]]))
+            torch.testing.assert_close(logits[row, t], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_finished_particles_are_not_run() -> None:
+    model = TwistedLM(tiny_lm(), None, "absorb")
+    state = model.start([PROMPTS[0]], 4)
+    finished = torch.tensor([True, False, False, True])
+    state = model.extend(state, torch.tensor([0, 7, 8, 0]), None, finished)
+    assert state.lm.features.shape[0] == 2
+    state = model.extend(state, torch.tensor([0, 0, 9, 0]), None, torch.tensor([True, True, False, True]))
+    assert state.lm.features.shape[0] == 1
+    expected = full_logits(model.lm, torch.cat([PROMPTS[0], torch.tensor([8, 9])]))
+    torch.testing.assert_close(model.next(state).logits[state.rows[2]], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_absorbing_eos_ends_a_sequence_and_its_weight_moves_only_through_phi() -> None:
+    lm = tiny_lm()
+    lm.eos_token_id = int(torch.softmax(full_logits(lm, PROMPTS[0]), -1).argmax())
+    model = TwistedLM(lm, None, "absorb")
+    potential = TablePotential(torch.tensor([-1.0, -2.0, -0.5]), 3)
+    result = smc.run(Rng(0), model, potential, prompts=[PROMPTS[0]], num_particles=50, num_steps=8)
+    tokens, ended = result.particles.tokens[0], result.particles.finished[0]
+    assert 0 < int(ended.sum())
+    for row in tokens[ended]:
+        first = int((row == lm.eos_token_id).nonzero()[0, 0])
+        assert (row[first:] == lm.eos_token_id).all()
+    torch.testing.assert_close(result.particles.log_w, result.log_phi)
+    samples = smc.to_samples(result, [PROMPTS[0]], model)
+    assert (samples.log_p[~samples.mask] == 0).all()
+    again = model.densities(samples, base)
+    torch.testing.assert_close(again.log_p, samples.log_p, rtol=1e-4, atol=1e-4)
+
+
+def test_sampling_follows_the_models_own_distribution() -> None:
+    # Mean log-probability of samples is the negative entropy, which one forward pass gives exactly for one token.
+    lm = tiny_lm("llama")
+    log_p = torch.log_softmax(full_logits(lm, PROMPTS[0]).double(), -1)
+    potential = TablePotential(torch.zeros(1), 3)
+    result = smc.run(
+        Rng(0), TwistedLM(lm, None, "ignore"), potential, prompts=[PROMPTS[0]], num_particles=4000, num_steps=1
+    )
+    assert_mean(result.particles.log_p[0, :, 0], float((log_p.exp() * log_p).sum()))
+
+
+def test_unsupported_architecture_is_refused() -> None:
+    class Capped(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner, self.config, self.base_model = inner, inner.config, inner.base_model
+
+        def get_output_embeddings(self) -> torch.nn.Module:
+            return self.inner.get_output_embeddings()
+
+        def forward(self, **inputs):  # type: ignore[no-untyped-def]
+            output = self.inner(**inputs)
+            output.logits = torch.tanh(output.logits)
+            return output
+
+    with pytest.raises(ModelError, match="changes its logits"):
+        HuggingFaceLM(Capped(tiny_lm().model), Words(), "capped")
+
+
+def test_unknown_model_is_one_clear_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ModelError, match="packaged models: smollm2") as caught:
+        load(str(tmp_path / "nothing"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="dtype must be"):
+        load("smollm2", dtype="int3")

@@ -1,0 +1,161 @@
+"""Bounds and divergences against enumeration, and the coverage of their intervals."""
+
+import pytest
+import torch
+from conftest import Case, make_case
+from scipy import stats
+
+from twistlm.bounds import best_log_Z, log_Z_bounds
+from twistlm.divergences import divergences, proposal_samples
+from twistlm.errors import ConfigError, ExactSamplesError
+from twistlm.estimates import Estimate, difference, log_of_mean, mean
+from twistlm.exact import ExactSamples, collect
+from twistlm.proposals import base, twist_induced
+from twistlm.rng import Rng
+from twistlm.testing import assert_mean
+
+
+def exact_of(case: Case, count: int, seed: int = 0) -> ExactSamples:
+    collection = collect(
+        Rng(seed), case.base, case.potential, prompt=case.prompt, num_steps=case.num_steps, target="t",
+        num_samples=count, max_draws=1_000_000, chunk=2000,
+    )  # fmt: skip
+    return collection.exact.take(count)
+
+
+@pytest.mark.parametrize("method", ["iwae", "smc"])
+@pytest.mark.parametrize("num_particles", [1, 2, 8])
+def test_bounds_hold_in_expectation(case: Case, method: str, num_particles: int) -> None:
+    bounds = log_Z_bounds(
+        Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=num_particles,
+        num_runs=2000, method=method, exact=exact_of(case, 2000), max_batch=20_000,
+    )  # fmt: skip
+    log_z = float(case.truth.log_Z)
+    assert bounds.lower.value < log_z + 2 * bounds.lower.half_width
+    assert bounds.upper is not None
+    assert bounds.upper.value > log_z - 2 * bounds.upper.half_width
+    if num_particles == 1:
+        # N = 1 is F and G themselves: enumeration gives the exact gaps.
+        for found, kl in [
+            (bounds.lower, -case.truth.kl_q_target(case.twisted)), (bounds.upper, case.truth.kl_target_q(case.twisted))
+        ]:  # fmt: skip
+            assert found.low - 2 * found.half_width < log_z + kl < found.high + 2 * found.half_width
+
+
+@pytest.mark.parametrize("method", ["iwae", "smc"])
+def test_sandwich_tightens_with_particles(case: Case, method: str) -> None:
+    exact = exact_of(case, 1000)
+    gaps = [
+        log_Z_bounds(
+            Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=n, num_runs=1000,
+            method=method, exact=exact, max_batch=20_000,
+        ).gap  # fmt: skip
+        for n in (1, 4, 16)
+    ]
+    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0
+
+
+def test_exact_twist_closes_the_sandwich(case: Case) -> None:
+    bounds = log_Z_bounds(
+        Rng(0), case.optimal, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=5,
+        exact=exact_of(case, 5),
+    )  # fmt: skip
+    assert bounds.gap == pytest.approx(0.0, abs=1e-12)
+    assert bounds.lower.value == pytest.approx(float(case.truth.log_Z), abs=1e-12)
+
+
+def binomial_interval_contains(hits: int, repeats: int, rate: float) -> bool:
+    interval = stats.binomtest(hits, repeats).proportion_ci(0.99, "exact")
+    return bool(interval.low <= rate <= interval.high)
+
+
+@pytest.mark.parametrize("proposal", [base, twist_induced], ids=["base", "twist_induced"])
+def test_kl_intervals_cover_the_truth_at_the_stated_rate(proposal: object) -> None:
+    case = make_case()
+    truth = case.truth
+    z = float(truth.log_Z)
+    reference = Estimate(z, z, z, 1)
+    exact = exact_of(case, 200 * 60)
+    kl_q = truth.kl_q_target(case.twisted, proposal)
+    kl_s = truth.kl_target_q(case.twisted, proposal)
+    kl_p = truth.kl_q_prior(case.twisted, proposal)
+    hits = torch.zeros(3, dtype=torch.long)
+    for repeat in range(200):
+        drawn = proposal_samples(
+            Rng(repeat), case.twisted, case.potential, prompts=[case.prompt], num_samples=60, num_steps=3,
+            proposal=proposal,
+        )  # fmt: skip
+        found = divergences(case.twisted, drawn, exact.take(60, 60 * repeat), reference, proposal)
+        intervals = [found.kl_q_target, found.kl_target_q, found.kl_q_prior]
+        for k, (interval, kl) in enumerate(zip(intervals, [kl_q, kl_s, kl_p], strict=True)):
+            hits[k] += interval.low <= kl <= interval.high
+    assert binomial_interval_contains(int(hits[0]), 200, 0.95), hits
+    assert binomial_interval_contains(int(hits[1]), 200, 0.95), hits
+    if proposal is base:
+        assert found.kl_q_prior.value == pytest.approx(0.0, abs=1e-12)
+    else:
+        assert binomial_interval_contains(int(hits[2]), 200, 0.95), hits
+
+
+def test_kl_with_an_estimated_sandwich_covers_at_least_at_the_stated_rate() -> None:
+    case = make_case()
+    truth = case.truth
+    exact = exact_of(case, 200 * 40)
+    hits = torch.zeros(2, dtype=torch.long)
+    for repeat in range(200):
+        mine = exact.take(40, 40 * repeat)
+        bounds = log_Z_bounds(
+            Rng(repeat), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=16, num_runs=20,
+            exact=mine,
+        )  # fmt: skip
+        drawn = proposal_samples(
+            Rng(repeat), case.twisted, case.potential, prompts=[case.prompt], num_samples=60, num_steps=3
+        )
+        found = divergences(case.twisted, drawn, mine, best_log_Z([bounds]))
+        hits[0] += found.kl_q_target.low <= truth.kl_q_target(case.twisted) <= found.kl_q_target.high
+        hits[1] += found.kl_target_q.low <= truth.kl_target_q(case.twisted) <= found.kl_target_q.high
+    # The sandwich's width is counted as if it were all error, so coverage may only be higher.
+    for count in hits.tolist():
+        assert stats.binomtest(count, 200).proportion_ci(0.99, "exact").high >= 0.95, hits
+
+
+def test_intervals_of_estimates() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    found = mean(values)
+    expected = stats.t.interval(0.95, 3, 2.5, stats.sem(values.numpy()))
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert mean(torch.tensor([1.0])).high == float("inf")
+    assert difference(found, found).half_width == pytest.approx(found.half_width * 2**0.5)
+    log_values = torch.randn(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 700
+    assert log_of_mean(log_values).low < -699.5 < log_of_mean(log_values).high
+    assert Estimate.from_dict(mean(torch.tensor([1.0])).as_dict()) == mean(torch.tensor([1.0]))
+    with pytest.raises(ConfigError, match="NaN"):
+        mean(torch.tensor([1.0, float("nan")]))
+
+
+def test_upper_bounds_need_exact_samples(case: Case) -> None:
+    lower = log_Z_bounds(
+        Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=4
+    )
+    assert lower.upper is None
+    assert lower.gap is None
+    with pytest.raises(ExactSamplesError, match="twistlm collect"):
+        best_log_Z([lower])
+    with pytest.raises(ExactSamplesError, match="need as many exact samples, and there are 3"):
+        log_Z_bounds(
+            Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=4,
+            exact=exact_of(case, 3),
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="iwae, smc"):
+        log_Z_bounds(
+            Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=4,
+            method="ais",
+        )  # fmt: skip
+
+
+def test_log_z_hat_is_unbiased_in_the_helper_too(case: Case) -> None:
+    drawn = proposal_samples(
+        Rng(1), case.twisted, case.potential, prompts=[case.prompt], num_samples=3000, num_steps=3, max_batch=700
+    )
+    ratios = (drawn.log_p - drawn.log_q).sum(-1) + drawn.log_phi
+    assert_mean(ratios.exp(), float(case.truth.log_Z.exp()))

@@ -1,0 +1,111 @@
+"""Every registered twist, on every kind of path it is used in."""
+
+import pytest
+import torch
+from architectures import VOCAB, tiny_lm
+from conftest import TablePotential
+
+from twistlm import smc
+from twistlm.errors import ConfigError
+from twistlm.models.tabular import TabularLM
+from twistlm.registry import available, lookup
+from twistlm.rng import Rng
+from twistlm.twisted import TwistedLM
+from twistlm.types import Twist
+
+PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([9])]
+NAMES = list(available("twist"))
+
+
+def perturbed(name: str) -> TwistedLM:
+    lm = tiny_lm("llama")
+    twist: Twist = lookup("twist", name).value(lm)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in twist.module.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return TwistedLM(lm, twist, "ignore")
+
+
+def drawn(model: TwistedLM, num_particles: int = 6, **options):  # type: ignore[no-untyped-def]
+    potential = TablePotential(torch.tensor([-1.0, -2.0, -0.5]), 3)
+    return smc.run(
+        Rng(0), model, potential, prompts=PROMPTS, num_particles=num_particles, num_steps=5, **options
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_starts_at_log_psi_zero(name: str) -> None:
+    lm = tiny_lm("llama")
+    twist = lookup("twist", name).value(lm)
+    features = torch.randn(2, 3, lm.feature_size)
+    assert (twist.head(features) == 0).all()
+    assert twist.head(features).shape == (2, 3, VOCAB)
+    result = drawn(TwistedLM(lm, twist, "ignore"))
+    torch.testing.assert_close(result.particles.log_w, result.log_phi, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_incremental_and_teacher_forced_scores_agree(name: str) -> None:
+    model = perturbed(name)
+    result = drawn(model, ess_threshold=1.0)
+    samples = smc.to_samples(result, PROMPTS, model)
+    log_psi, log_normaliser = model.score(samples, normaliser=True)
+    # After the last step the particles carry log φ, so compare through log q = log p + log ψ − log Σ pψ.
+    log_q = samples.log_p + log_psi.double() - log_normaliser.double()
+    torch.testing.assert_close(log_q, samples.log_q, rtol=1e-3, atol=1e-3)
+    gathered, none = model.score(samples)
+    assert none is None
+    torch.testing.assert_close(gathered, log_psi, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_receives_gradient(name: str) -> None:
+    model = perturbed(name)
+    samples = smc.to_samples(drawn(model), PROMPTS, model)
+    log_psi, log_normaliser = model.score(samples, normaliser=True)
+    (log_psi * torch.randn_like(log_psi)).sum().add(log_normaliser.sum()).backward()
+    silent = [n for n, p in model.twist.module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # A key projection's bias cancels in the softmax over keys; nothing else may be silent.
+    assert not silent
+    assert all(p.grad is None for p in model.lm.module.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chunked_gradient_equals_unchunked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = perturbed(name)
+    samples = smc.to_samples(drawn(model), PROMPTS, model)
+
+    def gradient() -> torch.Tensor:
+        model.twist.module.zero_grad()
+        log_psi, log_normaliser = model.score(samples, normaliser=True)
+        (log_psi - log_normaliser).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.twist.module.parameters()])
+
+    whole = gradient()
+    monkeypatch.setattr("twistlm.twisted.VOCABULARY_CHUNK", 7 * VOCAB)
+    torch.testing.assert_close(gradient(), whole, rtol=1e-3, atol=1e-4)
+
+
+def test_half_precision_copy_follows_the_weights() -> None:
+    lm = tiny_lm("llama")
+    twist = lookup("twist", "linear").value(lm)
+    features = torch.randn(4, lm.feature_size, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert (twist.head(features) == 0).all()
+        twist.head.weight.add_(1.0)
+        torch.testing.assert_close(
+            twist.head(features).float(), features.float().sum(-1, keepdim=True).expand(-1, VOCAB), rtol=0.05, atol=0.1
+        )
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    lm = tiny_lm()
+    with pytest.raises(ConfigError, match="num_layers of at least 2"):
+        lookup("twist", "mlp").value(lm, num_layers=1)
+    with pytest.raises(ConfigError, match="rank of at least 1"):
+        lookup("twist", "low_rank").value(lm, rank=0)
+    with pytest.raises(ConfigError, match="borrow"):
+        lookup("twist", "tied").value(TabularLM.random(2, 2, 0))
+    with pytest.raises(ConfigError, match="unknown twist 'lstm'"):
+        lookup("twist", "lstm")
