@@ -125,7 +125,7 @@ def test_another_process_may_finish_first(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match="cannot be written .*TWISTLM_CACHE"):
+    with pytest.raises(ModelError, match=r"cannot be written .*TWISTLM_CACHE"):
         packaged._convert(tmp_path, tmp_path / "file" / "model")
 
 

@@ -112,8 +112,8 @@ def check_beta(beta: float) -> None:
 
 def indicator(hit: Tensor, eps: float) -> Tensor:
     """log(1[hit] + eps), float64 [B]; −inf where not hit and eps is 0."""
-    no = math.log(eps) if eps > 0 else -math.inf
-    return torch.where(hit, math.log1p(eps), no).double()
+    values = torch.tensor([math.log(eps) if eps > 0 else -math.inf, math.log1p(eps)], dtype=torch.float64)
+    return values.to(hit.device)[hit.long()]
 
 
 def check_eps(eps: float) -> None:

@@ -124,7 +124,9 @@ class Classifier(TextPotential):
         logits = torch.empty(len(texts), network.config.num_labels, dtype=torch.float64)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            batch = tokenizer.pad([encoded[i] for i in chosen], return_tensors="pt").to(network.device)
+            batch = tokenizer.pad([encoded[i] for i in chosen], padding=size > 1, return_tensors="pt").to(
+                network.device
+            )
             logits[chosen] = network(**batch).logits.double().cpu()
         return logits
 
@@ -152,11 +154,11 @@ def _load(name: str, device: str | None) -> tuple[Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(name)
             network, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as error:
-        bundled = ", ".join([*available("potential"), *available("model")])
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
-            f"cannot load the classifier {name!r} ({reason}); give a folder, or a hub name with a network. "
-            f"Bundled, without a network: {bundled} (twistlm.potentials.Toxicity is a real classifier)"
+            f"cannot load the classifier {name!r} ({reason}): give a folder, or a hub name and a network; "
+            f"bundled potentials: {', '.join(available('potential'))}; "
+            f"bundled models: {', '.join(available('model'))}"
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise ModelError(

@@ -74,7 +74,14 @@ class Continuation(BasePotential):
     def _suffix(self, lm: BaseLM) -> Tensor:
         """The continuation's token ids [C]."""
         ids = self.continuation
-        suffix = lm.encode(ids) if isinstance(ids, str) else torch.tensor(list(ids), dtype=torch.long)
+        if isinstance(ids, str):
+            suffix = lm.encode(ids)
+            # What the tokenizer puts in front of every text (BOS) is not part of this one.
+            front = lm.encode("").tolist()
+            while front and suffix[:1].tolist() == front[:1]:
+                suffix, front = suffix[1:], front[1:]
+        else:
+            suffix = torch.tensor(list(ids), dtype=torch.long)
         if len(suffix) == 0 or suffix.min() < 0 or suffix.max() >= lm.vocab_size:
             raise PotentialError(
                 f"the continuation {ids!r} is {suffix.tolist()}: not among the tokens below {lm.vocab_size}"
@@ -88,6 +95,6 @@ class Continuation(BasePotential):
         features = lm.features(prompts, torch.cat([tokens, suffix.expand(len(tokens), -1)], 1))
         total = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
         for i, token in enumerate(suffix.tolist()):
-            logits = lm.logits(features[:, length + i]).float()
-            total += (logits[:, token] - logits.logsumexp(-1)).double()
+            logits = lm.logits(features[:, length + i]).double()
+            total += logits[:, token] - logits.logsumexp(-1)
         return total

@@ -54,15 +54,16 @@ class Function(TextPotential):
         """log φ, float64 [B]."""
         if self.on == "text":
             return super().log_phi(prompts, tokens)
-        return self._log(torch.as_tensor(self.function(prompts, tokens), device=tokens.device))
+        return self._log(self.function(prompts, tokens))
 
     def log_phi_texts(self, texts: list[str]) -> Tensor:
         """log φ [B] of B texts."""
         values = self.function(texts) if self.batched else [self.function(text) for text in texts]
-        return self._log(torch.as_tensor(values))
+        return self._log(values)
 
-    def _log(self, values: Tensor) -> Tensor:
-        values = values.double()
+    def _log(self, returned: Any) -> Tensor:
+        # Straight to float64: by way of torch's default type, Python's floats would lose half their digits.
+        values = torch.as_tensor(returned, dtype=torch.float64)
         if self.log:
             return values
         if (values < 0).any():

@@ -1,0 +1,177 @@
+"""Tiny real classifiers with random weights, saved to folders and read back as a user's would be."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from twistlm.errors import ConfigError, ModelError
+from twistlm.potentials import Classifier, Threshold, evaluate
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hi", "dog", "cat", "so", "##s", "a"]
+TEXTS = ["hi dog", "hi cats", "a", "so so so dog", "cat"]
+
+
+def save(folder: Path, labels: list[str], max_length: int = 12, **config: Any) -> Path:
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=max_length).save_pretrained(folder)
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+            max_position_embeddings=16,
+            id2label=dict(enumerate(labels)),
+            label2id={name: i for i, name in enumerate(labels)},
+            **config,
+        )
+    )
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(20)  # scores far apart, so that a mistake shows
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> Path:
+    return save(tmp_path_factory.mktemp("three"), ["Negative", "Neutral", "Positive"])
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> Path:
+    return save(tmp_path_factory.mktemp("single"), ["LABEL_0"])
+
+
+@pytest.fixture(scope="module")
+def multi(tmp_path_factory) -> Path:
+    return save(tmp_path_factory.mktemp("multi"), ["rude", "kind"], problem_type="multi_label_classification")
+
+
+def reference(folder: Path, texts: list[str]) -> torch.Tensor:
+    """All logits [B, labels], one text at a time: no padding, no sorting."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts]).double()
+
+
+def assert_equal(value: torch.Tensor, expected: torch.Tensor) -> None:
+    assert expected.max() - expected.min() > 1e-3  # a constant would prove nothing
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("label", ["Neutral", "neutral", 1])
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_softmax_over_the_labels_in_any_batching(three, label, batch_size) -> None:
+    value = Classifier(three, label, beta=2.0, batch_size=batch_size).log_phi_texts(TEXTS)
+    assert_equal(value, 2 * reference(three, TEXTS).log_softmax(-1)[:, 1])
+
+
+def test_probabilities_of_all_labels_sum_to_one(three) -> None:
+    total = sum(Classifier(three, i).log_phi_texts(TEXTS).exp() for i in range(3))
+    torch.testing.assert_close(total, torch.ones(5, dtype=torch.float64))
+
+
+def test_a_multi_label_model_has_a_sigmoid_per_label(multi) -> None:
+    assert_equal(Classifier(multi, "kind").log_phi_texts(TEXTS), logsigmoid(reference(multi, TEXTS)[:, 1]))
+
+
+def test_the_sign_of_a_single_logit(single) -> None:
+    logit = reference(single, TEXTS)[:, 0]
+    assert_equal(Classifier(single, "toxic", logit_means="label").log_phi_texts(TEXTS), logsigmoid(logit))
+    not_label = Classifier(single, "toxic", logit_means="not label")
+    assert_equal(not_label.log_phi_texts(TEXTS), logsigmoid(-logit))
+    assert_equal(not_label.logit_texts(TEXTS), logit)
+    assert_equal(Classifier(single, "label_0").log_phi_texts(TEXTS), logsigmoid(logit))
+
+
+def test_the_sign_is_never_guessed(single, three) -> None:
+    with pytest.raises(ConfigError, match="say what its single logit means"):
+        Classifier(single, "toxic").log_phi_texts(["a"])
+    with pytest.raises(ConfigError, match="for models with one logit; this one has 3"):
+        Classifier(three, "Neutral", logit_means="label").log_phi_texts(["a"])
+
+
+def test_the_papers_threshold_on_the_raw_logit(single, lm, batch) -> None:
+    logit = reference(single, ["hi dog", "hi cat", "hi dog"])[:, 0]
+    eta = logit.mean().item()
+    potential = Threshold(
+        Classifier(single, "toxic", logit_means="not label"), eta, on="logit", direction="<=", eps=1e-16
+    )
+    value = evaluate(potential.bind(lm), *batch)
+    expected = [math.log1p(1e-16) if score <= eta else math.log(1e-16) for score in logit.tolist()]
+    assert value.tolist() == expected
+    assert len(set(expected)) == 2
+
+
+def test_each_distinct_text_is_classified_once(three, lm, batch) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(three)
+    rows: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    pair = (model.train(), AutoTokenizer.from_pretrained(three))
+    value = evaluate(Classifier(pair, "Neutral").bind(lm), *batch)
+    assert rows == [2]
+    # Dropout is off although the pair came in training mode.
+    assert_equal(value, reference(three, ["hi dog", "hi cat", "hi dog"]).log_softmax(-1)[:, 1])
+
+
+def test_long_texts_are_truncated_to_the_models_length(three) -> None:
+    long, cut = " ".join(["dog", "cat"] * 50), " ".join(["dog", "cat"] * 5)
+    value = Classifier(three, "Neutral").log_phi_texts([long, cut, "dog"])
+    assert value[0] == pytest.approx(value[1].item(), abs=1e-6)
+    assert value[0] != pytest.approx(value[2].item(), abs=1e-3)
+
+
+def test_without_a_padding_token_texts_are_scored_one_by_one(three) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(three)
+    tokenizer.pad_token = None
+    pair = (AutoModelForSequenceClassification.from_pretrained(three), tokenizer)
+    assert_equal(Classifier(pair, 0).log_phi_texts(TEXTS), reference(three, TEXTS).log_softmax(-1)[:, 0])
+
+
+def test_an_unknown_label_lists_the_known_ones(three) -> None:
+    for label in ("angry", 3, -1):
+        with pytest.raises(ConfigError, match="0 'Negative', 1 'Neutral', 2 'Positive'"):
+            Classifier(three, label).log_phi_texts(["a"])
+
+
+def test_a_model_that_is_not_there_offers_the_bundled_ones(tmp_path) -> None:
+    with pytest.raises(ModelError, match=r"cannot load the classifier .*toxicity.*smollm2") as caught:
+        Classifier(tmp_path, "toxic").log_phi_texts(["a"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_language_model_is_not_taken_for_a_classifier(three, tmp_path) -> None:
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    config = BertConfig.from_pretrained(three)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(three).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no weights for .*classifier"):
+        Classifier(tmp_path, 0).log_phi_texts(["a"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"beta": 0.0}, "beta"), ({"logit_means": "toxic"}, "logit_means"), ({"batch_size": 0}, "batch_size")],
+)
+def test_settings_are_checked_before_anything_is_loaded(arguments, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Classifier("nowhere", "toxic", **arguments)
