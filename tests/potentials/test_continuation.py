@@ -55,8 +55,10 @@ def test_token_ids_and_text_are_the_same_and_bos_is_dropped(gpt2, gpt2_lm, seque
 def test_equal_sequences_are_read_once_and_ended_ones_never(gpt2_lm, sequences) -> None:
     prompts, tokens = sequences
     index = torch.tensor([0, 0, 2, 0, 3, 2])
-    evaluate(Continuation("x").bind(gpt2_lm), [prompts[i] for i in index], tokens[index])
+    values = evaluate(Continuation("x").bind(gpt2_lm), [prompts[i] for i in index], tokens[index])
     assert gpt2_lm.rows == [2]
+    assert torch.equal(values, values[[0, 0, 2, 0, 4, 2]])
+    assert values.isfinite().tolist() == [True, True, True, True, False, True]
 
 
 def test_it_runs_on_the_tabular_model() -> None:

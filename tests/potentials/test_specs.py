@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -69,12 +70,13 @@ def test_functions_that_cannot_be_found_again_are_refused() -> None:
         return shout(texts)
 
     for function in (local, lambda texts: shout(texts)):
-        with pytest.raises(ConfigError, match="pass the potential in code"):
+        with pytest.raises(ConfigError, match="cannot be found again from a run folder"):
             spec(Function(function))
 
 
 def test_a_function_of_main_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(shout, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "shout", shout, raising=False)  # as in a user's script
     with pytest.raises(ConfigError, match="__main__"):
         spec(Function(shout))
 

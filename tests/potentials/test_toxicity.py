@@ -107,9 +107,13 @@ class TestRealWeights:
         keras = Keras()
         texts = [*TOXIC, *BENIGN, "", "???", "Dogs\tand\ncats—don't  MIX!", "İstanbul naïve 12345"]
         texts += [" ".join(f"the idiot number {i} was kind" for i in range(n)) for n in (15, 16, 17, 40)]
+        # The rarest words that still count and the commonest that no longer do.
+        words = keras.tokenizer.index_word
+        texts.append(" ".join(words[i] for i in (18_999, 19_000, 19_500, 19_999, 20_000, 20_001)))
         lengths = [sum(i > 0 for i in keras.indices(text)) for text in texts]
         assert min(lengths) == 0
         assert max(lengths) == 100
+        assert lengths[-1] == 4
         expected = np.stack([keras(text) for text in texts])
         # Together and one by one: the padding that a batch shares must not show.
         np.testing.assert_allclose(toxicity.score_texts(texts).numpy(), expected, rtol=0, atol=2e-5)
