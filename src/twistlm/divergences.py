@@ -53,6 +53,7 @@ def proposal_samples(
     proposal: Proposal = twist_induced,
     max_batch: int = 512,
     record_features: bool = False,
+    num_siblings: int = 0,
 ) -> Samples:
     """`num_samples` independent draws from q for each of the prompts, in batches of about `max_batch` sequences."""
     group = max(1, max_batch // len(prompts))
@@ -61,6 +62,7 @@ def proposal_samples(
         result = smc.run(
             rng.fork("proposal", at), model, potential, prompts=prompts, num_particles=min(group, num_samples - at),
             num_steps=num_steps, proposal=proposal, ess_threshold=0.0, record_features=record_features,
+            num_siblings=num_siblings,
         )  # fmt: skip
         parts.append(smc.to_samples(result, prompts, model))
     return Samples.concatenate(parts)

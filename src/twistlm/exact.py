@@ -23,7 +23,7 @@ from twistlm.proposals import base
 from twistlm.rng import Rng
 from twistlm.storage import load_tensors, save_tensors
 from twistlm.twisted import TwistedLM
-from twistlm.types import Potential, Prompts, Samples
+from twistlm.types import Potential, Samples, Siblings
 
 FORMAT = 1
 _MADE_HERE = object()
@@ -117,6 +117,8 @@ class Collection:
         }
         if self.draws.features is not None:
             tensors["features"] = self.draws.features
+        if self.draws.siblings is not None:
+            tensors["siblings"] = self.draws.siblings.tokens.int()
         metadata = {
             "format": FORMAT,
             "kind": "rejection",
@@ -142,6 +144,7 @@ def load(path: Path, target: str) -> Collection:
             f"{path} holds samples of another target ({metadata['target']}, not {target}): model, prompt, length or "
             "potential differ; collect them for this one"
         )
+    siblings = tensors.get("siblings")
     prompts = {k: tensors[f"prompt.{k}"].long() for k in tensors["prompt_index"].unique().tolist()}
     draws = Samples(
         prompts=[prompts[k] for k in tensors["prompt_index"].tolist()],
@@ -151,6 +154,8 @@ def load(path: Path, target: str) -> Collection:
         log_q=tensors["log_p"],
         log_phi=tensors["log_phi"],
         features=tensors.get("features"),
+        # Drawn from p₀ itself, so their log p₀/q is 0.
+        siblings=None if siblings is None else Siblings(siblings.long(), torch.zeros(siblings.shape, dtype=torch.float64)),
     )
     return Collection(draws, tensors["accepted"], metadata["log_upper_bound"], target, metadata["num_chunks"])
 
@@ -169,6 +174,7 @@ def collect(
     so_far: Collection | None = None,
     save_to: Path | None = None,
     keep_features: bool = False,
+    num_siblings: int = 0,
 ) -> Collection:
     """Draw from p₀ until `num_samples` are accepted or `max_draws` are drawn.
 
@@ -189,6 +195,7 @@ def collect(
         save_to: file to write after every chunk.
         keep_features: keep (and save) the base model's features, so that a head trains on the draws without a second
             pass over them.
+        num_siblings: K further draws of every token to keep, for training.
 
     Raises:
         UpperBoundError: φ has no known upper bound.
@@ -208,7 +215,7 @@ def collect(
             stream = rng.fork("collect", k)
             result = smc.run(
                 stream, base_model, potential, prompts=[prompt], num_particles=chunk, num_steps=num_steps,
-                proposal=base, ess_threshold=0.0, record_features=keep_features,
+                proposal=base, ess_threshold=0.0, record_features=keep_features, num_siblings=num_siblings,
             )  # fmt: skip
             draws = smc.to_samples(result, [prompt], base_model)
             uniforms = stream.uniform((1, len(draws)))[0].to(draws.log_phi.device)

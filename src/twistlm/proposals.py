@@ -15,7 +15,7 @@ from twistlm.errors import ConfigError
 from twistlm.logmath import widen
 from twistlm.registry import lookup, register
 from twistlm.rng import Rng
-from twistlm.types import NextToken
+from twistlm.types import NextToken, Siblings
 
 Proposal = Callable[[NextToken], tuple[Tensor, ...]]
 
@@ -69,15 +69,16 @@ def get_proposal(name: str) -> Proposal:
 
 @dataclass(frozen=True)
 class Drawn:
-    """B drawn (or forced) tokens with their log densities, float64 [B] each."""
+    """B drawn (or forced) tokens with their log densities, float64 [B] each; K siblings of each if asked for."""
 
     tokens: Tensor
     log_p: Tensor
     log_psi: Tensor
     log_q: Tensor
+    siblings: Siblings | None = None
 
 
-def draw(rng: Rng, following: NextToken, proposal: Proposal, forced: Tensor) -> Drawn:
+def draw(rng: Rng, following: NextToken, proposal: Proposal, forced: Tensor, num_siblings: int = 0) -> Drawn:
     """Draw each particle's next token from `proposal`, except where `forced` [B] is not −1.
 
     A prefix from which no token has positive weight yields token 0 with log ψ = −inf and log q = 0: a dead particle.
@@ -88,16 +89,23 @@ def draw(rng: Rng, following: NextToken, proposal: Proposal, forced: Tensor) -> 
     free = forced < 0
     tokens = forced.clone()
     tokens[free] = rng.categorical(table, rows[free])
+    log_p_total = _log_total(following.logits, terms, table)
 
-    def chosen(values: Tensor) -> Tensor:
-        return values[rows, tokens].double()
+    def densities(rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = following.logits[rows, tokens].double() - log_p_total[rows]
+        log_q = torch.stack([term[rows, tokens].double() for term in terms]).sum(0) - table.log_total[rows]
+        return log_p, log_q
 
-    log_p = chosen(following.logits) - _log_total(following.logits, terms, table)[rows]
-    log_psi = torch.zeros_like(log_p) if following.log_psi is None else chosen(following.log_psi)
-    log_total = table.log_total[rows]
-    log_q = torch.stack([chosen(term) for term in terms]).sum(0) - log_total
-    dead = log_total.isneginf()
-    return Drawn(tokens, log_p, torch.where(dead, -torch.inf, log_psi), torch.where(dead, 0.0, log_q))
+    log_p, log_q = densities(rows, tokens)
+    log_psi = torch.zeros_like(log_p) if following.log_psi is None else following.log_psi[rows, tokens].double()
+    dead = table.log_total[rows].isneginf()
+    siblings = None
+    if num_siblings:
+        repeated = rows.repeat_interleave(num_siblings)
+        others = rng.categorical(table, repeated)
+        log_p_others, log_q_others = densities(repeated, others)
+        siblings = Siblings(others, log_p_others - log_q_others).map(lambda x: x.view(-1, num_siblings))
+    return Drawn(tokens, log_p, log_psi.masked_fill(dead, -torch.inf), log_q.masked_fill(dead, 0.0), siblings)
 
 
 def _log_total(logits: Tensor, terms: tuple[Tensor, ...], table: CategoricalTable) -> Tensor:

@@ -14,7 +14,7 @@ With `retained`, slot 0 of each run holds a given sequence. If that is an exact 
 conditional SMC (Andrieu et al. 2010) and E[log_Z_hat] ≥ log Z: the upper bound.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from twistlm.proposals import Drawn, Proposal, draw, twist_induced
 from twistlm.resampling import Resampler, systematic
 from twistlm.rng import Rng
 from twistlm.twisted import State, TwistedLM
-from twistlm.types import Particles, Potential, Prompts, Samples, SMCResult, StepInfo, select
+from twistlm.types import Particles, Potential, Prompts, Samples, Siblings, SMCResult, StepInfo, select
 
 
 def run(
@@ -42,6 +42,7 @@ def run(
     ess_threshold: float = 0.5,
     retained: Tensor | None = None,
     record_features: bool = False,
+    num_siblings: int = 0,
 ) -> SMCResult:
     """R independent SMC runs, one per prompt, of N particles and T steps, in one batch.
 
@@ -57,6 +58,7 @@ def run(
         ess_threshold: resample when ESS ≤ this fraction of N; 0 never, 1 always.
         retained: tokens [R, T] kept in slot 0 of each run (conditional SMC), or None.
         record_features: keep the features before each token, for training a head without a second pass.
+        num_siblings: K further draws of every token to keep, for training.
 
     Raises:
         ConfigError: N, T or the threshold is out of range, or `retained` has the wrong shape.
@@ -73,14 +75,19 @@ def run(
     particles = init(model, len(prompts), num_particles, num_steps, device)
     infos: list[StepInfo] = []
     frames: list[Tensor] = []
+    families: list[Siblings] = []
     for t in range(num_steps):
         particles, ancestors, resampled = resample(rng, particles, resampler, ess_threshold, retained is not None)
         if t > 0:
             state = extend(model, state, particles, ancestors, resampled)
+        if bool(resampled.any()):
+            frames = [select(frame, ancestors) for frame in frames]
+            families = [family.map(lambda x: select(x, ancestors)) for family in families]  # noqa: B023 (used at once)
         if record_features:
-            frames = [select(frame, ancestors) for frame in frames] if bool(resampled.any()) else frames
             frames.append(state.lm.features[state.rows].unflatten(0, ancestors.shape))
-        particles, drawn = propose(rng, model, state, particles, proposal, retained)
+        particles, drawn = propose(rng, model, state, particles, proposal, retained, num_siblings)
+        if drawn.siblings is not None:
+            families.append(drawn.siblings)
         log_psi = drawn.log_psi
         if t == num_steps - 1:
             owners = [prompt for prompt in prompts for _ in range(num_particles)]
@@ -89,7 +96,12 @@ def run(
         _refuse_dead(particles, num_steps, retained is not None)
         infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled))
     features = torch.stack(frames, 2) if frames else None
-    return SMCResult(replace(particles, features=features), tuple(infos), log_psi)
+    siblings = None
+    if families:
+        siblings = Siblings(
+            torch.stack([each.tokens for each in families], 2), torch.stack([each.log_ratio for each in families], 2)
+        )
+    return SMCResult(replace(particles, features=features, siblings=siblings), tuple(infos), log_psi)
 
 
 def init(model: TwistedLM, num_runs: int, num_particles: int, num_steps: int, device: torch.device) -> Particles:
@@ -135,7 +147,13 @@ def extend(model: TwistedLM, state: State, particles: Particles, ancestors: Tens
 
 
 def propose(
-    rng: Rng, model: TwistedLM, state: State, particles: Particles, proposal: Proposal, retained: Tensor | None
+    rng: Rng,
+    model: TwistedLM,
+    state: State,
+    particles: Particles,
+    proposal: Proposal,
+    retained: Tensor | None,
+    num_siblings: int = 0,
 ) -> tuple[Particles, Drawn]:
     """Append one token to every particle: drawn, or EOS once finished, or the retained sequence's in slot 0."""
     t, shape = particles.length, particles.log_w.shape
@@ -144,8 +162,9 @@ def propose(
         forced[:, 0] = retained[:, t]
     if model.absorbing is not None:
         forced[particles.finished] = model.absorbing
-    drawn = draw(rng, model.next(state), proposal, forced.flatten())
-    tokens, log_p, log_psi, log_q = (getattr(drawn, f.name).view(shape) for f in fields(drawn))
+    drawn = draw(rng, model.next(state), proposal, forced.flatten(), num_siblings)
+    tokens, log_p, log_psi, log_q = (x.view(shape) for x in (drawn.tokens, drawn.log_p, drawn.log_psi, drawn.log_q))
+    siblings = None if drawn.siblings is None else drawn.siblings.map(lambda x: x.unflatten(0, shape))
     if model.absorbing is not None:
         # A finished particle makes no choice: probability 1, and its twist stays what it was.
         log_p, log_q = log_p.masked_fill(particles.finished, 0.0), log_q.masked_fill(particles.finished, 0.0)
@@ -159,7 +178,7 @@ def propose(
     )
     if model.absorbing is not None:
         particles = replace(particles, finished=particles.finished | (tokens == model.absorbing))
-    return particles, Drawn(tokens, log_p, log_psi, log_q)
+    return particles, Drawn(tokens, log_p, log_psi, log_q, siblings)
 
 
 def weigh(particles: Particles, drawn: Drawn, log_psi: Tensor) -> tuple[Particles, Tensor]:
@@ -184,6 +203,7 @@ def to_samples(result: SMCResult, prompts: Prompts, model: TwistedLM) -> Samples
         log_q=particles.log_q.flatten(0, 1),
         log_phi=result.log_phi.flatten(),
         features=None if particles.features is None else particles.features.flatten(0, 1),
+        siblings=None if particles.siblings is None else particles.siblings.map(lambda x: x.flatten(0, 1)),
     )
 
 

@@ -32,6 +32,15 @@ class State:
     rows: Tensor
 
 
+@dataclass(frozen=True)
+class Scores:
+    """log ψ_t of each prefix [B, T], log Σ_v p₀ψ_t [B, T] if asked, and log ψ of its siblings [B, T, K] if it has any."""
+
+    log_psi: Tensor
+    log_normaliser: Tensor | None
+    siblings: Tensor | None
+
+
 class TwistedLM:
     """p₀ with twist ψ (`None` for ψ = 1).
 
@@ -148,8 +157,8 @@ class TwistedLM:
         ]
         return torch.cat(parts)
 
-    def score(self, samples: Samples, *, normaliser: bool = False) -> tuple[Tensor, Tensor | None]:
-        """log ψ_t(s_1:t) [B, T] and, if asked, log Σ_v p₀ ψ_t [B, T]; both carry gradient to the twist.
+    def score(self, samples: Samples, *, normaliser: bool = False) -> "Scores":
+        """log ψ_t(s_1:t) and, if asked, log Σ_v p₀ ψ_t, with gradient to the twist.
 
         The sum over V is made in chunks that are recomputed in the backward pass, so [B, T, V] never exists.
 
@@ -158,15 +167,22 @@ class TwistedLM:
         """
         if self.twist is None:
             raise ConfigError("this model has no twist to score; build it with twist=…")
-        shape = samples.tokens.shape
-        features = self.twist_features(samples).flatten(0, 1)
-        tokens = samples.tokens.flatten()
+        features = self.twist_features(samples)
+        siblings = None
+        if samples.siblings is not None:
+            siblings = self.twist.head.gather(features.unsqueeze(2), samples.siblings.tokens)
         if not normaliser:
-            return self.twist.head.gather(features, tokens).reshape(shape), None
+            log_psi, log_total = self.twist.head.gather(features, samples.tokens), None
+        else:
+            log_psi, log_total = self._with_normaliser(samples, features)
+        return Scores(self._carried(log_psi, samples.mask), log_total, siblings)
+
+    def _with_normaliser(self, samples: Samples, features: Tensor) -> tuple[Tensor, Tensor]:
         base = features
-        if self.twist.decoder is not None:
+        if not self.features_are_reusable:
             kept = samples.features
-            base = (kept if kept is not None else self.base_features(samples.prompts, samples.tokens)).flatten(0, 1)
+            base = kept if kept is not None else self.base_features(samples.prompts, samples.tokens)
+        features, base, tokens = features.flatten(0, 1), base.flatten(0, 1), samples.tokens.flatten()
         group = max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
         log_psi, log_total = [], []
         for at in range(0, tokens.shape[0], group):
@@ -174,7 +190,14 @@ class TwistedLM:
             chosen, total = checkpoint(self._over_vocabulary, features[part], base[part], tokens[part], use_reentrant=False)
             log_psi.append(chosen)
             log_total.append(total)
+        shape = samples.tokens.shape
         return torch.cat(log_psi).reshape(shape), torch.cat(log_total).reshape(shape)
+
+    @staticmethod
+    def _carried(log_psi: Tensor, mask: Tensor) -> Tensor:
+        """After the last random choice the twist stays what it was there."""
+        last = mask.long().sum(-1, keepdim=True) - 1
+        return torch.where(mask, log_psi, log_psi.gather(-1, last))
 
     def _over_vocabulary(self, features: Tensor, base: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         assert self.twist is not None

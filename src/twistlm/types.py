@@ -5,7 +5,7 @@ B sequences (R·N flattened, run-major), U distinct prefixes among them, d width
 Log quantities are in nats; those per particle are float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -66,7 +66,12 @@ class BaseLM(Decoder, Protocol):
 
 
 class Head(Protocol):
-    """log ψ over the vocabulary from features; 0 everywhere before training."""
+    """log ψ over the vocabulary from features; 0 everywhere before training.
+
+    `shrinkage`, a scalar buffer, multiplies log ψ: 1 until a held-out choice makes it smaller.
+    """
+
+    shrinkage: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
         """log ψ(prefix, v) for every v: [..., V]."""
@@ -121,7 +126,8 @@ class Particles:
         log_psi: log ψ_t of each particle's prefix [R, N], float64; 0 at the start.
         finished: EOS was sampled and is absorbing [R, N].
         log_p, log_q: log p₀ and log q of each sampled token [R, N, T], float64; 0 once finished.
-        features: the decoders' features before each token, None unless recorded (see `smc.run`).
+        features: the base model's features before each token [R, N, T, …], None unless recorded (see `smc.run`).
+        siblings: other tokens that could have followed each prefix, None unless recorded.
     """
 
     tokens: Tensor
@@ -132,6 +138,7 @@ class Particles:
     log_p: Tensor
     log_q: Tensor
     features: Tensor | None = None
+    siblings: "Siblings | None" = None
 
     def select(self, ancestors: Tensor) -> "Particles":
         """The particles at `ancestors` [R, N] of each run, with their weights as they were."""
@@ -143,7 +150,6 @@ class Particles:
             finished=select(self.finished, ancestors),
             log_p=select(self.log_p, ancestors),
             log_q=select(self.log_q, ancestors),
-            features=None if self.features is None else select(self.features, ancestors),
         )
 
 
@@ -189,6 +195,25 @@ class SMCResult:
         return normalise(self.particles.log_w)
 
 
+@dataclass(frozen=True)
+class Siblings:
+    """K further draws of each token from the same proposal: children of the same prefixes that nobody followed up.
+
+    They cost no pass through the model and multiply the particles that an expectation over π_t has to work with.
+
+    Attributes:
+        tokens: [..., T, K].
+        log_ratio: log p₀ − log q of each [..., T, K], float64.
+    """
+
+    tokens: Tensor
+    log_ratio: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Siblings":
+        """Both tensors through `function`."""
+        return Siblings(function(self.tokens), function(self.log_ratio))
+
+
 # --- Samples and scores ----------------------------------------------------------------------------------------
 
 
@@ -202,7 +227,8 @@ class Samples:
         mask: 1 where the token was a random choice, 0 after an absorbing EOS [B, T].
         log_p, log_q: per-token log densities at the time of drawing, float64 [B, T], 0 where masked.
         log_phi: log φ of the whole sequence, float64 [B].
-        features: decoder features before each token [B, T, …], if they were kept.
+        features: the base model's features before each token [B, T, …], if they were kept.
+        siblings: further draws of each token [B, T, K], if they were kept.
     """
 
     prompts: Prompts
@@ -212,6 +238,7 @@ class Samples:
     log_q: Tensor
     log_phi: Tensor
     features: Tensor | None = None
+    siblings: Siblings | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -227,20 +254,26 @@ class Samples:
             log_q=self.log_q[index],
             log_phi=self.log_phi[index],
             features=None if self.features is None else self.features[index],
+            siblings=None if self.siblings is None else self.siblings.map(lambda x: x[index]),
         )
 
     @staticmethod
     def concatenate(parts: "Sequence[Samples]") -> "Samples":
-        """All sequences of `parts`, in order; features are kept only where every part has them."""
-        every = all(part.features is not None for part in parts)
+        """All sequences of `parts`, in order; features and siblings are kept only where every part has them."""
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        siblings = [part.siblings for part in parts if part.siblings is not None]
         return Samples(
             prompts=[prompt for part in parts for prompt in part.prompts],
-            tokens=torch.cat([part.tokens for part in parts]),
-            mask=torch.cat([part.mask for part in parts]),
-            log_p=torch.cat([part.log_p for part in parts]),
-            log_q=torch.cat([part.log_q for part in parts]),
-            log_phi=torch.cat([part.log_phi for part in parts]),
-            features=torch.cat([part.features for part in parts if part.features is not None]) if every else None,
+            **{name: joined(name) for name in ("tokens", "mask", "log_p", "log_q", "log_phi")},
+            features=joined("features") if all(part.features is not None for part in parts) else None,
+            siblings=Siblings(
+                torch.cat([each.tokens for each in siblings]), torch.cat([each.log_ratio for each in siblings])
+            )
+            if len(siblings) == len(parts)
+            else None,
         )
 
 
@@ -248,9 +281,12 @@ class Samples:
 class Scored:
     """Teacher-forced scores of B sequences, with weights: all that a loss sees. Gradient flows only through log ψ.
 
+    Once a sequence has finished, its log ψ stays what it was at EOS, as in SMC.
+
     Attributes:
-        mask: [B, T], 1 where the token counts.
-        weights: self-normalised over the batch: [B] (one weight per sequence) or [B, T] (one per prefix); no gradient.
+        mask: [B, T], 1 where the token was a random choice.
+        weights: self-normalised over the batch, no gradient: [B] (of whole sequences, towards σ) or [B, T] (of the
+            prefixes at each t, towards π_t).
         log_p: log p₀ of each token [B, T].
         log_psi: log ψ_t(s_1:t) [B, T], with gradient.
         log_normaliser: log Σ_v p₀(v | s_<t) ψ_t(s_<t, v) [B, T], with gradient; None unless the loss asked for it.

@@ -84,17 +84,20 @@ class TabularHead(nn.Module):
     def __init__(self, log_psi: Tensor) -> None:
         super().__init__()
         self.table = nn.Parameter(log_psi)
+        self.shrinkage: Tensor
+        self.register_buffer("shrinkage", torch.ones((), dtype=log_psi.dtype))
 
     def forward(self, features: Tensor) -> Tensor:
         """Rows of the table [..., V]."""
-        return self.table[features]
+        return self.shrinkage * self.table[features]
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """Entries of the table [...]."""
-        return self.table[features, tokens]
+        return self.shrinkage * self.table[features, tokens]
 
     @staticmethod
     def twist(log_psi: Tensor) -> Twist:
         """A twist whose table is `log_psi` [prefixes, V]."""
         head = TabularHead(log_psi)
         return Twist(head, head)
+

@@ -22,18 +22,22 @@ class VocabularyHead(nn.Module):
     Args:
         trunk: features [..., d] to [..., k], float32.
         weight: output matrix [V, k]; a parameter of the head, or a frozen tensor that it borrows.
-        bias: one learned value per token.
+        bias: learn one value per token.
+        value: features to [..., 1], added to log ψ of every token: how promising the prefix itself is. It cancels in
+            the proposal and counts in the weights.
     """
 
-    def __init__(self, trunk: nn.Module, weight: Tensor, *, bias: bool = True) -> None:
+    def __init__(self, trunk: nn.Module, weight: Tensor, *, bias: bool = True, value: nn.Module | None = None) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.value = trunk, value
         if isinstance(weight, nn.Parameter) and weight.requires_grad:
             self.weight: Tensor = weight
         else:
             # Borrowed (the model's unembedding): not saved with the twist, not trained, not copied.
             self.register_buffer("weight", weight.detach(), persistent=False)
         self.bias = nn.Parameter(torch.zeros(weight.shape[0])) if bias else None
+        self.shrinkage: Tensor
+        self.register_buffer("shrinkage", torch.ones(()))
         self._half: tuple[tuple[int, int], Tensor] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
@@ -44,18 +48,28 @@ class VocabularyHead(nn.Module):
         """
         inner = self.trunk(features.float())
         if torch.is_grad_enabled():
-            weight = self.weight.float()
+            log_psi = inner @ self.weight.float().T
         else:
-            weight = self._weight_as(features.dtype)
-            inner = inner.to(features.dtype)
-        log_psi = inner @ weight.T
-        return log_psi if self.bias is None else log_psi.float() + self.bias
+            log_psi = (inner.to(features.dtype) @ self._weight_as(features.dtype).T).float()
+        if self.bias is not None:
+            log_psi = log_psi + self.bias
+        if self.value is not None:
+            log_psi = log_psi + self.value(features.float())
+        return log_psi if self._plain else log_psi * self.shrinkage
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ of the chosen tokens [...], float32: k multiplications each instead of V·k."""
         inner = self.trunk(features.float())
         log_psi = (inner * self.weight[tokens].float()).sum(-1)
-        return log_psi if self.bias is None else log_psi + self.bias[tokens]
+        if self.bias is not None:
+            log_psi = log_psi + self.bias[tokens]
+        if self.value is not None:
+            log_psi = log_psi + self.value(features.float()).squeeze(-1)
+        return log_psi * self.shrinkage
+
+    @property
+    def _plain(self) -> bool:
+        return bool(self.shrinkage == 1.0)
 
     def _weight_as(self, dtype: torch.dtype) -> Tensor:
         """The output matrix in `dtype`, converted once per version of the weights."""
@@ -113,37 +127,61 @@ def tied(lm: BaseLM, num_layers: int = 2, width: int | None = None) -> Twist:
     """A small network followed by the model's own unembedding: few parameters, and similar tokens share their twist."""
     if num_layers < 1:
         raise ConfigError(f"twist 'tied' needs num_layers of at least 1, not {num_layers}")
-    unembedding = getattr(lm, "unembedding", None)
-    if unembedding is None:
-        raise ConfigError("twist 'tied' needs a model with an output layer to borrow; use 'mlp' for this one")
+    unembedding = _unembedding(lm, "tied")
     sizes = [lm.feature_size, *[width or lm.feature_size] * (num_layers - 1), lm.feature_size]
     return _twist(VocabularyHead(_layers(sizes, zero_last=True), unembedding), lm)
 
 
-class _LowRank(nn.Module):
-    """Layer norm, projection to `rank` dimensions, and from there into the unembedding's space, zero at the start."""
+class _Bottleneck(nn.Module):
+    """Layer norm, `rank` dimensions, and from there into the unembedding's space: zero at the start."""
 
-    def __init__(self, width: int, rank: int) -> None:
+    def __init__(self, width: int, rank: int, scale: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.down = nn.Linear(width, rank)
-        self.inner = nn.LayerNorm(rank, elementwise_affine=False) if rank > 1 else nn.Identity()
-        self.up = nn.Linear(rank, width, bias=True)
+        self.up = nn.Linear(rank, width)
+        nn.init.normal_(self.down.weight, std=width**-0.5)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
+        self.scale = scale
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., d] to [..., d] through `rank` dimensions."""
-        inner: Tensor = self.up(self.inner(self.down(self.norm(features))))
-        return inner
+        inner: Tensor = self.up(self.down(self.norm(features)))
+        return inner * self.scale
+
+
+class _Value(nn.Module):
+    """A linear function of the normalised features, zero at the start."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.linear = nn.Linear(width, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.scale = width**-0.5
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., 1]."""
+        value: Tensor = self.linear(self.norm(features) * self.scale)
+        return value
 
 
 @register("twist", "low_rank")
-def low_rank(lm: BaseLM, rank: int = 8) -> Twist:
-    """The unembedding after a bottleneck of `rank` dimensions, plus a bias per token: learns from few samples."""
+def low_rank(lm: BaseLM, rank: int = 4) -> Twist:
+    """The unembedding behind a bottleneck of `rank` dimensions, a bias per token, a value per prefix: for few samples."""
     if rank < 1:
         raise ConfigError(f"twist 'low_rank' needs rank of at least 1, not {rank}")
-    unembedding = getattr(lm, "unembedding", None)
+    unembedding = _unembedding(lm, "low_rank")
+    # Rows of norm one on average, so that one learning rate suits every model.
+    scale = 1.0 / float(unembedding.float().norm(dim=-1).mean())
+    trunk = _Bottleneck(lm.feature_size, rank, scale)
+    return _twist(VocabularyHead(trunk, unembedding, value=_Value(lm.feature_size)), lm)
+
+
+def _unembedding(lm: BaseLM, twist: str) -> Tensor:
+    unembedding: Tensor | None = getattr(lm, "unembedding", None)
     if unembedding is None:
-        raise ConfigError("twist 'low_rank' needs a model with an output layer to borrow; use 'mlp' for this one")
-    return _twist(VocabularyHead(_LowRank(lm.feature_size, rank), unembedding), lm)
+        raise ConfigError(f"twist {twist!r} needs a model with an output layer to borrow; use 'mlp' for this one")
+    return unembedding

@@ -1,0 +1,182 @@
+"""Where training samples come from, and how they are weighted.
+
+A source makes independent sequences with the densities they were drawn from. From those, one batch serves both roles
+of a loss: weighted by p₀φ/q it is a sample of the target, and weighted by p₀ψ_t/q at each t one of π_t.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twistlm import smc
+from twistlm.divergences import proposal_samples
+from twistlm.errors import ConfigError, ExactSamplesError, TrainingError
+from twistlm.exact import Collection
+from twistlm.logmath import ess, normalise
+from twistlm.proposals import Proposal, base, twist_induced
+from twistlm.registry import register
+from twistlm.rng import Rng
+from twistlm.twisted import TwistedLM
+from twistlm.types import Potential, Samples, Scored
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What sources draw from.
+
+    Attributes:
+        model: base model and current twist.
+        potential: φ, bound to the model.
+        prompt: the prompt's tokens.
+        num_steps: T.
+        proposal: q_t of the sources that sample with the twist.
+        collection: base draws set aside for training, with those accepted as exact; None if none were collected.
+        num_siblings: K further draws of each token, for sources that draw afresh.
+    """
+
+    model: TwistedLM
+    potential: Potential
+    prompt: Tensor
+    num_steps: int
+    proposal: Proposal = twist_induced
+    collection: Collection | None = None
+    num_siblings: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences with log weights towards σ.
+
+    Attributes:
+        samples: B sequences.
+        log_w: log p₀φ/q up to a constant [B].
+        log_ratio: log p₀(s_1:t)/q(s_1:t) [B, T]; None where only the target weights are known (SMC, exact samples).
+    """
+
+    samples: Samples
+    log_w: Tensor
+    log_ratio: Tensor | None
+
+
+Source = Callable[[Rng, Setting, int], Batch]
+
+
+def independent(samples: Samples) -> Batch:
+    """A batch of independent draws: importance weights without resampling."""
+    log_ratio = (samples.log_p - samples.log_q).cumsum(-1)
+    return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio)
+
+
+def _drawn(rng: Rng, setting: Setting, count: int, proposal: Proposal) -> Batch:
+    samples = proposal_samples(
+        rng, setting.model, setting.potential, prompts=[setting.prompt], num_samples=count, num_steps=setting.num_steps,
+        proposal=proposal, record_features=setting.model.features_are_reusable, num_siblings=setting.num_siblings,
+    )  # fmt: skip
+    return independent(samples)
+
+
+@register("source", "base")
+def from_base(rng: Rng, setting: Setting, count: int) -> Batch:
+    """Fresh draws from p₀, weighted by φ."""
+    return _drawn(rng, setting, count, base)
+
+
+@register("source", "proposal")
+def from_proposal(rng: Rng, setting: Setting, count: int) -> Batch:
+    """Fresh draws from the current proposal, by self-normalised importance weights."""
+    return _drawn(rng, setting, count, setting.proposal)
+
+
+@register("source", "smc", roles=("target",))
+def from_smc(rng: Rng, setting: Setting, count: int) -> Batch:
+    """Approximate target samples by SMC with the current twist."""
+    result = smc.run(
+        rng, setting.model, setting.potential, prompts=[setting.prompt], num_particles=count,
+        num_steps=setting.num_steps, proposal=setting.proposal,
+        record_features=setting.model.features_are_reusable,
+    )  # fmt: skip
+    samples = smc.to_samples(result, [setting.prompt], setting.model)
+    return Batch(samples, result.particles.log_w.flatten(), None)
+
+
+@register("source", "draws")
+def from_draws(rng: Rng, setting: Setting, count: int) -> Batch:
+    """A random part of the base draws that collecting exact samples has paid for, weighted by φ."""
+    draws = _collected(setting).draws
+    order = rng.uniform((1, len(draws)))[0].argsort()[: min(count, len(draws))]
+    return independent(draws.select(order))
+
+
+@register("source", "exact", roles=("target",))
+def from_exact(rng: Rng, setting: Setting, count: int) -> Batch:
+    """A random part of the exact target samples, equally weighted."""
+    samples = _collected(setting).exact.samples
+    if len(samples) == 0:
+        raise ExactSamplesError("source 'exact' needs exact samples for training, and none was accepted; collect more")
+    order = rng.uniform((1, len(samples)))[0].argsort()[: min(count, len(samples))]
+    chosen = samples.select(order)
+    return Batch(chosen, torch.zeros(len(chosen), dtype=torch.float64), None)
+
+
+def _collected(setting: Setting) -> Collection:
+    if setting.collection is None:
+        raise ConfigError("sources 'draws' and 'exact' need collected draws; run `twistlm collect`, or use 'proposal'")
+    return setting.collection
+
+
+# --- From a batch to what a loss sees ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The batches that a loss asked for, by role, and the effective number of target samples among them."""
+
+    scored: tuple[Scored, ...]
+    ess: float
+
+
+def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> Scoring:
+    """Score each role's batch with gradient; a batch that serves two roles is scored once.
+
+    Raises:
+        ConfigError: a batch without prefix weights was given for the intermediate role.
+        TrainingError: no target sample has any weight.
+    """
+    scores = {id(batch): model.score(batch.samples, normaliser=normaliser) for batch in batches.values()}
+    made, effective = [], float("nan")
+    for role, batch in batches.items():
+        found, samples = scores[id(batch)], batch.samples
+        log_psi, mask = found.log_psi, samples.mask
+        if role == "target":
+            if not bool(batch.log_w.isfinite().any()):
+                raise TrainingError("every target sample has weight zero (φ = 0); use more particles or a softer potential")
+            weights = normalise(batch.log_w)
+            effective = float(ess(batch.log_w))
+        else:
+            log_psi, mask, weights = _towards_intermediate(batch, found.log_psi, found.siblings)
+        made.append(
+            Scored(
+                mask=mask, weights=weights.to(log_psi.dtype), log_p=samples.log_p, log_psi=log_psi,
+                log_normaliser=found.log_normaliser, log_phi=samples.log_phi,
+            )  # fmt: skip
+        )
+    return Scoring(tuple(made), effective)
+
+
+def _towards_intermediate(batch: Batch, log_psi: Tensor, siblings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """log ψ, mask and self-normalised weights p₀ψ_t/q [B', T]; siblings count as particles of their prefix."""
+    if batch.log_ratio is None:
+        raise ConfigError("this source gives target samples only; choose 'base', 'proposal' or 'draws' for the intermediate role")
+    mask, log_w = batch.samples.mask, batch.log_ratio + log_psi.detach()
+    if siblings is not None and batch.samples.siblings is not None:
+        # A sibling shares its prefix's ratio and has its own last factor; a finished prefix has no children.
+        before = torch.nn.functional.pad(batch.log_ratio, (1, 0))[:, :-1]
+        log_w_siblings = before.unsqueeze(-1) + batch.samples.siblings.log_ratio + siblings.detach()
+        log_w_siblings = torch.where(mask.unsqueeze(-1), log_w_siblings, log_w.unsqueeze(-1))
+        siblings = torch.where(mask.unsqueeze(-1), siblings, log_psi.unsqueeze(-1))
+        log_w = torch.cat([log_w.unsqueeze(-1), log_w_siblings], -1).transpose(1, 2).flatten(0, 1)
+        log_psi = torch.cat([log_psi.unsqueeze(-1), siblings], -1).transpose(1, 2).flatten(0, 1)
+        mask = mask.repeat_interleave(1 + siblings.shape[-1], 0)
+    return log_psi, mask, normalise(log_w, dim=0)

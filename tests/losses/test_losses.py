@@ -1,0 +1,143 @@
+"""Each loss has zero gradient at its optimum under exact weights, and training on the table reaches it."""
+
+import pytest
+import torch
+from conftest import Case
+
+from twistlm import smc
+from twistlm.divergences import proposal_samples
+from twistlm.models.tabular import TabularHead
+from twistlm.proposals import Proposal, base, twist_induced
+from twistlm.registry import available, lookup
+from twistlm.rng import Rng
+from twistlm.sources import Batch, independent, score
+from twistlm.twisted import TwistedLM
+from twistlm.types import Samples
+
+LOSSES = list(available("loss"))
+
+
+def enumerated(case: Case) -> Batch:
+    """All sequences weighted by their exact probabilities: a Monte Carlo batch without noise.
+
+    Draws with log p₀/q = 0 and multiplicity p₀ are the same as each sequence once with q uniform.
+    """
+    truth = case.truth
+    possible = ~truth.log_p.isneginf()
+    tokens = truth.tokens[possible]
+    count, num_steps = tokens.shape
+    samples = Samples(
+        [case.prompt] * count, tokens, case.base.mask(tokens), torch.zeros(count, num_steps), torch.zeros(count, num_steps),
+        truth.log_phi[possible],
+    )  # fmt: skip
+    # Every prefix's weights sum to p₀(prefix) over its continuations.
+    log_p = truth.log_p[possible]
+    return Batch(samples, log_p + samples.log_phi, log_p.unsqueeze(-1).expand(-1, num_steps))
+
+
+def gradient(model: TwistedLM, name: str, batch: Batch) -> torch.Tensor:
+    entry = lookup("loss", name)
+    scoring = score(model, {role: batch for role in entry.options["sources"]}, normaliser=entry.options["normaliser"])
+    table = model.twist.head.table
+    (result,) = torch.autograd.grad(entry.value(*scoring.scored), table)
+    return result
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_is_zero_at_the_optimum_and_nowhere_else(case: Case, name: str) -> None:
+    batch = enumerated(case)
+    assert gradient(case.optimal, name, batch).abs().max() < 1e-12
+    assert gradient(case.twisted, name, batch).abs().max() > 1e-3
+    # A sign error in ψ would still be a stationary point of some wrong losses: −log ψ* must not be.
+    flipped = TwistedLM(case.lm, TabularHead.twist(-case.optimal.twist.head.table.detach()), case.eos)
+    assert gradient(flipped, name, batch).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_descent_reaches_the_exact_twist(case: Case, name: str) -> None:
+    batch = enumerated(case)
+    model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
+    before = case.truth.kl_target_q(model)
+    optimiser = torch.optim.LBFGS([model.twist.head.table], max_iter=300, line_search_fn="strong_wolfe") if name == "dpg" else torch.optim.Adam([model.twist.head.table], lr=0.05)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        entry = lookup("loss", name)
+        scoring = score(model, {r: batch for r in entry.options["sources"]}, normaliser=entry.options["normaliser"])
+        value = entry.value(*scoring.scored)
+        value.backward()
+        return value
+
+    for _ in range(1500 if name != "dpg" else 5):
+        optimiser.step(closure)
+    assert before > 0.05
+    assert case.truth.kl_target_q(model) < 1e-4
+    assert case.truth.kl_q_target(model) < 1e-4
+    if name == "ctl":
+        # CTL's optimum fixes the weights too, up to one constant per step: SMC with it has no variance.
+        result = smc.run(Rng(0), model, case.potential, prompts=[case.prompt] * 50, num_particles=4, num_steps=3)
+        assert (result.log_Z_hat - case.truth.log_Z).abs().max() < 0.05
+
+
+def test_ctl_gradient_is_that_of_the_summed_divergence(case: Case) -> None:
+    # Σ_t KL(σ(s_1:t) ‖ π_t) / T by enumeration, differentiated, against the loss.
+    model, truth = case.twisted, case.truth
+    batch = enumerated(case)
+    possible = ~truth.log_p.isneginf()
+    table = model.twist.head.table
+    scores = model.score(batch.samples)
+    log_p, sigma = truth.log_p[possible], truth.log_sigma[possible].exp()
+    total = torch.zeros((), dtype=torch.float64)
+    for t in range(3):
+        log_z_t = torch.logsumexp(log_p + scores.log_psi[:, t], 0)
+        total = total - (sigma * (scores.log_psi[:, t] - log_z_t)).sum() / 3
+    (expected,) = torch.autograd.grad(total, table)
+    torch.testing.assert_close(gradient(model, "ctl", batch), expected, rtol=0, atol=1e-12)
+
+
+def test_dpg_gradient_is_that_of_the_divergence(case: Case) -> None:
+    model, truth = case.twisted, case.truth
+    table = model.twist.head.table
+    numeric = torch.zeros_like(table)
+    for index in [(0, 1), (3, 2), (7, 0)]:
+        shifted = []
+        for sign in (1, -1):
+            moved = table.detach().clone()
+            moved[index] += sign * 1e-5
+            shifted.append(truth.kl_target_q(TwistedLM(case.lm, TabularHead.twist(moved), case.eos)))
+        numeric[index] = (shifted[0] - shifted[1]) / 2e-5 / 3
+        assert gradient(model, "dpg", enumerated(case))[index] == pytest.approx(float(numeric[index]), abs=1e-7)
+
+
+def test_siblings_reduce_the_noise_and_leave_the_expectation(case: Case) -> None:
+    model, exact = case.twisted, gradient(case.twisted, "ctl", enumerated(case))
+
+    def estimated(num_siblings: int, proposal: Proposal) -> torch.Tensor:
+        found = []
+        for seed in range(30):
+            drawn = proposal_samples(
+                Rng(seed), model, case.potential, prompts=[case.prompt], num_samples=1000, num_steps=3,
+                proposal=proposal, num_siblings=num_siblings,
+            )  # fmt: skip
+            # The noise of the positives is not at stake: give them their exact weights.
+            negatives = score(model, {"intermediate": independent(drawn)}, normaliser=False).scored[0]
+            positives = score(model, {"target": enumerated(case)}, normaliser=False).scored[0]
+            loss = lookup("loss", "ctl").value(positives, negatives)
+            found.append(torch.autograd.grad(loss, model.twist.head.table)[0])
+        return torch.stack(found)
+
+    for proposal in (base, twist_induced):
+        without, with_siblings = estimated(0, proposal), estimated(8, proposal)
+        # Self-normalised weights are biased by O(1/B); at B = 1000 that is far below one standard error of 30 means.
+        z = (with_siblings.mean(0) - exact) / (with_siblings.std(0) / 30**0.5).clamp_min(1e-9)
+        assert z[with_siblings.std(0) > 1e-6].abs().max() < 4.5
+        if proposal is base:
+            assert with_siblings.var(0).sum() < 0.8 * without.var(0).sum()
+
+
+def test_independent_weights_are_those_of_smc_without_resampling(case: Case) -> None:
+    result = smc.run(
+        Rng(0), case.twisted, case.potential, prompts=[case.prompt], num_particles=40, num_steps=3, ess_threshold=0.0
+    )
+    batch = independent(smc.to_samples(result, [case.prompt], case.twisted))
+    torch.testing.assert_close(batch.log_w, result.particles.log_w[0])
