@@ -1,7 +1,8 @@
 """Any causal language model of transformers, decoded incrementally with a key–value cache.
 
 The cache is pre-allocated and grows by half, so appending a token writes one column instead of copying everything;
-it is reordered only when parents really change, and then only the columns in use are copied.
+it is reordered only when parents really change, and then only the columns in use are copied, into memory that the
+process already has: fresh pages for it would cost several times as much as the copying.
 """
 
 import copy
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
+from twistlm.categorical import output_product
 from twistlm.errors import ModelError
 from twistlm.registry import available
 from twistlm.types import DecoderState, Prompts
@@ -23,7 +25,7 @@ DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": 
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of one layer in buffers [U, heads, capacity, d] of which the first `used` columns count."""
+    """Keys and values of one layer in buffers [≥ U, heads, capacity, d] of which the first `used` columns count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,41 +45,50 @@ class GrowingLayer(DynamicLayer):
         if end > self.keys.shape[-2]:
             self.keys = _grown(self.keys, key_states, self.used, end)
             self.values = _grown(self.values, value_states, self.used, end)
-        self.keys[:, :, self.used : end] = key_states
-        self.values[:, :, self.used : end] = value_states
+        rows = key_states.shape[0]
+        self.keys[:rows, :, self.used : end] = key_states
+        self.values[:rows, :, self.used : end] = value_states
         self.used = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
 
     def get_seq_length(self) -> int:
         """Columns in use."""
         return self.used
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep rows `beam_idx` [U'], with repetition."""
-        self.keys = _selected(self.keys, beam_idx, self.used)
-        self.values = _selected(self.values, beam_idx, self.used)
+    def select(self, rows: Tensor, spare: Tensor | None) -> Tensor:
+        """Keep `rows` [U'], with repetition, written into `spare` if that fits; returns a buffer no longer needed."""
+        keys, values = self.keys, self.values
+        self.keys = _selected(keys, rows, self.used, spare)
+        self.values = _selected(values, rows, self.used, keys)
+        return values
 
 
 def _grown(buffer: Tensor, states: Tensor, used: int, end: int) -> Tensor:
     rows, heads, _, width = states.shape
     grown = states.new_empty(rows, heads, end + max(16, end // 2), width)
-    grown[:, :, :used] = buffer[:, :, :used]
+    grown[:, :, :used] = buffer[:rows, :, :used]
     return grown
 
 
-def _selected(buffer: Tensor, rows: Tensor, used: int) -> Tensor:
-    selected = buffer.new_empty(rows.shape[0], *buffer.shape[1:])
-    torch.index_select(buffer[:, :, :used], 0, rows, out=selected[:, :, :used])
-    return selected
+def _selected(buffer: Tensor, rows: Tensor, used: int, spare: Tensor | None) -> Tensor:
+    count = rows.shape[0]
+    if spare is None or spare.shape[0] < count or spare.shape[1:] != buffer.shape[1:]:
+        spare = buffer.new_empty(count, *buffer.shape[1:])
+    torch.index_select(buffer[:, :, :used], 0, rows, out=spare[:count, :, :used])
+    return spare
 
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Key–value cache of U prefixes, right-aligned: `padding` [U] columns on the left mean nothing."""
+    """Key–value cache of U prefixes, right-aligned: `padding` [U] columns on the left mean nothing.
+
+    `spare` is a buffer of some layer that the next reordering may write into.
+    """
 
     layers: Cache
     padding: Tensor
     padded: bool
+    spare: Tensor | None = None
 
 
 class HuggingFaceDecoder:
@@ -109,14 +120,14 @@ class HuggingFaceDecoder:
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
         """Append one token to each of the prefixes `parents`; the cache of `state` is moved, not copied."""
         cache: PrefixCache = state.cache
-        padding = cache.padding
+        padding, spare = cache.padding, cache.spare
         if parents.shape != padding.shape or not torch.equal(parents, torch.arange(len(padding), device=parents.device)):
             for layer in cache.layers.layers:
-                layer.reorder_cache(parents)
+                spare = layer.select(parents, spare)
             padding = padding[parents]
         used = cache.layers.get_seq_length()
         hidden = self._forward(tokens.unsqueeze(-1), padding if cache.padded else None, cache.layers, used)
-        return DecoderState(hidden[:, -1], PrefixCache(cache.layers, padding, cache.padded))
+        return DecoderState(hidden[:, -1], PrefixCache(cache.layers, padding, cache.padded, spare))
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """Hidden states [B, T, d] before each of tokens [B, T], in one pass."""
@@ -177,8 +188,7 @@ class HuggingFaceLM(HuggingFaceDecoder):
 
     def logits(self, features: Tensor) -> Tensor:
         """The output layer: [..., V]."""
-        logits: Tensor = self.output(features)
-        return logits
+        return output_product(features, self.output.weight, self.output.bias)
 
     def encode(self, text: str) -> Tensor:
         """Token ids [P], with the special tokens that the tokenizer itself puts in front."""
