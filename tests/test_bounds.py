@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Case, make_case
+from cases import Case, make_case
 from scipy import stats
 
 from twistlm.bounds import best_log_Z, log_Z_bounds

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Case, TablePotential, make_case
+from cases import Case, TablePotential, make_case
 from scipy import stats
 
 from twistlm.errors import ConfigError, ExactSamplesError, RunError, UpperBoundError

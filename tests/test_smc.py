@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Case, make_case
+from cases import Case, make_case
 
 from twistlm import smc
 from twistlm.errors import ConfigError, DeadParticlesError, PromptError, ResamplingError

@@ -1,0 +1,42 @@
+"""Probabilistic inference in language models by twisted sequential Monte Carlo.
+
+    target = twistlm.Target("smollm2", twistlm.potentials.Toxicity(), prompt="You are such a", num_tokens=8)
+    run = twistlm.train(target, method="ctl", out="runs/toxic")
+    run.sample(32).texts
+    run.evaluate()
+
+Everything is loaded at first use, so importing this costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twistlm import potentials
+    from twistlm.api import Run, RunConfig, Target, train
+    from twistlm.certificate import Certificate
+    from twistlm.training import TrainingConfig
+
+__all__ = ["Certificate", "Run", "RunConfig", "Target", "TrainingConfig", "potentials", "train"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Run": "twistlm.api",
+    "RunConfig": "twistlm.api",
+    "Target": "twistlm.api",
+    "train": "twistlm.api",
+    "Certificate": "twistlm.certificate",
+    "TrainingConfig": "twistlm.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "potentials":
+        return importlib.import_module("twistlm.potentials")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'twistlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

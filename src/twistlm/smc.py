@@ -23,7 +23,7 @@ from twistlm.errors import ConfigError, DeadParticlesError
 from twistlm.logmath import ess, log_mean_exp, normalise
 from twistlm.potentials.base import evaluate
 from twistlm.proposals import Drawn, Proposal, draw, twist_induced
-from twistlm.resampling import Resampler, systematic
+from twistlm.resampling import Resampler, invert, systematic
 from twistlm.rng import Rng
 from twistlm.twisted import State, TwistedLM
 from twistlm.types import Particles, Potential, Prompts, Samples, Siblings, SMCResult, StepInfo, select
@@ -188,6 +188,13 @@ def weigh(particles: Particles, drawn: Drawn, log_psi: Tensor) -> tuple[Particle
     dead = particles.log_w.isneginf() | log_psi.isneginf()
     log_increment = log_increment.masked_fill(dead, -torch.inf)
     return replace(particles, log_w=particles.log_w + log_increment, log_psi=log_psi), log_increment
+
+
+def choose(rng: Rng, result: SMCResult) -> Tensor:
+    """One particle of each run, chosen by weight: index [R]. Its law tends to the target as N grows."""
+    weights = result.weights
+    points = rng.uniform((weights.shape[0], 1), weights.cumsum(-1)).to(weights.device)
+    return invert(weights, points).squeeze(-1)
 
 
 def to_samples(result: SMCResult, prompts: Prompts, model: TwistedLM) -> Samples:

@@ -227,4 +227,5 @@ class TwistedLM:
         def joined(name: str) -> Tensor:
             return torch.cat([getattr(part, name) for part in parts]).reshape(samples.tokens.shape)
 
-        return Drawn(samples.tokens, *(joined(name) * samples.mask for name in ("log_p", "log_psi", "log_q")))
+        log_p, log_psi, log_q = (joined(name) * samples.mask for name in ("log_p", "log_psi", "log_q"))
+        return Drawn(samples.tokens, log_p, log_psi, log_q)

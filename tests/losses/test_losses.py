@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Case
+from cases import Case
 
 from twistlm import smc
 from twistlm.divergences import proposal_samples

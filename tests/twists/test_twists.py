@@ -3,7 +3,7 @@
 import pytest
 import torch
 from architectures import VOCAB, tiny_lm
-from conftest import TablePotential
+from cases import TablePotential
 
 from twistlm import smc
 from twistlm.errors import ConfigError

@@ -1,0 +1,184 @@
+"""The run folder: everything about a run, readable without twistlm, and safe to kill at any moment.
+
+    config.json              what was asked, and the versions that did it
+    metrics.jsonl            one JSON object per line: updates, evaluations, warnings
+    samples.jsonl            samples with weights and scores
+    draws.safetensors        base draws and which are exact target samples
+    checkpoint.safetensors   twist, optimiser, progress
+    twist.safetensors        the finished twist
+    certificate.json         bounds and divergences
+"""
+
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from twistlm.errors import ConfigError, RunError
+from twistlm.storage import load_json, load_tensors, save_json, save_tensors, write_atomically
+
+FORMAT = 1
+POLICIES = ("refuse", "resume", "overwrite")
+
+
+class RunFolder:
+    """One run's files. Make it with `create` or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.draws = path / "draws.safetensors"
+        self._metrics = path / "metrics.jsonl"
+        self._checkpoint = path / "checkpoint.safetensors"
+        self._twist = path / "twist.safetensors"
+
+    @staticmethod
+    def create(path: Path, config: Mapping[str, Any], exists: str = "refuse") -> "RunFolder":
+        """A folder for a run with this config.
+
+        Args:
+            path: the folder.
+            config: JSON values; what makes the run what it is.
+            exists: "refuse", "resume" (continue a run with the same config) or "overwrite" (delete it first).
+
+        Raises:
+            RunError: it exists and must not, or cannot be continued because it is of another config or version.
+            ConfigError: unknown policy.
+        """
+        if exists not in POLICIES:
+            raise ConfigError(f"exists must be one of {', '.join(POLICIES)}, not {exists!r}")
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; choose another folder with --out")
+        occupied = path.exists() and any(path.iterdir())
+        if occupied and exists == "refuse":
+            raise RunError(f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another --out")
+        if occupied and exists == "overwrite":
+            if not (path / "config.json").exists():
+                raise RunError(f"{path} is not a run folder, so it is not overwritten; choose another --out")
+            shutil.rmtree(path)
+            occupied = False
+        asked = {"format": FORMAT, **json.loads(json.dumps(config))}
+        if occupied and (path / "config.json").exists():
+            folder = RunFolder.open(path)
+            found = {k: v for k, v in folder.config.items() if k != "versions"}
+            if found != asked:
+                different = sorted(k for k in {*found, *asked} if found.get(k) != asked.get(k))
+                raise RunError(
+                    f"{path} holds a run with another {', '.join(different)}; resume with the settings it was started with, "
+                    "or choose another --out"
+                )
+            return folder
+        save_json(path / "config.json", {**asked, "versions": versions()})
+        return RunFolder(path)
+
+    @staticmethod
+    def open(path: Path) -> "RunFolder":
+        """An existing run.
+
+        Raises:
+            RunError: it is no run folder, or corrupt, or from another version.
+        """
+        config = load_json(path / "config.json")
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            found = config.get("format") if isinstance(config, dict) else None
+            raise RunError(f"{path} was written in format {found} and this version reads format {FORMAT}; train it again")
+        return RunFolder(path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the run was asked."""
+        config: dict[str, Any] = load_json(self.path / "config.json")
+        return config
+
+    # --- Metrics ---
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add a line; a kill can at most leave the last one incomplete."""
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every complete line.
+
+        Raises:
+            RunError: a line other than the last is not JSON.
+        """
+        if not self._metrics.exists():
+            return []
+        lines = self._metrics.read_text(encoding="utf-8").splitlines()
+        rows = []
+        for number, line in enumerate(lines):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if number == len(lines) - 1:
+                    break
+                raise RunError(f"{self._metrics} is corrupt at line {number + 1} ({error}); start over with --overwrite") from error
+        return rows
+
+    def truncate_metrics(self, done: int, *, finished: bool = False) -> list[dict[str, Any]]:
+        """Drop what was recorded after `done` updates, which will be done again; returns what stays."""
+        rows = [row for row in self.metrics() if row["update"] < done or (finished and row["kind"] == "evaluation")]
+        write_lines(self._metrics, rows)
+        return rows
+
+    # --- Weights ---
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Everything that continuing needs, in one file, atomically."""
+        save_tensors(self._checkpoint, tensors, metadata)
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `save_checkpoint` wrote, or None."""
+        return load_tensors(self._checkpoint) if self._checkpoint.exists() else None
+
+    def save_twist(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """The finished twist."""
+        save_tensors(self._twist, tensors, metadata)
+
+    def load_twist(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The finished twist.
+
+        Raises:
+            RunError: training has not finished.
+        """
+        if not self._twist.exists():
+            raise RunError(f"{self.path} has no finished twist; continue training with --resume")
+        return load_tensors(self._twist)
+
+    # --- Results ---
+
+    def save_samples(self, rows: Iterable[Mapping[str, Any]], name: str = "samples.jsonl") -> Path:
+        """One JSON object per sample."""
+        write_lines(self.path / name, rows)
+        return self.path / name
+
+    def save_json(self, name: str, value: Any) -> Path:
+        """A JSON file in the folder."""
+        save_json(self.path / name, value)
+        return self.path / name
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines, atomically."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(path, lambda temporary: _write(temporary, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that results depend on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("twistlm", "torch", "transformers", "numpy", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

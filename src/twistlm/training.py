@@ -1,0 +1,336 @@
+"""One training loop for every loss, source and twist.
+
+It must not make things worse. The twist starts at log ψ = 0 (q = p₀); a held-out criterion is watched, the best twist
+by it is kept and training stops early; a shrinkage α (log ψ → α log ψ) is chosen by the same criterion, with α = 0 (the
+base model) among the choices. Each update draws from a stream named by its number, so a checkpoint needs no generator
+state and a resumed run equals an uninterrupted one bit for bit.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twistlm import smc
+from twistlm.divergences import log_ratios, proposal_samples
+from twistlm.errors import ConfigError, RunError, TrainingError
+from twistlm.estimates import Estimate, difference, mean
+from twistlm.exact import ExactSamples
+from twistlm.losses import ROLES
+from twistlm.progress import bar
+from twistlm.registry import lookup
+from twistlm.rng import Rng
+from twistlm.runs import RunFolder
+from twistlm.sources import Batch, Scoring, Setting, Source, score
+from twistlm.twisted import TwistedLM
+
+logger = logging.getLogger("twistlm")
+
+# Seconds between checkpoints; resuming is exact from any of them.
+CHECKPOINT_SECONDS = 15.0
+# Consecutive updates with next to no effective positives before the collapse is announced.
+COLLAPSE_UPDATES = 10
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a twist is trained.
+
+    Attributes:
+        loss: a registered loss.
+        target_source: where samples weighted towards σ come from.
+        intermediate_source: where those weighted towards π_t come from; the same name means the same batch.
+        num_particles: sequences per batch.
+        num_updates: at most so many optimiser steps.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW, towards log ψ = 0.
+        betas: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+        evaluate_every: updates between looks at the held-out criterion.
+        evaluation_samples: fresh proposal draws at each look, for KL(q‖σ) against updates; 0 to skip.
+        patience: stop after so many updates without improvement; None never stops early.
+        shrinkages: candidates for α at the end; 1 is always one.
+    """
+
+    loss: str = "ctl"
+    target_source: str = "proposal"
+    intermediate_source: str = "proposal"
+    num_particles: int = 100
+    num_updates: int = 500
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    max_grad_norm: float = 10.0
+    evaluate_every: int = 20
+    evaluation_samples: int = 0
+    patience: int | None = 60
+    shrinkages: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a name is unknown or a number out of range.
+        """
+        entry = lookup("loss", self.loss)
+        for role in ROLES:
+            source = lookup("source", getattr(self, f"{role}_source"))
+            if role in entry.options["sources"] and role not in source.options.get("roles", ROLES):
+                raise ConfigError(f"source {source.name!r} cannot serve as {role}_source; use 'base', 'proposal' or 'draws'")
+        for name in ("num_particles", "num_updates", "evaluate_every", "learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.weight_decay < 0 or self.evaluation_samples < 0:
+            raise ConfigError("weight_decay and evaluation_samples must not be negative")
+
+
+Criterion = Callable[[Rng, TwistedLM], Estimate]
+"""What training is judged by on data it never sees: smaller is better."""
+
+
+def held_out_divergence(exact: ExactSamples, setting: Setting) -> Criterion:
+    """G = E_σ[log p₀φ − log q] on exact samples set aside: KL(σ‖q) up to the constant log Z."""
+
+    def criterion(rng: Rng, model: TwistedLM) -> Estimate:
+        found = model.densities(exact.samples, setting.proposal)
+        return mean((found.log_p - found.log_q).sum(-1) + exact.samples.log_phi)
+
+    return criterion
+
+
+def negative_lower_bound(setting: Setting, num_particles: int = 16, num_runs: int = 16) -> Criterion:
+    """−E[log Ẑ] by SMC, where no exact samples can be had."""
+
+    def criterion(rng: Rng, model: TwistedLM) -> Estimate:
+        result = smc.run(
+            rng, model, setting.potential, prompts=[setting.prompt] * num_runs, num_particles=num_particles,
+            num_steps=setting.num_steps, proposal=setting.proposal,
+        )  # fmt: skip
+        return mean(-result.log_Z_hat)
+
+    return criterion
+
+
+@dataclass
+class Progress:
+    """Where training is: everything but the weights that a checkpoint has to remember."""
+
+    done: int = 0
+    best_value: float = math.inf
+    best_update: int = 0
+    stopped: bool = False
+    collapsed: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains `setting.model`'s twist in place and leaves it at its best.
+
+    Args:
+        rng: source of randomness.
+        setting: what sources draw from.
+        config: how.
+        criterion: the held-out judge.
+        folder: where metrics and checkpoints go; None keeps them in memory only.
+
+    Raises:
+        ConfigError: the model has no twist.
+    """
+
+    def __init__(
+        self, rng: Rng, setting: Setting, config: TrainingConfig, criterion: Criterion, folder: RunFolder | None = None
+    ) -> None:
+        if setting.model.twist is None:
+            raise ConfigError("there is nothing to train: build the model with a twist")
+        self.rng, self.setting, self.config, self.criterion, self.folder = rng, setting, config, criterion, folder
+        self.module = setting.model.twist.module
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.loss = lookup("loss", config.loss)
+        self.progress = Progress()
+        self.best = self._weights()
+        self.history: list[dict[str, Any]] = []
+        self._saved_at = time.monotonic()
+
+    def train(self) -> list[dict[str, Any]]:
+        """Run to the end (or to the early stop), restore the best twist, choose its shrinkage; returns the history.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        self._resume()
+        config, progress = self.config, self.progress
+        with bar(f"training ({config.loss})", config.num_updates) as report:
+            while progress.done < config.num_updates and not progress.stopped:
+                if progress.done % config.evaluate_every == 0:
+                    self._evaluate()
+                    if progress.stopped:
+                        break
+                record = self._update()
+                report(progress.done, f"held-out {progress.best_value:.3f} at {progress.best_update}, ESS {record['ess']:.0f}")
+                if time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+                    self._checkpoint()
+            if not progress.stopped:
+                self._evaluate()
+        progress.stopped = True
+        self._checkpoint()
+        self._choose_shrinkage()
+        return self.history
+
+    # --- One update ---
+
+    def _update(self) -> dict[str, Any]:
+        start, number = time.perf_counter(), self.progress.done
+        batches = self._batches(self.rng.fork("update", number))
+        scoring = score(self.setting.model, batches, normaliser=self.loss.options["normaliser"])
+        value: Tensor = self.loss.value(*scoring.scored)
+        if not bool(value.isfinite()):
+            raise TrainingError(
+                f"the loss is {value.item()} at update {number}; lower learning_rate (now {self.config.learning_rate:g})"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.optimiser.step()
+        self.progress.done += 1
+        record = {
+            "kind": "update", "update": number, "loss": value.item(), "ess": scoring.ess, "grad_norm": float(norm),
+            "kl_q_prior": _kl_to_prior(batches), "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+        self._record(record)
+        self._detect_collapse(scoring, record)
+        return record
+
+    def _batches(self, rng: Rng) -> dict[str, Batch]:
+        drawn: dict[str, Batch] = {}
+        for role in self.loss.options["sources"]:
+            name = getattr(self.config, f"{role}_source")
+            if name not in drawn:
+                source: Source = lookup("source", name).value
+                drawn[name] = source(rng.fork(name), self.setting, self.config.num_particles)
+        return {role: drawn[getattr(self.config, f"{role}_source")] for role in self.loss.options["sources"]}
+
+    # --- Looking ---
+
+    def _evaluate(self) -> None:
+        start, number, progress = time.perf_counter(), self.progress.done, self.progress
+        rng = self.rng.fork("evaluate", number)
+        found = self.criterion(rng, self.setting.model)
+        record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": found.as_dict()}
+        if self.config.evaluation_samples:
+            drawn = proposal_samples(
+                rng, self.setting.model, self.setting.potential, prompts=[self.setting.prompt],
+                num_samples=self.config.evaluation_samples, num_steps=self.setting.num_steps,
+                proposal=self.setting.proposal,
+            )  # fmt: skip
+            record["f"] = mean(log_ratios(drawn)).as_dict()
+            record["log_phi"] = mean(drawn.log_phi).as_dict()
+            record["kl_q_prior"] = mean((drawn.log_q - drawn.log_p).sum(-1)).as_dict()
+        if found.value < progress.best_value:
+            progress.best_value, progress.best_update = found.value, number
+            self.best = self._weights()
+        elif self.config.patience is not None and number - progress.best_update >= self.config.patience:
+            progress.stopped = True
+        record["seconds"] = time.perf_counter() - start
+        self._record(record)
+        first = next((row for row in self.history if row["kind"] == "evaluation"), record)["held_out"]
+        rise = difference(found, Estimate.from_dict(first))
+        if rise.low > 0.5:
+            self._warn(
+                f"at update {number} the held-out divergence is {rise.value:.1f} nats above the start: the twist overfits or "
+                f"feeds on itself; the best one (update {progress.best_update}) is kept. Lower learning_rate, raise "
+                "weight_decay, or train on more draws (--num-draws)"
+            )
+
+    def _choose_shrinkage(self) -> None:
+        """Try α on the best twist; the smallest criterion wins."""
+        self.module.load_state_dict(self.best)
+        head = self.setting.model.twist.head if self.setting.model.twist else None
+        assert head is not None
+        values = {}
+        for alpha in sorted({1.0, *self.config.shrinkages}):
+            head.shrinkage.fill_(alpha)
+            values[alpha] = self.criterion(self.rng.fork("shrinkage"), self.setting.model).value
+        chosen = min(values, key=lambda alpha: values[alpha])
+        head.shrinkage.fill_(chosen)
+        self._record({"kind": "shrinkage", "update": self.progress.done, "alpha": chosen, "held_out": values})
+        if chosen == 0.0:
+            self._warn(
+                "no twist did better on held-out samples than none at all, so the base model is kept; train on more draws, "
+                "with a lower learning_rate or a smaller twist"
+            )
+        if self.folder is not None:
+            self.folder.save_twist(self.module.state_dict(), {"update": self.progress.best_update, "alpha": chosen})
+
+    def _detect_collapse(self, scoring: Scoring, record: dict[str, Any]) -> None:
+        self.progress.collapsed = self.progress.collapsed + 1 if scoring.ess < 2.0 else 0
+        if self.progress.collapsed == COLLAPSE_UPDATES:
+            self._warn(
+                f"for {COLLAPSE_UPDATES} updates fewer than 2 of {self.config.num_particles} sequences carried the target's "
+                f"weight (ESS {scoring.ess:.1f}, KL to the prior {record['kl_q_prior']:.1f}): the twist learns from single "
+                "samples. Use more particles, --source draws or exact, a milder potential, or a lower learning_rate"
+            )
+
+    def _warn(self, message: str) -> None:
+        if any(message[:40] == known[:40] for known in self.progress.warnings):
+            return
+        self.progress.warnings.append(message)
+        logger.warning(message)
+        self._record({"kind": "warning", "update": self.progress.done, "message": message})
+
+    def _record(self, row: dict[str, Any]) -> None:
+        self.history.append(row)
+        if self.folder is not None:
+            self.folder.append_metrics(row)
+
+    # --- Checkpoints ---
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+
+    def _checkpoint(self) -> None:
+        self._saved_at = time.monotonic()
+        if self.folder is None:
+            return
+        tensors = {f"twist.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for index, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in values.items()}
+        self.folder.save_checkpoint(tensors, {"progress": self.progress.__dict__})
+
+    def _resume(self) -> None:
+        found = self.folder.load_checkpoint() if self.folder is not None else None
+        if found is None or self.folder is None:
+            return
+        tensors, metadata = found
+        try:
+            self.progress = Progress(**metadata["progress"])
+            self.module.load_state_dict(_below("twist.", tensors))
+            self.best = _below("best.", tensors)
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in _below("optimiser.", tensors).items():
+                index, key = name.split(".", 1)
+                state.setdefault(int(index), {})[key] = tensor
+            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"the checkpoint in {self.folder.path} does not fit this twist and loss ({error}); start over with --overwrite"
+            ) from error
+        self.history = self.folder.truncate_metrics(self.progress.done, finished=self.progress.stopped)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _kl_to_prior(batches: dict[str, Batch]) -> float:
+    """KL(q‖p₀) of the proposal that the batch came from, as far as the batch tells."""
+    samples = next(iter(batches.values())).samples
+    return float((samples.log_q - samples.log_p).sum(-1).mean())

@@ -1,0 +1,67 @@
+"""Small tabular targets with no symmetry at all, so that a sign error shows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twistlm.models.tabular import TabularHead, TabularLM
+from twistlm.potentials.base import BasePotential
+from twistlm.testing import Enumeration, exact_twist
+from twistlm.twisted import TwistedLM
+from twistlm.types import Prompts
+
+
+@dataclass(frozen=True)
+class TablePotential(BasePotential):
+    """φ looked up by the number that the tokens spell in base V."""
+
+    table: Tensor
+    vocab_size: int
+
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        powers = self.vocab_size ** torch.arange(tokens.shape[1])
+        offset = torch.tensor([int(prompt.sum()) for prompt in prompts])
+        return self.table[((tokens * powers).sum(-1) + offset) % len(self.table)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tabular target with a wrong twist and with the exact one."""
+
+    lm: TabularLM
+    potential: TablePotential
+    prompt: Tensor
+    num_steps: int
+    eos: str
+
+    @property
+    def base(self) -> TwistedLM:
+        return TwistedLM(self.lm, None, self.eos)
+
+    @property
+    def twisted(self) -> TwistedLM:
+        generator = torch.Generator().manual_seed(77)
+        log_psi = torch.randn(self.lm.table.shape, generator=generator, dtype=torch.float64)
+        return TwistedLM(self.lm, TabularHead.twist(log_psi), self.eos)
+
+    @property
+    def optimal(self) -> TwistedLM:
+        return TwistedLM(self.lm, exact_twist(self.base, self.truth), self.eos)
+
+    @property
+    def truth(self) -> Enumeration:
+        return Enumeration.of(self.base, self.potential, self.prompt, self.num_steps)
+
+
+def make_case(
+    vocab_size: int = 3, num_steps: int = 3, prompt: tuple[int, ...] = (1,), eos: str = "ignore", seed: int = 5
+) -> Case:
+    lm = TabularLM.random(vocab_size, num_steps + len(prompt), seed, eos_token_id=0)
+    generator = torch.Generator().manual_seed(seed + 1)
+    table = 1.5 * torch.randn(vocab_size**num_steps, generator=generator, dtype=torch.float64) - 1.0
+    # A probability, so that rejection sampling applies; clipping makes some values exactly 1.
+    table = table.clamp_max(0.0)
+    potential = TablePotential(table, vocab_size)
+    object.__setattr__(potential, "log_upper_bound", 0.0)
+    return Case(lm, potential, torch.tensor(prompt), num_steps, eos)
