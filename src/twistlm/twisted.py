@@ -116,11 +116,12 @@ class TwistedLM:
         if active.numel() == 0:
             return State(state.lm, state.twist, torch.zeros_like(rows))
         keys, inverse = torch.unique(rows[active] * self.lm.vocab_size + tokens[active], return_inverse=True)
-        # In the order of first appearance, so that particles which all differ keep their places in the cache.
-        first = torch.full_like(keys, active.numel()).scatter_reduce_(
-            0, inverse, torch.arange(active.numel(), device=keys.device), "amin"
-        )
-        order = first.argsort()
+        # The first child of a prefix takes its row, so that a cache copies little; the others fill the gaps.
+        parents = keys // self.lm.vocab_size
+        stays = (parents.diff(prepend=parents.new_tensor([-1])) != 0) & (parents < keys.numel())
+        order = torch.full_like(keys, -1)
+        order[parents[stays]] = stays.nonzero().squeeze(-1)
+        order[order < 0] = (~stays).nonzero().squeeze(-1)
         keys = keys[order]
         parents, appended = keys // self.lm.vocab_size, keys % self.lm.vocab_size
         new_rows = torch.zeros_like(rows)

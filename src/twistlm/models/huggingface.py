@@ -1,8 +1,7 @@
 """Any causal language model of transformers, decoded incrementally with a key–value cache.
 
 The cache is pre-allocated and grows by half, so appending a token writes one column instead of copying everything;
-it is reordered only when parents really change, and then only the columns in use are copied, into memory that the
-process already has: fresh pages for it would cost several times as much as the copying.
+it is reordered in place, and of the columns in use only those rows are copied whose parent is another row.
 """
 
 import copy
@@ -55,12 +54,10 @@ class GrowingLayer(DynamicLayer):
         """Columns in use."""
         return self.used
 
-    def select(self, rows: Tensor, spare: Tensor | None) -> Tensor:
-        """Keep `rows` [U'], with repetition, written into `spare` if that fits; returns a buffer no longer needed."""
-        keys, values = self.keys, self.values
-        self.keys = _selected(keys, rows, self.used, spare)
-        self.values = _selected(values, rows, self.used, keys)
-        return values
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep rows `beam_idx` [U'], with repetition."""
+        self.keys = _selected(self.keys, beam_idx, self.used)
+        self.values = _selected(self.values, beam_idx, self.used)
 
 
 def _grown(buffer: Tensor, states: Tensor, used: int, end: int) -> Tensor:
@@ -70,25 +67,24 @@ def _grown(buffer: Tensor, states: Tensor, used: int, end: int) -> Tensor:
     return grown
 
 
-def _selected(buffer: Tensor, rows: Tensor, used: int, spare: Tensor | None) -> Tensor:
+def _selected(buffer: Tensor, rows: Tensor, used: int) -> Tensor:
     count = rows.shape[0]
-    if spare is None or spare.shape[0] < count or spare.shape[1:] != buffer.shape[1:]:
-        spare = buffer.new_empty(count, *buffer.shape[1:])
-    torch.index_select(buffer[:, :, :used], 0, rows, out=spare[:count, :, :used])
-    return spare
+    if count > buffer.shape[0]:
+        grown = buffer.new_empty(count, *buffer.shape[1:])
+        torch.index_select(buffer[:, :, :used], 0, rows, out=grown[:, :, :used])
+        return grown
+    moved = (rows != torch.arange(count, device=rows.device)).nonzero().squeeze(-1)
+    buffer[moved, :, :used] = buffer[:, :, :used].index_select(0, rows[moved])
+    return buffer
 
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Key–value cache of U prefixes, right-aligned: `padding` [U] columns on the left mean nothing.
-
-    `spare` is a buffer of some layer that the next reordering may write into.
-    """
+    """Key–value cache of U prefixes, right-aligned: `padding` [U] columns on the left mean nothing."""
 
     layers: Cache
     padding: Tensor
     padded: bool
-    spare: Tensor | None = None
 
 
 class HuggingFaceDecoder:
@@ -120,14 +116,14 @@ class HuggingFaceDecoder:
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
         """Append one token to each of the prefixes `parents`; the cache of `state` is moved, not copied."""
         cache: PrefixCache = state.cache
-        padding, spare = cache.padding, cache.spare
+        padding = cache.padding
         if parents.shape != padding.shape or not torch.equal(parents, torch.arange(len(padding), device=parents.device)):
             for layer in cache.layers.layers:
-                spare = layer.select(parents, spare)
+                layer.reorder_cache(parents)
             padding = padding[parents]
         used = cache.layers.get_seq_length()
         hidden = self._forward(tokens.unsqueeze(-1), padding if cache.padded else None, cache.layers, used)
-        return DecoderState(hidden[:, -1], PrefixCache(cache.layers, padding, cache.padded, spare))
+        return DecoderState(hidden[:, -1], PrefixCache(cache.layers, padding, cache.padded))
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """Hidden states [B, T, d] before each of tokens [B, T], in one pass."""
