@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from cases import Case, make_case
 
 torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from cases import Case, make_case
 from scipy import stats
 
 from twistlm.bounds import best_log_Z, log_Z_bounds
-from twistlm.divergences import divergences, proposal_samples
+from twistlm.divergences import divergences, exact_log_ratios, proposal_samples
 from twistlm.errors import ConfigError, ExactSamplesError
 from twistlm.estimates import Estimate, difference, log_of_mean, mean
 from twistlm.exact import ExactSamples, collect
@@ -76,6 +76,7 @@ def test_kl_intervals_cover_the_truth_at_the_stated_rate(proposal: object) -> No
     z = float(truth.log_Z)
     reference = Estimate(z, z, z, 1)
     exact = exact_of(case, 200 * 60)
+    ratios = exact_log_ratios(case.twisted, exact, proposal)
     kl_q = truth.kl_q_target(case.twisted, proposal)
     kl_s = truth.kl_target_q(case.twisted, proposal)
     kl_p = truth.kl_q_prior(case.twisted, proposal)
@@ -85,7 +86,7 @@ def test_kl_intervals_cover_the_truth_at_the_stated_rate(proposal: object) -> No
             Rng(repeat), case.twisted, case.potential, prompts=[case.prompt], num_samples=60, num_steps=3,
             proposal=proposal,
         )  # fmt: skip
-        found = divergences(case.twisted, drawn, exact.take(60, 60 * repeat), reference, proposal)
+        found = divergences(drawn, ratios[60 * repeat : 60 * repeat + 60], reference)
         intervals = [found.kl_q_target, found.kl_target_q, found.kl_q_prior]
         for k, (interval, kl) in enumerate(zip(intervals, [kl_q, kl_s, kl_p], strict=True)):
             hits[k] += interval.low <= kl <= interval.high
@@ -111,7 +112,7 @@ def test_kl_with_an_estimated_sandwich_covers_at_least_at_the_stated_rate() -> N
         drawn = proposal_samples(
             Rng(repeat), case.twisted, case.potential, prompts=[case.prompt], num_samples=60, num_steps=3
         )
-        found = divergences(case.twisted, drawn, mine, best_log_Z([bounds]))
+        found = divergences(drawn, exact_log_ratios(case.twisted, mine), best_log_Z([bounds]))
         hits[0] += found.kl_q_target.low <= truth.kl_q_target(case.twisted) <= found.kl_q_target.high
         hits[1] += found.kl_target_q.low <= truth.kl_target_q(case.twisted) <= found.kl_target_q.high
     # The sandwich's width is counted as if it were all error, so coverage may only be higher.

@@ -53,7 +53,9 @@ def test_terms_add_and_half_precision_is_widened() -> None:
     both = CategoricalTable.from_logits(a, b).probabilities()
     torch.testing.assert_close(both, torch.softmax((a + b).double(), -1), rtol=1e-5, atol=1e-9)
     half = CategoricalTable.from_logits(a.bfloat16(), b.bfloat16()).probabilities()
-    torch.testing.assert_close(half, torch.softmax(a.bfloat16().double() + b.bfloat16().double(), -1), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        half, torch.softmax(a.bfloat16().double() + b.bfloat16().double(), -1), rtol=1e-5, atol=1e-9
+    )
 
 
 def test_rows_are_drawn_from_their_own_distribution() -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, TablePotential, make_case
 from scipy import stats
 
+from cases import Case, TablePotential, make_case
 from twistlm.errors import ConfigError, ExactSamplesError, RunError, UpperBoundError
 from twistlm.exact import Collection, ExactSamples, collect, load
 from twistlm.rng import Rng

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twistlm import potentials
-    from twistlm.api import Run, RunConfig, Target, train
+    from twistlm.api import Run, RunConfig, train
     from twistlm.certificate import Certificate
+    from twistlm.target import Target
     from twistlm.training import TrainingConfig
 
 __all__ = ["Certificate", "Run", "RunConfig", "Target", "TrainingConfig", "potentials", "train"]
@@ -23,7 +24,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Run": "twistlm.api",
     "RunConfig": "twistlm.api",
-    "Target": "twistlm.api",
+    "Target": "twistlm.target",
     "train": "twistlm.api",
     "Certificate": "twistlm.certificate",
     "TrainingConfig": "twistlm.training",

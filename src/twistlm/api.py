@@ -1,12 +1,9 @@
-"""What a user writes: a Target, a Run, its samples, its certificate."""
+"""What a user writes: train a Target, get a Run, its samples, its certificate."""
 
 import dataclasses
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,145 +11,23 @@ import torch
 from torch import Tensor
 
 from twistlm import exact, smc
-from twistlm.certificate import Certificate, certify
-from twistlm.errors import ConfigError, ExactSamplesError, PromptError
+from twistlm.bounds import log_Z_from_draws
+from twistlm.certificate import Certificate, Subject, certify
+from twistlm.errors import ConfigError, ExactSamplesError
+from twistlm.estimates import Estimate
 from twistlm.exact import Collection
 from twistlm.losses import ROLES
-from twistlm.potentials import Function, from_spec, spec
-from twistlm.potentials.base import evaluate
 from twistlm.registry import lookup
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
 from twistlm.sources import Setting
+from twistlm.target import Target
 from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
-from twistlm.twisted import TwistedLM
-from twistlm.types import BaseLM, Potential, Samples, Twist
+from twistlm.types import Samples, Twist
 
 logger = logging.getLogger("twistlm")
 
 FOLDS = ("training", "held_out", "evaluation")
-
-
-class Target:
-    """σ ∝ p₀ φ: what to sample from.
-
-    Args:
-        model: a registered name (`twistlm list`), a folder, a hub name, or a loaded `BaseLM`.
-        potential: φ; or a function of a list of texts that returns log φ of each.
-        prompt: the text to continue.
-        num_tokens: T new tokens.
-        eos: "absorb" ends a text at its first EOS; "ignore" always draws T tokens, as in the paper's experiments.
-        dtype: precision of the weights; "auto" as stored.
-        device: a torch device.
-
-    Raises:
-        PromptError: the prompt is empty.
-        ConfigError: num_tokens < 1.
-    """
-
-    def __init__(
-        self,
-        model: str | BaseLM,
-        potential: Potential | Callable[[list[str]], Any],
-        prompt: str,
-        num_tokens: int,
-        *,
-        eos: str = "absorb",
-        dtype: str = "auto",
-        device: str = "cpu",
-    ) -> None:
-        if not prompt:
-            raise PromptError("prompt is empty; give the text that the model should continue")
-        if num_tokens < 1:
-            raise ConfigError(f"num_tokens must be at least 1, not {num_tokens}")
-        self.model_name = model if isinstance(model, str) else getattr(model, "name", type(model).__name__)
-        self._lm = None if isinstance(model, str) else model
-        self.potential: Potential = potential if isinstance(potential, Potential) else Function(potential)
-        self.prompt, self.num_tokens, self.eos, self.dtype, self.device = prompt, num_tokens, eos, dtype, device
-
-    @cached_property
-    def lm(self) -> BaseLM:
-        """The base model, loaded at first use."""
-        if self._lm is not None:
-            return self._lm
-        from twistlm.models.huggingface import load
-
-        return load(self.model_name, dtype=self.dtype, device=self.device)
-
-    @cached_property
-    def bound_potential(self) -> Potential:
-        """φ, reading texts with the model's tokenizer."""
-        return self.potential.bind(self.lm)
-
-    @cached_property
-    def prompt_tokens(self) -> Tensor:
-        """The prompt's tokens [P]."""
-        return self.lm.encode(self.prompt)
-
-    def twisted(self, twist: Twist | None = None) -> TwistedLM:
-        """The base model with a twist, checked for length."""
-        model = TwistedLM(self.lm, twist, self.eos)
-        model.check([self.prompt_tokens], self.num_tokens)
-        return model
-
-    def build_twist(self, name: str, options: Mapping[str, Any], *, blank: bool = False) -> Twist:
-        """A new twist; `blank` leaves out what saved weights will bring anyway."""
-        entry = lookup("twist", name)
-        arguments = dict(options)
-        if entry.options.get("needs_token_log_phi") and not blank:
-            arguments["token_log_phi"] = self.token_log_phi
-        try:
-            return entry.value(self.lm, **arguments)  # type: ignore[no-any-return]
-        except TypeError as error:
-            raise ConfigError(f"twist {name!r}: {error}") from error
-
-    @cached_property
-    def token_log_phi(self) -> Tensor:
-        """log φ(prompt + v) of every single token v [V]."""
-        tokens = torch.arange(self.lm.vocab_size).unsqueeze(-1)
-        return evaluate(self.bound_potential, [self.prompt_tokens] * len(tokens), tokens)
-
-    def spec(self) -> dict[str, Any]:
-        """JSON values that `from_spec` reads back.
-
-        Raises:
-            ConfigError: the potential has no JSON form (a lambda, a loaded model).
-        """
-        return {
-            "model": self.model_name, "potential": spec(self.potential), "prompt": self.prompt,
-            "num_tokens": self.num_tokens, "eos": self.eos, "dtype": self.dtype, "device": self.device,
-        }  # fmt: skip
-
-    @staticmethod
-    def from_spec(fields: Mapping[str, Any]) -> "Target":
-        """The target that `spec` described."""
-        arguments = dict(fields)
-        return Target(arguments.pop("model"), from_spec(arguments.pop("potential")), **arguments)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Identifies the target in files of exact samples: what changes σ changes it."""
-        try:
-            described = self.spec()
-        except ConfigError:
-            described = {"model": self.model_name, "potential": repr(self.potential), "prompt": self.prompt,
-                         "num_tokens": self.num_tokens, "eos": self.eos}  # fmt: skip
-        described.pop("device", None)
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-
-    def collect(
-        self, rng: Rng, *, num_samples: int | None, max_draws: int, path: Path | None = None, **settings: Any
-    ) -> Collection:
-        """Exact samples by rejection; continues the file at `path` if there is one. See `twistlm.exact.collect`."""
-        so_far = exact.load(path, self.fingerprint) if path is not None and path.exists() else None
-        return exact.collect(
-            rng, self.twisted(), self.bound_potential, prompt=self.prompt_tokens, num_steps=self.num_tokens,
-            target=self.fingerprint, num_samples=num_samples, max_draws=max_draws, so_far=so_far, save_to=path, **settings,
-        )  # fmt: skip
-
-    def texts(self, samples: Samples) -> list[str]:
-        """The continuations, without the prompt."""
-        return self.lm.decode(list(samples.tokens))
 
 
 @dataclass(frozen=True)
@@ -165,7 +40,7 @@ class RunConfig:
         training: loss, sources, optimiser.
         num_draws: base draws to collect first; they are training data, and those accepted are exact samples. 0 for none.
         folds: shares of the draws for training, for the held-out criterion and for evaluation.
-        max_held_out: at most so many exact samples in the held-out criterion.
+        max_held_out: so many draws, chosen by φ, make up the held-out criterion.
         num_siblings: further draws of every token, kept for training.
         seed: of everything random.
     """
@@ -309,14 +184,23 @@ class Run:
             seed: of the evaluation.
             before: certify the base model instead, with the same exact samples.
         """
-        certificate, _ = certify(
-            Rng(seed, ("evaluate", "before" if before else "after")), self.base if before else self.model,
-            self.target.bound_potential, prompt=self.target.prompt_tokens, num_steps=self.target.num_tokens,
-            collection=self.fold("evaluation"),
-            num_particles=[num_particles] if isinstance(num_particles, int) else num_particles,
-            num_samples=num_samples, budget=budget,
+        evaluation = self.fold("evaluation")
+        counts = [num_particles] if isinstance(num_particles, int) else list(num_particles)
+        subject = Subject(
+            self.base if before else self.model, self.target.bound_potential, self.target.prompt_tokens,
+            self.target.num_tokens,
         )  # fmt: skip
-        return certificate
+        spare = self.fold("training") if before else None
+        return certify(
+            Rng(seed, ("evaluate", "before" if before else "after")), subject,
+            evaluation.exact if evaluation is not None else None, num_particles=counts, num_samples=num_samples,
+            budget=budget, drawn=spare.draws if spare is not None else None, log_Z=self.log_Z,
+        )  # fmt: skip
+
+    @property
+    def log_Z(self) -> Estimate | None:  # noqa: N802
+        """log Z from all base draws, whatever fold they are in: φ alone decides it. None if there are none."""
+        return None if self.collection is None else log_Z_from_draws(self.collection.draws.log_phi)
 
 
 def train(
@@ -372,13 +256,13 @@ def train(
         num_siblings=config.num_siblings,
     )  # fmt: skip
     held_out = run.fold("held_out")
-    if held_out is not None and len(held_out.exact) >= 2:
-        judged = held_out.exact.take(min(config.max_held_out, len(held_out.exact)))
-        criterion = held_out_divergence(judged, setting)
+    if held_out is not None:
+        criterion = held_out_divergence(rng.fork("held-out"), held_out, setting, config.max_held_out)
     else:
-        logger.warning("no exact samples to judge by: the lower bound on log Z decides which twist is best")
+        logger.warning("no base draws to judge by: the lower bound on log Z decides which twist is best")
         criterion = negative_lower_bound(setting)
-    run.history = Trainer(rng.fork("train"), setting, config.training, criterion, folder).train()
+    trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out)
+    run.history = trainer.train()
     return run
 
 

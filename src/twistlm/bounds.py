@@ -16,7 +16,7 @@ from twistlm import smc
 from twistlm.errors import ConfigError, ExactSamplesError
 from twistlm.estimates import Estimate, log_of_mean, mean, midpoint
 from twistlm.exact import ExactSamples
-from twistlm.progress import bar
+from twistlm.logmath import log_mean_exp
 from twistlm.proposals import Proposal, twist_induced
 from twistlm.resampling import Resampler, systematic
 from twistlm.rng import Rng
@@ -108,28 +108,29 @@ def log_Z_bounds(  # noqa: N802
     return Bounds(method, num_particles, lower, upper)
 
 
-def sandwiches(
-    rng: Rng, model: TwistedLM, potential: Potential, *, num_particles: Sequence[int], budget: int, **settings: object
-) -> list[Bounds]:
-    """`log_Z_bounds` by both methods for every N in `num_particles`.
+def iwae_from_ratios(drawn: Tensor, exact: Tensor | None, num_particles: int) -> Bounds:
+    """IWAE bounds from log ratios that are there already, in disjoint groups.
 
-    Each bound spends about `budget` sequences: num_runs = budget / N, at least 2, at most the exact samples at hand.
+    Args:
+        drawn: log p₀φ/q of independent proposal samples [n].
+        exact: the same of independent exact samples [m], drawn apart from those; None for the lower bound alone.
+        num_particles: N; each lower bound takes N of the drawn, each upper bound N − 1 and one exact.
+
+    Raises:
+        ConfigError: there are not enough for one group.
     """
-    exact = settings.get("exact")
-    made = []
-    with bar("bounds on log Z", len(num_particles) * len(METHODS)) as report:
-        for n in num_particles:
-            runs = max(2, budget // n)
-            if isinstance(exact, ExactSamples):
-                runs = min(runs, len(exact))
-            for method in METHODS:
-                made.append(
-                    log_Z_bounds(
-                        rng, model, potential, num_particles=n, num_runs=runs, method=method, **settings  # type: ignore[arg-type]
-                    )
-                )
-                report(len(made), f"N = {n}, {method}")
-    return made
+    runs = drawn.numel() // num_particles
+    if runs < 1:
+        raise ConfigError(f"IWAE with {num_particles} particles needs as many samples, not {drawn.numel()}")
+    lower = mean(log_mean_exp(drawn[: runs * num_particles].view(runs, num_particles)))
+    upper = None
+    if exact is not None:
+        others = num_particles - 1
+        runs = exact.numel() if others == 0 else min(exact.numel(), drawn.numel() // others)
+        if runs >= 1:
+            rest = drawn[: runs * others].view(runs, others)
+            upper = mean(log_mean_exp(torch.cat([exact[:runs].view(runs, 1), rest], -1)))
+    return Bounds("iwae", num_particles, lower, upper)
 
 
 def best_log_Z(bounds: Sequence[Bounds]) -> Estimate:  # noqa: N802

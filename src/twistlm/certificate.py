@@ -1,19 +1,19 @@
 """A certificate: what is known about a sampler and its target, every number with its interval."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from twistlm.bounds import Bounds, best_log_Z, log_Z_from_draws, sandwiches
-from twistlm.divergences import Divergences, divergences, log_ratios, proposal_samples
-from twistlm.errors import ConfigError
-from twistlm.estimates import Estimate
-from twistlm.exact import Collection
+from twistlm.bounds import Bounds, best_log_Z, iwae_from_ratios, log_Z_bounds
+from twistlm.divergences import Divergences, divergences, exact_log_ratios, log_ratios, proposal_samples
+from twistlm.errors import ConfigError, ExactSamplesError
+from twistlm.estimates import Estimate, mean
+from twistlm.exact import ExactSamples
 from twistlm.logmath import ess
+from twistlm.progress import bar
 from twistlm.proposals import Proposal, twist_induced
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
@@ -27,7 +27,7 @@ class Certificate:
     Attributes:
         bounds: sandwiches by method and number of particles.
         divergences: KLs, with the log Z they used and where it came from.
-        log_Z_source: "sandwich", "base draws" or "reference".
+        log_Z_source: "tightest sandwich", "reference", or "best lower bound" without exact samples.
         ess_fraction: effective sample size of importance sampling with the proposal, per sample.
         num_sequences: sequences drawn from the proposal or by SMC to make this.
         seconds: wall-clock time.
@@ -106,83 +106,107 @@ def _optional(estimate: Estimate | None) -> dict[str, Any] | None:
     return None if estimate is None else estimate.as_dict()
 
 
-def certify(
-    rng: Rng,
-    model: TwistedLM,
-    potential: Potential,
-    *,
-    prompt: Tensor,
-    num_steps: int,
-    collection: Collection | None,
-    num_particles: Sequence[int] = (4, 16, 64),
-    num_samples: int = 512,
-    budget: int = 512,
-    proposal: Proposal = twist_induced,
-    log_Z: Estimate | None = None,  # noqa: N803
-    max_batch: int = 512,
-) -> tuple[Certificate, Samples]:
-    """Certify the proposal of `model`, and SMC with it.
+@dataclass(frozen=True)
+class Subject:
+    """What is certified.
 
-    Args:
-        rng: source of randomness.
-        model: base model and twist; without a twist, the base model itself is certified.
+    Attributes:
+        model: base model and twist; without a twist, the base model itself.
         potential: φ, bound to the model.
         prompt: the prompt's tokens.
         num_steps: T.
-        collection: base draws and exact samples that took no part in training; None leaves only lower bounds, the
-            best of which then stands for log Z, so that KL(q‖σ) is bounded from below.
-        num_particles: N of the sandwiches.
-        num_samples: proposal samples for F.
-        budget: sequences spent on each bound at each N.
         proposal: q.
-        log_Z: a reference to use instead of the tighter of the sandwich and the base draws' own estimate.
-        max_batch: sequences in memory at a time.
+    """
 
-    Returns:
-        The certificate and the proposal samples that it used.
+    model: TwistedLM
+    potential: Potential
+    prompt: Tensor
+    num_steps: int
+    proposal: Proposal = twist_induced
+
+    def draw(self, rng: Rng, num_samples: int) -> Samples:
+        """Independent proposal samples."""
+        return proposal_samples(
+            rng, self.model, self.potential, prompts=[self.prompt], num_samples=num_samples, num_steps=self.num_steps,
+            proposal=self.proposal,
+        )  # fmt: skip
+
+
+def certify(
+    rng: Rng,
+    subject: Subject,
+    exact: ExactSamples | None,
+    *,
+    num_particles: Sequence[int] = (4, 16, 64),
+    num_samples: int = 512,
+    budget: int = 512,
+    drawn: Samples | None = None,
+    log_Z: Estimate | None = None,  # noqa: N803
+) -> Certificate:
+    """Certify a proposal, and SMC with it.
+
+    Args:
+        rng: source of randomness.
+        subject: model, potential, prompt, proposal.
+        exact: exact samples that took no part in training; None leaves only lower bounds, the best of which then stands
+            for log Z, so that KL(q‖σ) is bounded from below.
+        num_particles: N of the sandwiches.
+        num_samples: proposal samples for F and the IWAE bounds.
+        budget: sequences spent on each SMC bound at each N: budget / N runs, at least 2, at most one per exact sample.
+        drawn: proposal samples that are there already, used instead of drawing `num_samples`.
+        log_Z: a reference; whichever is narrower, this or the tightest sandwich, is used.
+
+    Raises:
+        ConfigError: a number is out of range.
+        ExactSamplesError: fewer than 2 exact samples.
     """
     if not num_particles or min(num_particles) < 1:
         raise ConfigError(f"num_particles must be at least 1 each, not {list(num_particles)}")
-    if num_samples < 2:
-        raise ConfigError(f"num_samples must be at least 2 for an interval, not {num_samples}")
+    if num_samples < max(2, *num_particles):
+        raise ConfigError(f"num_samples must be at least 2 and the largest num_particles, not {num_samples}")
+    if exact is not None and len(exact) < 2:
+        raise ExactSamplesError(f"a certificate needs at least 2 exact samples, not {len(exact)}; raise --num-draws")
     start = time.perf_counter()
-    exact = collection.exact if collection is not None else None
-    found = sandwiches(
-        rng.fork("bounds"), model, potential, num_particles=num_particles, budget=budget, prompt=prompt,
-        num_steps=num_steps, exact=exact, proposal=proposal, max_batch=max_batch,
-    )  # fmt: skip
-    if log_Z is not None:
-        source = "reference"
-    elif collection is None:
-        log_Z, source = max((b.lower for b in found), key=lambda e: e.value), "lower bound only"  # noqa: N806
-    else:
-        candidates = {"sandwich": best_log_Z(found), "base draws": log_Z_from_draws(collection.draws.log_phi)}
-        source = min(candidates, key=lambda name: candidates[name].half_width)
-        log_Z = candidates[source]  # noqa: N806
-    drawn = proposal_samples(
-        rng.fork("samples"), model, potential, prompts=[prompt], num_samples=num_samples, num_steps=num_steps,
-        proposal=proposal, max_batch=max_batch,
-    )  # fmt: skip
+    num_drawn = num_samples if drawn is None else 0
+    drawn = subject.draw(rng.fork("samples"), num_samples) if drawn is None else drawn
+    ratios = log_ratios(drawn)
+    exact_ratios = None if exact is None else exact_log_ratios(subject.model, exact, subject.proposal)
+    bounds = []
+    with bar("bounds on log Z", len(num_particles)) as report:
+        for done, n in enumerate(num_particles):
+            iwae = iwae_from_ratios(ratios, exact_ratios, n)
+            bounds += [iwae, _smc_bounds(rng, subject, exact, n, max(2, budget // n), iwae)]
+            report(done + 1, f"N = {n}")
+    sandwich = best_log_Z(bounds) if exact is not None else max((b.lower for b in bounds), key=lambda e: e.value)
+    source = "tightest sandwich" if exact is not None else "best lower bound"
+    if log_Z is not None and (exact is None or log_Z.half_width < sandwich.half_width):
+        sandwich, source = log_Z, "reference"
     sides = 1 if exact is None else 2
-    num_sequences = num_samples + sides * sum(b.num_particles * b.lower.n for b in found)
-    certificate = Certificate(
-        bounds=tuple(found),
-        divergences=divergences(model, drawn, exact, log_Z, proposal),
+    spent = sum(sides * b.num_particles * b.lower.n for b in bounds if b.method == "smc")
+    return Certificate(
+        bounds=tuple(bounds),
+        divergences=divergences(drawn, exact_ratios, sandwich),
         log_Z_source=source,
-        ess_fraction=float(ess(log_ratios(drawn))) / num_samples,
-        num_sequences=num_sequences,
+        ess_fraction=float(ess(ratios)) / len(drawn),
+        num_sequences=num_drawn + (spent if subject.model.twist is not None else 0),
         seconds=time.perf_counter() - start,
     )
-    return certificate, drawn
 
 
-def improvement(
-    model: TwistedLM, collection: Collection, proposal: Proposal = twist_induced
-) -> Estimate:
+def _smc_bounds(
+    rng: Rng, subject: Subject, exact: ExactSamples | None, num_particles: int, num_runs: int, iwae: Bounds
+) -> Bounds:
+    if subject.model.twist is None:
+        # Without a twist all weights are equal until φ comes in at the last step, so SMC never resamples: it is IWAE.
+        return replace(iwae, method="smc")
+    return log_Z_bounds(
+        rng.fork("smc"), subject.model, subject.potential, prompt=subject.prompt, num_steps=subject.num_steps,
+        num_particles=num_particles, num_runs=num_runs if exact is None else min(num_runs, len(exact)), exact=exact,
+        proposal=subject.proposal,
+    )  # fmt: skip
+
+
+def improvement(model: TwistedLM, exact: ExactSamples, proposal: Proposal = twist_induced) -> Estimate:
     """KL(σ‖p₀) − KL(σ‖q) on the same exact samples: log Z and most of the noise cancel."""
-    from twistlm.estimates import mean
-
-    samples = collection.exact.samples
-    found = model.densities(samples, proposal)
-    gain = (found.log_q - found.log_p).sum(-1)
-    return mean(gain) if math.isfinite(float(gain.sum())) else Estimate(-math.inf, -math.inf, math.inf, len(samples))
+    found = model.densities(exact.samples, proposal)
+    return mean((found.log_q - found.log_p).sum(-1))

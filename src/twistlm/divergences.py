@@ -10,7 +10,7 @@ the log Z that it used: a sandwich's midpoint, whose width then counts in the in
 
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from twistlm import smc
 from twistlm.estimates import Estimate, difference, mean
@@ -68,35 +68,28 @@ def proposal_samples(
     return Samples.concatenate(parts)
 
 
-def log_ratios(samples: Samples) -> "torch.Tensor":
+def log_ratios(samples: Samples) -> Tensor:
     """r = log p₀φ − log q of each sequence [B]."""
     return (samples.log_p - samples.log_q).sum(-1) + samples.log_phi
 
 
-def divergences(
-    model: TwistedLM,
-    drawn: Samples,
-    exact: ExactSamples | None,
-    log_Z: Estimate,  # noqa: N803
-    proposal: Proposal = twist_induced,
-) -> Divergences:
-    """Both KLs of `model`'s proposal.
+def exact_log_ratios(model: TwistedLM, exact: ExactSamples, proposal: Proposal = twist_induced) -> Tensor:
+    """r of each exact sample [m], with the q of `model`."""
+    found = model.densities(exact.samples, proposal)
+    return (found.log_p - found.log_q).sum(-1) + exact.samples.log_phi
+
+
+def divergences(drawn: Samples, exact_ratios: Tensor | None, log_Z: Estimate) -> Divergences:  # noqa: N803
+    """Both KLs of a proposal.
 
     Args:
-        model: base model and twist.
         drawn: independent samples of the proposal (`proposal_samples`).
-        exact: exact target samples that took no part in training; None leaves KL(σ‖q) out.
+        exact_ratios: `exact_log_ratios` of exact samples that took no part in training; None leaves KL(σ‖q) out.
         log_Z: reference with its interval.
-        proposal: the q that `drawn` came from.
     """
-    kl_target_q = None
-    if exact is not None:
-        scored = model.densities(exact.samples, proposal)
-        ratios = (scored.log_p - scored.log_q).sum(-1) + exact.samples.log_phi
-        kl_target_q = difference(mean(ratios), log_Z)
     return Divergences(
         kl_q_target=difference(log_Z, mean(log_ratios(drawn))),
-        kl_target_q=kl_target_q,
+        kl_target_q=None if exact_ratios is None else difference(mean(exact_ratios), log_Z),
         kl_q_prior=mean((drawn.log_q - drawn.log_p).sum(-1)),
         log_phi=mean(drawn.log_phi),
         phi=mean(drawn.log_phi.exp()),

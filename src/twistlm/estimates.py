@@ -104,5 +104,3 @@ def midpoint(lower: Estimate, upper: Estimate) -> Estimate:
     """The middle of a sandwich, with the whole sandwich and its errors as the interval."""
     value = (lower.value + upper.value) / 2
     return Estimate(value, min(lower.low, value), max(upper.high, value), min(lower.n, upper.n))
-
-

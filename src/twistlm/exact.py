@@ -41,8 +41,8 @@ class ExactSamples:
         """Refuse to be built from anything else than rejection sampling or its file."""
         if self._proof is not _MADE_HERE:
             raise ExactSamplesError(
-                "ExactSamples come from rejection sampling (twistlm.exact.collect) or from its file; approximate samples "
-                "would void the upper bound"
+                "ExactSamples come from rejection sampling (twistlm.exact.collect) or from its file; approximate "
+                "samples would void the upper bound"
             )
 
     def __len__(self) -> int:
@@ -155,7 +155,9 @@ def load(path: Path, target: str) -> Collection:
         log_phi=tensors["log_phi"],
         features=tensors.get("features"),
         # Drawn from p₀ itself, so their log p₀/q is 0.
-        siblings=None if siblings is None else Siblings(siblings.long(), torch.zeros(siblings.shape, dtype=torch.float64)),
+        siblings=None
+        if siblings is None
+        else Siblings(siblings.long(), torch.zeros(siblings.shape, dtype=torch.float64)),
     )
     return Collection(draws, tensors["accepted"], metadata["log_upper_bound"], target, metadata["num_chunks"])
 
@@ -204,8 +206,8 @@ def collect(
     bound = potential.log_upper_bound
     if bound is None:
         raise UpperBoundError(
-            f"rejection sampling needs an upper bound on the potential, and {type(potential).__name__} declares none; set "
-            "its log_upper_bound (0 for a probability), or do without exact samples (lower bounds only)"
+            f"rejection sampling needs an upper bound on the potential, and {type(potential).__name__} declares none; "
+            "set its log_upper_bound (0 for a probability), or do without exact samples (lower bounds only)"
         )
     base_model = TwistedLM(model.lm, None, model.eos)
     collection = so_far

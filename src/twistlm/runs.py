@@ -7,6 +7,8 @@
     checkpoint.safetensors   twist, optimiser, progress
     twist.safetensors        the finished twist
     certificate.json         bounds and divergences
+
+Every file is replaced as a whole, except metrics.jsonl: it grows line by line, and resuming drops what it will redo.
 """
 
 import json
@@ -55,7 +57,10 @@ class RunFolder:
             raise RunError(f"{path} is a file; choose another folder with --out")
         occupied = path.exists() and any(path.iterdir())
         if occupied and exists == "refuse":
-            raise RunError(f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another --out")
+            raise RunError(
+                f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose "
+                "another --out"
+            )
         if occupied and exists == "overwrite":
             if not (path / "config.json").exists():
                 raise RunError(f"{path} is not a run folder, so it is not overwritten; choose another --out")
@@ -68,8 +73,8 @@ class RunFolder:
             if found != asked:
                 different = sorted(k for k in {*found, *asked} if found.get(k) != asked.get(k))
                 raise RunError(
-                    f"{path} holds a run with another {', '.join(different)}; resume with the settings it was started with, "
-                    "or choose another --out"
+                    f"{path} holds a run with another {', '.join(different)}; resume with the settings it was "
+                    "started with, or choose another --out"
                 )
             return folder
         save_json(path / "config.json", {**asked, "versions": versions()})
@@ -85,7 +90,9 @@ class RunFolder:
         config = load_json(path / "config.json")
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             found = config.get("format") if isinstance(config, dict) else None
-            raise RunError(f"{path} was written in format {found} and this version reads format {FORMAT}; train it again")
+            raise RunError(
+                f"{path} was written in format {found} and this version reads format {FORMAT}; train it again"
+            )
         return RunFolder(path)
 
     @property
@@ -117,7 +124,9 @@ class RunFolder:
             except json.JSONDecodeError as error:
                 if number == len(lines) - 1:
                     break
-                raise RunError(f"{self._metrics} is corrupt at line {number + 1} ({error}); start over with --overwrite") from error
+                raise RunError(
+                    f"{self._metrics} is corrupt at line {number + 1} ({error}); start over with --overwrite"
+                ) from error
         return rows
 
     def truncate_metrics(self, done: int, *, finished: bool = False) -> list[dict[str, Any]]:

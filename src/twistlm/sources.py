@@ -151,16 +151,22 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
         log_psi, mask = found.log_psi, samples.mask
         if role == "target":
             if not bool(batch.log_w.isfinite().any()):
-                raise TrainingError("every target sample has weight zero (φ = 0); use more particles or a softer potential")
+                raise TrainingError(
+                    "every target sample has weight zero (φ = 0); use more particles or a softer potential"
+                )
             weights = normalise(batch.log_w)
             effective = float(ess(batch.log_w))
         else:
             log_psi, mask, weights = _towards_intermediate(batch, found.log_psi, found.siblings)
         made.append(
             Scored(
-                mask=mask, weights=weights.to(log_psi.dtype), log_p=samples.log_p, log_psi=log_psi,
-                log_normaliser=found.log_normaliser, log_phi=samples.log_phi,
-            )  # fmt: skip
+                mask=mask,
+                weights=weights.to(log_psi.dtype),
+                log_p=samples.log_p,
+                log_psi=log_psi,
+                log_normaliser=found.log_normaliser,
+                log_phi=samples.log_phi,
+            )
         )
     return Scoring(tuple(made), effective)
 
@@ -168,7 +174,9 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
 def _towards_intermediate(batch: Batch, log_psi: Tensor, siblings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """log ψ, mask and self-normalised weights p₀ψ_t/q [B', T]; siblings count as particles of their prefix."""
     if batch.log_ratio is None:
-        raise ConfigError("this source gives target samples only; choose 'base', 'proposal' or 'draws' for the intermediate role")
+        raise ConfigError(
+            "this source gives target samples only; choose 'base', 'proposal' or 'draws' for the intermediate role"
+        )
     mask, log_w = batch.samples.mask, batch.log_ratio + log_psi.detach()
     if siblings is not None and batch.samples.siblings is not None:
         # A sibling shares its prefix's ratio and has its own last factor; a finished prefix has no children.

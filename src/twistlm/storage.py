@@ -14,7 +14,7 @@ from twistlm.errors import RunError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it: survives a kill at any moment."""
+    """Let `write` fill a temporary file beside `path`, flush it to disk, rename it: survives a kill at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -17,17 +17,21 @@ import torch
 from torch import Tensor
 
 from twistlm import smc
+from twistlm.calibration import fit_value
 from twistlm.divergences import log_ratios, proposal_samples
 from twistlm.errors import ConfigError, RunError, TrainingError
 from twistlm.estimates import Estimate, difference, mean
-from twistlm.exact import ExactSamples
+from twistlm.exact import Collection
+from twistlm.logmath import normalise
 from twistlm.losses import ROLES
 from twistlm.progress import bar
 from twistlm.registry import lookup
+from twistlm.resampling import invert
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
 from twistlm.sources import Batch, Scoring, Setting, Source, score
 from twistlm.twisted import TwistedLM
+from twistlm.twists.low_rank import LowRankHead
 
 logger = logging.getLogger("twistlm")
 
@@ -93,12 +97,22 @@ Criterion = Callable[[Rng, TwistedLM], Estimate]
 """What training is judged by on data it never sees: smaller is better."""
 
 
-def held_out_divergence(exact: ExactSamples, setting: Setting) -> Criterion:
-    """G = E_σ[log p₀φ − log q] on exact samples set aside: KL(σ‖q) up to the constant log Z."""
+def held_out_divergence(rng: Rng, held_out: Collection, setting: Setting, count: int = 128) -> Criterion:
+    """G = E_σ[log p₀φ − log q] on base draws set aside: KL(σ‖q) up to the constant log Z.
+
+    `count` of the draws are chosen once, by weight φ and systematically: the same expectation as over those that
+    rejection accepted, with less noise, and few enough to score often. Its interval ignores that choice.
+    """
+    draws = held_out.draws
+    weights = normalise(draws.log_phi).unsqueeze(0)
+    points = (torch.arange(count) + rng.uniform((1, 1))) / count
+    index, copies = invert(weights, points.to(weights.device)).unique(return_counts=True)
+    chosen = draws.select(index)
 
     def criterion(rng: Rng, model: TwistedLM) -> Estimate:
-        found = model.densities(exact.samples, setting.proposal)
-        return mean((found.log_p - found.log_q).sum(-1) + exact.samples.log_phi)
+        found = model.densities(chosen, setting.proposal)
+        ratios = (found.log_p - found.log_q).sum(-1) + chosen.log_phi
+        return mean(ratios.repeat_interleave(copies))
 
     return criterion
 
@@ -131,24 +145,34 @@ class Progress:
 class Trainer:
     """Trains `setting.model`'s twist in place and leaves it at its best.
 
+    With `held_out` draws, what the proposal does not see of a low-rank twist is fitted at the end (`calibration`).
+
     Args:
         rng: source of randomness.
         setting: what sources draw from.
         config: how.
         criterion: the held-out judge.
         folder: where metrics and checkpoints go; None keeps them in memory only.
+        held_out: base draws that took no part in training.
 
     Raises:
         ConfigError: the model has no twist.
     """
 
     def __init__(
-        self, rng: Rng, setting: Setting, config: TrainingConfig, criterion: Criterion, folder: RunFolder | None = None
+        self,
+        rng: Rng,
+        setting: Setting,
+        config: TrainingConfig,
+        criterion: Criterion,
+        folder: RunFolder | None = None,
+        held_out: Collection | None = None,
     ) -> None:
         if setting.model.twist is None:
             raise ConfigError("there is nothing to train: build the model with a twist")
         self.rng, self.setting, self.config, self.criterion, self.folder = rng, setting, config, criterion, folder
-        self.module = setting.model.twist.module
+        self.twist, self.held_out = setting.model.twist, held_out
+        self.module = self.twist.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
@@ -181,7 +205,7 @@ class Trainer:
                 self._evaluate()
         progress.stopped = True
         self._checkpoint()
-        self._choose_shrinkage()
+        self._finish()
         return self.history
 
     # --- One update ---
@@ -249,25 +273,31 @@ class Trainer:
                 "weight_decay, or train on more draws (--num-draws)"
             )
 
-    def _choose_shrinkage(self) -> None:
-        """Try α on the best twist; the smallest criterion wins."""
+    def _finish(self) -> None:
+        """Restore the best twist, choose α for it, and fit its value if it has one."""
         self.module.load_state_dict(self.best)
-        head = self.setting.model.twist.head if self.setting.model.twist else None
-        assert head is not None
+        alpha = self._choose_shrinkage()
+        training = self.setting.collection
+        if isinstance(self.twist.head, LowRankHead) and training is not None and self.held_out is not None and alpha > 0:
+            fit = fit_value(self.setting.model, training.draws, self.held_out.draws)
+            self._record({"kind": "value", "update": self.progress.done, **fit})
+        if self.folder is not None:
+            self.folder.save_twist(self.module.state_dict(), {"update": self.progress.best_update, "alpha": alpha})
+
+    def _choose_shrinkage(self) -> float:
         values = {}
         for alpha in sorted({1.0, *self.config.shrinkages}):
-            head.shrinkage.fill_(alpha)
+            self.twist.head.shrinkage.fill_(alpha)
             values[alpha] = self.criterion(self.rng.fork("shrinkage"), self.setting.model).value
         chosen = min(values, key=lambda alpha: values[alpha])
-        head.shrinkage.fill_(chosen)
+        self.twist.head.shrinkage.fill_(chosen)
         self._record({"kind": "shrinkage", "update": self.progress.done, "alpha": chosen, "held_out": values})
         if chosen == 0.0:
             self._warn(
                 "no twist did better on held-out samples than none at all, so the base model is kept; train on more draws, "
                 "with a lower learning_rate or a smaller twist"
             )
-        if self.folder is not None:
-            self.folder.save_twist(self.module.state_dict(), {"update": self.progress.best_update, "alpha": chosen})
+        return chosen
 
     def _detect_collapse(self, scoring: Scoring, record: dict[str, Any]) -> None:
         self.progress.collapsed = self.progress.collapsed + 1 if scoring.ess < 2.0 else 0

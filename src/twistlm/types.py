@@ -6,7 +6,7 @@ Log quantities are in nats; those per particle are float64.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -185,7 +185,7 @@ class SMCResult:
     log_phi: Tensor
 
     @property
-    def log_Z_hat(self) -> Tensor:  # noqa: N802  (Z is the field's name for it)
+    def log_Z_hat(self) -> Tensor:
         """Estimate of log Z per run [R]: log of the mean weight. exp of it is unbiased for Z."""
         return log_mean_exp(self.particles.log_w)
 

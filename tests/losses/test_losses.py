@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import Case
 
+from cases import Case
 from twistlm import smc
 from twistlm.divergences import proposal_samples
 from twistlm.models.tabular import TabularHead
@@ -27,9 +27,13 @@ def enumerated(case: Case) -> Batch:
     tokens = truth.tokens[possible]
     count, num_steps = tokens.shape
     samples = Samples(
-        [case.prompt] * count, tokens, case.base.mask(tokens), torch.zeros(count, num_steps), torch.zeros(count, num_steps),
+        [case.prompt] * count,
+        tokens,
+        case.base.mask(tokens),
+        torch.zeros(count, num_steps),
+        torch.zeros(count, num_steps),
         truth.log_phi[possible],
-    )  # fmt: skip
+    )
     # Every prefix's weights sum to p₀(prefix) over its continuations.
     log_p = truth.log_p[possible]
     return Batch(samples, log_p + samples.log_phi, log_p.unsqueeze(-1).expand(-1, num_steps))
@@ -37,7 +41,7 @@ def enumerated(case: Case) -> Batch:
 
 def gradient(model: TwistedLM, name: str, batch: Batch) -> torch.Tensor:
     entry = lookup("loss", name)
-    scoring = score(model, {role: batch for role in entry.options["sources"]}, normaliser=entry.options["normaliser"])
+    scoring = score(model, dict.fromkeys(entry.options["sources"], batch), normaliser=entry.options["normaliser"])
     table = model.twist.head.table
     (result,) = torch.autograd.grad(entry.value(*scoring.scored), table)
     return result
@@ -58,12 +62,16 @@ def test_gradient_descent_reaches_the_exact_twist(case: Case, name: str) -> None
     batch = enumerated(case)
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
     before = case.truth.kl_target_q(model)
-    optimiser = torch.optim.LBFGS([model.twist.head.table], max_iter=300, line_search_fn="strong_wolfe") if name == "dpg" else torch.optim.Adam([model.twist.head.table], lr=0.05)
+    optimiser = (
+        torch.optim.LBFGS([model.twist.head.table], max_iter=300, line_search_fn="strong_wolfe")
+        if name == "dpg"
+        else torch.optim.Adam([model.twist.head.table], lr=0.05)
+    )
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
         entry = lookup("loss", name)
-        scoring = score(model, {r: batch for r in entry.options["sources"]}, normaliser=entry.options["normaliser"])
+        scoring = score(model, dict.fromkeys(entry.options["sources"], batch), normaliser=entry.options["normaliser"])
         value = entry.value(*scoring.scored)
         value.backward()
         return value

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from architectures import CONFIGS, Words, tiny_lm
 from cases import TablePotential
-
 from twistlm import smc
 from twistlm.errors import ModelError
 from twistlm.models.huggingface import HuggingFaceLM, load
@@ -77,7 +77,7 @@ def test_absorbing_eos_ends_a_sequence_and_its_weight_moves_only_through_phi() -
     potential = TablePotential(torch.tensor([-1.0, -2.0, -0.5]), 3)
     result = smc.run(Rng(0), model, potential, prompts=[PROMPTS[0]], num_particles=50, num_steps=8)
     tokens, ended = result.particles.tokens[0], result.particles.finished[0]
-    assert 0 < int(ended.sum())
+    assert int(ended.sum()) > 0
     for row in tokens[ended]:
         first = int((row == lm.eos_token_id).nonzero()[0, 0])
         assert (row[first:] == lm.eos_token_id).all()

@@ -60,9 +60,7 @@ def test_its_logits_are_those_of_the_packaged_gguf(folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
-    ids = AutoTokenizer.from_pretrained(folder)(
-        "Once upon a time, there was a", return_tensors="pt"
-    ).input_ids
+    ids = AutoTokenizer.from_pretrained(folder)("Once upon a time, there was a", return_tensors="pt").input_ids
     with torch.no_grad():
         exact = original(ids).logits.log_softmax(-1)
         saved = AutoModelForCausalLM.from_pretrained(folder).bfloat16().float()(ids).logits.log_softmax(-1)
@@ -96,9 +94,7 @@ def test_conversion_is_announced_and_leaves_only_the_folder(
     assert "about 20 seconds" in caplog.messages[0]
 
 
-def test_a_conversion_that_fails_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(source: Path, folder: Path) -> None:
         write_config(source, folder)
         raise KeyboardInterrupt

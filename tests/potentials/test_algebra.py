@@ -134,9 +134,7 @@ def test_deliberate_errors_pass_unchanged() -> None:
 
 
 def test_a_violated_bound_is_an_error_and_rounding_is_not() -> None:
-    with pytest.raises(
-        UpperBoundError, match=r"log φ = 0.001 above its log_upper_bound 0 on the tokens \[1, 3, 4\]"
-    ):
+    with pytest.raises(UpperBoundError, match=r"log φ = 0.001 above its log_upper_bound 0 on the tokens \[1, 3, 4\]"):
         evaluate(fixed(0.0, 1e-3, 0.0, bound=0.0), PROMPTS, TOKENS)
     assert evaluate(fixed(0.0, 1e-7, 0.0, bound=0.0), PROMPTS, TOKENS).shape == (3,)
 

@@ -33,9 +33,7 @@ def test_it_is_the_models_own_probability_and_zero_after_eos(gpt2, gpt2_lm, sequ
         expected = direct(gpt2, prompts[b], tokens[b], gpt2_lm.encode(" and on"))
         assert values[b] == pytest.approx(expected, abs=1e-9)
     assert values[3] == -math.inf
-    assert (
-        len({round(value, 3) for value in values[:3]}) == 3
-    )  # the three sequences differ, so rows are not mixed up
+    assert len({round(value, 3) for value in values[:3]}) == 3  # the three sequences differ, so rows are not mixed up
 
 
 def test_eos_may_be_a_token_like_any_other(gpt2, gpt2_lm, sequences) -> None:

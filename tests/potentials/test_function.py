@@ -27,9 +27,7 @@ def test_python_floats_keep_their_float64_digits(lm, batch) -> None:
 
 def test_a_function_on_tokens_runs_on_the_tabular_model() -> None:
     tabular = TabularLM.random(vocab_size=3, max_length=3, seed=0)
-    potential = Function(lambda prompts, tokens: -tokens.sum(1), on="tokens", log_upper_bound=0.0).bind(
-        tabular
-    )
+    potential = Function(lambda prompts, tokens: -tokens.sum(1), on="tokens", log_upper_bound=0.0).bind(tabular)
     tokens = torch.tensor([[0, 0], [1, 2]])
     assert evaluate(potential, [torch.tensor([1])] * 2, tokens).tolist() == [0.0, -3.0]
 

@@ -41,9 +41,7 @@ POTENTIALS = {
 
 
 def test_every_registered_potential_is_covered_here() -> None:
-    built_in = {
-        name for name, entry in available("potential").items() if entry.value.__module__.startswith("twistlm")
-    }
+    built_in = {name for name, entry in available("potential").items() if entry.value.__module__.startswith("twistlm")}
     assert built_in == set(POTENTIALS)
     assert all(entry.summary for entry in available("potential").values())
 

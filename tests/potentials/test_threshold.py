@@ -22,9 +22,7 @@ class Scorer(TextPotential):
         return torch.tensor([PHI[text] for text in texts], dtype=torch.float64).log()
 
     def logit(self, prompts: Prompts, tokens: Tensor) -> Tensor:
-        logit = self.map_texts(
-            prompts, tokens, lambda texts: torch.tensor([-10 * PHI[text] for text in texts])
-        )
+        logit = self.map_texts(prompts, tokens, lambda texts: torch.tensor([-10 * PHI[text] for text in texts]))
         return logit * math.nan if self.nan else logit
 
 

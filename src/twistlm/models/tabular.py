@@ -28,8 +28,8 @@ class TabularLM:
         self.feature_size = 1
         if self.vocab_size > 6 or table.shape[0] != num_nodes(self.vocab_size, max_length):
             raise ModelError(
-                f"a tabular model needs V ≤ 6 and one row per prefix: {num_nodes(self.vocab_size, max_length)} rows for "
-                f"V = {self.vocab_size} and max_length = {max_length}, not {table.shape[0]}"
+                f"a tabular model needs V ≤ 6 and one row per prefix: {num_nodes(self.vocab_size, max_length)} rows "
+                f"for V = {self.vocab_size} and max_length = {max_length}, not {table.shape[0]}"
             )
 
     @staticmethod
@@ -100,4 +100,3 @@ class TabularHead(nn.Module):
         """A twist whose table is `log_psi` [prefixes, V]."""
         head = TabularHead(log_psi)
         return Twist(head, head)
-

@@ -41,7 +41,7 @@ class Enumeration:
         return Enumeration(prompt, tokens, log_p, potential.log_phi(prompts, tokens).double())
 
     @property
-    def log_Z(self) -> Tensor:  # noqa: N802
+    def log_Z(self) -> Tensor:
         """log Σ p₀φ, a scalar."""
         return torch.logsumexp(self.log_p + self.log_phi, 0)
 
@@ -92,6 +92,8 @@ def exact_twist(model: TwistedLM, enumeration: Enumeration) -> Twist:
         for key in keys.unique():
             inside = keys == key
             log_prefix = torch.logsumexp(enumeration.log_p[inside], 0)
-            value = torch.logsumexp(joint[inside], 0) - log_prefix if log_prefix.isfinite() else log_prefix.new_zeros(())
+            value = (
+                torch.logsumexp(joint[inside], 0) - log_prefix if log_prefix.isfinite() else log_prefix.new_zeros(())
+            )
             table[key // lm.vocab_size, key % lm.vocab_size] = value
     return TabularHead.twist(table)

@@ -1,5 +1,6 @@
 """An Rng that takes every random path, so that an expectation over SMC is a finite sum without Monte Carlo noise."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -39,7 +40,7 @@ class ExhaustiveRng(Rng):
         values = torch.empty(tuple(shape), dtype=torch.float64)
         for row in range(shape[0]):
             cuts = sorted({0.0, 1.0, *(float(cut) for cut in breaks[row] if 0.0 < cut < 1.0)})
-            widths = [high - low for low, high in zip(cuts, cuts[1:], strict=False)]
+            widths = [high - low for low, high in itertools.pairwise(cuts)]
             for column in range(shape[1]):
                 k = self._choose(widths)
                 values[row, column] = (cuts[k] + cuts[k + 1]) / 2

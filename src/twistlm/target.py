@@ -1,0 +1,143 @@
+"""The target: a base model, a prompt and a potential."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twistlm import exact
+from twistlm.errors import ConfigError, PromptError
+from twistlm.exact import Collection
+from twistlm.potentials import Function, from_spec, spec
+from twistlm.potentials.base import evaluate
+from twistlm.registry import lookup
+from twistlm.rng import Rng
+from twistlm.twisted import TwistedLM
+from twistlm.types import BaseLM, Potential, Samples, Twist
+
+
+class Target:
+    """σ ∝ p₀ φ: what to sample from.
+
+    Args:
+        model: a registered name (`twistlm list`), a folder, a hub name, or a loaded `BaseLM`.
+        potential: φ; or a function of a list of texts that returns log φ of each.
+        prompt: the text to continue.
+        num_tokens: T new tokens.
+        eos: "absorb" ends a text at its first EOS; "ignore" always draws T tokens, as in the paper's experiments.
+        dtype: precision of the weights; "auto" as stored.
+        device: a torch device.
+
+    Raises:
+        PromptError: the prompt is empty.
+        ConfigError: num_tokens < 1.
+    """
+
+    def __init__(
+        self,
+        model: str | BaseLM,
+        potential: Potential | Callable[[list[str]], Any],
+        prompt: str,
+        num_tokens: int,
+        *,
+        eos: str = "absorb",
+        dtype: str = "auto",
+        device: str = "cpu",
+    ) -> None:
+        if not prompt:
+            raise PromptError("prompt is empty; give the text that the model should continue")
+        if num_tokens < 1:
+            raise ConfigError(f"num_tokens must be at least 1, not {num_tokens}")
+        self.model_name = model if isinstance(model, str) else getattr(model, "name", type(model).__name__)
+        self._lm = None if isinstance(model, str) else model
+        self.potential: Potential = potential if isinstance(potential, Potential) else Function(potential)
+        self.prompt, self.num_tokens, self.eos, self.dtype, self.device = prompt, num_tokens, eos, dtype, device
+
+    @cached_property
+    def lm(self) -> BaseLM:
+        """The base model, loaded at first use."""
+        if self._lm is not None:
+            return self._lm
+        from twistlm.models.huggingface import load
+
+        return load(self.model_name, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def bound_potential(self) -> Potential:
+        """φ, reading texts with the model's tokenizer."""
+        return self.potential.bind(self.lm)
+
+    @cached_property
+    def prompt_tokens(self) -> Tensor:
+        """The prompt's tokens [P]."""
+        return self.lm.encode(self.prompt)
+
+    def twisted(self, twist: Twist | None = None) -> TwistedLM:
+        """The base model with a twist, checked for length."""
+        model = TwistedLM(self.lm, twist, self.eos)
+        model.check([self.prompt_tokens], self.num_tokens)
+        return model
+
+    def build_twist(self, name: str, options: Mapping[str, Any], *, blank: bool = False) -> Twist:
+        """A new twist; `blank` leaves out what saved weights will bring anyway."""
+        entry = lookup("twist", name)
+        arguments = dict(options)
+        if entry.options.get("needs_token_log_phi") and not blank:
+            arguments["token_log_phi"] = self.token_log_phi
+        try:
+            return entry.value(self.lm, **arguments)  # type: ignore[no-any-return]
+        except TypeError as error:
+            raise ConfigError(f"twist {name!r}: {error}") from error
+
+    @cached_property
+    def token_log_phi(self) -> Tensor:
+        """log φ(prompt + v) of every single token v [V]."""
+        tokens = torch.arange(self.lm.vocab_size).unsqueeze(-1)
+        return evaluate(self.bound_potential, [self.prompt_tokens] * len(tokens), tokens)
+
+    def spec(self) -> dict[str, Any]:
+        """JSON values that `from_spec` reads back.
+
+        Raises:
+            ConfigError: the potential has no JSON form (a lambda, a loaded model).
+        """
+        return {
+            "model": self.model_name, "potential": spec(self.potential), "prompt": self.prompt,
+            "num_tokens": self.num_tokens, "eos": self.eos, "dtype": self.dtype, "device": self.device,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_spec(fields: Mapping[str, Any]) -> "Target":
+        """The target that `spec` described."""
+        arguments = dict(fields)
+        return Target(arguments.pop("model"), from_spec(arguments.pop("potential")), **arguments)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the target in files of exact samples: what changes σ changes it."""
+        try:
+            described = self.spec()
+        except ConfigError:
+            described = {"model": self.model_name, "potential": repr(self.potential), "prompt": self.prompt,
+                         "num_tokens": self.num_tokens, "eos": self.eos}  # fmt: skip
+        described.pop("device", None)
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+    def collect(
+        self, rng: Rng, *, num_samples: int | None, max_draws: int, path: Path | None = None, **settings: Any
+    ) -> Collection:
+        """Exact samples by rejection; continues the file at `path` if there is one. See `twistlm.exact.collect`."""
+        so_far = exact.load(path, self.fingerprint) if path is not None and path.exists() else None
+        return exact.collect(
+            rng, self.twisted(), self.bound_potential, prompt=self.prompt_tokens, num_steps=self.num_tokens,
+            target=self.fingerprint, num_samples=num_samples, max_draws=max_draws, so_far=so_far, save_to=path, **settings,
+        )  # fmt: skip
+
+    def texts(self, samples: Samples) -> list[str]:
+        """The continuations, without the prompt."""
+        return self.lm.decode(list(samples.tokens))
