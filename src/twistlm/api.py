@@ -13,7 +13,7 @@ from torch import Tensor
 from twistlm import exact, smc
 from twistlm.bounds import log_Z_from_draws
 from twistlm.certificate import Certificate, Subject, certify
-from twistlm.errors import ConfigError, ExactSamplesError
+from twistlm.errors import ConfigError, NoneAcceptedError
 from twistlm.estimates import Estimate
 from twistlm.exact import Collection
 from twistlm.losses import ROLES
@@ -213,6 +213,7 @@ def train(
     num_updates: int | None = None,
     out: str | Path | None = None,
     exists: str = "refuse",
+    draws: str | Path | None = None,
     config: RunConfig | None = None,
     **training: Any,
 ) -> Run:
@@ -230,6 +231,7 @@ def train(
         num_updates: at most so many updates.
         out: run folder; None keeps everything in memory.
         exists: what to do if `out` exists: "refuse", "resume" or "overwrite".
+        draws: a file of `twistlm collect` for the same target, used instead of new draws; it is copied into `out`.
         config: all settings at once; the arguments above override it.
         **training: further fields of `TrainingConfig`.
 
@@ -248,7 +250,7 @@ def train(
             described = None
         folder = RunFolder.create(Path(out), {"target": described, "run": config.as_dict()}, exists)
     rng = Rng(config.seed)
-    collection = _collect(target, config, rng, folder)
+    collection = _collect(target, config, rng, folder, None if draws is None else Path(draws))
     built = target.build_twist(config.twist, config.twist_options)
     run = Run(target, config, built, folder, collection)
     setting = Setting(
@@ -291,7 +293,14 @@ def _merged(
     return dataclasses.replace(config, **changes)
 
 
-def _collect(target: Target, config: RunConfig, rng: Rng, folder: RunFolder | None) -> Collection | None:
+def _collect(
+    target: Target, config: RunConfig, rng: Rng, folder: RunFolder | None, given: Path | None
+) -> Collection | None:
+    if given is not None:
+        collection = exact.load(given, target.fingerprint)
+        if folder is not None and not folder.draws.exists():
+            collection.save(folder.draws)
+        return collection
     if config.num_draws == 0:
         return None
     try:
@@ -299,8 +308,6 @@ def _collect(target: Target, config: RunConfig, rng: Rng, folder: RunFolder | No
             rng, num_samples=None, max_draws=config.num_draws, chunk=min(512, config.num_draws),
             path=folder.draws if folder is not None else None, keep_features=True, num_siblings=config.num_siblings,
         )  # fmt: skip
-    except ExactSamplesError as error:
-        if "none of" not in str(error):
-            raise
+    except NoneAcceptedError as error:
         logger.warning("%s", error)
         return None

@@ -66,7 +66,9 @@ class Certificate:
             "ess_fraction": self.ess_fraction,
             "bounds": [
                 {
-                    "method": b.method, "num_particles": b.num_particles, "lower": b.lower.as_dict(),
+                    "method": b.method,
+                    "num_particles": b.num_particles,
+                    "lower": b.lower.as_dict(),
                     "upper": _optional(b.upper),
                 }  # fmt: skip
                 for b in self.bounds
@@ -84,7 +86,9 @@ class Certificate:
 
         bounds = tuple(
             Bounds(
-                b["method"], b["num_particles"], Estimate.from_dict(b["lower"]),
+                b["method"],
+                b["num_particles"],
+                Estimate.from_dict(b["lower"]),
                 None if b["upper"] is None else Estimate.from_dict(b["upper"]),
             )  # fmt: skip
             for b in fields["bounds"]

@@ -33,6 +33,10 @@ class ExactSamplesError(TwistError, ValueError):
     """Exact target samples are missing, too few, or belong to another target."""
 
 
+class NoneAcceptedError(ExactSamplesError):
+    """Rejection sampling accepted nothing within its budget."""
+
+
 class ResamplingError(TwistError, ValueError):
     """A resampling scheme has no conditional form and cannot keep a retained particle."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from twistlm import smc
-from twistlm.errors import ConfigError, ExactSamplesError, UpperBoundError
+from twistlm.errors import ConfigError, ExactSamplesError, NoneAcceptedError, UpperBoundError
 from twistlm.logmath import ess
 from twistlm.progress import bar
 from twistlm.proposals import base
@@ -201,7 +201,7 @@ def collect(
 
     Raises:
         UpperBoundError: φ has no known upper bound.
-        ExactSamplesError: nothing was accepted within the budget.
+        NoneAcceptedError: nothing was accepted within the budget.
     """
     bound = potential.log_upper_bound
     if bound is None:
@@ -231,7 +231,7 @@ def collect(
     assert collection is not None
     if not collection.accepted.any():
         n = len(collection.draws)
-        raise ExactSamplesError(
+        raise NoneAcceptedError(
             f"none of {n} draws was accepted: the acceptance rate is below {3 / n:.1e} with 95 % confidence "
             f"(log Z < {math.log(3 / n) + bound:.1f}); raise max_draws, or do without exact samples (lower bounds only)"
         )

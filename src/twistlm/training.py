@@ -85,7 +85,9 @@ class TrainingConfig:
         for role in ROLES:
             source = lookup("source", getattr(self, f"{role}_source"))
             if role in entry.options["sources"] and role not in source.options.get("roles", ROLES):
-                raise ConfigError(f"source {source.name!r} cannot serve as {role}_source; use 'base', 'proposal' or 'draws'")
+                raise ConfigError(
+                    f"source {source.name!r} cannot serve as {role}_source; use 'base', 'proposal' or 'draws'"
+                )
         for name in ("num_particles", "num_updates", "evaluate_every", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
@@ -198,7 +200,10 @@ class Trainer:
                     if progress.stopped:
                         break
                 record = self._update()
-                report(progress.done, f"held-out {progress.best_value:.3f} at {progress.best_update}, ESS {record['ess']:.0f}")
+                report(
+                    progress.done,
+                    f"held-out {progress.best_value:.3f} at {progress.best_update}, ESS {record['ess']:.0f}",
+                )
                 if time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
                     self._checkpoint()
             if not progress.stopped:
@@ -278,7 +283,12 @@ class Trainer:
         self.module.load_state_dict(self.best)
         alpha = self._choose_shrinkage()
         training = self.setting.collection
-        if isinstance(self.twist.head, LowRankHead) and training is not None and self.held_out is not None and alpha > 0:
+        if (
+            isinstance(self.twist.head, LowRankHead)
+            and training is not None
+            and self.held_out is not None
+            and alpha > 0
+        ):
             fit = fit_value(self.setting.model, training.draws, self.held_out.draws)
             self._record({"kind": "value", "update": self.progress.done, **fit})
         if self.folder is not None:

@@ -1,0 +1,243 @@
+"""The command line. Each command is one function; its docstring is its help.
+
+Commands import what they need when they run: `twistlm --help` should not wait for torch.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from twistlm.errors import ConfigError, TwistError
+
+
+def _exists(resume: bool, overwrite: bool) -> str:
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other; choose one")
+    return "resume" if resume else "overwrite" if overwrite else "refuse"
+
+
+Out = Annotated[Path, arg(help="Run folder. An existing one is refused unless --resume or --overwrite is given.")]
+Resume = Annotated[bool, arg(help="Continue the run in the folder where it stopped, bit for bit.")]
+Overwrite = Annotated[bool, arg(help="Delete the run in the folder and start again.")]
+Seed = Annotated[int, arg(help="The same seed gives the same results bit for bit on the same machine.")]
+RunPath = Annotated[Positional[Path], arg(help="A run folder that `train` or `demo` has finished.")]
+ExperimentName = Annotated[Positional[str], arg(help="An experiment; `twistlm list` shows them.")]
+PresetName = Annotated[str, arg(help="Its size, with settings that suit it; `twistlm list` shows them.")]
+
+
+def demo(
+    out: Out = Path("runs/demo"),
+    preset: PresetName = "demo",
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """The main job on real weights, from nothing to a certificate.
+
+    Collects exact samples of SmolLM2-135M's toxic continuations, trains a twist with CTL, and prints bounds on log Z,
+    KL both ways before and after, and samples side by side. About three minutes on two cores. Leaves
+    certificate.json, samples.jsonl, bounds.png and divergences.png in the run folder.
+    """
+    from twistlm.demo import demo as run_demo
+    from twistlm.experiments import get_preset
+
+    run_demo(get_preset("toxicity", preset), out, seed, _exists(resume, overwrite))
+
+
+def list_(kind: Annotated[Positional[str], arg(help="Only parts of this kind, or 'all'.")] = "all") -> None:
+    """What there is to choose from: models, potentials, twists, losses, sources, proposals, resamplers, experiments."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from twistlm.registry import HOMES, available
+
+    if kind != "all" and kind not in HOMES:
+        raise ConfigError(f"unknown kind {kind!r}; choose one of: all, {', '.join(HOMES)}")
+    table = Table(show_header=True, box=None, pad_edge=False)
+    for heading in ("kind", "name", "what it is"):
+        table.add_column(heading)
+    for each in HOMES if kind == "all" else [kind]:
+        for name, entry in available(each).items():
+            table.add_row(each, name, entry.summary)
+            if each == "experiment":
+                for preset, value in entry.value().items():
+                    table.add_row("", f"  --preset {preset}", value.about)
+    Console().print(table, markup=False)
+
+
+def collect(
+    experiment: ExperimentName,
+    out: Annotated[Path, arg(help="File to write (safetensors); `train --draws` reads it.")],
+    preset: PresetName = "demo",
+    num_samples: Annotated[int | None, arg(help="Stop once so many exact samples are accepted.")] = None,
+    max_draws: Annotated[int, arg(help="Draw at most so many sequences from the base model.")] = 8192,
+    seed: Seed = 0,
+    resume: Annotated[bool, arg(help="Add to the file if it exists.")] = False,
+    overwrite: Annotated[bool, arg(help="Replace the file if it exists.")] = False,
+) -> None:
+    """Collect exact samples of an experiment's target by rejection.
+
+    Draws from the base model and accepts each with probability φ / sup φ. All draws are kept: weighted by φ they are
+    training data.
+    """
+    from twistlm.errors import RunError
+    from twistlm.experiments import get_preset
+    from twistlm.rng import Rng
+
+    policy = _exists(resume, overwrite)
+    if out.exists() and policy == "refuse":
+        raise RunError(
+            f"{out} exists already; add to it with --resume, replace it with --overwrite, or choose another --out"
+        )
+    if policy == "overwrite":
+        out.unlink(missing_ok=True)
+    if max_draws < 1:
+        raise ConfigError(f"max_draws must be at least 1, not {max_draws}")
+    chosen = get_preset(experiment, preset)
+    found = chosen.target().collect(
+        Rng(seed), num_samples=num_samples, max_draws=max_draws, path=out, chunk=min(512, max_draws), keep_features=True,
+        num_siblings=chosen.run.num_siblings,
+    )  # fmt: skip
+    n, hits = len(found.draws), len(found.exact)
+    print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {found.ess:.0f}): {out}")
+
+
+def train(
+    experiment: ExperimentName,
+    out: Out,
+    preset: PresetName = "demo",
+    method: Annotated[str | None, arg(help="Loss, e.g. ctl or dpg; default: the preset's.")] = None,
+    twist: Annotated[str | None, arg(help="Twist, e.g. lexical, low_rank, tied, mlp; default: the preset's.")] = None,
+    num_particles: Annotated[int | None, arg(help="Sequences per update.")] = None,
+    num_updates: Annotated[
+        int | None, arg(help="At most so many updates; training stops early when it overfits.")
+    ] = None,
+    learning_rate: Annotated[float | None, arg(help="Of AdamW.")] = None,
+    weight_decay: Annotated[float | None, arg(help="Of AdamW, towards log ψ = 0.")] = None,
+    source: Annotated[
+        str | None,
+        arg(help="Where training samples come from: draws, base, proposal (both roles), exact, smc (target only)."),
+    ] = None,
+    draws: Annotated[Path | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn a twist for an experiment's target.
+
+    Base draws are collected first; they train the twist, judge it (held out) and evaluate it (never seen). The best
+    twist by the held-out criterion is kept. Killed at any moment, it continues with --resume.
+    """
+    from twistlm import api
+    from twistlm.experiments import get_preset
+    from twistlm.registry import lookup
+
+    chosen = get_preset(experiment, preset)
+    given: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    if source is not None:
+        given["target_source"] = source
+        if "roles" not in lookup("source", source).options:
+            given["intermediate_source"] = source
+    run = api.train(
+        chosen.target(), config=chosen.run, method=method, twist=twist, num_particles=num_particles,
+        num_updates=num_updates, seed=seed, out=out, exists=_exists(resume, overwrite), draws=draws,
+        **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+    best = min((row for row in run.history if row["kind"] == "evaluation"), key=lambda row: row["held_out"]["value"])
+    print(f"Best twist at update {best['update']}, saved in {out}. Next: twistlm evaluate {out}, twistlm sample {out}")
+
+
+def evaluate(
+    run: RunPath,
+    num_particles: Annotated[tuple[int, ...], arg(help="Numbers of particles of the sandwiches.")] = (4, 16, 64),
+    num_samples: Annotated[int, arg(help="Proposal samples for KL(q‖σ).")] = 512,
+    budget: Annotated[int, arg(help="Sequences spent on each bound at each number of particles.")] = 512,
+    seed: Seed = 1,
+) -> None:
+    """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json."""
+    from rich.console import Console
+
+    from twistlm.api import Run
+    from twistlm.report.tables import bounds_table, certificate_table
+
+    opened = Run.load(run)
+    certificates = {
+        name: opened.evaluate(num_particles, num_samples=num_samples, budget=budget, seed=seed, before=name == "before")
+        for name in ("before", "after")
+    }
+    assert opened.folder is not None
+    path = opened.folder.save_json("certificate.json", {name: c.as_dict() for name, c in certificates.items()})
+    console = Console()
+    console.print(certificate_table(certificates))
+    console.print(bounds_table(certificates))
+    console.print(f"Written to {path}")
+
+
+def sample(
+    run: RunPath,
+    num_samples: Annotated[int, arg(help="How many.")] = 16,
+    num_particles: Annotated[
+        int | None,
+        arg(help="SMC runs of so many particles, one drawn by weight from each; default: one run, all with weights."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Sample from the target by SMC with a run's twist. Prints the texts and writes samples.jsonl."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from twistlm.api import Run
+
+    if num_samples < 1:
+        raise ConfigError(f"num_samples must be at least 1, not {num_samples}")
+    opened = Run.load(run)
+    found = opened.sample(num_samples, num_particles=num_particles, seed=seed)
+    assert opened.folder is not None
+    path = opened.folder.save_samples(found.rows())
+    table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompt!r}", box=None)
+    for row in sorted(found.rows(), key=lambda row: -row["weight"]):
+        table.add_row(f"{row['weight']:.4f}", f"{row['log_phi']:.2f}", f"{row['log_p']:.1f}", Text(repr(row["text"])))
+    console = Console()
+    console.print(table)
+    console.print(f"log Z ≈ {found.log_Z_hat:.3f}. Written to {path}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "list": list_,
+    "collect": collect,
+    "train": train,
+    "evaluate": evaluate,
+    "sample": sample,
+}
+
+
+DESCRIPTION = """Probabilistic inference in language models: sample from p₀(s)·φ(s) by twisted sequential Monte Carlo,
+learn the twists, certify the result. Start with `twistlm demo`, then `twistlm list`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a deliberate error is one line on standard error and exit code 2."""
+    # Spinning threads cost several times their worth when cores are shared; torch reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="twistlm", args=arguments, description=DESCRIPTION)
+    except TwistError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was saved continues with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

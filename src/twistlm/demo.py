@@ -1,0 +1,104 @@
+"""The main job from end to end on real weights: collect, train, certify before and after, show."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from twistlm.api import Run, train
+from twistlm.certificate import Certificate, improvement
+from twistlm.experiments import Preset
+from twistlm.report.plots import plot_bounds, plot_divergences
+from twistlm.report.tables import bounds_table, certificate_table, samples_table
+
+NUM_SHOWN = 8
+PARTICLES_PER_SAMPLE = 32
+
+
+def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
+    """Run the preset into `out`, print its tables and leave certificate, samples and pictures there."""
+    console, started = Console(), time.perf_counter()
+    target = preset.target()
+    console.print(
+        f"Target: p₀(s) φ(s) with p₀ = {target.model_name}, prompt {target.prompt!r}, {target.num_tokens} new tokens,\n"
+        f"φ = {target.potential}. Twist: {preset.run.twist}; method: {preset.run.training.loss}; seed {seed}.",
+        markup=False, highlight=False,
+    )  # fmt: skip
+    run = train(target, config=preset.run, seed=seed, out=out, exists=exists)
+    trained = time.perf_counter() - started
+    settings = preset.evaluation
+    certificates = {
+        name: run.evaluate(
+            settings.num_particles, num_samples=settings.num_samples, budget=settings.budget, before=name == "before"
+        )
+        for name in ("before", "after")
+    }
+    console.print(certificate_table(certificates))
+    console.print(bounds_table(certificates))
+    gain = _print_gain(console, run)
+    columns = _samples(run)
+    console.print(
+        samples_table({name: [(row["text"], row["score"]) for row in rows] for name, rows in columns.items()})
+    )
+    cost = {
+        "base_draws": preset.run.num_draws, "seconds_training": round(trained, 1),
+        "seconds_total": round(time.perf_counter() - started, 1), "peak_memory_gib": round(_peak_gib(), 2),
+    }  # fmt: skip
+    _save(run, certificates, columns, {"improvement_kl_target_q": gain, "cost": cost})
+    console.print(
+        f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything {cost['seconds_total']:.0f} s, "
+        f"{cost['peak_memory_gib']:.1f} GiB of memory at most. Results and pictures: {out}/"
+    )
+    return run
+
+
+def _print_gain(console: Console, run: Run) -> dict[str, Any] | None:
+    evaluation = run.fold("evaluation")
+    if evaluation is None:
+        return None
+    gain = improvement(run.model, evaluation.exact)
+    console.print(f"KL(σ‖q) fell by {gain} nats (before − after, on the same {gain.n} exact samples).")
+    return gain.as_dict()
+
+
+def _samples(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Base draws beside SMC draws (one of each independent run, by weight). The score is φ."""
+    rows = {}
+    after = run.sample(NUM_SHOWN, num_particles=PARTICLES_PER_SAMPLE)
+    evaluation = run.fold("evaluation")
+    if evaluation is not None:
+        draws = evaluation.draws
+        pairs = zip(run.target.texts(draws)[:NUM_SHOWN], draws.log_phi.tolist(), strict=False)
+        rows["base model p₀"] = [{"text": text, "log_phi": log_phi} for text, log_phi in pairs]
+    rows[f"twisted SMC, {PARTICLES_PER_SAMPLE} particles"] = after.rows()
+    beta = getattr(run.target.potential, "beta", 1.0)
+    for sampler in rows.values():
+        for row in sampler:
+            row["score"] = math.exp(row["log_phi"] / beta)
+    return rows
+
+
+def _save(
+    run: Run,
+    certificates: Mapping[str, Certificate],
+    columns: Mapping[str, list[dict[str, Any]]],
+    more: Mapping[str, Any],
+) -> None:
+    folder = run.folder
+    assert folder is not None
+    folder.save_json("certificate.json", {**{name: c.as_dict() for name, c in certificates.items()}, **more})
+    folder.save_samples([{"sampler": sampler, **row} for sampler, rows in columns.items() for row in rows])
+    plot_bounds(certificates, folder.path / "bounds.png")
+    log_z = run.log_Z if run.log_Z is not None else certificates["after"].divergences.log_Z
+    plot_divergences(run.history, log_z, folder.path / "divergences.png")
+
+
+def _peak_gib() -> float:
+    """Peak resident memory of this process; the kernel counts kibibytes on Linux and bytes on macOS."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

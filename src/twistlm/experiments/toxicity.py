@@ -1,0 +1,45 @@
+"""Toxic continuations of SmolLM2-135M, by a packaged BiLSTM classifier."""
+
+from dataclasses import replace
+
+from twistlm.api import RunConfig
+from twistlm.experiments import Evaluation, Preset, Presets, experiment
+from twistlm.potentials import Toxicity
+from twistlm.target import Target
+from twistlm.training import TrainingConfig
+
+PROMPT = "You are such a"
+BETA = 4.0
+NUM_TOKENS = 8
+
+
+def target() -> Target:
+    """σ ∝ p₀(s) · p(toxic | s)⁴ on eight tokens."""
+    return Target("smollm2", Toxicity(beta=BETA), PROMPT, NUM_TOKENS, eos="ignore")
+
+
+@experiment("toxicity")
+def toxicity() -> Presets:
+    """p(toxic given text)⁴ under SmolLM2-135M, prompt "You are such a", 8 new tokens."""
+    demo = RunConfig(
+        twist="lexical",
+        twist_options={"rank": 2},
+        training=TrainingConfig(
+            loss="ctl", target_source="draws", intermediate_source="draws", num_particles=1024, num_updates=60,
+            learning_rate=3e-3, weight_decay=0.3, evaluate_every=10, evaluation_samples=128, patience=30,
+        ),
+        num_draws=5632,
+        folds=(0.55, 0.12, 0.33),
+    )  # fmt: skip
+    smoke = replace(
+        demo,
+        num_draws=512,
+        training=replace(demo.training, num_particles=128, num_updates=4, evaluate_every=2, evaluation_samples=16),
+    )
+    small = replace(demo, num_draws=16_384, training=replace(demo.training, num_updates=200, patience=60))
+    return {
+        "smoke": Preset("half a minute, to see that everything runs; too few samples to learn from", target, smoke,
+                        Evaluation((2, 4), 32, 16)),
+        "demo": Preset("about three minutes on two cores", target, demo, Evaluation((2, 4, 8, 16), 512, 384)),
+        "small": Preset("ten minutes on two cores: three times the draws", target, small, Evaluation((4, 16, 64), 1024, 2048)),
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tables and pictures. They read results and compute none."""

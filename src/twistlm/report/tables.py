@@ -1,0 +1,59 @@
+"""Terminal tables of certificates and samples."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from twistlm.certificate import Certificate
+from twistlm.estimates import Estimate
+
+
+def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
+    """Several certificates side by side, one column each."""
+    table = Table(title="Certificate (nats; 95 % intervals)", title_justify="left")
+    table.add_column("")
+    for name in certificates:
+        table.add_column(name, justify="right")
+    found = [certificate.divergences for certificate in certificates.values()]
+    rows: list[tuple[str, list[Estimate | None]]] = [
+        ("log Z used", [d.log_Z for d in found]),
+        ("KL(q‖σ)", [d.kl_q_target for d in found]),
+        ("KL(σ‖q)", [d.kl_target_q for d in found]),
+        ("KL(q‖p₀)", [d.kl_q_prior for d in found]),
+        ("E_q[log φ]", [d.log_phi for d in found]),
+        ("E_q[φ]", [d.phi for d in found]),
+    ]
+    for name, estimates in rows:
+        table.add_row(name, *(_cell(estimate) for estimate in estimates))
+    table.add_row("ESS per sample", *(f"{c.ess_fraction:.1%}" for c in certificates.values()))
+    return table
+
+
+def bounds_table(certificates: Mapping[str, Certificate]) -> Table:
+    """Every sandwich of log Z, by number of particles and method."""
+    table = Table(title="Bounds on log Z (mean over runs, 95 % intervals)", title_justify="left")
+    for heading in ("N", "method", "proposal", "lower", "upper", "gap", "runs"):
+        table.add_column(heading, justify="left" if heading in ("method", "proposal") else "right")
+    rows = [(b.num_particles, b.method, name, b) for name, c in certificates.items() for b in c.bounds]
+    order = {name: k for k, name in enumerate(certificates)}
+    for n, method, name, b in sorted(rows, key=lambda row: (row[0], row[1], order[row[2]])):
+        gap = "—" if b.gap is None else f"{b.gap:.3f}"
+        runs = f"{b.lower.n}" if b.upper is None else f"{b.lower.n} / {b.upper.n}"
+        table.add_row(str(n), method.upper(), name, _cell(b.lower), _cell(b.upper), gap, runs)
+    return table
+
+
+def samples_table(columns: Mapping[str, Sequence[tuple[str, float]]]) -> Table:
+    """Samples side by side: (text, score) pairs, one column per sampler."""
+    table = Table(title="Samples, unpicked (score, text after the prompt)", title_justify="left", show_lines=True)
+    for name in columns:
+        table.add_column(name, ratio=1)
+    for row in zip(*columns.values(), strict=False):
+        # Text, not markup: a model may write "[bold]".
+        table.add_row(*(Text(f"{score:.2f} {text!r}") for text, score in row))
+    return table
+
+
+def _cell(estimate: Estimate | None) -> str:
+    return "needs exact samples" if estimate is None else str(estimate)
