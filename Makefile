@@ -23,8 +23,8 @@ help: ## Show this list
 
 setup: $(READY) ## Install everything into .venv (minutes, once)
 
-demo: $(READY) ## Train a twist on the bundled model and certify it
-	$(BIN)/twistlm demo $(ARGS)
+demo: $(READY) ## Train a twist on the bundled model and certify it (into runs/demo, replaced each time)
+	$(BIN)/twistlm demo $(or $(ARGS),--overwrite)
 
 test: $(READY) ## Run every test on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
