@@ -43,8 +43,7 @@ bench: $(READY) ## Time sampling and training against transformers' generate (wr
 	$(BIN)/python benchmarks/sampling.py $(ARGS)
 
 docs: $(READY_DOCS) ## Build the API reference into docs/_build and check the links of every page
-	$(BIN)/python -W error::UserWarning:pdoc -m pdoc --docformat google --output-directory docs/_build twistlm
-	$(BIN)/python docs/check_links.py
+	$(BIN)/python docs/build.py
 
 clean: ## Remove caches and built files; .venv and runs/ stay
 	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
