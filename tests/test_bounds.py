@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import Case, make_case
 from scipy import stats
 
+from cases import Case, make_case
 from twistlm.bounds import best_log_Z, log_Z_bounds
 from twistlm.divergences import divergences, exact_log_ratios, proposal_samples
 from twistlm.errors import ConfigError, ExactSamplesError
@@ -47,9 +47,17 @@ def test_sandwich_tightens_with_particles(case: Case, method: str) -> None:
     exact = exact_of(case, 1000)
     gaps = [
         log_Z_bounds(
-            Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=n, num_runs=1000,
-            method=method, exact=exact, max_batch=20_000,
-        ).gap  # fmt: skip
+            Rng(0),
+            case.twisted,
+            case.potential,
+            prompt=case.prompt,
+            num_steps=3,
+            num_particles=n,
+            num_runs=1000,
+            method=method,
+            exact=exact,
+            max_batch=20_000,
+        ).gap
         for n in (1, 4, 16)
     ]
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0

@@ -41,7 +41,7 @@ class Bounds:
         return None if self.upper is None else self.upper.value - self.lower.value
 
 
-def log_Z_bounds(  # noqa: N802
+def log_Z_bounds(
     rng: Rng,
     model: TwistedLM,
     potential: Potential,
@@ -84,8 +84,8 @@ def log_Z_bounds(  # noqa: N802
         raise ConfigError(f"num_runs must be at least 1, not {num_runs}")
     if exact is not None and len(exact) < num_runs:
         raise ExactSamplesError(
-            f"{num_runs} runs of the upper bound need as many exact samples, and there are {len(exact)}; collect more or "
-            "use fewer runs"
+            f"{num_runs} runs of the upper bound need as many exact samples, and there are {len(exact)}; collect more "
+            "or use fewer runs"
         )
     threshold = ess_threshold if method == "smc" else 0.0
     group = max(1, max_batch // num_particles)
@@ -133,7 +133,7 @@ def iwae_from_ratios(drawn: Tensor, exact: Tensor | None, num_particles: int) ->
     return Bounds("iwae", num_particles, lower, upper)
 
 
-def best_log_Z(bounds: Sequence[Bounds]) -> Estimate:  # noqa: N802
+def best_log_Z(bounds: Sequence[Bounds]) -> Estimate:
     """The midpoint of the tightest sandwich, whose interval is that sandwich with its errors.
 
     Raises:
@@ -141,12 +141,14 @@ def best_log_Z(bounds: Sequence[Bounds]) -> Estimate:  # noqa: N802
     """
     closed = [b for b in bounds if b.upper is not None]
     if not closed:
-        raise ExactSamplesError("an upper bound on log Z needs exact samples, and there are none; run `twistlm collect`")
+        raise ExactSamplesError(
+            "an upper bound on log Z needs exact samples, and there are none; run `twistlm collect`"
+        )
     tightest = min(closed, key=lambda b: (b.upper.high if b.upper else 0.0) - b.lower.low)
     assert tightest.upper is not None
     return midpoint(tightest.lower, tightest.upper)
 
 
-def log_Z_from_draws(log_phi: Tensor) -> Estimate:  # noqa: N802
+def log_Z_from_draws(log_phi: Tensor) -> Estimate:
     """log Z from base draws alone: log of the mean of φ [n]. Consistent, and sharp where φ is not rare."""
     return log_of_mean(log_phi)

@@ -39,7 +39,7 @@ class Divergences:
     kl_q_prior: Estimate
     log_phi: Estimate
     phi: Estimate
-    log_Z: Estimate  # noqa: N815
+    log_Z: Estimate
 
 
 def proposal_samples(
@@ -79,7 +79,7 @@ def exact_log_ratios(model: TwistedLM, exact: ExactSamples, proposal: Proposal =
     return (found.log_p - found.log_q).sum(-1) + exact.samples.log_phi
 
 
-def divergences(drawn: Samples, exact_ratios: Tensor | None, log_Z: Estimate) -> Divergences:  # noqa: N803
+def divergences(drawn: Samples, exact_ratios: Tensor | None, log_Z: Estimate) -> Divergences:
     """Both KLs of a proposal.
 
     Args:
