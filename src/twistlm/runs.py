@@ -129,9 +129,9 @@ class RunFolder:
                 ) from error
         return rows
 
-    def truncate_metrics(self, done: int, *, finished: bool = False) -> list[dict[str, Any]]:
-        """Drop what was recorded after `done` updates, which will be done again; returns what stays."""
-        rows = [row for row in self.metrics() if row["update"] < done or (finished and row["kind"] == "evaluation")]
+    def truncate_metrics(self, count: int) -> list[dict[str, Any]]:
+        """Keep the first `count` lines, those that a checkpoint knows; what came later will be done again."""
+        rows = self.metrics()[:count]
         write_lines(self._metrics, rows)
         return rows
 

@@ -343,11 +343,14 @@ class Trainer:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in values.items()}
-        self.folder.save_checkpoint(tensors, {"progress": self.progress.__dict__})
+        self.folder.save_checkpoint(tensors, {"progress": self.progress.__dict__, "rows": len(self.history)})
 
     def _resume(self) -> None:
-        found = self.folder.load_checkpoint() if self.folder is not None else None
-        if found is None or self.folder is None:
+        if self.folder is None:
+            return
+        found = self.folder.load_checkpoint()
+        if found is None:
+            self.folder.truncate_metrics(0)
             return
         tensors, metadata = found
         try:
@@ -363,7 +366,7 @@ class Trainer:
             raise RunError(
                 f"the checkpoint in {self.folder.path} does not fit this twist and loss ({error}); start over with --overwrite"
             ) from error
-        self.history = self.folder.truncate_metrics(self.progress.done, finished=self.progress.stopped)
+        self.history = self.folder.truncate_metrics(metadata["rows"])
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

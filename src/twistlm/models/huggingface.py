@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache, DynamicLayer
 
 from twistlm.categorical import output_product
 from twistlm.errors import ModelError
+from twistlm.models.packaged import without_progress_bars
 from twistlm.registry import available
 from twistlm.types import DecoderState, Prompts
 
@@ -231,15 +233,14 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu") -> HuggingFace
     Raises:
         ModelError: nothing of that name is here, and it cannot be had from the hub.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if dtype not in DTYPES:
         raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     names = available("model")
     source: str | Path = names[model].value() if model in names else model
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype])
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        with without_progress_bars():
+            loaded = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype])
+            tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(

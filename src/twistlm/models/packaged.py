@@ -93,7 +93,8 @@ def _write(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with _quiet():
+    # Its GGUF reader has a bar of its own that only a redirection silences.
+    with without_progress_bars(), redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE)
         model = AutoModelForCausalLM.from_pretrained(
             source,
@@ -111,15 +112,14 @@ def _write(source: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars of transformers; its GGUF reader has one that only a redirection silences."""
+def without_progress_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, which flash by for weights that load in a second."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        with redirect_stderr(io.StringIO()):
-            yield
+        yield
     finally:
         if shown:
             transformers_logging.enable_progress_bar()

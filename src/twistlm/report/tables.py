@@ -25,7 +25,8 @@ def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
         ("E_q[φ]", [d.phi for d in found]),
     ]
     for name, estimates in rows:
-        table.add_row(name, *(_cell(estimate) for estimate in estimates))
+        # Text, not markup: E_q[…] would be read as a style.
+        table.add_row(Text(name), *(Text(_cell(estimate)) for estimate in estimates))
     table.add_row("ESS per sample", *(f"{c.ess_fraction:.1%}" for c in certificates.values()))
     return table
 
@@ -40,7 +41,7 @@ def bounds_table(certificates: Mapping[str, Certificate]) -> Table:
     for n, method, name, b in sorted(rows, key=lambda row: (row[0], row[1], order[row[2]])):
         gap = "—" if b.gap is None else f"{b.gap:.3f}"
         runs = f"{b.lower.n}" if b.upper is None else f"{b.lower.n} / {b.upper.n}"
-        table.add_row(str(n), method.upper(), name, _cell(b.lower), _cell(b.upper), gap, runs)
+        table.add_row(str(n), method.upper(), name, Text(_cell(b.lower)), Text(_cell(b.upper)), gap, runs)
     return table
 
 

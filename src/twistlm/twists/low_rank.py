@@ -66,7 +66,8 @@ class LowRankHead(nn.Module):
             return self._tokens[1], self._tokens[2]
         assert isinstance(self.unembedding, Tensor)
         width = self.unembedding.shape[1]
-        both = self.unembedding.float() @ (self.up[:width] * self.scale)
+        # In the model's own precision: a skinny product over all of V, twice per update, is the cost of training.
+        both = (self.unembedding @ (self.up[:width] * self.scale).to(self.unembedding.dtype)).float()
         if self.lexicon is not None:
             assert isinstance(self.lexicon, Tensor)
             both = both + self.lexicon @ self.up[width:]

