@@ -137,6 +137,9 @@ def test_intervals_of_estimates() -> None:
     assert difference(found, found).half_width == pytest.approx(found.half_width * 2**0.5)
     log_values = torch.randn(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 700
     assert log_of_mean(log_values).low < -699.5 < log_of_mean(log_values).high
+    endless = difference(found, mean(torch.tensor([0.0, -torch.inf])))
+    assert (endless.value, endless.low, endless.high) == (torch.inf, -torch.inf, torch.inf)
+    assert Estimate.from_dict(endless.as_dict()) == endless
     assert Estimate.from_dict(mean(torch.tensor([1.0])).as_dict()) == mean(torch.tensor([1.0]))
     with pytest.raises(ConfigError, match="NaN"):
         mean(torch.tensor([1.0, float("nan")]))

@@ -78,6 +78,12 @@ def test_zero_weights_are_never_chosen(weights: list[float], seed: int, scheme: 
     assert not retained or ancestors[0, 0] == 0
 
 
+@pytest.mark.parametrize("scheme", RESAMPLERS, ids=lambda r: r.name)
+def test_a_retained_particle_of_vanishing_weight_keeps_its_slot(scheme: Resampler) -> None:
+    w = torch.tensor([[2.5e-99, 1.0]], dtype=torch.float64)
+    assert scheme(Rng(0), w, True)[0].tolist() == [0, 1]
+
+
 def test_runs_are_independent() -> None:
     w = torch.tensor([[0.5, 0.5], [1.0, 0.0]], dtype=torch.float64)
     assert (multinomial(Rng(0), w)[1] == 0).all()

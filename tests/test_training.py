@@ -19,10 +19,10 @@ from twistlm import Run, Target, train
 from twistlm.api import RunConfig
 from twistlm.calibration import fit_value
 from twistlm.certificate import improvement
-from twistlm.errors import ConfigError, RunError, TrainingError
+from twistlm.errors import ConfigError, DeadParticlesError, ModelError, PromptError, RunError, TrainingError
 from twistlm.exact import collect
 from twistlm.models.tabular import TabularHead
-from twistlm.potentials import Function
+from twistlm.potentials import Function, Regex
 from twistlm.registry import available, lookup
 from twistlm.rng import Rng
 from twistlm.sources import Setting
@@ -279,6 +279,28 @@ def test_run_folder_policies(tmp_path: Path) -> None:
     (out / "twist.safetensors").write_bytes(kept[:100])
     with pytest.raises(RunError, match="corrupt"):
         Run.load(out, target=tiny_target())
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(PromptError, match="prompt is empty"):
+        Target(tiny_lm(), small_numbers, "", 3)
+    with pytest.raises(ConfigError, match="num_tokens must be at least 1"):
+        Target(tiny_lm(), small_numbers, "5", 0)
+    with pytest.raises(PromptError, match="context of 64; shorten the prompt or ask for at most 63"):
+        train(Target(tiny_lm(), small_numbers, "5", 64), out=out)
+    with pytest.raises(ModelError, match="cannot load model"):
+        train(Target(str(tmp_path / "none"), small_numbers, "5", 3), out=out)
+    with pytest.raises(ConfigError, match="twist 'low_rank': .*unexpected keyword argument 'depth'"):
+        train(tiny_target(), config=replace(CONFIG, twist_options={"depth": 3}), out=out)
+    assert not out.exists()
+
+
+def test_a_potential_never_satisfied_says_what_it_implies(caplog: pytest.LogCaptureFixture) -> None:
+    target = Target(tiny_lm(), Regex("never"), "5", 3, eos="ignore")
+    with caplog.at_level(logging.WARNING, "twistlm"), pytest.raises(DeadParticlesError, match="φ = 0"):
+        train(target, config=replace(CONFIG, num_draws=64), target_source="base", intermediate_source="base")
+    assert "none of 64 draws was accepted: the acceptance rate is below 4.7e-02" in caplog.text
 
 
 def test_settings_are_checked() -> None:

@@ -241,17 +241,14 @@ def train(
         TrainingError: the loss became infinite.
     """
     config = _merged(config, target, method, twist, seed, num_particles, num_updates, training)
-    folder = None
     if out is not None:
-        try:
-            described: dict[str, Any] | None = target.spec()
-        except ConfigError as error:
-            logger.warning("%s; Run.load will need target=…", error)
-            described = None
-        folder = RunFolder.create(Path(out), {"target": described, "run": config.as_dict()}, exists)
+        RunFolder.check(Path(out), exists)
+    # What can be refused is refused before a folder is made or replaced.
+    target.twisted()
+    built = target.build_twist(config.twist, config.twist_options)
+    folder = None if out is None else RunFolder.create(Path(out), _described(target, config), exists)
     rng = Rng(config.seed)
     collection = _collect(target, config, rng, folder, None if draws is None else Path(draws))
-    built = target.build_twist(config.twist, config.twist_options)
     run = Run(target, config, built, folder, collection)
     setting = Setting(
         run.model, target.bound_potential, target.prompt_tokens, target.num_tokens, collection=run.fold("training"),
@@ -291,6 +288,15 @@ def _merged(
         changes["seed"] = seed
     lookup("twist", changes.get("twist", config.twist))
     return dataclasses.replace(config, **changes)
+
+
+def _described(target: Target, config: RunConfig) -> dict[str, Any]:
+    described: dict[str, Any] | None = None
+    try:
+        described = target.spec()
+    except ConfigError as error:
+        logger.warning("%s; Run.load will need target=…", error)
+    return {"target": described, "run": config.as_dict()}
 
 
 def _collect(

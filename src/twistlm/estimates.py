@@ -30,18 +30,15 @@ class Estimate:
         """Half the interval's width."""
         return (self.high - self.low) / 2
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        """JSON values; an infinite end becomes null."""
+    def as_dict(self) -> dict[str, float | int | str]:
+        """JSON values. JSON has no infinity: it becomes the text "inf" or "-inf"."""
         ends = {"value": self.value, "low": self.low, "high": self.high}
-        return {**{k: v if math.isfinite(v) else None for k, v in ends.items()}, "n": self.n}
+        return {**{name: end if math.isfinite(end) else str(end) for name, end in ends.items()}, "n": self.n}
 
     @staticmethod
     def from_dict(fields: Mapping[str, Any]) -> "Estimate":
         """The inverse of `as_dict`."""
-        low, high = fields["low"], fields["high"]
-        return Estimate(
-            fields["value"], -math.inf if low is None else low, math.inf if high is None else high, fields["n"]
-        )
+        return Estimate(float(fields["value"]), float(fields["low"]), float(fields["high"]), fields["n"])
 
 
 def mean(values: Tensor) -> Estimate:
@@ -83,6 +80,8 @@ def _inverse_cubic(x: float, skewness: float) -> float:
 def difference(a: Estimate, b: Estimate) -> Estimate:
     """a − b for independent estimates: half-widths add in quadrature, each side for itself."""
     value = a.value - b.value
+    if not math.isfinite(value):
+        return Estimate(value, -math.inf, math.inf, min(a.n, b.n))
     low = value - math.hypot(a.value - a.low, b.high - b.value)
     high = value + math.hypot(a.high - a.value, b.value - b.low)
     return Estimate(value, low, high, min(a.n, b.n))

@@ -18,6 +18,7 @@ from torch import Tensor
 from twistlm import smc
 from twistlm.errors import ConfigError, ExactSamplesError, NoneAcceptedError, UpperBoundError
 from twistlm.logmath import ess
+from twistlm.potentials.base import evaluate
 from twistlm.progress import bar
 from twistlm.proposals import base
 from twistlm.rng import Rng
@@ -215,11 +216,13 @@ def collect(
         while not _enough(collection, num_samples, max_draws):
             k = 0 if collection is None else collection.num_chunks
             stream = rng.fork("collect", k)
+            # φ apart from SMC, which refuses a batch of which every sequence has φ = 0: here that is just bad luck.
             result = smc.run(
-                stream, base_model, potential, prompts=[prompt], num_particles=chunk, num_steps=num_steps,
+                stream, base_model, None, prompts=[prompt], num_particles=chunk, num_steps=num_steps,
                 proposal=base, ess_threshold=0.0, record_features=keep_features, num_siblings=num_siblings,
             )  # fmt: skip
             draws = smc.to_samples(result, [prompt], base_model)
+            draws = replace(draws, log_phi=evaluate(potential, draws.prompts, draws.tokens).to(draws.log_p.device))
             uniforms = stream.uniform((1, len(draws)))[0].to(draws.log_phi.device)
             accepted = uniforms.log() < draws.log_phi - bound
             part = Collection(draws, accepted, bound, target, 1)

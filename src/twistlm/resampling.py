@@ -133,6 +133,8 @@ def _residual_row(rng: Rng, weights: Tensor, retained: bool) -> Tensor:
     if free and point >= copies[0]:
         drawn[0] = 0
         return torch.cat([drawn, certain])
+    # A weight that rounding took away altogether still keeps its slot.
+    certain[:1] = 0
     return torch.cat([certain, drawn])
 
 

@@ -39,6 +39,27 @@ class RunFolder:
         self._twist = path / "twist.safetensors"
 
     @staticmethod
+    def check(path: Path, exists: str) -> None:
+        """Refuse early, before anything is loaded or computed, what `create` would refuse.
+
+        Raises:
+            RunError: the folder exists and must not, or is no run folder.
+            ConfigError: unknown policy.
+        """
+        if exists not in POLICIES:
+            raise ConfigError(f"exists must be one of {', '.join(POLICIES)}, not {exists!r}")
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; choose another folder with --out")
+        if not path.exists() or not any(path.iterdir()):
+            return
+        if exists == "refuse":
+            raise RunError(
+                f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another --out"
+            )
+        if not (path / "config.json").exists():
+            raise RunError(f"{path} is not a run folder, so it is left alone; choose another --out")
+
+    @staticmethod
     def create(path: Path, config: Mapping[str, Any], exists: str = "refuse") -> "RunFolder":
         """A folder for a run with this config.
 
@@ -51,19 +72,9 @@ class RunFolder:
             RunError: it exists and must not, or cannot be continued because it is of another config or version.
             ConfigError: unknown policy.
         """
-        if exists not in POLICIES:
-            raise ConfigError(f"exists must be one of {', '.join(POLICIES)}, not {exists!r}")
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file; choose another folder with --out")
+        RunFolder.check(path, exists)
         occupied = path.exists() and any(path.iterdir())
-        if occupied and exists == "refuse":
-            raise RunError(
-                f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose "
-                "another --out"
-            )
         if occupied and exists == "overwrite":
-            if not (path / "config.json").exists():
-                raise RunError(f"{path} is not a run folder, so it is not overwritten; choose another --out")
             shutil.rmtree(path)
             occupied = False
         asked = {"format": FORMAT, **json.loads(json.dumps(config))}

@@ -32,7 +32,7 @@ from twistlm.types import Particles, Potential, Prompts, Samples, Siblings, SMCR
 def run(
     rng: Rng,
     model: TwistedLM,
-    potential: Potential,
+    potential: Potential | None,
     *,
     prompts: Prompts,
     num_particles: int,
@@ -49,7 +49,7 @@ def run(
     Args:
         rng: source of randomness.
         model: base model and twist.
-        potential: φ, bound to the model.
+        potential: φ, bound to the model; None for φ = 1.
         prompts: R prompts; lengths may differ, equal ones are read once.
         num_particles: N ≥ 1.
         num_steps: T ≥ 1 new tokens.
@@ -90,8 +90,10 @@ def run(
             families.append(drawn.siblings)
         log_psi = drawn.log_psi
         if t == num_steps - 1:
-            owners = [prompt for prompt in prompts for _ in range(num_particles)]
-            log_psi = evaluate(potential, owners, particles.tokens.flatten(0, 1)).to(device).view_as(log_psi)
+            log_psi = torch.zeros_like(log_psi)
+            if potential is not None:
+                owners = [prompt for prompt in prompts for _ in range(num_particles)]
+                log_psi = evaluate(potential, owners, particles.tokens.flatten(0, 1)).to(device).view_as(log_psi)
         particles, log_increment = weigh(particles, drawn, log_psi)
         _refuse_dead(particles, num_steps, retained is not None)
         infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled))
