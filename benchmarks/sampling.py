@@ -189,9 +189,7 @@ def make_tasks(lm: HuggingFaceLM, options: Options) -> dict[str, Task]:
 
     def update() -> None:
         drawn = from_proposal(Rng(0), setting, options.particles)
-        target, intermediate = score(
-            twisted, {"target": drawn, "intermediate": drawn}, normaliser=False
-        ).scored
+        target, intermediate = score(twisted, {"target": drawn, "intermediate": drawn}, normaliser=False).scored
         optimiser.zero_grad()
         ctl(target, intermediate).backward()
         optimiser.step()

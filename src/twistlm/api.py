@@ -38,7 +38,7 @@ class RunConfig:
         twist: a registered twist.
         twist_options: its arguments.
         training: loss, sources, optimiser.
-        num_draws: base draws to collect first; they are training data, and those accepted are exact samples. 0 for none.
+        num_draws: base draws to collect first: training data, of which those accepted are exact samples. 0 for none.
         folds: shares of the draws for training, for the held-out criterion and for evaluation.
         max_held_out: so many draws, chosen by φ, make up the held-out criterion.
         num_siblings: further draws of every token, kept for training.
@@ -53,6 +53,21 @@ class RunConfig:
     max_held_out: int = 128
     num_siblings: int = 16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a number is out of range.
+        """
+        if self.num_draws < 0 or self.num_siblings < 0:
+            raise ConfigError(
+                f"num_draws and num_siblings must not be negative, not {self.num_draws} and {self.num_siblings}"
+            )
+        if len(self.folds) != len(FOLDS) or min(self.folds) <= 0 or sum(self.folds) > 1 + 1e-9:
+            raise ConfigError(f"folds must be {len(FOLDS)} positive shares of at most 1 in all, not {self.folds}")
+        if 0 < self.num_draws < 8:
+            raise ConfigError(f"num_draws must be 0 or at least 8, so that every fold has some, not {self.num_draws}")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -85,7 +100,7 @@ class TextSamples:
     weights: Tensor
     log_phi: Tensor
     log_p: Tensor
-    log_Z_hat: float  # noqa: N815
+    log_Z_hat: float
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON object per sample."""
@@ -198,9 +213,14 @@ class Run:
         )  # fmt: skip
 
     @property
-    def log_Z(self) -> Estimate | None:  # noqa: N802
-        """log Z from all base draws, whatever fold they are in: φ alone decides it. None if there are none."""
-        return None if self.collection is None else log_Z_from_draws(self.collection.draws.log_phi)
+    def log_Z(self) -> Estimate | None:
+        """log Z from the base draws outside the evaluation fold, so independent of its exact samples.
+
+        φ alone decides it, so training on those draws does no harm. None if there are none.
+        """
+        parts = [self.fold("training"), self.fold("held_out")]
+        log_phi = [part.draws.log_phi for part in parts if part is not None]
+        return log_Z_from_draws(torch.cat(log_phi)) if log_phi else None
 
 
 def train(

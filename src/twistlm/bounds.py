@@ -133,20 +133,32 @@ def iwae_from_ratios(drawn: Tensor, exact: Tensor | None, num_particles: int) ->
     return Bounds("iwae", num_particles, lower, upper)
 
 
+def main_bounds(bounds: Sequence[Bounds]) -> Bounds:
+    """The bounds that count: at the largest N, those of the method with the narrower interval.
+
+    Taking the best of all lower and of all upper bounds would select their errors too, until they cross.
+    """
+    largest = max(b.num_particles for b in bounds)
+    return min((b for b in bounds if b.num_particles == largest), key=_width)
+
+
+def _width(bounds: Bounds) -> float:
+    """From the least that the lower bound may be to the most that the upper one may."""
+    return (bounds.lower.high if bounds.upper is None else bounds.upper.high) - bounds.lower.low
+
+
 def best_log_Z(bounds: Sequence[Bounds]) -> Estimate:
-    """The midpoint of the tightest sandwich, whose interval is that sandwich with its errors.
+    """The midpoint of `main_bounds`, whose interval is that whole sandwich with its errors.
 
     Raises:
-        ExactSamplesError: no sandwich has an upper side.
+        ExactSamplesError: it has no upper side.
     """
-    closed = [b for b in bounds if b.upper is not None]
-    if not closed:
+    chosen = main_bounds(bounds)
+    if chosen.upper is None:
         raise ExactSamplesError(
             "an upper bound on log Z needs exact samples, and there are none; run `twistlm collect`"
         )
-    tightest = min(closed, key=lambda b: (b.upper.high if b.upper else 0.0) - b.lower.low)
-    assert tightest.upper is not None
-    return midpoint(tightest.lower, tightest.upper)
+    return midpoint(chosen.lower, chosen.upper)
 
 
 def log_Z_from_draws(log_phi: Tensor) -> Estimate:

@@ -1,8 +1,8 @@
 """Fit the part of a twist that the proposal does not see.
 
-log ψ(h, v) = (what steers) + w·ĥ. Training stops early by a criterion on the proposal, in which w cancels, so w is still
-near zero then, and SMC resamples on weights that do not know how promising a prefix is. Given what steers, CTL's loss is
-convex in w: it is minimised to the end, with a ridge penalty chosen on held-out draws.
+log ψ(h, v) = (what steers) + w·ĥ. Training stops early by a criterion on the proposal, in which w cancels, so w is
+still near zero then, and SMC resamples on weights that do not know how promising a prefix is. Given what steers, CTL's
+loss is convex in w: it is minimised to the end, with a ridge penalty chosen on held-out draws.
 """
 
 import torch

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from twistlm.bounds import Bounds, best_log_Z, iwae_from_ratios, log_Z_bounds
+from twistlm.bounds import Bounds, best_log_Z, iwae_from_ratios, log_Z_bounds, main_bounds
 from twistlm.divergences import Divergences, divergences, exact_log_ratios, log_ratios, proposal_samples
 from twistlm.errors import ConfigError, ExactSamplesError
 from twistlm.estimates import Estimate, mean
@@ -27,7 +27,7 @@ class Certificate:
     Attributes:
         bounds: sandwiches by method and number of particles.
         divergences: KLs, with the log Z they used and where it came from.
-        log_Z_source: "tightest sandwich", "reference", or "best lower bound" without exact samples.
+        log_Z_source: "main sandwich", "reference", or "lower bound only" without exact samples.
         ess_fraction: effective sample size of importance sampling with the proposal, per sample.
         num_sequences: sequences drawn from the proposal or by SMC to make this.
         seconds: wall-clock time.
@@ -35,20 +35,20 @@ class Certificate:
 
     bounds: tuple[Bounds, ...]
     divergences: Divergences
-    log_Z_source: str  # noqa: N815
+    log_Z_source: str
     ess_fraction: float
     num_sequences: int
     seconds: float
 
     @property
-    def log_Z_lower(self) -> Estimate:  # noqa: N802
-        """The greatest lower bound."""
-        return max((b.lower for b in self.bounds), key=lambda estimate: estimate.value)
+    def log_Z_lower(self) -> Estimate:
+        """The lower bound that counts (`twistlm.bounds.main_bounds`)."""
+        return main_bounds(self.bounds).lower
 
     @property
-    def log_Z_upper(self) -> Estimate | None:  # noqa: N802
-        """The least upper bound; None without exact samples."""
-        return min((b.upper for b in self.bounds if b.upper), key=lambda estimate: estimate.value, default=None)
+    def log_Z_upper(self) -> Estimate | None:
+        """The upper bound that counts; None without exact samples."""
+        return main_bounds(self.bounds).upper
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, each estimate with its interval."""
@@ -70,7 +70,7 @@ class Certificate:
                     "num_particles": b.num_particles,
                     "lower": b.lower.as_dict(),
                     "upper": _optional(b.upper),
-                }  # fmt: skip
+                }
                 for b in self.bounds
             ],
             "num_sequences": self.num_sequences,
@@ -90,7 +90,7 @@ class Certificate:
                 b["num_particles"],
                 Estimate.from_dict(b["lower"]),
                 None if b["upper"] is None else Estimate.from_dict(b["upper"]),
-            )  # fmt: skip
+            )
             for b in fields["bounds"]
         )
         found = Divergences(
@@ -145,20 +145,20 @@ def certify(
     num_samples: int = 512,
     budget: int = 512,
     drawn: Samples | None = None,
-    log_Z: Estimate | None = None,  # noqa: N803
+    log_Z: Estimate | None = None,
 ) -> Certificate:
     """Certify a proposal, and SMC with it.
 
     Args:
         rng: source of randomness.
         subject: model, potential, prompt, proposal.
-        exact: exact samples that took no part in training; None leaves only lower bounds, the best of which then stands
+        exact: exact samples that took no part in training; None leaves only lower bounds, which then stand
             for log Z, so that KL(q‖σ) is bounded from below.
         num_particles: N of the sandwiches.
         num_samples: proposal samples for F and the IWAE bounds.
         budget: sequences spent on each SMC bound at each N: budget / N runs, at least 2, at most one per exact sample.
         drawn: proposal samples that are there already, used instead of drawing `num_samples`.
-        log_Z: a reference; whichever is narrower, this or the tightest sandwich, is used.
+        log_Z: a reference; whichever is narrower, this or the main sandwich, is used.
 
     Raises:
         ConfigError: a number is out of range.
@@ -181,8 +181,8 @@ def certify(
             iwae = iwae_from_ratios(ratios, exact_ratios, n)
             bounds += [iwae, _smc_bounds(rng, subject, exact, n, max(2, budget // n), iwae)]
             report(done + 1, f"N = {n}")
-    sandwich = best_log_Z(bounds) if exact is not None else max((b.lower for b in bounds), key=lambda e: e.value)
-    source = "tightest sandwich" if exact is not None else "best lower bound"
+    sandwich = best_log_Z(bounds) if exact is not None else main_bounds(bounds).lower
+    source = "main sandwich" if exact is not None else "lower bound only"
     if log_Z is not None and (exact is None or log_Z.half_width < sandwich.half_width):
         sandwich, source = log_Z, "reference"
     sides = 1 if exact is None else 2

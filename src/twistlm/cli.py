@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,8 +102,8 @@ def collect(
         raise ConfigError(f"max_draws must be at least 1, not {max_draws}")
     chosen = get_preset(experiment, preset)
     found = chosen.target().collect(
-        Rng(seed), num_samples=num_samples, max_draws=max_draws, path=out, chunk=min(512, max_draws), keep_features=True,
-        num_siblings=chosen.run.num_siblings,
+        Rng(seed), num_samples=num_samples, max_draws=max_draws, path=out, chunk=min(512, max_draws),
+        keep_features=True, num_siblings=chosen.run.num_siblings,
     )  # fmt: skip
     n, hits = len(found.draws), len(found.exact)
     print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {found.ess:.0f}): {out}")
@@ -124,6 +125,7 @@ def train(
         str | None,
         arg(help="Where training samples come from: draws, base, proposal (both roles), exact, smc (target only)."),
     ] = None,
+    num_draws: Annotated[int | None, arg(help="Base draws to collect first; 0 for none.")] = None,
     draws: Annotated[Path | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
     seed: Seed = 0,
     resume: Resume = False,
@@ -144,8 +146,9 @@ def train(
         given["target_source"] = source
         if "roles" not in lookup("source", source).options:
             given["intermediate_source"] = source
+    config = chosen.run if num_draws is None else replace(chosen.run, num_draws=num_draws)
     run = api.train(
-        chosen.target(), config=chosen.run, method=method, twist=twist, num_particles=num_particles,
+        chosen.target(), config=config, method=method, twist=twist, num_particles=num_particles,
         num_updates=num_updates, seed=seed, out=out, exists=_exists(resume, overwrite), draws=draws,
         **{name: value for name, value in given.items() if value is not None},
     )  # fmt: skip

@@ -51,8 +51,9 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     }  # fmt: skip
     _save(run, certificates, columns, {"improvement_kl_target_q": gain, "cost": cost})
     console.print(
-        f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything {cost['seconds_total']:.0f} s, "
-        f"{cost['peak_memory_gib']:.1f} GiB of memory at most. Results and pictures: {out}/"
+        f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything "
+        f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. "
+        f"Results and pictures: {out}/"
     )
     return run
 

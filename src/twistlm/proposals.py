@@ -40,7 +40,9 @@ def tempered(exponent: float) -> Proposal:
         ConfigError: the exponent is outside [0, 1].
     """
     if not 0.0 <= exponent <= 1.0:
-        raise ConfigError(f"proposal 'tempered' takes an exponent between 0 (base) and 1 (twist-induced), not {exponent}")
+        raise ConfigError(
+            f"proposal 'tempered' takes an exponent between 0 (base) and 1 (twist-induced), not {exponent}"
+        )
 
     def proposal(following: NextToken) -> tuple[Tensor, ...]:
         return (following.logits,) if following.log_psi is None else (following.logits, exponent * following.log_psi)
@@ -64,7 +66,9 @@ def get_proposal(name: str) -> Proposal:
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"proposal {name!r} needs its {entry.options['parameter']} as '{name}:0.5', not {value!r}") from error
+        raise ConfigError(
+            f"proposal {name!r} needs its {entry.options['parameter']} as '{name}:0.5', not {value!r}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ class RunFolder:
             return
         if exists == "refuse":
             raise RunError(
-                f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another --out"
+                f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another "
+                "--out"
             )
         if not (path / "config.json").exists():
             raise RunError(f"{path} is not a run folder, so it is left alone; choose another --out")

@@ -145,7 +145,9 @@ def extend(model: TwistedLM, state: State, particles: Particles, ancestors: Tens
     flat = None
     if resampled.any():
         flat = (ancestors + num_particles * torch.arange(num_runs, device=ancestors.device).unsqueeze(-1)).flatten()
-    return model.extend(state, particles.tokens[:, :, particles.length - 1].flatten(), flat, particles.finished.flatten())
+    return model.extend(
+        state, particles.tokens[:, :, particles.length - 1].flatten(), flat, particles.finished.flatten()
+    )
 
 
 def propose(

@@ -135,7 +135,8 @@ class Target:
         so_far = exact.load(path, self.fingerprint) if path is not None and path.exists() else None
         return exact.collect(
             rng, self.twisted(), self.bound_potential, prompt=self.prompt_tokens, num_steps=self.num_tokens,
-            target=self.fingerprint, num_samples=num_samples, max_draws=max_draws, so_far=so_far, save_to=path, **settings,
+            target=self.fingerprint, num_samples=num_samples, max_draws=max_draws, so_far=so_far, save_to=path,
+            **settings,
         )  # fmt: skip
 
     def texts(self, samples: Samples) -> list[str]:

@@ -222,7 +222,8 @@ class Trainer:
         value: Tensor = self.loss.value(*scoring.scored)
         if not bool(value.isfinite()):
             raise TrainingError(
-                f"the loss is {value.item()} at update {number}; lower learning_rate (now {self.config.learning_rate:g})"
+                f"the loss is {value.item()} at update {number}; lower learning_rate (it is "
+                f"{self.config.learning_rate:g})"
             )
         self.optimiser.zero_grad(set_to_none=True)
         value.backward()
@@ -273,8 +274,8 @@ class Trainer:
         rise = difference(found, Estimate.from_dict(first))
         if rise.low > 0.5:
             self._warn(
-                f"at update {number} the held-out divergence is {rise.value:.1f} nats above the start: the twist overfits or "
-                f"feeds on itself; the best one (update {progress.best_update}) is kept. Lower learning_rate, raise "
+                f"at update {number} the held-out divergence is {rise.value:.1f} nats above the start: the twist "
+                f"overfits or feeds on itself; the best one (update {progress.best_update}) is kept. Lower learning_rate, raise "
                 "weight_decay, or train on more draws (--num-draws)"
             )
 
@@ -304,8 +305,8 @@ class Trainer:
         self._record({"kind": "shrinkage", "update": self.progress.done, "alpha": chosen, "held_out": values})
         if chosen == 0.0:
             self._warn(
-                "no twist did better on held-out samples than none at all, so the base model is kept; train on more draws, "
-                "with a lower learning_rate or a smaller twist"
+                "no twist did better on held-out samples than none at all, so the base model is kept; train on more "
+                "draws (--num-draws), with a lower learning_rate or a smaller twist"
             )
         return chosen
 
@@ -313,9 +314,10 @@ class Trainer:
         self.progress.collapsed = self.progress.collapsed + 1 if scoring.ess < 2.0 else 0
         if self.progress.collapsed == COLLAPSE_UPDATES:
             self._warn(
-                f"for {COLLAPSE_UPDATES} updates fewer than 2 of {self.config.num_particles} sequences carried the target's "
-                f"weight (ESS {scoring.ess:.1f}, KL to the prior {record['kl_q_prior']:.1f}): the twist learns from single "
-                "samples. Use more particles, --source draws or exact, a milder potential, or a lower learning_rate"
+                f"for {COLLAPSE_UPDATES} updates fewer than 2 of {self.config.num_particles} sequences carried the "
+                f"target's weight (ESS {scoring.ess:.1f}, KL to the prior {record['kl_q_prior']:.1f}): the twist "
+                "learns from single samples. Use more particles, --source draws or exact, a milder potential, or a "
+                "lower learning_rate"
             )
 
     def _warn(self, message: str) -> None:
@@ -364,7 +366,8 @@ class Trainer:
             self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(
-                f"the checkpoint in {self.folder.path} does not fit this twist and loss ({error}); start over with --overwrite"
+                f"the checkpoint in {self.folder.path} does not fit this twist and loss ({error}); start over with "
+                "--overwrite"
             ) from error
         self.history = self.folder.truncate_metrics(metadata["rows"])
 

@@ -25,7 +25,7 @@ TOKEN_CHUNK = 16_384
 
 @dataclass(frozen=True)
 class State:
-    """Distinct prefixes read by the base model and, if it has its own network, by the twist; `rows` [B] maps to them."""
+    """Distinct prefixes read by the base model and, if it has its own network, the twist; `rows` [B] maps to them."""
 
     lm: DecoderState
     twist: DecoderState | None
@@ -34,7 +34,7 @@ class State:
 
 @dataclass(frozen=True)
 class Scores:
-    """log ψ_t of each prefix [B, T], log Σ_v p₀ψ_t [B, T] if asked, and log ψ of its siblings [B, T, K] if it has any."""
+    """log ψ_t of each prefix [B, T], log Σ_v p₀ψ_t [B, T] if asked, log ψ of its siblings [B, T, K] if it has any."""
 
     log_psi: Tensor
     log_normaliser: Tensor | None
@@ -188,7 +188,9 @@ class TwistedLM:
         log_psi, log_total = [], []
         for at in range(0, tokens.shape[0], group):
             part = slice(at, at + group)
-            chosen, total = checkpoint(self._over_vocabulary, features[part], base[part], tokens[part], use_reentrant=False)
+            chosen, total = checkpoint(
+                self._over_vocabulary, features[part], base[part], tokens[part], use_reentrant=False
+            )
             log_psi.append(chosen)
             log_total.append(total)
         shape = samples.tokens.shape

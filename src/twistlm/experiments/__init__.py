@@ -20,7 +20,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of an experiment: `target` builds what is sampled from; `about` says what it is for and what it costs."""
+    """One size of an experiment: `target` builds what is sampled from; `about` says what it is for and its cost."""
 
     about: str
     target: Callable[[], Target]

@@ -41,5 +41,6 @@ def toxicity() -> Presets:
         "smoke": Preset("half a minute, to see that everything runs; too few samples to learn from", target, smoke,
                         Evaluation((2, 4), 32, 16)),
         "demo": Preset("about three minutes on two cores", target, demo, Evaluation((2, 4, 8, 16), 512, 384)),
-        "small": Preset("ten minutes on two cores: three times the draws", target, small, Evaluation((4, 16, 64), 1024, 2048)),
+        "small": Preset("ten minutes on two cores: three times the draws", target, small,
+                        Evaluation((4, 16, 64), 1024, 2048)),
     }  # fmt: skip

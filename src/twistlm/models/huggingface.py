@@ -21,8 +21,12 @@ from twistlm.models.packaged import without_progress_bars
 from twistlm.registry import available
 from twistlm.types import DecoderState, Prompts
 
-
-DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, Any] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class GrowingLayer(DynamicLayer):
@@ -119,7 +123,9 @@ class HuggingFaceDecoder:
         """Append one token to each of the prefixes `parents`; the cache of `state` is moved, not copied."""
         cache: PrefixCache = state.cache
         padding = cache.padding
-        if parents.shape != padding.shape or not torch.equal(parents, torch.arange(len(padding), device=parents.device)):
+        if parents.shape != padding.shape or not torch.equal(
+            parents, torch.arange(len(padding), device=parents.device)
+        ):
             for layer in cache.layers.layers:
                 layer.reorder_cache(parents)
             padding = padding[parents]

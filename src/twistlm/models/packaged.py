@@ -71,9 +71,7 @@ def _convert(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise ModelError(
-            f"the cache {target.parent} cannot be written ({error}): set TWISTLM_CACHE"
-        ) from error
+        raise ModelError(f"the cache {target.parent} cannot be written ({error}): set TWISTLM_CACHE") from error
     try:
         _write(source, scratch)
         scratch.chmod(0o755)  # mkdtemp is private, a model folder need not be

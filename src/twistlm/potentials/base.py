@@ -157,9 +157,7 @@ class TextPotential(BasePotential):
         index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         scores = score(list(index)) if index else torch.zeros(0)
         if scores.shape != (len(index),):
-            raise PotentialError(
-                f"{type(self).__name__} returned shape {list(scores.shape)} for {len(index)} texts"
-            )
+            raise PotentialError(f"{type(self).__name__} returned shape {list(scores.shape)} for {len(index)} texts")
         return scores.double().to(tokens.device)[[index[text] for text in texts]]
 
 
@@ -189,9 +187,7 @@ def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor) -> Tensor:
             raise
         except Exception as error:
             where = _describe(potential, prompts, tokens, _culprit(potential, prompts, tokens))
-            raise PotentialError(
-                f"{name} raised {type(error).__name__}: {_short(str(error))}{where}"
-            ) from error
+            raise PotentialError(f"{name} raised {type(error).__name__}: {_short(str(error))}{where}") from error
     if not isinstance(log_phi, Tensor) or log_phi.shape != (len(tokens),):
         got = f"shape {list(log_phi.shape)}" if isinstance(log_phi, Tensor) else type(log_phi).__name__
         raise PotentialError(f"{name}.log_phi returned {got}; expected a tensor of shape [{len(tokens)}]")
@@ -200,9 +196,7 @@ def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor) -> Tensor:
     if invalid.any():
         row = int(invalid.nonzero()[0])
         where = _describe(potential, prompts, tokens, row)
-        raise PotentialError(
-            f"{name} returned log φ = {log_phi[row].item()}{where}; it must be a number or -inf"
-        )
+        raise PotentialError(f"{name} returned log φ = {log_phi[row].item()}{where}; it must be a number or -inf")
     bound = potential.log_upper_bound
     if bound is not None:
         above = log_phi > bound + BOUND_TOLERANCE * max(1.0, abs(bound))

@@ -96,18 +96,14 @@ class Classifier(TextPotential):
         single = config.num_labels == 1
         if self.logit_means is not None:
             if not single:
-                raise ConfigError(
-                    f"logit_means is for models with one logit; this one has {len(names)} labels"
-                )
+                raise ConfigError(f"logit_means is for models with one logit; this one has {len(names)} labels")
             return 0
         found = [i for i, name in names.items() if self.label == i or str(self.label).lower() == name.lower()]
         if found:
             return found[0]
         listed = ", ".join(f"{i} {name!r}" for i, name in names.items())
         remedy = (
-            "say what its single logit means: logit_means='label' or 'not label'"
-            if single
-            else "choose one of them"
+            "say what its single logit means: logit_means='label' or 'not label'" if single else "choose one of them"
         )
         raise ConfigError(f"unknown label {self.label!r}; the model's labels are {listed}: {remedy}")
 

@@ -67,7 +67,5 @@ class Function(TextPotential):
         if self.log:
             return values
         if (values < 0).any():
-            raise PotentialError(
-                f"φ must not be negative, and was {values.min().item():.6g}; log=True takes log φ"
-            )
+            raise PotentialError(f"φ must not be negative, and was {values.min().item():.6g}; log=True takes log φ")
         return values.log()

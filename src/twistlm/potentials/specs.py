@@ -44,8 +44,7 @@ def from_spec(fields: Mapping[str, Any]) -> Potential:
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     if unknown := arguments.keys() - known:
         raise ConfigError(
-            f"potential {fields['name']!r} has no {', '.join(sorted(unknown))}; "
-            f"it takes {', '.join(sorted(known))}"
+            f"potential {fields['name']!r} has no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(known))}"
         )
     try:
         return cast(Potential, cls(**arguments))

@@ -55,9 +55,7 @@ class Threshold(BasePotential):
         if not math.isfinite(self.eta) or (self.on == "probability" and self.eta < 0):
             raise ConfigError(f"eta = {self.eta} is out of range for on={self.on!r}")
         if self.on == "logit" and not isinstance(self.scorer, HasLogit):
-            raise ConfigError(
-                f"{type(self.scorer).__name__} has no logit; use on='probability' or 'log_probability'"
-            )
+            raise ConfigError(f"{type(self.scorer).__name__} has no logit; use on='probability' or 'log_probability'")
         object.__setattr__(self, "log_upper_bound", math.log1p(self.eps))
 
     def bind(self, lm: BaseLM) -> Self:

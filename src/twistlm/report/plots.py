@@ -7,10 +7,10 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+import matplotlib.pyplot as plt
 
-from twistlm.certificate import Certificate  # noqa: E402
-from twistlm.estimates import Estimate, difference  # noqa: E402
+from twistlm.certificate import Certificate
+from twistlm.estimates import Estimate, difference
 
 # Okabe and Ito's colours; markers and line styles say the same without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -43,7 +43,7 @@ def plot_bounds(certificates: Mapping[str, Certificate], path: Path) -> None:
     _save(figure, path)
 
 
-def plot_divergences(history: Sequence[Mapping[str, Any]], log_Z: Estimate, path: Path) -> None:  # noqa: N803
+def plot_divergences(history: Sequence[Mapping[str, Any]], log_Z: Estimate, path: Path) -> None:
     """KL(σ‖q) on held-out samples and KL(q‖σ) on fresh ones, against updates."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     rows = [row for row in history if row["kind"] == "evaluation"]

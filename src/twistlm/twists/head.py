@@ -6,6 +6,7 @@ with h the hidden state that also predicts the next token. The builders differ i
 start at log ψ = 0 exactly, so that training starts from q = p₀ (the paper's appendix on architectures).
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def _zero_output(vocab_size: int, width: int) -> nn.Parameter:
 def _layers(sizes: list[int], *, zero_last: bool) -> nn.Sequential:
     """Linear layers with ReLU between them, as the paper's MLP twist."""
     layers: list[nn.Module] = []
-    for narrow, wide in zip(sizes, sizes[1:], strict=False):
+    for narrow, wide in itertools.pairwise(sizes):
         layers += [nn.Linear(narrow, wide), nn.ReLU()]
     if zero_last:
         layers.pop()
