@@ -119,7 +119,7 @@ def main(options: Options) -> list[Row]:
     show(rows)
     record = {
         "machine": {**machine, "load_average": load},
-        "options": asdict(options),
+        "options": {name: value for name, value in asdict(options).items() if name != "output"},
         "rows": [asdict(row) for row in rows],
     }
     options.output.write_text(json.dumps(record, indent=2, default=str) + "\n")

@@ -103,7 +103,7 @@ def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFix
     assert len((out / "samples.jsonl").read_text().splitlines()) == 4
     assert main(["demo", "--preset", "smoke", "--out", str(tmp_path / "demo")]) == 0
     shown = capsys.readouterr().out
-    for word in ("KL(q‖σ)", "E_q[log φ]", "IWAE", "SMC", "twisted SMC, 32 particles", "Cost:"):
+    for word in ("KL(q‖σ)", "E_q[log φ]", "IWAE", "SMC", "twisted SMC, 64 particles", "Cost:"):
         assert word in shown
     certificate = json.loads((tmp_path / "demo" / "certificate.json").read_text())
     for side in ("before", "after"):

@@ -72,6 +72,23 @@ def test_training_improves_both_divergences_and_the_certificate_says_so(tmp_path
     }
 
 
+@pytest.mark.parametrize("twist", list(available("twist")))
+@pytest.mark.parametrize(("method", "source"), [("ctl", "proposal"), ("dpg", "draws")])
+def test_every_twist_trains_saves_and_loads(twist: str, method: str, source: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, twist=twist, num_draws=128, num_siblings=2)
+    run = train(
+        tiny_target(), config=config, method=method, num_updates=6, num_particles=64, evaluate_every=2, out=tmp_path / "r",
+        target_source=source, intermediate_source=source, learning_rate=1e-3, evaluation_samples=0,
+    )  # fmt: skip
+    moved = [p for p in run.model.twist.module.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert moved, "no parameter was trained"
+    loaded = Run.load(tmp_path / "r", target=tiny_target())
+    assert loaded.sample(6).rows() == run.sample(6).rows()
+    mine, theirs = run.model.twist.module.state_dict(), loaded.model.twist.module.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(tiny_target(), config=replace(CONFIG, num_draws=512), num_updates=10, seed=seed, out=tmp_path / name)

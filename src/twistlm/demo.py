@@ -17,7 +17,7 @@ from twistlm.report.plots import plot_bounds, plot_divergences
 from twistlm.report.tables import bounds_table, certificate_table, samples_table
 
 NUM_SHOWN = 8
-PARTICLES_PER_SAMPLE = 32
+PARTICLES_PER_SAMPLE = 64
 
 
 def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:

@@ -275,8 +275,8 @@ class Trainer:
         if rise.low > 0.5:
             self._warn(
                 f"at update {number} the held-out divergence is {rise.value:.1f} nats above the start: the twist "
-                f"overfits or feeds on itself; the best one (update {progress.best_update}) is kept. Lower learning_rate, raise "
-                "weight_decay, or train on more draws (--num-draws)"
+                f"overfits or feeds on itself; the best one (update {progress.best_update}) is kept. Lower "
+                "learning_rate, raise weight_decay, or train on more draws (--num-draws)"
             )
 
     def _finish(self) -> None:

@@ -8,27 +8,30 @@ from twistlm.potentials import Toxicity
 from twistlm.target import Target
 from twistlm.training import TrainingConfig
 
+# Eight tokens, because every token of the base model costs time that buys draws instead; β = 5, because at β = 1 the
+# base model is already within 0.3 nats of the target and nothing could be seen; the prompt, because both insults and
+# praise follow it naturally, and one draw in forty is accepted.
 PROMPT = "You are such a"
-BETA = 4.0
+BETA = 5.0
 NUM_TOKENS = 8
 
 
 def target() -> Target:
-    """σ ∝ p₀(s) · p(toxic | s)⁴ on eight tokens."""
+    """σ ∝ p₀(s) · p(toxic | s)^β on eight tokens."""
     return Target("smollm2", Toxicity(beta=BETA), PROMPT, NUM_TOKENS, eos="ignore")
 
 
 @experiment("toxicity")
 def toxicity() -> Presets:
-    """p(toxic given text)⁴ under SmolLM2-135M, prompt "You are such a", 8 new tokens."""
+    """p(toxic given text)^5 under SmolLM2-135M, prompt "You are such a", 8 new tokens."""
     demo = RunConfig(
         twist="lexical",
         twist_options={"rank": 2},
         training=TrainingConfig(
-            loss="ctl", target_source="draws", intermediate_source="draws", num_particles=1024, num_updates=60,
-            learning_rate=3e-3, weight_decay=0.3, evaluate_every=10, evaluation_samples=128, patience=30,
+            loss="ctl", target_source="draws", intermediate_source="draws", num_particles=1024, num_updates=100,
+            learning_rate=3e-3, weight_decay=0.3, evaluate_every=10, evaluation_samples=128, patience=40,
         ),
-        num_draws=5632,
+        num_draws=9216,
         folds=(0.55, 0.12, 0.33),
     )  # fmt: skip
     smoke = replace(
@@ -41,6 +44,6 @@ def toxicity() -> Presets:
         "smoke": Preset("half a minute, to see that everything runs; too few samples to learn from", target, smoke,
                         Evaluation((2, 4), 32, 16)),
         "demo": Preset("about three minutes on two cores", target, demo, Evaluation((2, 4, 8, 16), 512, 384)),
-        "small": Preset("ten minutes on two cores: three times the draws", target, small,
+        "small": Preset("about six minutes on two cores: twice the draws, tighter bounds", target, small,
                         Evaluation((4, 16, 64), 1024, 2048)),
     }  # fmt: skip
