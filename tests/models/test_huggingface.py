@@ -58,6 +58,28 @@ def test_teacher_forced_features_equal_full_forward(architecture: str) -> None:
             torch.testing.assert_close(logits[row, t], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_half_precision_decoding_is_as_close_to_float32_as_torchs_own_kernel(architecture: str) -> None:
+    exact, half = tiny_lm(architecture), tiny_lm(architecture)
+    half.model.to(torch.bfloat16)
+    setting = half.model.config._attn_implementation
+
+    def logits(lm: HuggingFaceLM) -> torch.Tensor:
+        state = lm.start([PROMPTS[2]] * 3)
+        for step in range(12):
+            state = lm.advance(state, torch.arange(3), torch.tensor([7, 8, 9]) + step)
+        return lm.logits(state.features).float()
+
+    with torch.no_grad():
+        truth = logits(exact)
+        ours = logits(half)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("twistlm.models.attention.HALF", ())
+            theirs = logits(half)
+    assert (ours - truth).abs().mean() < 1.5 * (theirs - truth).abs().mean() + 1e-3
+    assert half.model.config._attn_implementation == setting, "the model's own setting was not restored"
+
+
 def test_finished_particles_are_not_run() -> None:
     model = TwistedLM(tiny_lm(), None, "absorb")
     state = model.start([PROMPTS[0]], 4)

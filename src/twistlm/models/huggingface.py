@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from twistlm.categorical import output_product
 from twistlm.errors import ModelError
+from twistlm.models.attention import decoding
 from twistlm.models.packaged import without_progress_bars
 from twistlm.registry import available
 from twistlm.types import DecoderState, Prompts
@@ -80,7 +81,14 @@ def _selected(buffer: Tensor, rows: Tensor, used: int) -> Tensor:
         torch.index_select(buffer[:, :, :used], 0, rows, out=grown[:, :, :used])
         return grown
     moved = (rows != torch.arange(count, device=rows.device)).nonzero().squeeze(-1)
-    buffer[moved, :, :used] = buffer[:, :, :used].index_select(0, rows[moved])
+    sources = rows[moved]
+    in_use = buffer[:, :, :used]
+    kept = sources[sources < count]
+    if torch.equal(rows[kept], kept):
+        # No source is overwritten (the first child of a prefix keeps its row), so each row is copied once.
+        torch._foreach_copy_([in_use[i] for i in moved.tolist()], [in_use[i] for i in sources.tolist()])
+    else:
+        in_use[moved] = in_use.index_select(0, sources)
     return buffer
 
 
@@ -110,6 +118,11 @@ class HuggingFaceDecoder:
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the network."""
+        return next(self.module.parameters()).dtype
 
     def start(self, prompts: Prompts) -> DecoderState:
         """Read U prompts in one padded batch; hidden states [U, d] of their last tokens."""
@@ -147,7 +160,8 @@ class HuggingFaceDecoder:
         if padding is not None:
             mask = (columns >= padding.unsqueeze(-1)).long()
             positions = (positions - padding.unsqueeze(-1)).clamp_min(0)
-        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+        gradient = torch.set_grad_enabled(self.trainable and torch.is_grad_enabled())
+        with gradient, decoding(self.module, self.dtype, self.device):
             output = self.module(
                 input_ids=tokens,
                 attention_mask=mask,
