@@ -77,8 +77,8 @@ def test_training_improves_both_divergences_and_the_certificate_says_so(tmp_path
 def test_every_twist_trains_saves_and_loads(twist: str, method: str, source: str, tmp_path: Path) -> None:
     config = replace(CONFIG, twist=twist, num_draws=128, num_siblings=2)
     run = train(
-        tiny_target(), config=config, method=method, num_updates=6, num_particles=64, evaluate_every=2, out=tmp_path / "r",
-        target_source=source, intermediate_source=source, learning_rate=1e-3, evaluation_samples=0,
+        tiny_target(), config=config, method=method, num_updates=6, num_particles=64, evaluate_every=2,
+        out=tmp_path / "r", target_source=source, intermediate_source=source, learning_rate=1e-3, evaluation_samples=0,
     )  # fmt: skip
     moved = [p for p in run.model.twist.module.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
     assert moved, "no parameter was trained"
