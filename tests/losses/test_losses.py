@@ -143,6 +143,29 @@ def test_siblings_reduce_the_noise_and_leave_the_expectation(case: Case) -> None
             assert with_siblings.var(0).sum() < 0.8 * without.var(0).sum()
 
 
+def test_siblings_are_weighted_by_their_own_last_factor(case: Case) -> None:
+    # w ∝ p₀(s_<t)/q(s_<t) · p₀(v)/q(v) · ψ_t(s_<t, v), by hand.
+    model = case.twisted
+    drawn = proposal_samples(
+        Rng(4), model, case.potential, prompts=[case.prompt], num_samples=5, num_steps=3, num_siblings=2
+    )
+    scored = score(model, {"intermediate": independent(drawn)}, normaliser=False).scored[0]
+    table = model.twist.head.table.detach()
+    nodes = case.lm.features(drawn.prompts, drawn.tokens)
+    for t in range(3):
+        expected = []
+        for i in range(5):
+            before = float((drawn.log_p - drawn.log_q)[i, :t].sum())
+            own = before + float((drawn.log_p - drawn.log_q)[i, t] + scored.log_psi.detach()[3 * i, t])
+            expected.append(own)
+            for k in range(2):
+                log_psi = float(table[nodes[i, t], drawn.siblings.tokens[i, t, k]])
+                sibling = before + float(drawn.siblings.log_ratio[i, t, k]) + log_psi
+                expected.append(sibling if drawn.mask[i, t] else own)
+        weights = torch.softmax(torch.tensor(expected, dtype=torch.float64), 0)
+        torch.testing.assert_close(scored.weights[:, t].double(), weights, rtol=0, atol=1e-6)
+
+
 def test_independent_weights_are_those_of_smc_without_resampling(case: Case) -> None:
     result = smc.run(
         Rng(0), case.twisted, case.potential, prompts=[case.prompt], num_particles=40, num_steps=3, ess_threshold=0.0
