@@ -139,7 +139,7 @@ class Run:
                 raise ConfigError(f"the potential of {path} has no JSON form; pass target=… to Run.load")
             target = Target.from_spec(folder.config["target"])
         tensors, _ = folder.load_twist()
-        twist = target.build_twist(config.twist, config.twist_options, blank=True)
+        twist = target.build_twist(Rng(config.seed, ("twist",)), config.twist, config.twist_options, blank=True)
         twist.module.load_state_dict(tensors)
         collection = exact.load(folder.draws, target.fingerprint) if folder.draws.exists() else None
         return Run(target, config, twist, folder, collection, folder.metrics())
@@ -265,9 +265,9 @@ def train(
         RunFolder.check(Path(out), exists)
     # What can be refused is refused before a folder is made or replaced.
     target.twisted()
-    built = target.build_twist(config.twist, config.twist_options)
-    folder = None if out is None else RunFolder.create(Path(out), _described(target, config), exists)
     rng = Rng(config.seed)
+    built = target.build_twist(rng.fork("twist"), config.twist, config.twist_options)
+    folder = None if out is None else RunFolder.create(Path(out), _described(target, config), exists)
     collection = _collect(target, config, rng, folder, None if draws is None else Path(draws))
     run = Run(target, config, built, folder, collection)
     setting = Setting(

@@ -5,7 +5,8 @@ Every random decision of the package passes through `Rng.uniform` or `Rng.catego
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,11 +24,19 @@ class Rng:
     def __init__(self, seed: int, path: tuple[str | int, ...] = ()) -> None:
         self.seed, self.path = seed, path
         digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
-        self._generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        self._number = int.from_bytes(digest[:8], "big") >> 1
+        self._generator = torch.Generator().manual_seed(self._number)
 
     def fork(self, *names: str | int) -> "Rng":
         """The stream that belongs to `names` below this one; the same every time it is asked for."""
         return Rng(self.seed, (*self.path, *names))
+
+    @contextmanager
+    def initialising(self) -> Iterator[None]:
+        """Let torch initialise modules from this stream; its global generator is as before afterwards."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self._number)
+            yield
 
     def uniform(self, shape: Sequence[int], breaks: Tensor | None = None) -> Tensor:
         """Independent uniforms on [0, 1), float64, of shape [R, n].

@@ -83,14 +83,15 @@ class Target:
         model.check([self.prompt_tokens], self.num_tokens)
         return model
 
-    def build_twist(self, name: str, options: Mapping[str, Any], *, blank: bool = False) -> Twist:
-        """A new twist; `blank` leaves out what saved weights will bring anyway."""
+    def build_twist(self, rng: Rng, name: str, options: Mapping[str, Any], *, blank: bool = False) -> Twist:
+        """A new twist, initialised from `rng`; `blank` leaves out what saved weights will bring anyway."""
         entry = lookup("twist", name)
         arguments = dict(options)
         if entry.options.get("needs_token_log_phi") and not blank:
             arguments["token_log_phi"] = self.token_log_phi
         try:
-            return entry.value(self.lm, **arguments)  # type: ignore[no-any-return]
+            with rng.initialising():
+                return entry.value(self.lm, **arguments)  # type: ignore[no-any-return]
         except TypeError as error:
             raise ConfigError(f"twist {name!r}: {error}") from error
 
