@@ -66,6 +66,15 @@ def test_training_improves_both_divergences_and_the_certificate_says_so(tmp_path
     loaded = Run.load(tmp_path / "run", target=tiny_target())
     assert loaded.sample(5, seed=3).texts == run.sample(5, seed=3).texts
     assert loaded.sample(5, num_particles=4, seed=3).rows() == run.sample(5, num_particles=4, seed=3).rows()
+    assert run.sample(9, proposal="base", seed=3).texts != run.sample(9, seed=3).texts
+    # φ is a probability: whatever the proposal and the scheme, the mean of Ẑ is the same Z.
+    for options in ({"proposal": "tempered:0.5"}, {"resampler": "residual", "ess_threshold": 1.0}):
+        other = run.evaluate((8,), num_samples=512, budget=512, **options)
+        assert abs(other.log_Z_lower.value - after.log_Z_lower.value) < 0.3
+    with pytest.raises(ConfigError, match="unknown resampler 'sistematic'; did you mean 'systematic'"):
+        run.sample(2, resampler="sistematic")
+    with pytest.raises(ConfigError, match="ess_threshold must be between 0"):
+        run.sample(2, ess_threshold=2.0)
     again = loaded.evaluate((2, 8), num_samples=512, budget=256).as_dict()
     assert {k: v for k, v in again.items() if k != "seconds"} == {
         k: v for k, v in after.as_dict().items() if k != "seconds"

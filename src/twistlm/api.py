@@ -17,6 +17,7 @@ from twistlm.errors import ConfigError, NoneAcceptedError
 from twistlm.estimates import Estimate
 from twistlm.exact import Collection
 from twistlm.losses import ROLES
+from twistlm.proposals import get_proposal
 from twistlm.registry import lookup
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
@@ -148,7 +149,35 @@ class Run:
         """The part of the base draws set aside as "training", "held_out" or "evaluation"; None if there are none."""
         return None if self.collection is None else self.collection.split(self.config.folds)[FOLDS.index(name)]
 
-    def sample(self, num_samples: int, *, num_particles: int | None = None, seed: int = 0) -> TextSamples:
+    def subject(
+        self,
+        *,
+        before: bool = False,
+        proposal: str = "twist_induced",
+        resampler: str = "systematic",
+        ess_threshold: float = 0.5,
+    ) -> Subject:
+        """The run's model with a way to sample from it: what `sample` and `evaluate` take as options.
+
+        Args:
+            before: the base model instead of the trained twist.
+            proposal: a registered proposal; "tempered:0.5" for one with a parameter.
+            resampler: a registered resampler.
+            ess_threshold: resample when ESS ≤ this fraction of N; 0 never, 1 at every step.
+
+        Raises:
+            ConfigError: a name is unknown or a number out of range.
+        """
+        if not 0.0 <= ess_threshold <= 1.0:
+            raise ConfigError(f"ess_threshold must be between 0 (never resample) and 1 (always), not {ess_threshold}")
+        return Subject(
+            self.base if before else self.model, self.target.bound_potential, self.target.prompt_tokens,
+            self.target.num_tokens, get_proposal(proposal), lookup("resampler", resampler).value, ess_threshold,
+        )  # fmt: skip
+
+    def sample(
+        self, num_samples: int, *, num_particles: int | None = None, seed: int = 0, **options: Any
+    ) -> TextSamples:
         """Samples of the target by SMC.
 
         Args:
@@ -156,8 +185,9 @@ class Run:
             num_particles: None runs SMC once with `num_samples` particles, which come with weights and share ancestors.
                 A number runs SMC independently for every sample and draws one of that many particles by weight.
             seed: of the samples.
+            **options: of `subject`: proposal, resampler, ess_threshold.
         """
-        rng = Rng(seed, ("sample",))
+        subject, rng = self.subject(**options), Rng(seed, ("sample",))
         count = num_samples if num_particles is None else num_particles
         runs = 1 if num_particles is None else num_samples
         group = runs if num_particles is None else max(1, 512 // num_particles)
@@ -165,8 +195,9 @@ class Run:
         for at in range(0, runs, group):
             prompts = [self.target.prompt_tokens] * min(group, runs - at)
             result = smc.run(
-                rng.fork(at), self.model, self.target.bound_potential, prompts=prompts, num_particles=count,
-                num_steps=self.target.num_tokens,
+                rng.fork(at), subject.model, subject.potential, prompts=prompts, num_particles=count,
+                num_steps=subject.num_steps, proposal=subject.proposal, resampler=subject.resampler,
+                ess_threshold=subject.ess_threshold,
             )  # fmt: skip
             found = smc.to_samples(result, prompts, self.model)
             if num_particles is not None:
@@ -189,6 +220,7 @@ class Run:
         budget: int = 512,
         seed: int = 1,
         before: bool = False,
+        **options: Any,
     ) -> Certificate:
         """Certify the run's proposal and SMC: sandwiches of log Z, KL both ways.
 
@@ -198,13 +230,11 @@ class Run:
             budget: sequences spent on each bound at each N.
             seed: of the evaluation.
             before: certify the base model instead, with the same exact samples.
+            **options: of `subject`: proposal, resampler, ess_threshold.
         """
         evaluation = self.fold("evaluation")
         counts = [num_particles] if isinstance(num_particles, int) else list(num_particles)
-        subject = Subject(
-            self.base if before else self.model, self.target.bound_potential, self.target.prompt_tokens,
-            self.target.num_tokens,
-        )  # fmt: skip
+        subject = self.subject(before=before, **options)
         spare = self.fold("training") if before else None
         return certify(
             Rng(seed, ("evaluate", "before" if before else "after")), subject,

@@ -15,6 +15,7 @@ from twistlm.exact import ExactSamples
 from twistlm.logmath import ess
 from twistlm.progress import bar
 from twistlm.proposals import Proposal, twist_induced
+from twistlm.resampling import Resampler, systematic
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
 from twistlm.types import Potential, Samples
@@ -120,6 +121,8 @@ class Subject:
         prompt: the prompt's tokens.
         num_steps: T.
         proposal: q.
+        resampler: scheme of SMC.
+        ess_threshold: SMC resamples when ESS ≤ this fraction of N.
     """
 
     model: TwistedLM
@@ -127,6 +130,8 @@ class Subject:
     prompt: Tensor
     num_steps: int
     proposal: Proposal = twist_induced
+    resampler: Resampler = systematic
+    ess_threshold: float = 0.5
 
     def draw(self, rng: Rng, num_samples: int) -> Samples:
         """Independent proposal samples."""
@@ -206,7 +211,7 @@ def _smc_bounds(
     return log_Z_bounds(
         rng.fork("smc"), subject.model, subject.potential, prompt=subject.prompt, num_steps=subject.num_steps,
         num_particles=num_particles, num_runs=num_runs if exact is None else min(num_runs, len(exact)), exact=exact,
-        proposal=subject.proposal,
+        proposal=subject.proposal, resampler=subject.resampler, ess_threshold=subject.ess_threshold,
     )  # fmt: skip
 
 

@@ -31,6 +31,10 @@ RunPath = Annotated[Positional[Path], arg(help="A run folder that `train` or `de
 ExperimentName = Annotated[Positional[str], arg(help="An experiment; `twistlm list` shows them.")]
 PresetName = Annotated[str, arg(help="Its size, with settings that suit it; `twistlm list` shows them.")]
 
+ProposalName = Annotated[str, arg(help="Distribution of the next token: twist_induced, base, or e.g. tempered:0.5.")]
+ResamplerName = Annotated[str, arg(help="Scheme: systematic, stratified, residual or multinomial.")]
+Threshold = Annotated[float, arg(help="Resample when ESS is at most this fraction of N: 0 never, 1 at every step.")]
+
 
 def demo(
     out: Out = Path("runs/demo"),
@@ -161,6 +165,9 @@ def evaluate(
     num_particles: Annotated[tuple[int, ...], arg(help="Numbers of particles of the sandwiches.")] = (4, 16, 64),
     num_samples: Annotated[int, arg(help="Proposal samples for KL(q‖σ).")] = 512,
     budget: Annotated[int, arg(help="Sequences spent on each bound at each number of particles.")] = 512,
+    proposal: ProposalName = "twist_induced",
+    resampler: ResamplerName = "systematic",
+    ess_threshold: Threshold = 0.5,
     seed: Seed = 1,
 ) -> None:
     """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json."""
@@ -171,7 +178,16 @@ def evaluate(
 
     opened = Run.load(run)
     certificates = {
-        name: opened.evaluate(num_particles, num_samples=num_samples, budget=budget, seed=seed, before=name == "before")
+        name: opened.evaluate(
+            num_particles,
+            num_samples=num_samples,
+            budget=budget,
+            seed=seed,
+            before=name == "before",
+            proposal=proposal,
+            resampler=resampler,
+            ess_threshold=ess_threshold,
+        )
         for name in ("before", "after")
     }
     assert opened.folder is not None
@@ -189,6 +205,9 @@ def sample(
         int | None,
         arg(help="SMC runs of so many particles, one drawn by weight from each; default: one run, all with weights."),
     ] = None,
+    proposal: ProposalName = "twist_induced",
+    resampler: ResamplerName = "systematic",
+    ess_threshold: Threshold = 0.5,
     seed: Seed = 0,
 ) -> None:
     """Sample from the target by SMC with a run's twist. Prints the texts and writes samples.jsonl."""
@@ -201,7 +220,10 @@ def sample(
     if num_samples < 1:
         raise ConfigError(f"num_samples must be at least 1, not {num_samples}")
     opened = Run.load(run)
-    found = opened.sample(num_samples, num_particles=num_particles, seed=seed)
+    found = opened.sample(
+        num_samples, num_particles=num_particles, seed=seed, proposal=proposal, resampler=resampler,
+        ess_threshold=ess_threshold,
+    )  # fmt: skip
     assert opened.folder is not None
     path = opened.folder.save_samples(found.rows())
     table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompt!r}", box=None)
