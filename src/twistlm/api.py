@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,14 @@ class Run:
 
     def fold(self, name: str) -> Collection | None:
         """The part of the base draws set aside as "training", "held_out" or "evaluation"; None if there are none."""
-        return None if self.collection is None else self.collection.split(self.config.folds)[FOLDS.index(name)]
+        return self._folds.get(name)
+
+    @cached_property
+    def _folds(self) -> dict[str, Collection]:
+        """Split once: selecting copies the draws with their features, and every evaluation asks for all three."""
+        return (
+            {} if self.collection is None else dict(zip(FOLDS, self.collection.split(self.config.folds), strict=True))
+        )
 
     def subject(
         self,
