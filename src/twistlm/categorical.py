@@ -1,4 +1,4 @@
-"""What is as large as the vocabulary: products with an output matrix, and exact draws from large categoricals.
+"""Exact draws from categorical distributions as large as a vocabulary.
 
 `torch.multinomial` over V = 50,257 costs as much as the language model that made the logits. Here the
 unnormalised probabilities are exponentiated once into rows of blocks, and each draw inverts the distribution
@@ -14,21 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 BLOCK = 256
 # Rows are processed in groups so that the passes over one group hit a core's cache; measured, flat from 1e6 to 1e7.
 CACHE_ELEMENTS = 1_600_000
-
-
-def output_product(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """features [..., d] · weight [V, d]ᵀ + bias [V]: [..., V].
-
-    torch gives float32 products to MKL, which takes 1.5 to 3 times as long as oneDNN for few rows and a large V.
-    """
-    if weight.dtype == torch.float32 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return functional.linear(features.to_mkldnn(), weight, bias).to_dense()
-    return functional.linear(features, weight, bias)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def run(
     """
     _check(num_particles, ess_threshold, retained, (len(prompts), num_steps))
     model.check(prompts, num_steps)
-    state = model.start(prompts, num_particles)
+    state = model.start(prompts, num_particles, num_steps)
     device = state.lm.features.device
     retained = None if retained is None else retained.to(device)
     particles = init(model, len(prompts), num_particles, num_steps, device)

@@ -95,13 +95,17 @@ class TwistedLM:
     # --- Incremental ---
 
     @torch.no_grad()
-    def start(self, prompts: Prompts, num_particles: int) -> State:
-        """`num_particles` particles on each of R prompts; equal prompts are read once."""
+    def start(self, prompts: Prompts, num_particles: int, num_steps: int = 0) -> State:
+        """`num_particles` particles on each of R prompts; equal prompts are read once.
+
+        `num_steps`: new tokens to make room for.
+        """
         distinct: dict[tuple[int, ...], int] = {}
         numbers = [distinct.setdefault(tuple(prompt.tolist()), len(distinct)) for prompt in prompts]
         unique = [torch.tensor(key, dtype=torch.long) for key in distinct]
-        lm = self.lm.start(unique)
-        twist = self.twist.decoder.start(unique) if self.twist and self.twist.decoder else None
+        capacity = (len(prompts) * num_particles, num_steps)
+        lm = self.lm.start(unique, capacity)
+        twist = self.twist.decoder.start(unique, capacity) if self.twist and self.twist.decoder else None
         rows = torch.tensor(numbers, device=lm.features.device).repeat_interleave(num_particles)
         return State(lm, twist, rows)
 

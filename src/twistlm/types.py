@@ -37,8 +37,11 @@ class DecoderState:
 class Decoder(Protocol):
     """One network that reads tokens: incrementally when sampling, all at once when training."""
 
-    def start(self, prompts: Prompts) -> DecoderState:
-        """Read U prompts; features predict each one's first new token."""
+    def start(self, prompts: Prompts, capacity: tuple[int, int] = (0, 0)) -> DecoderState:
+        """Read U prompts; features predict each one's first new token.
+
+        `capacity`: sequences and new tokens to make room for. More may come.
+        """
 
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
         """The prefixes `state[parents] + tokens`, parents and tokens [U']. `state` must not be used again."""
@@ -74,7 +77,7 @@ class Head(Protocol):
     shrinkage: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """log ψ(prefix, v) for every v: [..., V]."""
+        """log ψ(prefix, v) for every v: [..., V], of any floating type."""
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ(prefix, token) for the chosen tokens [...] alone, float32 or wider."""
@@ -98,7 +101,7 @@ class NextToken:
 
     Attributes:
         logits: unnormalised log p₀(v | prefix), [U, V].
-        log_psi: log ψ(prefix, v), [U, V], or None where the twist is identically 1.
+        log_psi: log ψ(prefix, v), [U, V] of any floating type, or None where the twist is identically 1.
         rows: the prefix of each particle, [B].
     """
 

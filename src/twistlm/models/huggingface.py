@@ -1,23 +1,27 @@
 """Any causal language model of transformers, decoded incrementally with a key–value cache.
 
-The cache is pre-allocated and grows by half, so appending a token writes one column instead of copying everything;
-it is reordered in place, and of the columns in use only those rows are copied whose parent is another row.
+Passes without gradient run through a copy of the network that is arranged for them (`inference`), over a cache that is
+made for prefixes (`cache`).
 """
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
-from twistlm.categorical import output_product
 from twistlm.errors import ModelError
-from twistlm.models.attention import decoding
+from twistlm.linear import PackedProduct
+from twistlm.models.attention import attending, can_attend
+from twistlm.models.cache import GrowingLayer, PrefixLayer
+from twistlm.models.inference import for_inference
 from twistlm.models.packaged import without_progress_bars
 from twistlm.registry import available
 from twistlm.types import DecoderState, Prompts
@@ -30,75 +34,17 @@ DTYPES: dict[str, Any] = {
 }
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values of one layer in buffers [≥ U, heads, capacity, d] of which the first `used` columns count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate for the prompt and some more."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = self.values = key_states[:, :, :0]
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append columns; returns views of all columns in use."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.used + key_states.shape[-2]
-        if end > self.keys.shape[-2]:
-            self.keys = _grown(self.keys, key_states, self.used, end)
-            self.values = _grown(self.values, value_states, self.used, end)
-        rows = key_states.shape[0]
-        self.keys[:rows, :, self.used : end] = key_states
-        self.values[:rows, :, self.used : end] = value_states
-        self.used = end
-        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
-
-    def get_seq_length(self) -> int:
-        """Columns in use."""
-        return self.used
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep rows `beam_idx` [U'], with repetition."""
-        self.keys = _selected(self.keys, beam_idx, self.used)
-        self.values = _selected(self.values, beam_idx, self.used)
-
-
-def _grown(buffer: Tensor, states: Tensor, used: int, end: int) -> Tensor:
-    rows, heads, _, width = states.shape
-    grown = states.new_empty(rows, heads, end + max(16, end // 2), width)
-    grown[:, :, :used] = buffer[:rows, :, :used]
-    return grown
-
-
-def _selected(buffer: Tensor, rows: Tensor, used: int) -> Tensor:
-    count = rows.shape[0]
-    if count > buffer.shape[0]:
-        grown = buffer.new_empty(count, *buffer.shape[1:])
-        torch.index_select(buffer[:, :, :used], 0, rows, out=grown[:, :, :used])
-        return grown
-    moved = (rows != torch.arange(count, device=rows.device)).nonzero().squeeze(-1)
-    sources = rows[moved]
-    in_use = buffer[:, :, :used]
-    kept = sources[sources < count]
-    if torch.equal(rows[kept], kept):
-        # No source is overwritten (the first child of a prefix keeps its row), so each row is copied once.
-        torch._foreach_copy_([in_use[i] for i in moved.tolist()], [in_use[i] for i in sources.tolist()])
-    else:
-        in_use[moved] = in_use.index_select(0, sources)
-    return buffer
-
-
 @dataclass(frozen=True)
 class PrefixCache:
-    """Key–value cache of U prefixes, right-aligned: `padding` [U] columns on the left mean nothing."""
+    """Key–value cache of U prefixes, right-aligned: `padding` [U] columns on the left mean nothing.
+
+    `attends`: its layers are `PrefixLayer`s.
+    """
 
     layers: Cache
     padding: Tensor
     padded: bool
+    attends: bool
 
 
 class HuggingFaceDecoder:
@@ -107,12 +53,15 @@ class HuggingFaceDecoder:
     Args:
         module: the `base_model` of a causal LM.
         trainable: keep gradients through `features` (a twist with its own network).
+        dtype: precision of passes without gradient; by default the module's own.
     """
 
-    def __init__(self, module: nn.Module, trainable: bool = False) -> None:
-        self.module = module.eval()
-        self.trainable = trainable
+    def __init__(self, module: nn.Module, trainable: bool = False, dtype: torch.dtype | None = None) -> None:
         module.requires_grad_(trainable)
+        # A frozen network is only ever run, so nothing but its inference form is held on to.
+        self.module = module.eval() if trainable else for_inference(module, next(module.parameters()).dtype)
+        self.trainable, self._dtype = trainable, dtype
+        self._inference: tuple[object, nn.Module] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -121,60 +70,81 @@ class HuggingFaceDecoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the network."""
-        return next(self.module.parameters()).dtype
+        """Precision of passes without gradient."""
+        return self._dtype or next(self.module.parameters()).dtype
 
-    def start(self, prompts: Prompts) -> DecoderState:
+    def start(self, prompts: Prompts, capacity: tuple[int, int] = (0, 0)) -> DecoderState:
         """Read U prompts in one padded batch; hidden states [U, d] of their last tokens."""
         tokens, padding = _left_padded(prompts, self.device)
         padded = bool(padding.any())
-        layers = Cache(layer_class_to_replicate=GrowingLayer)
-        hidden = self._forward(tokens, padding if padded else None, layers, 0)
-        return DecoderState(hidden[:, -1], PrefixCache(layers, padding, padded))
+        attends = self.device.type == "cpu" and not padded and can_attend(self.module)
+        layers = Cache(layer_class_to_replicate=partial(PrefixLayer if attends else GrowingLayer, *capacity))
+        cache = PrefixCache(layers, padding, padded, attends)
+        return DecoderState(self._step(tokens, cache), cache)
 
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
         """Append one token to each of the prefixes `parents`; the cache of `state` is moved, not copied."""
         cache: PrefixCache = state.cache
-        padding = cache.padding
-        if parents.shape != padding.shape or not torch.equal(
-            parents, torch.arange(len(padding), device=parents.device)
+        if parents.shape != cache.padding.shape or not torch.equal(
+            parents, torch.arange(len(cache.padding), device=parents.device)
         ):
             for layer in cache.layers.layers:
                 layer.reorder_cache(parents)
-            padding = padding[parents]
-        used = cache.layers.get_seq_length()
-        hidden = self._forward(tokens.unsqueeze(-1), padding if cache.padded else None, cache.layers, used)
-        return DecoderState(hidden[:, -1], PrefixCache(cache.layers, padding, cache.padded))
+            cache = replace(cache, padding=cache.padding[parents])
+        return DecoderState(self._step(tokens.unsqueeze(-1), cache), cache)
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """Hidden states [B, T, d] before each of tokens [B, T], in one pass."""
         prefix, padding = _left_padded(prompts, self.device)
         inputs = torch.cat([prefix, tokens[:, :-1].to(self.device)], -1)
-        hidden = self._forward(inputs, padding if bool(padding.any()) else None, None, 0)
+        training = self.trainable and torch.is_grad_enabled()
+        network = self.module if training else self._network()
+        with torch.set_grad_enabled(training):
+            hidden = _hidden(network, inputs, padding if bool(padding.any()) else None, 0)
         return hidden[:, prefix.shape[1] - 1 :]
 
-    def _forward(self, tokens: Tensor, padding: Tensor | None, layers: Cache | None, used: int) -> Tensor:
-        columns = torch.arange(used + tokens.shape[1], device=tokens.device)
-        mask = None
-        positions = columns[used:].unsqueeze(0).expand(tokens.shape[0], -1)
-        if padding is not None:
-            mask = (columns >= padding.unsqueeze(-1)).long()
-            positions = (positions - padding.unsqueeze(-1)).clamp_min(0)
-        gradient = torch.set_grad_enabled(self.trainable and torch.is_grad_enabled())
-        with gradient, decoding(self.module, self.dtype, self.device):
-            output = self.module(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=layers,
-                use_cache=layers is not None,
-            )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+    @torch.no_grad()
+    def _step(self, tokens: Tensor, cache: PrefixCache) -> Tensor:
+        """Hidden states [U, d] of the last of tokens [U, Q], which are appended to the cache."""
+        network = self._network()
+        used = cache.layers.get_seq_length()
+        with attending(network, cache.layers) if cache.attends else nullcontext():
+            return _hidden(network, tokens, cache.padding if cache.padded else None, used, cache.layers)[:, -1]
+
+    def _network(self) -> nn.Module:
+        """The network for passes without gradient; for a trainable one made anew after its parameters have changed."""
+        if not self.trainable:
+            return self.module
+        parameters = list(self.module.parameters())
+        version = (parameters[0].data_ptr(), parameters[0].dtype, sum(p._version for p in parameters))
+        if self._inference is None or self._inference[0] != version:
+            self._inference = (version, for_inference(self.module, self.dtype))
+        return self._inference[1]
+
+
+def _hidden(
+    network: nn.Module, tokens: Tensor, padding: Tensor | None, used: int, layers: Cache | None = None
+) -> Tensor:
+    """Hidden states [B, Q, d] of tokens [B, Q] that follow `used` columns, of which `padding` [B] mean nothing."""
+    columns = torch.arange(used + tokens.shape[1], device=tokens.device)
+    mask = None
+    positions = columns[used:].unsqueeze(0).expand(tokens.shape[0], -1)
+    if padding is not None:
+        mask = (columns >= padding.unsqueeze(-1)).long()
+        positions = (positions - padding.unsqueeze(-1)).clamp_min(0)
+    output = network(
+        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=layers,
+        use_cache=layers is not None,
+    )  # fmt: skip
+    hidden: Tensor = output.last_hidden_state
+    return hidden
 
 
 class HuggingFaceLM(HuggingFaceDecoder):
     """A causal LM with its tokenizer, as the base model p₀. Its weights are frozen.
+
+    Of the model itself only what p₀ needs is kept, and on the CPU its matrices in another form: drop it if memory
+    counts.
 
     Args:
         model: an `AutoModelForCausalLM`.
@@ -189,14 +159,15 @@ class HuggingFaceLM(HuggingFaceDecoder):
     def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
         super().__init__(model.base_model)
         model.requires_grad_(False)
-        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.tokenizer, self.name = tokenizer, name
         self.output = model.get_output_embeddings()
         self.vocab_size: int = self.output.weight.shape[0]
         self.feature_size: int = self.output.weight.shape[1]
         eos = tokenizer.eos_token_id if tokenizer is not None else model.config.eos_token_id
         self.eos_token_id: int | None = eos[0] if isinstance(eos, list) else eos
         self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
-        self._check_architecture()
+        self._product = PackedProduct(self.output.weight, self.output.bias)
+        self._check_architecture(model)
 
     @property
     def unembedding(self) -> Tensor:
@@ -206,7 +177,7 @@ class HuggingFaceLM(HuggingFaceDecoder):
 
     def logits(self, features: Tensor) -> Tensor:
         """The output layer: [..., V]."""
-        return output_product(features, self.output.weight, self.output.bias)
+        return self._product(features)
 
     def encode(self, text: str) -> Tensor:
         """Token ids [P], with the special tokens that the tokenizer itself puts in front."""
@@ -220,14 +191,17 @@ class HuggingFaceLM(HuggingFaceDecoder):
         return texts
 
     def trainable_copy(self) -> HuggingFaceDecoder:
-        """An independent copy of the network in float32 whose parameters train: the start of a separate twist."""
-        return HuggingFaceDecoder(copy.deepcopy(self.module).float(), trainable=True)
+        """An independent copy of the network in float32 whose parameters train: the start of a separate twist.
+
+        It samples in this model's precision: the weights account for the very values that were drawn from.
+        """
+        return HuggingFaceDecoder(copy.deepcopy(self.module).float(), trainable=True, dtype=self.dtype)
 
     @torch.no_grad()
-    def _check_architecture(self) -> None:
+    def _check_architecture(self, model: Any) -> None:
         """The split into network and output layer, and a step with the cache, must give what the whole model gives."""
         tokens = torch.arange(1, 5, device=self.device).clamp_max(self.vocab_size - 1).unsqueeze(0)
-        whole = self.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+        whole = model(input_ids=tokens, use_cache=False).logits[0, -1].float()
         try:
             state = self.start([tokens[0, :3]])
             state = self.advance(state, torch.zeros(1, dtype=torch.long, device=self.device), tokens[0, 3:])
@@ -237,7 +211,7 @@ class HuggingFaceLM(HuggingFaceDecoder):
         # Half precision differs in the last bits between one pass and two.
         if (whole - split).abs().max() > 0.05 * whole.abs().max().clamp_min(1.0):
             raise ModelError(
-                f"{self.name!r} ({type(self.model).__name__}) changes its logits after the output layer or keeps more "
+                f"{self.name!r} ({type(model).__name__}) changes its logits after the output layer or keeps more "
                 "than keys and values; only plain decoder transformers are supported"
             )
 

@@ -42,7 +42,7 @@ class TabularLM:
         table = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
         return TabularLM(table, max_length, eos_token_id)
 
-    def start(self, prompts: Prompts) -> DecoderState:
+    def start(self, prompts: Prompts, capacity: tuple[int, int] = (0, 0)) -> DecoderState:
         """Walk each prompt from the root."""
         return DecoderState(torch.stack([self._walk(prompt) for prompt in prompts]))
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twistlm.categorical import output_product
 from twistlm.errors import ConfigError
+from twistlm.linear import PackedProduct
 from twistlm.registry import register
 from twistlm.types import BaseLM, Twist
 
@@ -38,22 +38,20 @@ class VocabularyHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(weight.shape[0])) if bias else None
         self.shrinkage: Tensor
         self.register_buffer("shrinkage", torch.ones(()))
-        self._half: tuple[tuple[int, int], Tensor] | None = None
+        self._product: tuple[object, PackedProduct] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """log ψ of every token [..., V].
 
-        Without gradient the product runs in the features' precision: it is as large as the model's own output layer,
-        and sampling weighs by the very values it draws from, so rounding costs no exactness.
+        Without gradient the product runs and stays in the features' precision: it is as large as the model's own
+        output layer, and sampling weighs by the very values it draws from, so rounding costs no exactness.
         """
         inner: Tensor = self.trunk(features.float())
         if torch.is_grad_enabled():
             log_psi: Tensor = inner @ self.weight.float().T
-        else:
-            log_psi = output_product(inner.to(features.dtype), self._weight_as(features.dtype)).float()
-        if self.bias is not None:
-            log_psi += self.bias
-        return log_psi if self._plain else log_psi * self.shrinkage
+            return (log_psi if self.bias is None else log_psi + self.bias) * self.shrinkage
+        log_psi = self._packed(features.dtype)(inner.to(features.dtype))
+        return log_psi if bool(self.shrinkage == 1.0) else log_psi * self.shrinkage
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ of the chosen tokens [...], float32: k multiplications each instead of V·k."""
@@ -63,18 +61,13 @@ class VocabularyHead(nn.Module):
             log_psi = log_psi + self.bias[tokens]
         return log_psi * self.shrinkage
 
-    @property
-    def _plain(self) -> bool:
-        return bool(self.shrinkage == 1.0)
-
-    def _weight_as(self, dtype: torch.dtype) -> Tensor:
-        """The output matrix in `dtype`, converted once per version of the weights."""
-        if self.weight.dtype == dtype:
-            return self.weight
-        version = (self.weight.data_ptr(), self.weight._version)
-        if self._half is None or self._half[0] != version or self._half[1].dtype != dtype:
-            self._half = (version, self.weight.detach().to(dtype))
-        return self._half[1]
+    def _packed(self, dtype: torch.dtype) -> PackedProduct:
+        """The output layer in `dtype`, made once per version of its parameters."""
+        tensors = [self.weight] if self.bias is None else [self.weight, self.bias]
+        version = (dtype, *[(tensor.data_ptr(), tensor._version) for tensor in tensors])
+        if self._product is None or self._product[0] != version:
+            self._product = (version, PackedProduct(*[tensor.detach().to(dtype) for tensor in tensors]))
+        return self._product[1]
 
 
 def _zero_output(vocab_size: int, width: int) -> nn.Parameter:

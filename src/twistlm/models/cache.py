@@ -1,0 +1,151 @@
+"""Keys and values of the prefixes that particles share, one layer of the network at a time.
+
+`GrowingLayer` serves any attention: buffers with room for what is to come, so that appending a token writes one column
+instead of copying everything, reordered in place: of the columns in use only those rows are copied whose parent is
+another row. `PrefixLayer` attends by itself, and so can hold the prompt that all prefixes share once for all of them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+
+class GrowingLayer(DynamicLayer):
+    """Buffers [≥ U, heads, ≥ L, d] of which the first `used` columns count.
+
+    Args:
+        rows: sequences to make room for after the prompt; more is possible and slower.
+        columns: tokens to make room for after the prompt; likewise.
+    """
+
+    def __init__(self, rows: int = 0, columns: int = 0) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        self.used = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """No columns yet; the first states are those of the prompts."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.columns += key_states.shape[-2]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append columns; returns views of all columns in use."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, end = key_states.shape[0], self.used + key_states.shape[-2]
+        self.keys = self._appended(self.keys, key_states, end)
+        self.values = self._appended(self.values, value_states, end)
+        self.used = end
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+
+    def get_seq_length(self) -> int:
+        """Columns in use."""
+        return self.used
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep rows `beam_idx` [U'], with repetition."""
+        self.keys = self._selected(self.keys, beam_idx)
+        self.values = self._selected(self.values, beam_idx)
+
+    def _appended(self, buffer: Tensor, states: Tensor, end: int) -> Tensor:
+        rows = states.shape[0]
+        if rows > buffer.shape[0] or end > buffer.shape[-2]:
+            grown = self._empty(buffer, rows, end)
+            grown[: buffer.shape[0], :, : self.used] = buffer[:, :, : self.used]
+            buffer = grown
+        buffer[:rows, :, self.used : end] = states
+        return buffer
+
+    def _empty(self, buffer: Tensor, rows: int, end: int) -> Tensor:
+        # Memory that is never written is never taken, so room for all that may come costs nothing before it does.
+        columns = self.columns if end <= self.columns else end + max(16, end // 2)
+        return buffer.new_empty(max(rows, self.rows), buffer.shape[1], columns, buffer.shape[3])
+
+    def _selected(self, buffer: Tensor, rows: Tensor) -> Tensor:
+        count = rows.shape[0]
+        in_use = buffer[:, :, : self.used]
+        if count > buffer.shape[0]:
+            grown = self._empty(buffer, count, self.used)
+            torch.index_select(in_use, 0, rows, out=grown[:count, :, : self.used])
+            return grown
+        moved = (rows != torch.arange(count, device=rows.device)).nonzero().squeeze(-1)
+        sources = rows[moved]
+        kept = sources[sources < count]
+        if torch.equal(rows[kept], kept):
+            # No source is overwritten (the first child of a prefix keeps its row), so each row is copied once.
+            torch._foreach_copy_([in_use[i] for i in moved.tolist()], [in_use[i] for i in sources.tolist()])
+        else:
+            in_use[moved] = in_use.index_select(0, sources)
+        return buffer
+
+
+class PrefixLayer(GrowingLayer):
+    """A layer on the CPU that answers single queries itself (`attend`), in float32 whatever the network's precision.
+
+    One query over a cache reads every number once and computes next to nothing. torch's fused kernel is made for long
+    queries and is slow at it in half precision (100 sequences × 12 heads × 28 columns: 1.5 ms in bfloat16, 0.6 in
+    float32); products from a float32 cache take 0.4, for twice the memory of a half-precision one. If there was one
+    prompt, its columns are kept and read once for all sequences, as an ordinary matrix product.
+    """
+
+    prompt: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append columns; returns the new ones alone (all there are, for the prompts): attention looks here."""
+        keys, values = key_states.float(), value_states.float()
+        if not self.is_initialized and key_states.shape[0] == 1:
+            self.lazy_initialization(keys, values)
+            self.columns -= keys.shape[-2]
+            self.prompt = keys[0], values[0]
+        else:
+            super().update(keys, values)
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        """Columns in use, with the prompt's."""
+        return self.used + (0 if self.prompt is None else self.prompt[0].shape[-2])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep rows `beam_idx` [U'], with repetition; there are none to move before the first token."""
+        if self.used > 0:
+            super().reorder_cache(beam_idx)
+
+    def whole(self, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, heads, L, d] with the prompt's, for an attention that needs them in one piece."""
+        parts = [self.keys[:rows, :, : self.used], self.values[:rows, :, : self.used]]
+        if self.prompt is not None:
+            shared = [each.expand(rows, -1, -1, -1) for each in self.prompt]
+            parts = [torch.cat(pair, -2) for pair in zip(shared, parts, strict=True)]
+        return parts[0].to(dtype), parts[1].to(dtype)
+
+    def attend(self, query: Tensor, scaling: float) -> Tensor:
+        """softmax(scaling · q·Kᵀ) · V [U, 1, H, d] of a query [U, H, 1, d]; H a multiple of the heads kept."""
+        rows, heads, _, width = query.shape
+        shared_heads = self.keys.shape[1]
+        group = heads // shared_heads
+        q = (query.float() * scaling).reshape(rows, shared_heads, group, width)
+        keys = self.keys[:rows, :, : self.used].flatten(0, 1)
+        values = self.values[:rows, :, : self.used].flatten(0, 1)
+        scores = torch.bmm(q.flatten(0, 1), keys.transpose(1, 2)).view(rows, shared_heads, group, self.used)
+        if self.prompt is None:
+            mixed = torch.bmm(scores.softmax(-1).flatten(0, 1), values)
+        else:
+            prompt_keys, prompt_values = self.prompt
+            across = torch.bmm(_heads_first(q), prompt_keys.transpose(1, 2))
+            length = across.shape[-1]
+            across = across.view(shared_heads, rows, group, length).transpose(0, 1)
+            weights = torch.cat([across, scores], -1).softmax(-1)
+            mixed = torch.bmm(weights[..., length:].flatten(0, 1), values)
+            shared = torch.bmm(_heads_first(weights[..., :length]), prompt_values)
+            mixed = mixed.view(rows, shared_heads, group, -1)
+            mixed += shared.view(shared_heads, rows, group, -1).transpose(0, 1)
+        return mixed.view(rows, 1, heads, -1).to(query.dtype)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[U, heads, group, n] as [heads, U·group, n]."""
+    return x.transpose(0, 1).flatten(1, 2)
