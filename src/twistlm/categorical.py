@@ -20,6 +20,14 @@ BLOCK = 256
 CACHE_ELEMENTS = 1_600_000
 
 
+def room_for(rows: int, size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for a table of `rows` distributions over `size` outcomes.
+
+    Taking tens of megabytes from the system anew at every step costs as much as filling them.
+    """
+    return torch.empty(rows * -(-size // BLOCK) * BLOCK, device=device, dtype=dtype)
+
+
 @dataclass(frozen=True)
 class CategoricalTable:
     """U categorical distributions over K outcomes, ready to be drawn from.
@@ -28,39 +36,53 @@ class CategoricalTable:
         values: exp(logit − row maximum) [U, blocks, BLOCK], float32 (float64 if the logits are), zero in the padding.
         block_sums: sums of `values` over the last axis, float64 [U, blocks].
         log_total: log Σ exp(logit), float64 [U]; −inf where the whole row is −inf.
+        log_total_first: the same of the first of several terms alone.
         size: K.
     """
 
     values: Tensor
     block_sums: Tensor
     log_total: Tensor
+    log_total_first: Tensor
     size: int
 
     @staticmethod
-    def from_logits(*terms: Tensor) -> "CategoricalTable":
-        """Tabulate the distributions ∝ exp(Σ terms); terms [U, K], any floating type, are added in float32 at least."""
+    def from_logits(*terms: Tensor, scratch: Tensor | None = None) -> "CategoricalTable":
+        """Tabulate the distributions ∝ exp(Σ terms).
+
+        Args:
+            terms: [U, K] each, of any floating type; they are added in float32 at least.
+            scratch: memory from `room_for` to hold the values. The table is void once it serves another.
+        """
         rows, size = terms[0].shape
         blocks = -(-size // BLOCK)
         device = terms[0].device
         dtype = torch.float64 if terms[0].dtype == torch.float64 else torch.float32
-        values = torch.empty(rows, blocks * BLOCK, device=device, dtype=dtype)
+        if scratch is None or scratch.dtype != dtype or scratch.numel() < rows * blocks * BLOCK:
+            scratch = room_for(rows, size, device, dtype)
+        values = scratch[: rows * blocks * BLOCK].view(rows, -1)
         values[:, size:] = 0.0
         block_sums = torch.empty(rows, blocks, dtype=torch.float64, device=device)
-        top = torch.empty(rows, dtype=dtype, device=device)
+        # A row that is all −inf has no maximum to subtract: exp(−inf − 0) = 0 keeps it empty, not NaN.
+        shift = torch.empty(rows, dtype=dtype, device=device)
+        first = torch.empty(rows, dtype=torch.float64, device=device)
         group = max(1, CACHE_ELEMENTS // size) if device.type == "cpu" else max(1, rows)
         for at in range(0, rows, group):
             part = slice(at, at + group)
             head = values[part, :size]
             head.copy_(terms[0][part])
+            if len(terms) > 1:
+                first[part] = torch.logsumexp(head, -1)
             for term in terms[1:]:
                 head.add_(term[part])
-            top[part] = head.amax(-1)
-            # A row that is all −inf has no maximum to subtract: exp(−inf − 0) = 0 keeps it empty, not NaN.
-            shift = torch.where(top[part].isfinite(), top[part], 0.0)
-            head.sub_(shift.unsqueeze(-1)).exp_()
+            top = head.amax(-1)
+            shift[part] = torch.where(top.isfinite(), top, 0.0)
+            head.sub_(shift[part].unsqueeze(-1)).exp_()
             block_sums[part] = values[part].view(-1, blocks, BLOCK).sum(-1)
-        log_total = block_sums.sum(-1).log() + torch.where(top.isfinite(), top, 0.0).double()
-        return CategoricalTable(values.view(rows, blocks, BLOCK), block_sums, log_total, size)
+        log_total = block_sums.sum(-1).log() + shift.double()
+        return CategoricalTable(
+            values.view(rows, blocks, BLOCK), block_sums, log_total, first if len(terms) > 1 else log_total, size
+        )
 
     def probabilities(self) -> Tensor:
         """The normalised probabilities, float64 [U, K]: for tests and small K only."""

@@ -4,15 +4,14 @@ A proposal names the terms whose sum is its unnormalised log density over the vo
 same for all: one exact draw per particle, and the densities of what was drawn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from twistlm.categorical import CACHE_ELEMENTS, CategoricalTable
+from twistlm.categorical import CategoricalTable
 from twistlm.errors import ConfigError
-from twistlm.logmath import widen
 from twistlm.registry import lookup, register
 from twistlm.rng import Rng
 from twistlm.types import NextToken, Siblings
@@ -81,19 +80,48 @@ class Drawn:
     log_q: Tensor
     siblings: Siblings | None = None
 
+    @staticmethod
+    def concatenate(parts: Sequence["Drawn"], order: Tensor) -> "Drawn":
+        """The tokens of all parts, of which the k-th is the `order[k]`-th of the whole."""
+        place = order.argsort()
 
-def draw(rng: Rng, following: NextToken, proposal: Proposal, forced: Tensor, num_siblings: int = 0) -> Drawn:
+        def joined(tensors: list[Tensor]) -> Tensor:
+            return torch.cat(tensors)[place]
+
+        tokens, log_p, log_psi, log_q = (
+            joined([getattr(part, name) for part in parts]) for name in ("tokens", "log_p", "log_psi", "log_q")
+        )
+        families = [part.siblings for part in parts if part.siblings is not None]
+        siblings = None
+        if families:
+            siblings = Siblings(
+                joined([each.tokens for each in families]), joined([each.log_ratio for each in families])
+            )
+        return Drawn(tokens, log_p, log_psi, log_q, siblings)
+
+
+def draw(
+    rng: Rng,
+    following: NextToken,
+    proposal: Proposal,
+    forced: Tensor,
+    num_siblings: int = 0,
+    scratch: Tensor | None = None,
+) -> Drawn:
     """Draw each particle's next token from `proposal`, except where `forced` [B] is not −1.
 
     A prefix from which no token has positive weight yields token 0 with log ψ = −inf and log q = 0: a dead particle.
     """
     terms = proposal(following)
-    table = CategoricalTable.from_logits(*terms)
+    table = CategoricalTable.from_logits(*terms, scratch=scratch)
     rows = following.rows
     free = forced < 0
     tokens = forced.clone()
     tokens[free] = rng.categorical(table, rows[free])
-    log_p_total = _log_total(following.logits, terms, table)
+    if terms[0] is following.logits:
+        log_p_total = table.log_total_first
+    else:
+        log_p_total = torch.logsumexp(following.logits.double(), -1)
 
     def densities(rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         log_p = following.logits[rows, tokens].double() - log_p_total[rows]
@@ -110,12 +138,3 @@ def draw(rng: Rng, following: NextToken, proposal: Proposal, forced: Tensor, num
         log_p_others, log_q_others = densities(repeated, others)
         siblings = Siblings(others, log_p_others - log_q_others).map(lambda x: x.view(-1, num_siblings))
     return Drawn(tokens, log_p, log_psi.masked_fill(dead, -torch.inf), log_q.masked_fill(dead, 0.0), siblings)
-
-
-def _log_total(logits: Tensor, terms: tuple[Tensor, ...], table: CategoricalTable) -> Tensor:
-    """log Σ exp(logits), float64 [U]; the table already has it when the proposal is the base model."""
-    if len(terms) == 1:
-        return table.log_total
-    group = max(1, CACHE_ELEMENTS // logits.shape[-1])
-    parts = [torch.logsumexp(widen(logits[at : at + group]), -1) for at in range(0, logits.shape[0], group)]
-    return torch.cat(parts).double()

@@ -22,7 +22,7 @@ from torch import Tensor
 from twistlm.errors import ConfigError, DeadParticlesError
 from twistlm.logmath import ess, log_mean_exp, normalise
 from twistlm.potentials.base import evaluate
-from twistlm.proposals import Drawn, Proposal, draw, twist_induced
+from twistlm.proposals import Drawn, Proposal, twist_induced
 from twistlm.resampling import Resampler, invert, systematic
 from twistlm.rng import Rng
 from twistlm.twisted import State, TwistedLM
@@ -166,7 +166,7 @@ def propose(
         forced[:, 0] = retained[:, t]
     if model.absorbing is not None:
         forced[particles.finished] = model.absorbing
-    drawn = draw(rng, model.next(state), proposal, forced.flatten(), num_siblings)
+    drawn = model.draw(rng, state, proposal, forced.flatten(), num_siblings)
     tokens, log_p, log_psi, log_q = (x.view(shape) for x in (drawn.tokens, drawn.log_p, drawn.log_psi, drawn.log_q))
     siblings = None if drawn.siblings is None else drawn.siblings.map(lambda x: x.unflatten(0, shape))
     if model.absorbing is not None:

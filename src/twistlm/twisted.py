@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from twistlm.categorical import room_for
 from twistlm.errors import ConfigError, PromptError
 from twistlm.logmath import widen
 from twistlm.proposals import Drawn, Proposal, draw
 from twistlm.rng import Rng
 from twistlm.types import BaseLM, DecoderState, NextToken, Prompts, Samples, Twist
 
-# Elements of a [rows, V] block when a pass over the vocabulary is chunked: 16 M float32 = 64 MB.
-VOCABULARY_CHUNK = 16_000_000
+# Elements of a [rows, V] block when a pass over the vocabulary is chunked: 8 M float32 = 32 MB. At V = 50,257 that is
+# 159 rows, from where on a product with the output matrix gains nothing from more of them.
+VOCABULARY_CHUNK = 8_000_000
 # Teacher-forced passes are chunked to this many tokens, which bounds the activations of a transformer.
 TOKEN_CHUNK = 16_384
 
@@ -59,6 +61,7 @@ class TwistedLM:
             raise ConfigError(f"eos must be 'absorb' or 'ignore', not {eos!r}")
         self.lm, self.twist, self.eos = lm, twist, eos
         self.absorbing = lm.eos_token_id if eos == "absorb" else None
+        self._scratch: Tensor | None = None
 
     def check(self, prompts: Prompts, num_steps: int) -> None:
         """Refuse prompts that are empty or leave no room for `num_steps` new tokens.
@@ -143,6 +146,27 @@ class TwistedLM:
         log_psi = self.twist.head(features) if self.twist is not None else None
         return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows)
 
+    def draw(self, rng: Rng, state: State, proposal: Proposal, forced: Tensor, num_siblings: int = 0) -> Drawn:
+        """`proposals.draw` for all particles of `state`, in parts whose distributions fit in memory together."""
+        count, most = state.lm.features.shape[0], max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
+        size = -(-count // max(1, -(-count // most)))
+        needed = room_for(size, self.lm.vocab_size, torch.device("meta")).numel()
+        if self._scratch is None or self._scratch.numel() < needed:
+            self._scratch = room_for(size, self.lm.vocab_size, state.lm.features.device)
+        if count <= most:
+            return draw(rng, self.next(state), proposal, forced, num_siblings, self._scratch)
+        orders, parts = [], []
+        for at in range(0, count, size):
+            index = ((state.rows >= at) & (state.rows < at + size)).nonzero().squeeze(-1)
+            part = State(
+                DecoderState(state.lm.features[at : at + size]),
+                None if state.twist is None else DecoderState(state.twist.features[at : at + size]),
+                state.rows[index] - at,
+            )
+            orders.append(index)
+            parts.append(draw(rng, self.next(part), proposal, forced[index], num_siblings, self._scratch))
+        return Drawn.concatenate(parts, torch.cat(orders))
+
     # --- Teacher-forced ---
 
     def twist_features(self, samples: Samples) -> Tensor:
@@ -220,19 +244,11 @@ class TwistedLM:
         base = samples.features
         if base is None:
             base = self.base_features(samples.prompts, samples.tokens)
-        twist = base if self.features_are_reusable else self.twist_features(samples)
-        base, twist, tokens = base.flatten(0, 1), twist.flatten(0, 1), samples.tokens.flatten()
-        group = max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
-        parts = []
-        for at in range(0, tokens.shape[0], group):
-            part = slice(at, at + group)
-            log_psi = self.twist.head(twist[part]) if self.twist is not None else None
-            rows = torch.arange(tokens[part].shape[0], device=tokens.device)
-            following = NextToken(self.lm.logits(base[part]), log_psi, rows)
-            parts.append(draw(Rng(0), following, proposal, tokens[part]))
-
-        def joined(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts]).reshape(samples.tokens.shape)
-
-        log_p, log_psi, log_q = (joined(name) * samples.mask for name in ("log_p", "log_psi", "log_q"))
+        twist = None if self.features_are_reusable else DecoderState(self.twist_features(samples).flatten(0, 1))
+        tokens = samples.tokens.flatten()
+        state = State(DecoderState(base.flatten(0, 1)), twist, torch.arange(tokens.shape[0], device=tokens.device))
+        drawn = self.draw(Rng(0), state, proposal, tokens)
+        log_p, log_psi, log_q = (
+            x.view_as(samples.tokens) * samples.mask for x in (drawn.log_p, drawn.log_psi, drawn.log_q)
+        )
         return Drawn(samples.tokens, log_p, log_psi, log_q)

@@ -73,6 +73,8 @@ class GrowingLayer(DynamicLayer):
             torch.index_select(in_use, 0, rows, out=grown[:count, :, : self.used])
             return grown
         moved = (rows != torch.arange(count, device=rows.device)).nonzero().squeeze(-1)
+        if moved.numel() == 0:
+            return buffer
         sources = rows[moved]
         kept = sources[sources < count]
         if torch.equal(rows[kept], kept):
