@@ -39,8 +39,8 @@ format: $(READY) ## Format and fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Time sampling and training against transformers' generate (writes benchmarks/results.json)
-	$(BIN)/python benchmarks/sampling.py $(ARGS)
+bench: $(READY) ## Time and memory against transformers' generate (over an hour; with ARGS=--quick seconds)
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 docs: $(READY_DOCS) ## Build the API reference into docs/_build and check the links of every page
 	$(BIN)/python docs/build.py

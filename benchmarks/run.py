@@ -1,0 +1,22 @@
+"""What sampling, training, certificates and memory cost, as ratios to transformers' own `generate`.
+
+    python benchmarks/run.py                            # everything; over an hour on two cores
+    python benchmarks/run.py --only sampling,memory     # some groups; the others' results stay
+    python benchmarks/run.py --quick                    # seconds, tiny models: only shows that everything runs
+    python benchmarks/run.py --check                    # exits with an error if a row is above its limit
+
+Results are written after every case, so that a run that is stopped keeps what it has measured.
+"""
+
+import sys
+
+import tyro
+
+from suite.main import main
+from suite.options import Options
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Options, description=__doc__)
+    measured = main(chosen)
+    if chosen.check and not all(row.passed for row in measured.rows.values()):
+        sys.exit("a row is above its limit")

@@ -1,0 +1,182 @@
+"""What is timed, by name, on one model.
+
+| name | what it does |
+|---|---|
+| `generate` | transformers' own sampling with its cache: the baseline of everything |
+| `base` | base sampling |
+| `smc_TWIST` | SMC with this twist, resampling at every step |
+| `never_TWIST` | the same without resampling |
+| `LOSS_TWIST` | one update as the trainer does it: sampling, scores, backward, clipping, optimiser |
+| `certificate` | a certificate of the MLP twist: four runs each of IWAE and SMC, lower and upper |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suite.machine import MB
+from suite.models import build, prompt_of, spread_twist
+from suite.options import Batch
+from twistlm import smc
+from twistlm.certificate import Subject, certify
+from twistlm.estimates import Estimate
+from twistlm.exact import collect
+from twistlm.models.huggingface import HuggingFaceLM
+from twistlm.potentials.base import BasePotential
+from twistlm.proposals import base
+from twistlm.rng import Rng
+from twistlm.sources import Setting
+from twistlm.training import Trainer, TrainingConfig
+from twistlm.twisted import TwistedLM
+from twistlm.types import Prompts, SMCResult, Twist
+
+# Runs of IWAE and of SMC in a certificate.
+RUNS = 4
+# A warm-up makes so many tokens.
+WARM_STEPS = 2
+
+
+class Halves(BasePotential):
+    """log φ = minus the share of tokens in the upper half of the vocabulary: next to free, and not constant."""
+
+    log_upper_bound = 0.0
+
+    def __init__(self, vocab_size: int) -> None:
+        self.middle = vocab_size // 2
+
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """Between −1 and 0 [B]."""
+        return -(tokens >= self.middle).double().mean(-1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work.
+
+    Attributes:
+        run: does it; returns the mean effective sample size as a fraction of N, None where there are no weights.
+        warm_up: does enough of it that a second run meets nothing for the first time.
+    """
+
+    run: Callable[[], float | None]
+    warm_up: Callable[[], object]
+
+
+class Bench:
+    """One model in one precision. Twists are made when a task first asks for them."""
+
+    def __init__(self, name: str, dtype: str, *, quick: bool = False, vocab_size: int | None = None) -> None:
+        self.name = name
+        self.model: Any = build(name, dtype, quick=quick, vocab_size=vocab_size)
+        self.prompt = prompt_of(name, self.model, quick=quick)
+        self._twists: list[Twist] = []
+        self._shared: dict[str, Twist] = {}
+
+    @cached_property
+    def lm(self) -> HuggingFaceLM:
+        """The package's view of the model."""
+        return HuggingFaceLM(self.model, None, self.name)
+
+    @property
+    def twist_mb(self) -> float | None:
+        """Parameters of the twists that were made so far; None if none was."""
+        parameters = [p for twist in self._twists for p in twist.module.parameters() if p.requires_grad]
+        return sum(p.numel() * p.element_size() for p in parameters) / MB if parameters else None
+
+    def task(self, name: str, batch: Batch) -> Task:
+        """The task called `name` at this size."""
+        kind, _, twist = name.partition("_")
+        short = Batch(batch.particles, min(WARM_STEPS, batch.steps))
+        if kind == "generate":
+            return Task(lambda: self._generate(batch), lambda: self._generate(short))
+        if kind == "base":
+            return Task(lambda: self._base(batch), lambda: self._base(short))
+        if kind in ("smc", "never"):
+            model = TwistedLM(self.lm, self._twist(twist), "ignore")
+            threshold = 1.0 if kind == "smc" else 0.0
+            return Task(lambda: self._smc(model, batch, threshold), lambda: self._smc(model, short, threshold))
+        if kind == "certificate":
+            return self._certificate(batch)
+        trainer = self.trainer(kind, twist, batch)
+        return Task(lambda: _update(trainer), lambda: _update(trainer))
+
+    def trainer(self, loss: str, twist: str, batch: Batch) -> Trainer:
+        """A trainer with a twist of its own."""
+        model = TwistedLM(self.lm, self._new_twist(twist), "ignore")
+        setting = Setting(model, Halves(self.lm.vocab_size), self.prompt, batch.steps)
+        return Trainer(Rng(0), setting, TrainingConfig(loss=loss, num_particles=batch.particles), _no_criterion)
+
+    def _twist(self, kind: str) -> Twist:
+        """The twist that every task but training shares."""
+        if kind not in self._shared:
+            self._shared[kind] = self._new_twist(kind)
+        return self._shared[kind]
+
+    def _new_twist(self, kind: str) -> Twist:
+        twist = spread_twist(self.lm, kind, self.prompt)
+        self._twists.append(twist)
+        return twist
+
+    def _generate(self, batch: Batch) -> None:
+        prompts = self.prompt.expand(batch.particles, -1)
+        made = self.model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, use_cache=True,
+            max_new_tokens=batch.steps,
+        )  # fmt: skip
+        if made.shape[1] != self.prompt.numel() + batch.steps:
+            raise RuntimeError(f"generate made {made.shape[1] - self.prompt.numel()} tokens, not {batch.steps}")
+
+    def _base(self, batch: Batch) -> None:
+        smc.run(
+            Rng(0), TwistedLM(self.lm, None, "ignore"), Halves(self.lm.vocab_size), prompts=[self.prompt],
+            num_particles=batch.particles, num_steps=batch.steps, proposal=base, ess_threshold=0.0,
+        )  # fmt: skip
+
+    def _smc(self, model: TwistedLM, batch: Batch, threshold: float) -> float:
+        result = smc.run(
+            Rng(0), model, Halves(self.lm.vocab_size), prompts=[self.prompt],
+            num_particles=batch.particles, num_steps=batch.steps, ess_threshold=threshold,
+        )  # fmt: skip
+        return _ess_fraction(result)
+
+    def _certificate(self, batch: Batch) -> Task:
+        model = TwistedLM(self.lm, self._twist("mlp"), "ignore")
+
+        def made(batch: Batch, runs: int) -> Callable[[], float]:
+            subject = Subject(model, Halves(self.lm.vocab_size), self.prompt, batch.steps)
+            found = collect(
+                Rng(0), model, subject.potential, prompt=self.prompt, num_steps=batch.steps, target="benchmark",
+                num_samples=runs, max_draws=100 * runs, chunk=4 * runs,
+            )  # fmt: skip
+            exact = found.exact.take(runs)
+            n = batch.particles
+
+            def run() -> float:
+                certificate = certify(
+                    Rng(0), subject, exact, num_particles=(n,), num_samples=runs * n, budget=runs * n
+                )  # fmt: skip
+                for each in certificate.bounds:
+                    if each.upper is None or (each.lower.n, each.upper.n) != (runs, runs):
+                        raise RuntimeError(f"{each.method}: not {runs} runs of both bounds, but {each}")
+                return certificate.ess_fraction
+
+            return run
+
+        return Task(made(batch, RUNS), made(Batch(batch.particles, min(WARM_STEPS, batch.steps)), 2))
+
+
+def _ess_fraction(result: SMCResult) -> float:
+    """Mean over steps and runs of ESS / N, after weighting and before resampling."""
+    return float(torch.stack([info.ess for info in result.infos]).mean()) / result.particles.log_w.shape[1]
+
+
+def _update(trainer: Trainer) -> float:
+    return float(trainer._update()["ess"]) / trainer.config.num_particles
+
+
+def _no_criterion(rng: Rng, model: TwistedLM) -> Estimate:
+    raise RuntimeError("single updates are timed, without looks at a criterion")

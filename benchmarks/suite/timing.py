@@ -1,0 +1,58 @@
+"""Tasks taking turns in one process."""
+
+import gc
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+from suite.tasks import Task
+from twistlm.progress import bar
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each run of a task, in the order of the rounds, and the mean ESS / N of the last."""
+
+    seconds: tuple[float, ...]
+    ess: float | None
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return median(self.seconds)
+
+
+def alternate(tasks: Mapping[str, Task], rounds: int, label: str) -> dict[str, Timing]:
+    """Run every task `rounds` times, after a warm-up each; every other round in reverse, against drift."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    ess: dict[str, float | None] = {}
+    with bar(label, len(tasks) * (1 + rounds)) as report, _no_other_bars():
+        done = 0
+        for turn in range(1 + rounds):
+            gc.collect()
+            for name in list(tasks) if turn % 2 == 0 else list(tasks)[::-1]:
+                report(done, name if turn else f"{name} (warm-up)")
+                if turn == 0:
+                    tasks[name].warm_up()
+                else:
+                    start = time.perf_counter()
+                    ess[name] = tasks[name].run()
+                    seconds[name].append(time.perf_counter() - start)
+                done += 1
+    return {name: Timing(tuple(seconds[name]), ess[name]) for name in tasks}
+
+
+@contextmanager
+def _no_other_bars() -> Iterator[None]:
+    before = os.environ.get("TWISTLM_PROGRESS")
+    os.environ["TWISTLM_PROGRESS"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TWISTLM_PROGRESS"]
+        else:
+            os.environ["TWISTLM_PROGRESS"] = before
