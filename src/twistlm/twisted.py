@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from twistlm.categorical import room_for
 from twistlm.errors import ConfigError, PromptError
-from twistlm.logmath import widen
 from twistlm.proposals import Drawn, Proposal, draw
 from twistlm.rng import Rng
 from twistlm.types import BaseLM, DecoderState, NextToken, Prompts, Samples, Twist
@@ -189,7 +187,7 @@ class TwistedLM:
     def score(self, samples: Samples, *, normaliser: bool = False) -> "Scores":
         """log ψ_t(s_1:t) and, if asked, log Σ_v p₀ ψ_t, with gradient to the twist.
 
-        The sum over V is made in chunks that are recomputed in the backward pass, so [B, T, V] never exists.
+        The sum over V is the head's own affair: [B, T, V] never exists in float32 more than once.
 
         Raises:
             ConfigError: there is no twist.
@@ -200,43 +198,30 @@ class TwistedLM:
         siblings = None
         if samples.siblings is not None:
             siblings = self.twist.head.gather(features.unsqueeze(2), samples.siblings.tokens)
-        if not normaliser:
-            log_psi, log_total = self.twist.head.gather(features, samples.tokens), None
-        else:
-            log_psi, log_total = self._with_normaliser(samples, features)
+        log_psi = self.twist.head.gather(features, samples.tokens)
+        log_total = self._log_normaliser(samples, features) if normaliser else None
         return Scores(self._carried(log_psi, samples.mask), log_total, siblings)
 
-    def _with_normaliser(self, samples: Samples, features: Tensor) -> tuple[Tensor, Tensor]:
-        base = features
+    def _log_normaliser(self, samples: Samples, features: Tensor) -> Tensor:
+        assert self.twist is not None
+        base = features.detach()
         if not self.features_are_reusable:
             kept = samples.features
             base = kept if kept is not None else self.base_features(samples.prompts, samples.tokens)
-        features, base, tokens = features.flatten(0, 1), base.flatten(0, 1), samples.tokens.flatten()
-        group = max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
-        log_psi, log_total = [], []
-        for at in range(0, tokens.shape[0], group):
-            part = slice(at, at + group)
-            chosen, total = checkpoint(
-                self._over_vocabulary, features[part], base[part], tokens[part], use_reentrant=False
-            )
-            log_psi.append(chosen)
-            log_total.append(total)
-        shape = samples.tokens.shape
-        return torch.cat(log_psi).reshape(shape), torch.cat(log_total).reshape(shape)
+        base = base.flatten(0, 1)
+
+        def logits(part: slice) -> Tensor:
+            with torch.no_grad():
+                return self.lm.logits(base[part])
+
+        rows = max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
+        return self.twist.head.log_normaliser(features.flatten(0, 1), logits, rows).view(samples.tokens.shape)
 
     @staticmethod
     def _carried(log_psi: Tensor, mask: Tensor) -> Tensor:
         """After the last random choice the twist stays what it was there."""
         last = mask.long().sum(-1, keepdim=True) - 1
         return torch.where(mask, log_psi, log_psi.gather(-1, last))
-
-    def _over_vocabulary(self, features: Tensor, base: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.twist is not None
-        with torch.no_grad():
-            log_p = torch.log_softmax(widen(self.lm.logits(base)), -1)
-        log_psi = widen(self.twist.head(features))
-        chosen = log_psi.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return chosen, torch.logsumexp(log_p + log_psi, -1)
 
     @torch.no_grad()
     def densities(self, samples: Samples, proposal: Proposal) -> Drawn:

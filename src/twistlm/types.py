@@ -82,6 +82,12 @@ class Head(Protocol):
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ(prefix, token) for the chosen tokens [...] alone, float32 or wider."""
 
+    def log_normaliser(self, features: Tensor, logits: Callable[[slice], Tensor], rows: int) -> Tensor:
+        """log Σ_v p₀(v) ψ(prefix, v) [n] of features [n, …], with gradient to the twist, `rows` of them at a time.
+
+        `logits`: unnormalised log p₀ of a slice of the rows. `twistlm.normaliser` has this for any head.
+        """
+
 
 @dataclass(frozen=True)
 class Twist:

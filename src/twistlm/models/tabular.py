@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from twistlm import normaliser
 from twistlm.errors import ModelError
 from twistlm.types import DecoderState, Prompts, Twist
 
@@ -94,6 +95,10 @@ class TabularHead(nn.Module):
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """Entries of the table [...]."""
         return self.shrinkage * self.table[features, tokens]
+
+    def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
+        """log Σ_v p₀ψ [n]."""
+        return normaliser.of_head(self, features, logits, rows)
 
     @staticmethod
     def twist(log_psi: Tensor) -> Twist:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twistlm import normaliser
 from twistlm.errors import ConfigError
 from twistlm.linear import PackedProduct
 from twistlm.registry import register
@@ -60,6 +61,13 @@ class VocabularyHead(nn.Module):
         if self.bias is not None:
             log_psi = log_psi + self.bias[tokens]
         return log_psi * self.shrinkage
+
+    def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
+        """log Σ_v p₀ψ [n] of features [n, d] with gradient, multiplied in their precision; see `normaliser`."""
+        inner: Tensor = self.trunk(features.float())
+        return normaliser.of_product(
+            inner, self.weight, self.bias, float(self.shrinkage), self._packed(features.dtype), logits, rows
+        )
 
     def _packed(self, dtype: torch.dtype) -> PackedProduct:
         """The output layer in `dtype`, made once per version of its parameters."""

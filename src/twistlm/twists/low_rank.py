@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from twistlm import normaliser
 from twistlm.errors import ConfigError
 from twistlm.registry import register
 from twistlm.types import BaseLM, Twist
@@ -58,6 +59,10 @@ class LowRankHead(nn.Module):
         inner = normal @ self.down.T + self.offset
         steering = (inner * directions[tokens]).sum(-1) + shared[tokens]
         return steering * self.shrinkage + normal @ self.value
+
+    def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
+        """log Σ_v p₀ψ [n] of features [n, d], with gradient."""
+        return normaliser.of_head(self, features, logits, rows)
 
     def _token_side(self) -> tuple[Tensor, Tensor]:
         """Bᵀx_v [V, rank] and c·x_v + b_v [V]; kept while the parameters stay as they are."""

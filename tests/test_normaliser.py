@@ -1,0 +1,58 @@
+"""log Σ p₀ψ and its gradient, against autograd written out in float64."""
+
+import pytest
+import torch
+
+from twistlm import normaliser
+from twistlm.linear import PackedProduct
+
+ROWS, WIDTH, VOCAB = 23, 12, 700
+
+
+def problem(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((ROWS, WIDTH), (VOCAB, WIDTH), (VOCAB,), (ROWS, VOCAB))
+    inner, weight, bias, logits = (torch.randn(shape, generator=generator) for shape in shapes)
+    # Rounded first, so that half precision has nothing to round but its results.
+    return tuple(x.to(dtype).float() for x in (inner, 0.3 * weight, bias, 3 * logits))
+
+
+@pytest.mark.parametrize("kept", [10**9, 5 * VOCAB], ids=["one segment", "five"])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_value_and_gradient(
+    dtype: torch.dtype, tolerance: float, with_bias: bool, scale: float, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(normaliser, "KEPT", kept)
+    inner, weight, bias, logits = problem(dtype)
+    upstream = torch.linspace(-1.0, 2.0, ROWS)
+
+    def gradients(precise: bool) -> list[torch.Tensor]:
+        parameters = [
+            x.double().clone().requires_grad_() if precise else x.clone().requires_grad_()
+            for x in ((inner, weight, bias) if with_bias else (inner, weight))
+        ]
+        own_bias = parameters[2] if with_bias else None
+        if precise:
+            log_psi = parameters[0] @ parameters[1].T + (0.0 if own_bias is None else own_bias)
+            total = torch.logsumexp(torch.log_softmax(logits.double(), -1) + scale * log_psi, -1)
+        else:
+            product = PackedProduct(weight.to(dtype), bias.to(dtype) if with_bias else None)
+            total = normaliser.of_product(
+                parameters[0], parameters[1], own_bias, scale, product, lambda part: logits[part].to(dtype), 4
+            )
+        (total * upstream).sum().backward()
+        return [total.detach().double(), *[p.grad.double() for p in parameters if p.grad is not None]]
+
+    for mine, truth in zip(gradients(False), gradients(True), strict=True):
+        assert (mine - truth).norm() < tolerance * truth.norm()
+
+
+def test_a_borrowed_matrix_gets_no_gradient() -> None:
+    inner, weight, _, logits = problem(torch.float32)
+    inner.requires_grad_()
+    total = normaliser.of_product(inner, weight, None, 1.0, PackedProduct(weight), lambda part: logits[part], 8)
+    total.sum().backward()
+    assert weight.grad is None
+    assert inner.grad is not None
