@@ -2,7 +2,7 @@
 
 The process builds transformers' model, gives back what that has freed, and notes its resident memory. Whatever comes
 on top while the task is prepared and run counts: a copy of the weights that the package makes, its twist, the
-optimiser's state. Linux only in earnest; elsewhere the figures are upper bounds.
+optimiser's state. As soon as the package has taken what it needs of the model, the model is dropped. Linux only in earnest; elsewhere the figures are upper bounds.
 """
 
 import multiprocessing
@@ -64,6 +64,8 @@ def peak(job: Job) -> Peak:
     before = machine.resident_mb()
     machine.forget_peak()
     task = bench.task(job.task, job.batch)
+    if job.task != "generate":
+        bench.forget_model()
     trains = job.task.partition("_")[0] in ("ctl", "dpg")
     for _ in range(2 if trains else 1):
         task.run()

@@ -81,6 +81,11 @@ class Bench:
         """The package's view of the model."""
         return HuggingFaceLM(self.model, None, self.name)
 
+    def forget_model(self) -> None:
+        """Keep only what the package has taken of transformers' model, as loading by name does; no `generate` after."""
+        _ = self.lm
+        self.model = None
+
     @property
     def twist_mb(self) -> float | None:
         """Parameters of the twists that were made so far; None if none was."""

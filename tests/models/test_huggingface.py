@@ -99,6 +99,22 @@ def test_half_precision_decoding_is_as_close_to_float32_as_torchs_own_kernel(arc
     assert half.module.config._attn_implementation == setting, "the model's own setting was not restored"
 
 
+def test_a_prompt_read_again_is_remembered_and_not_touched() -> None:
+    lm = tiny_lm()
+    first = lm.start([PROMPTS[0]])
+    state = lm.advance(first, torch.zeros(2, dtype=torch.long), torch.tensor([11, 12]))
+    lm.start([PROMPTS[2]])
+    again = lm.start([PROMPTS[0]])
+    assert torch.equal(again.features, first.features)
+    remembered = lm.start([PROMPTS[0]])
+    assert remembered.features is again.features
+    after = lm.advance(remembered, torch.zeros(2, dtype=torch.long), torch.tensor([11, 12]))
+    torch.testing.assert_close(after.features, state.features)
+    expected = full_logits("gpt2", torch.cat([PROMPTS[0], torch.tensor([12])]))
+    with torch.no_grad():
+        torch.testing.assert_close(lm.logits(after.features)[1], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_finished_particles_are_not_run() -> None:
     model = TwistedLM(tiny_lm(), None, "absorb")
     state = model.start([PROMPTS[0]], 4)

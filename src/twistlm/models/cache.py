@@ -92,20 +92,32 @@ class PrefixLayer(GrowingLayer):
     queries and is slow at it in half precision (100 sequences × 12 heads × 28 columns: 1.5 ms in bfloat16, 0.6 in
     float32); products from a float32 cache take 0.4, for twice the memory of a half-precision one. If there was one
     prompt, its columns are kept and read once for all sequences, as an ordinary matrix product.
+
+    Args:
+        rows: as above.
+        columns: as above.
+        prompt: keys and values [heads, P, d] of a prompt that has been read before.
     """
 
-    prompt: tuple[Tensor, Tensor] | None = None
+    def __init__(self, rows: int = 0, columns: int = 0, prompt: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__(rows, columns)
+        self.prompt = prompt
+        if prompt is not None:
+            self._begin(*prompt)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append columns; returns the new ones alone (all there are, for the prompts): attention looks here."""
         keys, values = key_states.float(), value_states.float()
         if not self.is_initialized and key_states.shape[0] == 1:
-            self.lazy_initialization(keys, values)
-            self.columns -= keys.shape[-2]
             self.prompt = keys[0], values[0]
+            self._begin(*self.prompt)
         else:
             super().update(keys, values)
         return key_states, value_states
+
+    def _begin(self, keys: Tensor, values: Tensor) -> None:
+        """No columns but the prompt's."""
+        self.lazy_initialization(keys[None, :, :0], values[None, :, :0])
 
     def get_seq_length(self) -> int:
         """Columns in use, with the prompt's."""

@@ -34,6 +34,10 @@ DTYPES: dict[str, Any] = {
 }
 
 
+Pair = tuple[Tensor, Tensor]
+"""Keys and values of one layer."""
+
+
 @dataclass(frozen=True)
 class PrefixCache:
     """Key–value cache of U prefixes, right-aligned: `padding` [U] columns on the left mean nothing.
@@ -62,6 +66,7 @@ class HuggingFaceDecoder:
         self.module = module.eval() if trainable else for_inference(module, next(module.parameters()).dtype)
         self.trainable, self._dtype = trainable, dtype
         self._inference: tuple[object, nn.Module] | None = None
+        self._last_prompt: tuple[nn.Module, list[int], Tensor, list[Pair]] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -78,9 +83,22 @@ class HuggingFaceDecoder:
         tokens, padding = _left_padded(prompts, self.device)
         padded = bool(padding.any())
         attends = self.device.type == "cpu" and not padded and can_attend(self.module)
+        if attends and len(prompts) == 1:
+            return self._start_alone(tokens, padding, capacity)
         layers = Cache(layer_class_to_replicate=partial(PrefixLayer if attends else GrowingLayer, *capacity))
         cache = PrefixCache(layers, padding, padded, attends)
         return DecoderState(self._step(tokens, cache), cache)
+
+    def _start_alone(self, tokens: Tensor, padding: Tensor, capacity: tuple[int, int]) -> DecoderState:
+        """Read one prompt [1, P]. Nothing ever changes what is kept of it, so the same one again costs nothing."""
+        network, known = self._network(), self._last_prompt
+        if known is None or known[0] is not network or known[1] != tokens[0].tolist():
+            layers = Cache(layer_class_to_replicate=PrefixLayer)
+            hidden = self._step(tokens, PrefixCache(layers, padding, False, True))
+            known = (network, tokens[0].tolist(), hidden, [layer.prompt for layer in layers.layers])
+            self._last_prompt = known
+        layers = Cache([PrefixLayer(*capacity, prompt=pair) for pair in known[3]])
+        return DecoderState(known[2], PrefixCache(layers, padding, False, True))
 
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
         """Append one token to each of the prefixes `parents`; the cache of `state` is moved, not copied."""
