@@ -5,7 +5,7 @@ from measure import Outcome, Sampler, Settings, measure
 from problem import ESS_THRESHOLD, Problem, make_problem
 from torch import Tensor, nn
 
-from twistlm import smc
+from twistlm import normaliser, smc
 from twistlm.models.huggingface import load as load_lm
 from twistlm.potentials.function import Function
 from twistlm.rng import Rng
@@ -49,6 +49,10 @@ class ProductHead(nn.Module):
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """[...] of the chosen tokens alone."""
         return features + self.log_f[tokens]
+
+    def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
+        """[n] of features [n]."""
+        return normaliser.of_head(self, features, logits, rows)
 
 
 def load(settings: Settings) -> Sampler:

@@ -1,8 +1,9 @@
-"""Memory above the base model's weights: each figure in a process of its own.
+"""Memory above the weights: each figure in a process of its own.
 
 The process builds transformers' model, gives back what that has freed, and notes its resident memory. Whatever comes
-on top while the task is prepared and run counts: a copy of the weights that the package makes, its twist, the
-optimiser's state. As soon as the package has taken what it needs of the model, the model is dropped. Linux only in earnest; elsewhere the figures are upper bounds.
+on top while the task is prepared and run counts: a copy of the weights that the package makes, the optimiser's state.
+As soon as the package has taken what it needs of the model, the model is dropped. A twist's parameters are weights too:
+limits are on what comes above both. Linux only in earnest; elsewhere the figures are upper bounds.
 """
 
 import multiprocessing
@@ -132,8 +133,7 @@ def measure(options: Options, record: Record) -> Iterator[str]:
 
 
 def _row(record: Record, model: str, dtype: str, task: str, batch: Batch, found: Peak, limit: float | None) -> Row:
-    if limit is not None and task.endswith("backbone") and found.twist_mb is not None:
-        # A twist with a transformer of its own: the limit is on what comes above both networks' weights.
+    if limit is not None and found.twist_mb is not None:
         limit += found.twist_mb
     baseline = record.rows.get(("memory", model, dtype, f"generate_{batch}"))
     against = found.peak_mb if task == "generate" else None if baseline is None else baseline.peak_mb

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite.machine import MB
+from suite.machine import MB, release
 from suite.models import build, prompt_of, spread_twist
 from suite.options import Batch
 from twistlm import smc
@@ -85,6 +85,7 @@ class Bench:
         """Keep only what the package has taken of transformers' model, as loading by name does; no `generate` after."""
         _ = self.lm
         self.model = None
+        release()
 
     @property
     def twist_mb(self) -> float | None:

@@ -180,3 +180,17 @@ def test_unknown_model_is_one_clear_line(tmp_path) -> None:  # type: ignore[no-u
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="dtype must be"):
         load("smollm2", dtype="int3")
+
+
+def test_gradients_do_not_depend_on_how_many_sequences_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = tiny_lm().trainable_copy()
+    tokens = torch.randint(1, 200, (4, 6), generator=torch.Generator().manual_seed(3))
+
+    def gradients(most: int) -> list[torch.Tensor]:
+        monkeypatch.setattr("twistlm.models.huggingface.TRAINING_TOKENS", most)
+        decoder.module.zero_grad()
+        decoder.features(PROMPTS, tokens).square().sum().backward()
+        return [parameter.grad.clone() for parameter in decoder.module.parameters() if parameter.grad is not None]
+
+    for one, many in zip(gradients(1), gradients(10_000), strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-3)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 
@@ -33,6 +34,9 @@ DTYPES: dict[str, Any] = {
     "float16": torch.float16,
 }
 
+
+# Tokens whose activations a trainable network holds at a time: about 200 kB each in a layer of GPT-2's width.
+TRAINING_TOKENS = 1024
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values of one layer."""
@@ -115,11 +119,21 @@ class HuggingFaceDecoder:
         """Hidden states [B, T, d] before each of tokens [B, T], in one pass."""
         prefix, padding = _left_padded(prompts, self.device)
         inputs = torch.cat([prefix, tokens[:, :-1].to(self.device)], -1)
-        training = self.trainable and torch.is_grad_enabled()
-        network = self.module if training else self._network()
-        with torch.set_grad_enabled(training):
-            hidden = _hidden(network, inputs, padding if bool(padding.any()) else None, 0)
-        return hidden[:, prefix.shape[1] - 1 :]
+        padded = bool(padding.any())
+        if not (self.trainable and torch.is_grad_enabled()):
+            with torch.no_grad():
+                hidden = _hidden(self._network(), inputs, padding if padded else None, 0)
+            return hidden[:, prefix.shape[1] - 1 :]
+        # Activations of a few sequences at a time: each part runs again in the backward pass.
+        parts = []
+        for at in range(0, len(prompts), size := max(1, TRAINING_TOKENS // inputs.shape[1])):
+            part = slice(at, at + size)
+            parts.append(
+                checkpoint(
+                    _hidden, self.module, inputs[part], padding[part] if padded else None, 0, use_reentrant=False
+                )
+            )
+        return torch.cat(parts)[:, prefix.shape[1] - 1 :]
 
     @torch.no_grad()
     def _step(self, tokens: Tensor, cache: PrefixCache) -> Tensor:
