@@ -99,6 +99,28 @@ def test_half_precision_decoding_is_as_close_to_float32_as_torchs_own_kernel(arc
     assert half.module.config._attn_implementation == setting, "the model's own setting was not restored"
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_what_all_particles_share_is_kept_once(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twistlm.models.huggingface.SHARE_EVERY", 3)
+    lm = tiny_lm(architecture)
+    model = TwistedLM(lm, None, "ignore")
+    generator = torch.Generator().manual_seed(4)
+    state = model.start([PROMPTS[0]], 5, 40)
+    sequences = [PROMPTS[0]] * 5
+    for step in range(40):
+        tokens = torch.randint(1, 200, (5,), generator=generator)
+        ancestors = torch.randint(0, 5, (5,), generator=generator) if step % 2 else None
+        if ancestors is not None:
+            sequences = [sequences[a] for a in ancestors.tolist()]
+        sequences = [torch.cat([s, t.view(1)]) for s, t in zip(sequences, tokens, strict=True)]
+        state = model.extend(state, tokens, ancestors, torch.zeros(5, dtype=torch.bool))
+        expected = torch.stack([full_logits(architecture, sequence) for sequence in sequences])
+        torch.testing.assert_close(model.next(state).logits[state.rows], expected, rtol=1e-4, atol=1e-4)
+    if state.lm.cache.attends:
+        assert state.lm.cache.layers.layers[0].used < 20, "nothing was shared although lineages had met"
+    assert lm.start([PROMPTS[0]]).cache.layers.get_seq_length() == 3, "the remembered prompt was changed"
+
+
 def test_a_prompt_read_again_is_remembered_and_not_touched() -> None:
     lm = tiny_lm()
     first = lm.start([PROMPTS[0]])

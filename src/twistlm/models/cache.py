@@ -128,6 +128,16 @@ class PrefixLayer(GrowingLayer):
         if self.used > 0:
             super().reorder_cache(beam_idx)
 
+    def share(self, count: int) -> None:
+        """Count the first `count` columns in use, in which all rows agree, as the prompt's from now on."""
+        assert self.prompt is not None
+        kept = self.used - count
+        grown = []
+        for shared, own in zip(self.prompt, (self.keys, self.values), strict=True):
+            grown.append(torch.cat([shared, own[0, :, :count]], -2))
+            own[:, :, :kept] = own[:, :, count : self.used].clone()
+        self.prompt, self.used = (grown[0], grown[1]), kept
+
     def whole(self, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, heads, L, d] with the prompt's, for an attention that needs them in one piece."""
         parts = [self.keys[:rows, :, : self.used], self.values[:rows, :, : self.used]]

@@ -37,6 +37,8 @@ DTYPES: dict[str, Any] = {
 
 # Tokens whose activations a trainable network holds at a time: about 200 kB each in a layer of GPT-2's width.
 TRAINING_TOKENS = 1024
+# Columns between looks for what all prefixes share, and the fewest worth moving.
+SHARE_EVERY = 32
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values of one layer."""
@@ -46,13 +48,15 @@ Pair = tuple[Tensor, Tensor]
 class PrefixCache:
     """Key–value cache of U prefixes, right-aligned: `padding` [U] columns on the left mean nothing.
 
-    `attends`: its layers are `PrefixLayer`s.
+    `attends`: its layers are `PrefixLayer`s. `nodes` [U, L]: which row of its time each prefix descends from, at every
+    column after the prompt, so that columns can be told in which all prefixes agree; None if there was not one prompt.
     """
 
     layers: Cache
     padding: Tensor
     padded: bool
     attends: bool
+    nodes: Tensor | None = None
 
 
 class HuggingFaceDecoder:
@@ -102,7 +106,8 @@ class HuggingFaceDecoder:
             known = (network, tokens[0].tolist(), hidden, [layer.prompt for layer in layers.layers])
             self._last_prompt = known
         layers = Cache([PrefixLayer(*capacity, prompt=pair) for pair in known[3]])
-        return DecoderState(known[2], PrefixCache(layers, padding, False, True))
+        nodes = torch.zeros(1, 0, dtype=torch.int32)
+        return DecoderState(known[2], PrefixCache(layers, padding, False, True, nodes))
 
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
         """Append one token to each of the prefixes `parents`; the cache of `state` is moved, not copied."""
@@ -112,8 +117,10 @@ class HuggingFaceDecoder:
         ):
             for layer in cache.layers.layers:
                 layer.reorder_cache(parents)
-            cache = replace(cache, padding=cache.padding[parents])
-        return DecoderState(self._step(tokens.unsqueeze(-1), cache), cache)
+            nodes = None if cache.nodes is None else cache.nodes[parents]
+            cache = replace(cache, padding=cache.padding[parents], nodes=nodes)
+        hidden = self._step(tokens.unsqueeze(-1), cache)
+        return DecoderState(hidden, _coalesced(cache))
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """Hidden states [B, T, d] before each of tokens [B, T], in one pass."""
@@ -152,6 +159,25 @@ class HuggingFaceDecoder:
         if self._inference is None or self._inference[0] != version:
             self._inference = (version, for_inference(self.module, self.dtype))
         return self._inference[1]
+
+
+def _coalesced(cache: PrefixCache) -> PrefixCache:
+    """`cache` after a step: what all prefixes have come to share is kept once, like the prompt.
+
+    Under resampling the ancestry of N particles is a tree of T + O(N log N) nodes (Jacob, Murray and Rubenthaler,
+    2015): all but the last columns are the same in every row, and then need not be read, moved or kept N times.
+    """
+    if cache.nodes is None:
+        return cache
+    nodes = torch.cat([cache.nodes, torch.arange(len(cache.nodes), dtype=torch.int32).unsqueeze(-1)], -1)
+    if nodes.shape[-1] % SHARE_EVERY == 0:
+        # Lineages that have met stay together: where all agree, they agree in all columns before.
+        count = int((nodes == nodes[:1]).all(0).sum())
+        if count >= SHARE_EVERY:
+            for layer in cache.layers.layers:
+                layer.share(count)
+            nodes = nodes[:, count:]
+    return replace(cache, nodes=nodes)
 
 
 def _hidden(
