@@ -51,7 +51,7 @@ def of_product(
         bias: [V] or None; likewise.
         scale: a constant.
         product: `weight` and `bias` packed, in the precision to multiply in.
-        logits: the base model's.
+        logits: the base model's; q is kept in their precision.
         rows: how many rows to do at a time.
     """
     count, vocab_size = inner.shape[0], weight.shape[0]
@@ -77,15 +77,14 @@ class _FromProduct(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         narrow = inner.to(product.dtype)
         count, vocab_size = inner.shape[0], weight.shape[0]
-        q = narrow.new_empty(count, vocab_size)
+        q: Tensor | None = None
         total = inner.new_empty(count)
         scratch = room_for(min(rows, count), vocab_size, inner.device)
         for at in range(0, count, rows):
             part = slice(at, at + rows)
-            log_psi = product(narrow[part])
-            table = CategoricalTable.from_logits(
-                logits(part), log_psi if scale == 1.0 else log_psi * scale, scratch=scratch
-            )
+            log_p, log_psi = logits(part), product(narrow[part])
+            q = log_p.new_empty(count, vocab_size) if q is None else q
+            table = CategoricalTable.from_logits(log_p, log_psi if scale == 1.0 else log_psi * scale, scratch=scratch)
             total[part] = table.log_total - table.log_total_first
             values = table.values.flatten(1)[:, :vocab_size]
             torch.div(values, table.block_sums.sum(-1, keepdim=True).to(values.dtype), out=q[part])
@@ -99,7 +98,7 @@ class _FromProduct(torch.autograd.Function):
         by_row = (gradients[0] * ctx.scale).unsqueeze(-1)
         inner_grad = weight_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
-            inner_grad = multiply(q, weight.detach().to(q.dtype)).to(by_row.dtype) * by_row
+            inner_grad = multiply(q, weight.to(q.dtype)).to(by_row.dtype) * by_row
         if ctx.needs_input_grad[1]:
             weight_grad = (q.T @ (narrow * by_row).to(q.dtype)).to(weight.dtype)
         if ctx.needs_input_grad[2]:

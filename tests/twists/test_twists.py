@@ -5,7 +5,7 @@ import torch
 
 from architectures import VOCAB, tiny_lm
 from cases import TablePotential
-from twistlm import smc
+from twistlm import normaliser, smc
 from twistlm.errors import ConfigError
 from twistlm.models.tabular import TabularLM
 from twistlm.registry import available, lookup
@@ -111,3 +111,30 @@ def test_settings_out_of_range_are_refused() -> None:
         lookup("twist", "tied").value(TabularLM.random(2, 2, 0))
     with pytest.raises(ConfigError, match="unknown twist 'lstm'"):
         lookup("twist", "lstm")
+
+
+@pytest.mark.parametrize("shrinkage", [1.0, 0.5])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_heads_own_normaliser_has_the_gradient_of_the_sum_written_out(name: str, shrinkage: float) -> None:
+    model = perturbed(name)
+    assert model.twist is not None
+    head, lm = model.twist.head, model.lm
+    head.shrinkage.fill_(shrinkage)
+    features = torch.randn(9, lm.feature_size, generator=torch.Generator().manual_seed(5))
+    upstream = torch.linspace(-1.0, 2.0, 9)
+
+    def logits(part: slice) -> torch.Tensor:
+        with torch.no_grad():
+            return lm.logits(features[part])
+
+    def value_and_gradients(compute) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
+        model.twist.module.zero_grad()
+        total = compute()
+        (total * upstream).sum().backward()
+        gradients = [p.grad.clone() for p in model.twist.module.parameters() if p.grad is not None]
+        return [total.detach(), *gradients]
+
+    own = value_and_gradients(lambda: head.log_normaliser(features, logits, 4))
+    written = value_and_gradients(lambda: normaliser.of_head(head, features, logits, 4))
+    for mine, truth in zip(own, written, strict=True):
+        torch.testing.assert_close(mine, truth, rtol=1e-3, atol=1e-4)

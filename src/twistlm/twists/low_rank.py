@@ -15,6 +15,7 @@ from torch.nn.functional import layer_norm
 
 from twistlm import normaliser
 from twistlm.errors import ConfigError
+from twistlm.linear import PackedProduct
 from twistlm.registry import register
 from twistlm.types import BaseLM, Twist
 
@@ -62,7 +63,13 @@ class LowRankHead(nn.Module):
 
     def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
         """log Σ_v p₀ψ [n] of features [n, d], with gradient."""
-        return normaliser.of_head(self, features, logits, rows)
+        directions, shared = self._token_side()
+        normal = normalised(features)
+        inner = normal @ self.down.T + self.offset
+        steered = normaliser.of_product(
+            inner, directions, shared, float(self.shrinkage), PackedProduct(directions, shared), logits, rows
+        )
+        return steered + normal @ self.value
 
     def _token_side(self) -> tuple[Tensor, Tensor]:
         """Bᵀx_v [V, rank] and c·x_v + b_v [V]; kept while the parameters stay as they are."""
