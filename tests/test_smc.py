@@ -154,6 +154,20 @@ def test_recorded_features_follow_the_genealogy(case: Case) -> None:
     torch.testing.assert_close(samples.features[samples.mask], expected[samples.mask])
 
 
+def test_recorded_siblings_follow_the_genealogy(case: Case) -> None:
+    model = case.twisted
+    result = smc.run(
+        Rng(4), model, case.potential, prompts=[case.prompt], num_particles=9, num_steps=case.num_steps,
+        ess_threshold=1.0, record_features=True, num_siblings=3,
+    )  # fmt: skip
+    samples = smc.to_samples(result, [case.prompt], model)
+    logits, log_psi = case.lm.logits(samples.features), model.twist.head(samples.features)
+    expected = (torch.log_softmax(logits, -1) - torch.log_softmax(logits + log_psi, -1)).gather(
+        -1, samples.siblings.tokens
+    )
+    torch.testing.assert_close(samples.siblings.log_ratio[samples.mask], expected.detach()[samples.mask])
+
+
 def test_densities_of_given_sequences_match_those_of_drawing(case: Case) -> None:
     result = smc.run(Rng(2), case.twisted, case.potential, prompts=[case.prompt], num_particles=50, num_steps=3)
     samples = smc.to_samples(result, [case.prompt], case.twisted)

@@ -14,6 +14,7 @@ With `retained`, slot 0 of each run holds a given sequence. If that is an exact 
 conditional SMC (Andrieu et al. 2010) and E[log_Z_hat] ≥ log Z: the upper bound.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -80,9 +81,6 @@ def run(
         particles, ancestors, resampled = resample(rng, particles, resampler, ess_threshold, retained is not None)
         if t > 0:
             state = extend(model, state, particles, ancestors, resampled)
-        if bool(resampled.any()):
-            frames = [select(frame, ancestors) for frame in frames]
-            families = [family.map(lambda x: select(x, ancestors)) for family in families]  # noqa: B023 (used at once)
         if record_features:
             frames.append(state.lm.features[state.rows].unflatten(0, ancestors.shape))
         particles, drawn = propose(rng, model, state, particles, proposal, retained, num_siblings)
@@ -97,13 +95,31 @@ def run(
         particles, log_increment = weigh(particles, drawn, log_psi)
         _refuse_dead(particles, num_steps, retained is not None)
         infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled))
-    features = torch.stack(frames, 2) if frames else None
-    siblings = None
-    if families:
-        siblings = Siblings(
-            torch.stack([each.tokens for each in families], 2), torch.stack([each.log_ratio for each in families], 2)
+    slots = lineages(infos)
+    particles = replace(
+        particles,
+        features=_along(slots, frames) if frames else None,
+        siblings=Siblings(
+            _along(slots, [each.tokens for each in families]), _along(slots, [each.log_ratio for each in families])
         )
-    return SMCResult(replace(particles, features=features, siblings=siblings), tuple(infos), log_psi)
+        if families
+        else None,
+    )
+    return SMCResult(particles, tuple(infos), log_psi)
+
+
+def lineages(infos: Sequence[StepInfo]) -> list[Tensor]:
+    """For each step, the slots [R, N] in which the ancestors of the final particles were."""
+    last = infos[-1].ancestors
+    slots = [torch.arange(last.shape[1], device=last.device).expand_as(last)]
+    for info in reversed(infos[1:]):
+        slots.append(info.ancestors.gather(1, slots[-1]))
+    return slots[::-1]
+
+
+def _along(slots: Sequence[Tensor], records: Sequence[Tensor]) -> Tensor:
+    """What was recorded [R, N, …] at each step, along the lineages of the final particles: [R, N, T, …]."""
+    return torch.stack([select(record, slot) for record, slot in zip(records, slots, strict=True)], 2)
 
 
 def init(model: TwistedLM, num_runs: int, num_particles: int, num_steps: int, device: torch.device) -> Particles:
