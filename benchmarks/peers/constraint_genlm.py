@@ -2,11 +2,10 @@
 
 import asyncio
 
-import numpy as np
-import torch
 from genlm.control import AWRS, SMC, BoolFSA, PromptedLLM  # type: ignore[import-not-found]
+from genlm_control import reseed, run
 from measure import Outcome, Sampler, Settings, measure
-from problem import CONSTRAINT, CONSTRAINT_PROMPT, DTYPES, ESS_THRESHOLD
+from problem import CONSTRAINT, CONSTRAINT_PROMPT, DTYPES
 
 
 def load(settings: Settings) -> Sampler:
@@ -23,19 +22,10 @@ def load(settings: Settings) -> Sampler:
     loop = asyncio.new_event_loop()
 
     def sample(seed: int, num_particles: int, num_tokens: int) -> Outcome:
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 (its resampling draws from numpy's global generator)
+        reseed(seed)
         llm.model.clear_cache()
         llm.model.cache_kv(llm.prompt_ids)
-        sequences = loop.run_until_complete(
-            smc(
-                n_particles=num_particles,
-                ess_threshold=ESS_THRESHOLD,
-                max_tokens=num_tokens + 1,
-                terminate_when=lambda context: len(context) >= num_tokens,
-                resampling_method="systematic",
-            )
-        )
+        sequences = loop.run_until_complete(run(smc, num_particles, num_tokens))
         return Outcome(float(sequences.log_ml), {"ess": float(sequences.ess)})
 
     return sample

@@ -8,6 +8,7 @@ tokens of earlier ones there.
 """
 
 import asyncio
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,24 @@ class Product(Potential):  # type: ignore[misc]
         return self.make_lazy_weights(self.row.expand(len(contexts), -1))
 
 
+def reseed(seed: int) -> None:
+    """Of both generators: its resampling draws from numpy's global one."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+
+
+async def run(smc: SMC, num_particles: int, num_tokens: int) -> Any:
+    """Sequences of exactly `num_tokens` tokens."""
+    return await smc(
+        n_particles=num_particles,
+        ess_threshold=ESS_THRESHOLD,
+        # The last of its tokens is the EOS that `terminate_when` appends at no weight.
+        max_tokens=num_tokens + 1,
+        terminate_when=lambda context: len(context) >= num_tokens,
+        resampling_method="systematic",
+    )
+
+
 def load(settings: Settings) -> Sampler:
     """The sampler."""
     fastest = {} if settings.defaults else {"batch_size": settings.particles, "timeout": 0.0}
@@ -54,23 +73,12 @@ def load(settings: Settings) -> Sampler:
     loop = asyncio.new_event_loop()
 
     def sample(seed: int, num_particles: int, num_tokens: int) -> Outcome:
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 (its resampling draws from numpy's global generator)
+        reseed(seed)
         if not settings.keep_cache:
             llm.model.clear_cache()
         if not settings.defaults and llm.model.walk_cache(problem.prompt)[1] < len(problem.prompt):
             llm.model.cache_kv(problem.prompt)
-        sequences = loop.run_until_complete(
-            smc(
-                n_particles=num_particles,
-                ess_threshold=ESS_THRESHOLD,
-                # The last of its tokens is the EOS that `terminate_when` appends at no weight.
-                max_tokens=num_tokens + 1,
-                terminate_when=lambda context: len(context) >= num_tokens,
-                resampling_method="systematic",
-            )
-        )
-        return Outcome(float(sequences.log_ml))
+        return Outcome(float(loop.run_until_complete(run(smc, num_particles, num_tokens)).log_ml))
 
     return sample
 
