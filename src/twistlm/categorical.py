@@ -20,12 +20,21 @@ BLOCK = 256
 CACHE_ELEMENTS = 1_600_000
 
 
-def room_for(rows: int, size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Memory for a table of `rows` distributions over `size` outcomes.
+class Scratch:
+    """Memory that one table after another uses, as large as the largest has been.
 
     Taking tens of megabytes from the system anew at every step costs as much as filling them.
     """
-    return torch.empty(rows * -(-size // BLOCK) * BLOCK, device=device, dtype=dtype)
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def take(self, rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Uninitialised [rows, columns]. What was taken before is void."""
+        memory, needed = self._memory, rows * columns
+        if memory is None or memory.numel() < needed or memory.device != device or memory.dtype != dtype:
+            memory = self._memory = torch.empty(needed, device=device, dtype=dtype)
+        return memory[:needed].view(rows, columns)
 
 
 @dataclass(frozen=True)
@@ -47,20 +56,18 @@ class CategoricalTable:
     size: int
 
     @staticmethod
-    def from_logits(*terms: Tensor, scratch: Tensor | None = None) -> "CategoricalTable":
+    def from_logits(*terms: Tensor, scratch: Scratch | None = None) -> "CategoricalTable":
         """Tabulate the distributions ∝ exp(Σ terms).
 
         Args:
             terms: [U, K] each, of any floating type; they are added in float32 at least.
-            scratch: memory from `room_for` to hold the values. The table is void once it serves another.
+            scratch: where to hold the values. The table is void once it serves another.
         """
         rows, size = terms[0].shape
         blocks = -(-size // BLOCK)
         device = terms[0].device
         dtype = torch.float64 if terms[0].dtype == torch.float64 else torch.float32
-        if scratch is None or scratch.dtype != dtype or scratch.numel() < rows * blocks * BLOCK:
-            scratch = room_for(rows, size, device, dtype)
-        values = scratch[: rows * blocks * BLOCK].view(rows, -1)
+        values = (scratch or Scratch()).take(rows, blocks * BLOCK, device, dtype)
         values[:, size:] = 0.0
         block_sums = torch.empty(rows, blocks, dtype=torch.float64, device=device)
         # A row that is all −inf has no maximum to subtract: exp(−inf − 0) = 0 keeps it empty, not NaN.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from twistlm.categorical import CategoricalTable, room_for
+from twistlm.categorical import CategoricalTable, Scratch
 from twistlm.linear import PackedProduct, multiply
 from twistlm.logmath import widen
 
@@ -79,7 +79,7 @@ class _FromProduct(torch.autograd.Function):
         count, vocab_size = inner.shape[0], weight.shape[0]
         q: Tensor | None = None
         total = inner.new_empty(count)
-        scratch = room_for(min(rows, count), vocab_size, inner.device)
+        scratch = Scratch()
         for at in range(0, count, rows):
             part = slice(at, at + rows)
             log_p, log_psi = logits(part), product(narrow[part])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twistlm.categorical import CategoricalTable
+from twistlm.categorical import CategoricalTable, Scratch
 from twistlm.errors import ConfigError
 from twistlm.registry import lookup, register
 from twistlm.rng import Rng
@@ -92,12 +92,7 @@ class Drawn:
             joined([getattr(part, name) for part in parts]) for name in ("tokens", "log_p", "log_psi", "log_q")
         )
         families = [part.siblings for part in parts if part.siblings is not None]
-        siblings = None
-        if families:
-            siblings = Siblings(
-                joined([each.tokens for each in families]), joined([each.log_ratio for each in families])
-            )
-        return Drawn(tokens, log_p, log_psi, log_q, siblings)
+        return Drawn(tokens, log_p, log_psi, log_q, Siblings.combined(families, joined))
 
 
 def draw(
@@ -106,7 +101,7 @@ def draw(
     proposal: Proposal,
     forced: Tensor,
     num_siblings: int = 0,
-    scratch: Tensor | None = None,
+    scratch: Scratch | None = None,
 ) -> Drawn:
     """Draw each particle's next token from `proposal`, except where `forced` [B] is not −1.
 

@@ -16,6 +16,7 @@ conditional SMC (Andrieu et al. 2010) and E[log_Z_hat] ≥ log Z: the upper boun
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -95,16 +96,13 @@ def run(
         particles, log_increment = weigh(particles, drawn, log_psi)
         _refuse_dead(particles, num_steps, retained is not None)
         infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled))
-    slots = lineages(infos)
-    particles = replace(
-        particles,
-        features=_along(slots, frames) if frames else None,
-        siblings=Siblings(
-            _along(slots, [each.tokens for each in families]), _along(slots, [each.log_ratio for each in families])
+    if frames or families:
+        slots = lineages(infos)
+        particles = replace(
+            particles,
+            features=_along(slots, frames) if frames else None,
+            siblings=Siblings.combined(families, partial(_along, slots)),
         )
-        if families
-        else None,
-    )
     return SMCResult(particles, tuple(infos), log_psi)
 
 

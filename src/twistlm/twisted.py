@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twistlm.categorical import room_for
+from twistlm.categorical import Scratch
 from twistlm.errors import ConfigError, PromptError
 from twistlm.proposals import Drawn, Proposal, draw
 from twistlm.rng import Rng
@@ -59,7 +59,7 @@ class TwistedLM:
             raise ConfigError(f"eos must be 'absorb' or 'ignore', not {eos!r}")
         self.lm, self.twist, self.eos = lm, twist, eos
         self.absorbing = lm.eos_token_id if eos == "absorb" else None
-        self._scratch: Tensor | None = None
+        self._scratch = Scratch()
 
     def check(self, prompts: Prompts, num_steps: int) -> None:
         """Refuse prompts that are empty or leave no room for `num_steps` new tokens.
@@ -92,6 +92,11 @@ class TwistedLM:
     def features_are_reusable(self) -> bool:
         """Whether features recorded while sampling are what the twist's head trains on (no network of its own)."""
         return self.twist is None or self.twist.decoder is None
+
+    @property
+    def _rows_at_a_time(self) -> int:
+        """Prefixes whose distributions over the vocabulary are in memory together."""
+        return max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
 
     # --- Incremental ---
 
@@ -146,13 +151,10 @@ class TwistedLM:
 
     def draw(self, rng: Rng, state: State, proposal: Proposal, forced: Tensor, num_siblings: int = 0) -> Drawn:
         """`proposals.draw` for all particles of `state`, in parts whose distributions fit in memory together."""
-        count, most = state.lm.features.shape[0], max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
-        size = -(-count // max(1, -(-count // most)))
-        needed = room_for(size, self.lm.vocab_size, torch.device("meta")).numel()
-        if self._scratch is None or self._scratch.numel() < needed:
-            self._scratch = room_for(size, self.lm.vocab_size, state.lm.features.device)
+        count, most = state.lm.features.shape[0], self._rows_at_a_time
         if count <= most:
             return draw(rng, self.next(state), proposal, forced, num_siblings, self._scratch)
+        size = -(-count // -(-count // most))
         orders, parts = [], []
         for at in range(0, count, size):
             index = ((state.rows >= at) & (state.rows < at + size)).nonzero().squeeze(-1)
@@ -214,8 +216,8 @@ class TwistedLM:
             with torch.no_grad():
                 return self.lm.logits(base[part])
 
-        rows = max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
-        return self.twist.head.log_normaliser(features.flatten(0, 1), logits, rows).view(samples.tokens.shape)
+        log_total = self.twist.head.log_normaliser(features.flatten(0, 1), logits, self._rows_at_a_time)
+        return log_total.view(samples.tokens.shape)
 
     @staticmethod
     def _carried(log_psi: Tensor, mask: Tensor) -> Tensor:

@@ -222,6 +222,13 @@ class Siblings:
         """Both tensors through `function`."""
         return Siblings(function(self.tokens), function(self.log_ratio))
 
+    @staticmethod
+    def combined(parts: "Sequence[Siblings]", function: Callable[[list[Tensor]], Tensor]) -> "Siblings | None":
+        """The tensors of all parts through `function`; None if there are no parts."""
+        if not parts:
+            return None
+        return Siblings(function([each.tokens for each in parts]), function([each.log_ratio for each in parts]))
+
 
 # --- Samples and scores ----------------------------------------------------------------------------------------
 
@@ -278,11 +285,7 @@ class Samples:
             prompts=[prompt for part in parts for prompt in part.prompts],
             **{name: joined(name) for name in ("tokens", "mask", "log_p", "log_q", "log_phi")},
             features=joined("features") if all(part.features is not None for part in parts) else None,
-            siblings=Siblings(
-                torch.cat([each.tokens for each in siblings]), torch.cat([each.log_ratio for each in siblings])
-            )
-            if len(siblings) == len(parts)
-            else None,
+            siblings=Siblings.combined(siblings, torch.cat) if len(siblings) == len(parts) else None,
         )
 
 

@@ -89,6 +89,18 @@ def test_chunked_gradient_equals_unchunked(name: str, monkeypatch: pytest.Monkey
     torch.testing.assert_close(gradient(), whole, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_in_parts_have_the_densities_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = perturbed(name)
+    with monkeypatch.context() as patch:
+        patch.setattr("twistlm.twisted.VOCABULARY_CHUNK", 5 * VOCAB)
+        result = drawn(model, num_particles=9, ess_threshold=1.0)
+    samples = smc.to_samples(result, PROMPTS, model)
+    whole = model.densities(samples, lookup("proposal", "twist_induced").value)
+    torch.testing.assert_close(samples.log_p, whole.log_p, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(samples.log_q, whole.log_q, rtol=1e-4, atol=1e-4)
+
+
 def test_half_precision_copy_follows_the_weights() -> None:
     lm = tiny_lm("llama")
     twist = lookup("twist", "linear").value(lm)

@@ -25,12 +25,10 @@ def decode_attention(
     layer = _current.get().layers[module.layer_idx]
     rows, _, queries, width = query.shape
     plain = attention_mask is None and all(options.get(extra) is None for extra in EXTRAS)
-    if layer.get_seq_length() == queries:
-        pass
-    elif queries == 1 and plain:
-        scaling: float | None = options.get("scaling")
-        return layer.attend(query, width**-0.5 if scaling is None else scaling), None
-    else:
+    if layer.get_seq_length() > queries:
+        if queries == 1 and plain:
+            scaling: float | None = options.get("scaling")
+            return layer.attend(query, width**-0.5 if scaling is None else scaling), None
         key, value = layer.whole(rows, query.dtype)
     result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return result

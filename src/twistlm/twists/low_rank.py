@@ -49,27 +49,29 @@ class LowRankHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """log ψ of every token [..., V], float32."""
         directions, shared = self._token_side()
-        normal = normalised(features)
-        log_psi = (normal @ self.down.T + self.offset) @ directions.T
-        return (log_psi + shared) * self.shrinkage + (normal @ self.value).unsqueeze(-1)
+        inner, value = self._prefix_side(features)
+        return (inner @ directions.T + shared) * self.shrinkage + value.unsqueeze(-1)
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ of the chosen tokens [...], float32."""
         directions, shared = self._token_side()
-        normal = normalised(features)
-        inner = normal @ self.down.T + self.offset
+        inner, value = self._prefix_side(features)
         steering = (inner * directions[tokens]).sum(-1) + shared[tokens]
-        return steering * self.shrinkage + normal @ self.value
+        return steering * self.shrinkage + value
 
     def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
         """log Σ_v p₀ψ [n] of features [n, d], with gradient."""
         directions, shared = self._token_side()
-        normal = normalised(features)
-        inner = normal @ self.down.T + self.offset
+        inner, value = self._prefix_side(features)
         steered = normaliser.of_product(
             inner, directions, shared, float(self.shrinkage), PackedProduct(directions, shared), logits, rows
         )
-        return steered + normal @ self.value
+        return steered + value
+
+    def _prefix_side(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Aĥ + a [..., rank], and w·ĥ [...]."""
+        normal = normalised(features)
+        return normal @ self.down.T + self.offset, normal @ self.value
 
     def _token_side(self) -> tuple[Tensor, Tensor]:
         """Bᵀx_v [V, rank] and c·x_v + b_v [V]; kept while the parameters stay as they are."""
