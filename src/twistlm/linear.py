@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from twistlm.threads import together
+
 
 def packable(weight: Tensor) -> bool:
     """Whether oneDNN can pack `weight`: on the CPU, in float32, or in half precision where the processor has it."""
@@ -44,7 +46,8 @@ class PackedProduct:
         """The product; x in the weight's precision."""
         if not self._packed:
             return functional.linear(x, self._weight, self.bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
+        with together():
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
         return product
 
 

@@ -25,6 +25,7 @@ from twistlm.models.cache import GrowingLayer, PrefixLayer
 from twistlm.models.inference import for_inference
 from twistlm.models.packaged import without_progress_bars
 from twistlm.registry import available
+from twistlm.threads import alone
 from twistlm.types import DecoderState, Prompts
 
 DTYPES: dict[str, Any] = {
@@ -37,6 +38,8 @@ DTYPES: dict[str, Any] = {
 
 # Tokens whose activations a trainable network holds at a time: about 200 kB each in a layer of GPT-2's width.
 TRAINING_TOKENS = 1024
+# Numbers in a step's hidden states below which all but its products is faster on one thread.
+ALONE = 2**18
 # Columns between looks for what all prefixes share, and the fewest worth moving.
 SHARE_EVERY = 32
 
@@ -147,7 +150,8 @@ class HuggingFaceDecoder:
         """Hidden states [U, d] of the last of tokens [U, Q], which are appended to the cache."""
         network = self._network()
         used = cache.layers.get_seq_length()
-        with attending(network, cache.layers) if cache.attends else nullcontext():
+        small = tokens.numel() * network.config.hidden_size < ALONE
+        with attending(network, cache.layers) if cache.attends else nullcontext(), alone() if small else nullcontext():
             return _hidden(network, tokens, cache.padding if cache.padded else None, used, cache.layers)[:, -1]
 
     def _network(self) -> nn.Module:
