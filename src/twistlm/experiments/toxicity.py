@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from twistlm.api import RunConfig
 from twistlm.experiments import Evaluation, Preset, Presets, experiment
-from twistlm.potentials import Toxicity
+from twistlm.potentials import Jigsaw
 from twistlm.target import Target
 from twistlm.training import TrainingConfig
 
@@ -18,7 +18,7 @@ NUM_TOKENS = 8
 
 def target() -> Target:
     """σ ∝ p₀(s) · p(toxic | s)^β on eight tokens."""
-    return Target("smollm2", Toxicity(beta=BETA), PROMPT, NUM_TOKENS, eos="ignore")
+    return Target("smollm2", Jigsaw(beta=BETA), PROMPT, NUM_TOKENS, eos="ignore")
 
 
 @experiment("toxicity")

@@ -7,10 +7,10 @@ from twistlm.potentials.base import BasePotential, Power, Product, TextPotential
 from twistlm.potentials.classifier import Classifier
 from twistlm.potentials.continuation import Continuation
 from twistlm.potentials.function import Function
+from twistlm.potentials.jigsaw import Jigsaw
 from twistlm.potentials.lexical import Contains, Regex
 from twistlm.potentials.specs import from_spec, spec
 from twistlm.potentials.threshold import Threshold
-from twistlm.potentials.toxicity import Toxicity
 
 __all__ = [
     "BasePotential",
@@ -18,12 +18,12 @@ __all__ = [
     "Contains",
     "Continuation",
     "Function",
+    "Jigsaw",
     "Power",
     "Product",
     "Regex",
     "TextPotential",
     "Threshold",
-    "Toxicity",
     "evaluate",
     "from_spec",
     "spec",

