@@ -30,11 +30,17 @@ def describe() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "malloc": {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
-        "system": platform.platform(),
+        "system": _system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _system() -> str:
+    """Kernel and C library. A hoster's own suffix of the kernel's release says nothing that a figure depends on."""
+    numbers = platform.release().split("-")[0]
+    return "-".join((platform.system(), numbers, platform.machine(), *filter(None, platform.libc_ver())))
 
 
 def release() -> None:

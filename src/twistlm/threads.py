@@ -1,8 +1,8 @@
 """How many threads a piece of work is worth.
 
 Waking a second thread costs some 40 µs where idle threads sleep (`OMP_WAIT_POLICY=PASSIVE`). torch wakes it for every
-elementwise operation on more than 32,768 numbers, which one core alone does in 10 µs: between the products of a decoding
-step that is most of the time (RMSNorm of 100 × 576 in bfloat16: 305 µs with two threads, 35 with one). Within `alone`
+elementwise operation on more than 32,768 numbers, which one core alone does in 10 µs: most of what a decoding step
+spends between its products (RMSNorm of 100 × 576 in bfloat16: 305 µs with two threads, 35 with one). Within `alone`
 everything runs on the calling thread but what is `together`. Outside, `together` changes nothing.
 """
 

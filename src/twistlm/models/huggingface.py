@@ -148,7 +148,7 @@ class HuggingFaceDecoder:
     @torch.no_grad()
     def _step(self, tokens: Tensor, cache: PrefixCache) -> Tensor:
         """Hidden states [U, d] of the last of tokens [U, Q], which are appended to the cache."""
-        network = self._network()
+        network: Any = self._network()
         used = cache.layers.get_seq_length()
         small = tokens.numel() * network.config.hidden_size < ALONE
         with attending(network, cache.layers) if cache.attends else nullcontext(), alone() if small else nullcontext():
