@@ -176,7 +176,8 @@ def describe_machine() -> dict[str, Any]:
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     except OSError:
         pass
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()}
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    return {"cpu": model, "cores": os.cpu_count(), "system": system}
 
 
 if __name__ == "__main__":
