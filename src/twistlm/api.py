@@ -332,7 +332,7 @@ def _merged(
     if config is None:
         config = RunConfig(num_draws=RunConfig.num_draws if bounded else 0)
         source = "draws" if bounded else "proposal"
-        training = {f"{role}_source": source for role in ROLES} | training
+        training = dict.fromkeys(ROLES.values(), source) | training
     given = {"loss": method, "num_particles": num_particles, "num_updates": num_updates}
     training = {k: v for k, v in given.items() if v is not None} | training
     unknown = training.keys() - {f.name for f in dataclasses.fields(TrainingConfig)}

@@ -1,7 +1,7 @@
 """Where training samples come from, and how they are weighted.
 
-A source makes independent sequences with the densities they were drawn from. From those, one batch serves both roles
-of a loss: weighted by p₀φ/q it is a sample of the target, and weighted by p₀ψ_t/q at each t one of π_t.
+A source makes independent sequences with the densities they were drawn from. From those, one batch serves every role
+of a loss: weighted by p₀φ/q it is a sample of the target, by p₀ψ_t/q at each t one of π_t, by p₀/q one of p₀.
 """
 
 from collections.abc import Callable
@@ -156,8 +156,12 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
                 )
             weights = normalise(batch.log_w)
             effective = float(ess(batch.log_w))
-        else:
+        elif role == "intermediate":
             log_psi, mask, weights = _towards_intermediate(batch, found.log_psi, found.siblings)
+        elif role == "base":
+            weights = normalise(_ratio(batch), dim=0)
+        else:
+            weights = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)
         made.append(
             Scored(
                 mask=mask,
@@ -171,16 +175,21 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
     return Scoring(tuple(made), effective)
 
 
-def _towards_intermediate(batch: Batch, log_psi: Tensor, siblings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """log ψ, mask and self-normalised weights p₀ψ_t/q [B', T]; siblings count as particles of their prefix."""
+def _ratio(batch: Batch) -> Tensor:
     if batch.log_ratio is None:
         raise ConfigError(
-            "this source gives target samples only; choose 'base', 'proposal' or 'draws' for the intermediate role"
+            "this source gives target samples only; choose 'base', 'proposal' or 'draws' for the loss's other roles"
         )
-    mask, log_w = batch.samples.mask, batch.log_ratio + log_psi.detach()
+    return batch.log_ratio
+
+
+def _towards_intermediate(batch: Batch, log_psi: Tensor, siblings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """log ψ, mask and self-normalised weights p₀ψ_t/q [B', T]; siblings count as particles of their prefix."""
+    log_ratio = _ratio(batch)
+    mask, log_w = batch.samples.mask, log_ratio + log_psi.detach()
     if siblings is not None and batch.samples.siblings is not None:
         # A sibling shares its prefix's ratio and has its own last factor; a finished prefix has no children.
-        before = torch.nn.functional.pad(batch.log_ratio, (1, 0))[:, :-1]
+        before = torch.nn.functional.pad(log_ratio, (1, 0))[:, :-1]
         log_w_siblings = before.unsqueeze(-1) + batch.samples.siblings.log_ratio + siblings.detach()
         log_w_siblings = torch.where(mask.unsqueeze(-1), log_w_siblings, log_w.unsqueeze(-1))
         siblings = torch.where(mask.unsqueeze(-1), siblings, log_psi.unsqueeze(-1))

@@ -48,7 +48,7 @@ class TrainingConfig:
     Attributes:
         loss: a registered loss.
         target_source: where samples weighted towards σ come from.
-        intermediate_source: where those weighted towards π_t come from; the same name means the same batch.
+        intermediate_source: where those of a loss's other roles come from; the same name means the same batch.
         num_particles: sequences per batch.
         num_updates: at most so many optimiser steps.
         learning_rate: of AdamW.
@@ -82,11 +82,11 @@ class TrainingConfig:
             ConfigError: a name is unknown or a number out of range.
         """
         entry = lookup("loss", self.loss)
-        for role in ROLES:
-            source = lookup("source", getattr(self, f"{role}_source"))
+        for role, field_name in ROLES.items():
+            source = lookup("source", getattr(self, field_name))
             if role in entry.options["sources"] and role not in source.options.get("roles", ROLES):
                 raise ConfigError(
-                    f"source {source.name!r} cannot serve as {role}_source; use 'base', 'proposal' or 'draws'"
+                    f"source {source.name!r} cannot serve as {field_name}; use 'base', 'proposal' or 'draws'"
                 )
         for name in ("num_particles", "num_updates", "evaluate_every", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
@@ -243,11 +243,11 @@ class Trainer:
     def _batches(self, rng: Rng) -> dict[str, Batch]:
         drawn: dict[str, Batch] = {}
         for role in self.loss.options["sources"]:
-            name = getattr(self.config, f"{role}_source")
+            name = getattr(self.config, ROLES[role])
             if name not in drawn:
                 source: Source = lookup("source", name).value
                 drawn[name] = source(rng.fork(name), self.setting, self.config.num_particles)
-        return {role: drawn[getattr(self.config, f"{role}_source")] for role in self.loss.options["sources"]}
+        return {role: drawn[getattr(self.config, ROLES[role])] for role in self.loss.options["sources"]}
 
     # --- Looking ---
 

@@ -1,7 +1,8 @@
 """Losses that learn twists: one small file each, `Scored → scalar`.
 
-A loss says which weighted batches it wants ("target": weighted towards σ; "intermediate": weighted towards π_t at each
-t) and whether it needs log Σ_v p₀ψ_t. Where the samples come from is another setting (`twistlm.sources`).
+A loss says in which roles it wants batches, and whether it needs log Σ_v p₀ψ_t. Where the samples come from is another
+setting (`twistlm.sources`). The roles are: "target", weights [B] towards σ; "intermediate", weights [B', T] towards π_t
+at each t; "base", weights [B, T] towards p₀ at each t; "drawn", equal weights [B], whatever they were drawn from.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,13 @@ from twistlm.registry import register
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 
-ROLES = ("target", "intermediate")
+# Each role with the training setting that names its source. All but the target need independent draws.
+ROLES = {
+    "target": "target_source",
+    "intermediate": "intermediate_source",
+    "base": "intermediate_source",
+    "drawn": "intermediate_source",
+}
 
 
 def loss(name: str, *, sources: tuple[str, ...], normaliser: bool = False) -> Callable[[F], F]:
