@@ -3,9 +3,9 @@
     python benchmarks/peers/compare.py            # most of an hour; writes results.json and results.md beside itself
     python benchmarks/peers/compare.py --quick    # minutes, tiny runs: only shows that everything works
 
+Results are written after every job; --resume goes on where a call was stopped.
 Run it in twistlm's environment. Each peer has an environment of its own under `.venvs`, made at the first call (a few
-minutes and gigabytes). Systems take turns: every round measures each job once, in a process of its own, and brings
-the results up to date.
+minutes and gigabytes). Systems take turns: every round measures each job once, in a process of its own.
 """
 
 import argparse
@@ -103,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny runs, only to see that everything works")
     parser.add_argument("--rounds", type=int, default=3, help="times that each job is measured")
+    parser.add_argument("--resume", action="store_true", help="go on where an earlier call was stopped")
     parser.add_argument("--only", nargs="*", help="these scenarios alone")
     parser.add_argument("--output", type=Path, default=HERE / "results.json", help="a .md is written beside it")
     options = parser.parse_args()
@@ -113,19 +114,23 @@ def main() -> None:
         todo = [replace(job, particles=min(job.particles, 4), tokens=min(job.tokens, 3), repeats=2) for job in todo]
     interpreters = {name: interpreter(name) for name in (None, "genlm-control", "llamppl", "transformers")}
     start, load = time.perf_counter(), os.getloadavg()
-    exact = []
-    if any(job.scenario == "exact" for job in todo):
+    known = json.loads(options.output.read_text()) if options.resume and options.output.exists() else {"records": []}
+    if known["records"] and known["jobs"] != [json.loads(json.dumps(asdict(job))) for job in todo]:
+        sys.exit(f"{options.output} is of other jobs; leave --resume out to start again")
+    exact = known.get("exact", [])
+    if not exact and any(job.scenario == "exact" for job in todo):
         for dtype in EXACT_DTYPES:
             arguments = ["--dtype", dtype, *(["--tolerance", "0.5"] if options.quick else [])]
             exact.append(call(interpreters["transformers"], "exact.py", model, arguments))
-    records: list[dict[str, Any]] = []
-    for turn in range(options.rounds):
-        for place, job in enumerate(todo):
-            print(f"round {turn + 1} of {options.rounds}, job {place + 1} of {len(todo)}: {job}", flush=True)
-            arguments = ["--particles", str(job.particles), "--tokens", str(job.tokens), "--dtype", job.dtype]
-            arguments += ["--repeats", str(job.repeats), "--seed", str(1000 * turn), *job.flags]
-            record = call(interpreters[job.environment], job.script, model, arguments)
-            records.append({"scenario": job.scenario, **record, "system": job.system})
+    records: list[dict[str, Any]] = known["records"]
+    for number in range(len(records), options.rounds * len(todo)):
+        turn, place = divmod(number, len(todo))
+        job = todo[place]
+        print(f"round {turn + 1} of {options.rounds}, job {place + 1} of {len(todo)}: {job}", flush=True)
+        arguments = ["--particles", str(job.particles), "--tokens", str(job.tokens), "--dtype", job.dtype]
+        arguments += ["--repeats", str(job.repeats), "--seed", str(1000 * turn), *job.flags]
+        record = call(interpreters[job.environment], job.script, model, arguments)
+        records.append({"scenario": job.scenario, **record, "system": job.system})
         minutes = (time.perf_counter() - start) / 60
         results = {
             "machine": {**describe_machine(), "load_average": [load, os.getloadavg()], "minutes": minutes},

@@ -36,7 +36,7 @@ def summarise(records: list[Row], exact: list[Row]) -> list[Row]:
             continue
         row["slower_than_twistlm"] = base["tokens_per_s"] / row["tokens_per_s"]
         row["z"] = _z(row, base, exact)
-        if row["system"] == BEST_OF_N:
+        if row["system"] == BEST_OF_N and base["Z_hat_se"] is not None:
             row["equal_quality"] = equal_quality(row, base, by_key.get(("doubled", "bfloat16", OURS)))
     return rows
 
@@ -66,7 +66,7 @@ def _row(scenario: str, dtype: str, system: str, group: list[Row]) -> Row:
         "log_Z_hat_mean": fmean(alive) if alive else None,
         "log_Z_hat_sd": stdev(alive) if len(alive) > 1 else None,
         "Z_hat_mean": fmean(Z_hat),
-        "Z_hat_se": sqrt(variance(Z_hat) / len(Z_hat)),
+        "Z_hat_se": sqrt(variance(Z_hat) / len(Z_hat)) if len(Z_hat) > 1 else None,
         "extra_mean": {name: fmean(each[name] for each in extra) for name in (extra[0] if extra else ())},
     }
 
@@ -74,9 +74,11 @@ def _row(scenario: str, dtype: str, system: str, group: list[Row]) -> Row:
 def _z(row: Row, base: Row, exact: list[Row]) -> float | None:
     if row["scenario"] == "exact":
         bounds = next((each for each in exact if each["dtype"] == row["dtype"]), None)
-        if bounds is None or row["Z_hat_se"] == 0:
+        if bounds is None or not row["Z_hat_se"]:
             return None
         return float(row["Z_hat_mean"] - exp((bounds["lower"] + bounds["upper"]) / 2)) / float(row["Z_hat_se"])
+    if row["Z_hat_se"] is None or base["Z_hat_se"] is None:
+        return None
     spread = sqrt(row["Z_hat_se"] ** 2 + base["Z_hat_se"] ** 2)
     return (row["Z_hat_mean"] - base["Z_hat_mean"]) / spread if row is not base and spread else None
 

@@ -141,7 +141,7 @@ class Run:
                 raise ConfigError(f"the potential of {path} has no JSON form; pass target=… to Run.load")
             target = Target.from_spec(folder.config["target"])
         tensors, _ = folder.load_twist()
-        twist = target.build_twist(Rng(config.seed, ("twist",)), config.twist, config.twist_options, blank=True)
+        twist = _build(target, config, Rng(config.seed, ("twist",)), blank=True)
         twist.module.load_state_dict(tensors)
         collection = exact.load(folder.draws, target.fingerprint) if folder.draws.exists() else None
         return Run(target, config, twist, folder, collection, folder.metrics())
@@ -304,7 +304,7 @@ def train(
     # What can be refused is refused before a folder is made or replaced.
     target.twisted()
     rng = Rng(config.seed)
-    built = target.build_twist(rng.fork("twist"), config.twist, config.twist_options)
+    built = _build(target, config, rng.fork("twist"))
     folder = None if out is None else RunFolder.create(Path(out), _described(target, config), exists)
     collection = _collect(target, config, rng, folder, None if draws is None else Path(draws))
     run = Run(target, config, built, folder, collection)
@@ -321,6 +321,13 @@ def train(
     trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out)
     run.history = trainer.train()
     return run
+
+
+def _build(target: Target, config: RunConfig, rng: Rng, *, blank: bool = False) -> Twist:
+    return target.build_twist(
+        rng, config.twist, config.twist_options, blank=blank,
+        is_probability=lookup("loss", config.training.loss).options["probability"],
+    )  # fmt: skip
 
 
 def _merged(

@@ -18,6 +18,7 @@ from twistlm.potentials.base import evaluate
 from twistlm.registry import lookup
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
+from twistlm.twists.link import probability
 from twistlm.types import BaseLM, Potential, Samples, Twist
 
 
@@ -83,17 +84,29 @@ class Target:
         model.check([self.prompt_tokens], self.num_tokens)
         return model
 
-    def build_twist(self, rng: Rng, name: str, options: Mapping[str, Any], *, blank: bool = False) -> Twist:
-        """A new twist, initialised from `rng`; `blank` leaves out what saved weights will bring anyway."""
+    def build_twist(
+        self, rng: Rng, name: str, options: Mapping[str, Any], *, blank: bool = False, is_probability: bool = False
+    ) -> Twist:
+        """A new twist, initialised from `rng`.
+
+        `blank` leaves out what saved weights will bring anyway; `is_probability` makes its ψ a sigmoid.
+
+        Raises:
+            ConfigError: the twist does not take these options, or ψ is to be a probability and φ may be more than 1.
+        """
+        bound = self.potential.log_upper_bound
+        if is_probability and (bound is None or bound > 0):
+            raise ConfigError("this loss learns ψ as a probability and needs φ ≤ 1: set log_upper_bound, or use 'ctl'")
         entry = lookup("twist", name)
         arguments = dict(options)
         if entry.options.get("needs_token_log_phi") and not blank:
             arguments["token_log_phi"] = self.token_log_phi
         try:
             with rng.initialising():
-                return entry.value(self.lm, **arguments)  # type: ignore[no-any-return]
+                built: Twist = entry.value(self.lm, **arguments)
         except TypeError as error:
             raise ConfigError(f"twist {name!r}: {error}") from error
+        return probability(built) if is_probability else built
 
     @cached_property
     def token_log_phi(self) -> Tensor:

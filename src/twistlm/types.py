@@ -69,12 +69,11 @@ class BaseLM(Decoder, Protocol):
 
 
 class Head(Protocol):
-    """log ψ over the vocabulary from features; 0 everywhere before training.
+    """log ψ over the vocabulary from features; the same everywhere before training."""
 
-    `shrinkage`, a scalar buffer, multiplies log ψ: 1 until a held-out choice makes it smaller.
-    """
-
-    shrinkage: Tensor
+    @property
+    def shrinkage(self) -> Tensor:
+        """A scalar buffer that multiplies log ψ: 1 until a held-out choice makes it smaller."""
 
     def __call__(self, features: Tensor) -> Tensor:
         """log ψ(prefix, v) for every v: [..., V], of any floating type."""

@@ -12,19 +12,31 @@ from twistlm.registry import available, lookup
 from twistlm.rng import Rng
 from twistlm.sources import Batch, independent, score
 from twistlm.twisted import TwistedLM
+from twistlm.twists.link import probability
 from twistlm.types import Samples
 
 LOSSES = list(available("loss"))
 # These learn σ(s_1:t) / p₀(s_1:t), the optimal twist divided by Z.
 RATIO = ("gkl", "sixo")
 # These fix the scale of every ψ_t; CTL leaves one constant per step open, DPG a function of the prefix.
-SCALED = (*RATIO, "rl")
+SCALED = (*RATIO, "fudge", "rl")
+
+
+def model_for(case: Case, name: str, table: torch.Tensor) -> TwistedLM:
+    """A tabular twist as the loss needs it: `table` is log ψ, or the logit of ψ."""
+    twist = TabularHead.twist(table)
+    is_probability = lookup("loss", name).options["probability"]
+    return TwistedLM(case.lm, probability(twist) if is_probability else twist, case.eos)
 
 
 def optimum(case: Case, name: str) -> TwistedLM:
-    table = case.optimal.twist.head.table.detach()
-    shifted = table - float(case.truth.log_Z) if name in RATIO else table
-    return TwistedLM(case.lm, TabularHead.twist(shifted), case.eos)
+    log_psi = case.optimal.twist.head.table.detach()
+    if name in RATIO:
+        log_psi = log_psi - float(case.truth.log_Z)
+    if name == "fudge":
+        # Where φ = 1 for certain, the logit is infinite.
+        log_psi = (log_psi - torch.log(-torch.expm1(log_psi))).clamp(-30, 30)
+    return model_for(case, name, log_psi)
 
 
 def enumerated(case: Case) -> Batch:
@@ -52,8 +64,7 @@ def enumerated(case: Case) -> Batch:
 def gradient(model: TwistedLM, name: str, batch: Batch) -> torch.Tensor:
     entry = lookup("loss", name)
     scoring = score(model, dict.fromkeys(entry.options["sources"], batch), normaliser=entry.options["normaliser"])
-    table = model.twist.head.table
-    (result,) = torch.autograd.grad(entry.value(*scoring.scored), table)
+    (result,) = torch.autograd.grad(entry.value(*scoring.scored), model.twist.module.table)
     return result
 
 
@@ -61,21 +72,21 @@ def gradient(model: TwistedLM, name: str, batch: Batch) -> torch.Tensor:
 def test_gradient_is_zero_at_the_optimum_and_nowhere_else(case: Case, name: str) -> None:
     batch = enumerated(case)
     assert gradient(optimum(case, name), name, batch).abs().max() < 1e-12
-    assert gradient(case.twisted, name, batch).abs().max() > 1e-3
+    assert gradient(model_for(case, name, case.twisted.twist.head.table), name, batch).abs().max() > 1e-3
     # A sign error in ψ would still be a stationary point of some wrong losses: −log ψ* must not be.
-    flipped = TwistedLM(case.lm, TabularHead.twist(-case.optimal.twist.head.table.detach()), case.eos)
+    flipped = model_for(case, name, -optimum(case, name).twist.module.table.detach())
     assert gradient(flipped, name, batch).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradient_descent_reaches_the_exact_twist(case: Case, name: str) -> None:
     batch = enumerated(case)
-    model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
+    model = model_for(case, name, torch.zeros_like(case.lm.table))
     before = case.truth.kl_target_q(model)
     optimiser = (
-        torch.optim.LBFGS([model.twist.head.table], max_iter=300, line_search_fn="strong_wolfe")
+        torch.optim.LBFGS([model.twist.module.table], max_iter=300, line_search_fn="strong_wolfe")
         if name == "dpg"
-        else torch.optim.Adam([model.twist.head.table], lr=0.05)
+        else torch.optim.Adam([model.twist.module.table], lr=0.05)
     )
 
     def closure() -> torch.Tensor:

@@ -23,12 +23,15 @@ ROLES = {
 }
 
 
-def loss(name: str, *, sources: tuple[str, ...], normaliser: bool = False) -> Callable[[F], F]:
+def loss(
+    name: str, *, sources: tuple[str, ...], normaliser: bool = False, probability: bool = False
+) -> Callable[[F], F]:
     """Decorator: register a loss under the method's published name.
 
     Args:
         name: the name on the command line.
         sources: the roles of its arguments, in order.
         normaliser: whether it reads `Scored.log_normaliser`, a pass over V with gradient.
+        probability: whether ψ must be a probability: the twist's log ψ is then read as a logit; needs φ ≤ 1.
     """
-    return register("loss", name, sources=sources, normaliser=normaliser)
+    return register("loss", name, sources=sources, normaliser=normaliser, probability=probability)
