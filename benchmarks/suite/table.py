@@ -88,7 +88,9 @@ def write(page: Path, record: Record | None) -> None:
     for name, content in tables(record).items():
         text = replaced(text, name, content)
     if PEERS.exists():
-        text = replaced(text, "peers", PEERS.read_text(encoding="utf-8").strip())
+        # Without its title, and one level down.
+        _, _, peers = PEERS.read_text(encoding="utf-8").partition("\n")
+        text = replaced(text, "peers", peers.strip().replace("\n## ", "\n### "))
     page.write_text(text, encoding="utf-8")
 
 
