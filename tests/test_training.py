@@ -28,6 +28,7 @@ from twistlm.rng import Rng
 from twistlm.sources import Setting
 from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
 from twistlm.twisted import TwistedLM
+from twistlm.twists.link import probability
 
 
 def small_numbers(texts: list[str]) -> list[float]:
@@ -179,7 +180,9 @@ def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
         loss=loss, target_source=source, intermediate_source=source if "roles" not in entry.options else "proposal",
         num_particles=200, num_updates=150, learning_rate=0.03, weight_decay=0.0, evaluate_every=25, patience=None,
     )  # fmt: skip
-    model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
+    twist = TabularHead.twist(torch.zeros_like(case.lm.table))
+    is_probability = lookup("loss", loss).options["probability"]
+    model = TwistedLM(case.lm, probability(twist) if is_probability else twist, case.eos)
     collection = collect(
         Rng(7), case.base, case.potential, prompt=case.prompt, num_steps=3, target="t", max_draws=4000, chunk=2000,
         keep_features=True,
@@ -335,8 +338,8 @@ def test_a_potential_never_satisfied_says_what_it_implies(caplog: pytest.LogCapt
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ConfigError, match="unknown loss 'clt'; did you mean 'ctl'"):
-        TrainingConfig(loss="clt")
+    with pytest.raises(ConfigError, match="unknown loss 'ctll'; did you mean 'ctl'"):
+        TrainingConfig(loss="ctll")
     with pytest.raises(ConfigError, match="cannot serve as intermediate_source"):
         TrainingConfig(intermediate_source="exact")
     with pytest.raises(ConfigError, match="num_updates must be positive, not 0"):

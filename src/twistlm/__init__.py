@@ -1,6 +1,7 @@
 """Probabilistic inference in language models by twisted sequential Monte Carlo.
 
-    target = twistlm.Target("smollm2", twistlm.potentials.Jigsaw(), prompt="You are such a", num_tokens=8)
+    toxic = twistlm.potentials.Classifier("toxicity", label="toxic")
+    target = twistlm.Target("stories", toxic, prompt="Once upon a time, there was a", num_tokens=20)
     run = twistlm.train(target, method="ctl", out="runs/toxic")
     run.sample(32).texts
     run.evaluate()

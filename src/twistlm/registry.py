@@ -25,6 +25,7 @@ HOMES = {
     "source": "twistlm.sources",
     "potential": "twistlm.potentials",
     "model": "twistlm.models",
+    "classifier": "twistlm.bundled",
     "experiment": "twistlm.experiments",
 }
 

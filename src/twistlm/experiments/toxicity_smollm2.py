@@ -21,8 +21,8 @@ def target() -> Target:
     return Target("smollm2", Jigsaw(beta=BETA), PROMPT, NUM_TOKENS, eos="ignore")
 
 
-@experiment("toxicity")
-def toxicity() -> Presets:
+@experiment("toxicity-smollm2")
+def toxicity_smollm2() -> Presets:
     """p(toxic given text)^5 under SmolLM2-135M, prompt "You are such a", 8 new tokens."""
     demo = RunConfig(
         twist="lexical",

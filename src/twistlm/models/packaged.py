@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
+from twistlm import bundled
 from twistlm.errors import ModelError
 from twistlm.registry import lookup, register
 
@@ -43,6 +44,12 @@ def smollm2() -> Path:
     if not (target / "config.json").exists():
         _convert(_gguf_folder(), target)
     return target
+
+
+@register("model", "stories")
+def stories() -> Path:
+    """A small teller of children's stories that is part of twistlm: 4.6 million parameters, loads in a second."""
+    return bundled.folder("stories")
 
 
 def cache_folder() -> Path:

@@ -26,7 +26,7 @@ class Classifier(TextPotential):
     single logit. Texts are truncated to the model's maximal length as its tokenizer does it.
 
     Attributes:
-        model: hub name, folder, or a loaded pair (model, tokenizer).
+        model: bundled name (`twistlm list classifier`), hub name, folder, or a loaded pair (model, tokenizer).
         label: a label's name (case does not matter) or its index. With a single logit whose meaning
             `logit_means` gives, any name.
         beta: the power, > 0.
@@ -144,17 +144,21 @@ def _load(name: str, device: str | None) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    bundled = available("classifier")
+    source: str | Path = bundled[name].value() if name in bundled else name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            network, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            # However the weights are stored: the difference of two scores should not drown in half precision.
+            network, info = AutoModelForSequenceClassification.from_pretrained(
+                source, output_loading_info=True, dtype=torch.float32
+            )
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"cannot load the classifier {name!r} ({reason}): give a folder, or a hub name and a network; "
-            f"bundled potentials: {', '.join(available('potential'))}; "
-            f"bundled models: {', '.join(available('model'))}"
+            f"bundled classifiers: {', '.join(bundled)}"
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise ModelError(

@@ -1,0 +1,92 @@
+"""How often `stories` tells something toxic or sad by itself: the base rates that experiments start from.
+
+python recipes/check_rates.py     # needs the bundled models; minutes on two cores
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from scipy.stats import binomtest
+from torch import Tensor
+
+from check_stories import PROMPT
+from grades import CLASSES
+from twistlm import smc
+from twistlm.estimates import mean
+from twistlm.models.huggingface import HuggingFaceLM, load
+from twistlm.potentials import Classifier
+from twistlm.progress import bar
+from twistlm.rng import Rng
+from twistlm.storage import save_json
+from twistlm.twisted import TwistedLM
+
+REVIEW = "I saw the new film today. It was"
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
+LENGTH, BATCH = 20, 4096
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much to draw.
+
+    Attributes:
+        samples: for the story prompt; a twentieth of it for the review.
+        out: file for the figures.
+        seed: of the samples.
+    """
+
+    samples: int = 100_000
+    out: Path = Path("recipes/figures/base_rates.json")
+    seed: int = 1
+
+
+def main(options: Options) -> None:
+    """Draw, score, write, print."""
+    lm = load("stories")
+    toxicity, sentiment = Classifier("toxicity", "toxic", batch_size=256), Classifier("sentiment", "negative")
+    texts = _draw(lm, PROMPT, options.samples, Rng(options.seed).fork("story"))
+    p = toxicity.log_score(texts).exp()
+    found: dict[str, Any] = {
+        "story": {"prompt": PROMPT, "tokens": LENGTH, "samples": len(texts), "mean p(toxic)": mean(p).as_dict(),
+                  "P[p(toxic) > threshold]": {str(each): _share(p > each) for each in THRESHOLDS},
+                  "most toxic": [texts[i] for i in p.topk(8).indices.tolist()]},
+    }  # fmt: skip
+    texts = _draw(lm, REVIEW, options.samples // 20, Rng(options.seed).fork("review"))
+    logits = torch.stack([Classifier(sentiment.model, label).log_score(texts) for label in CLASSES], -1)
+    found["review"] = {
+        "prompt": REVIEW, "tokens": LENGTH, "samples": len(texts), "texts": texts[:8],
+        "P[class is most likely]": {
+            label: _share(logits.argmax(-1) == i) for i, label in enumerate(CLASSES)
+        },
+        "mean p(class)": {label: mean(logits[:, i].exp()).as_dict() for i, label in enumerate(CLASSES)},
+    }  # fmt: skip
+    save_json(options.out, found)
+    print(json.dumps(found, indent=1))
+
+
+def _draw(lm: HuggingFaceLM, prompt: str, count: int, rng: Rng) -> list[str]:
+    texts: list[str] = []
+    with bar("samples", count) as report:
+        for number in range(0, count, BATCH):
+            found = smc.run(
+                rng.fork(number), TwistedLM(lm), None, prompts=[lm.encode(prompt)],
+                num_particles=min(BATCH, count - number), num_steps=LENGTH, ess_threshold=0.0,
+            )  # fmt: skip
+            texts += [prompt + text for text in lm.decode(list(found.particles.tokens[0]))]
+            report(len(texts), "")
+    return texts
+
+
+def _share(hits: Tensor) -> dict[str, Any]:
+    """The share of true values with its exact 95 % interval (Clopper and Pearson, 1934)."""
+    count = int(hits.sum())
+    interval = binomtest(count, len(hits)).proportion_ci()
+    return {"count": count, "share": count / len(hits), "low": float(interval.low), "high": float(interval.high)}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
