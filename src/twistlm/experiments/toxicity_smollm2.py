@@ -43,7 +43,7 @@ def toxicity_smollm2() -> Presets:
     return {
         "smoke": Preset("half a minute, to see that everything runs; too few samples to learn from", target, smoke,
                         Evaluation((2, 4), 32, 16)),
-        "demo": Preset("about three minutes on two cores", target, demo, Evaluation((2, 4, 8, 16), 512, 384)),
+        "demo": Preset("a minute and a half on two cores", target, demo, Evaluation((2, 4, 8, 16), 512, 384)),
         "small": Preset("about six minutes on two cores: twice the draws, tighter bounds", target, small,
                         Evaluation((4, 16, 64), 1024, 2048)),
     }  # fmt: skip
