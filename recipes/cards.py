@@ -51,13 +51,10 @@ def _stories() -> dict[str, str]:
         "tales_words": f"{sum(len(tale.split()) for tale in tales()):,}",
         "held_out_loss": f"{found['held-out loss, nats per token']:.3f}",
         "perplexity": f"{found['held-out perplexity']:.1f}",
-        "texts": "256",
+        "texts": str(max(each["n"] for each in judged.values())),
         "judged": _table(
             ("texts", "nats per token", "95 % interval"),
-            [
-                (name, f"{each['value']:.2f}", f"[{each['low']:.2f}, {each['high']:.2f}]")
-                for name, each in judged.items()
-            ],
+            [(name, f"{each['value']:.2f}", _interval(each, ".2f")) for name, each in judged.items()],
         ),
         "samples": "\n".join(f"{i}. {_quoted(text)}" for i, text in enumerate(found["samples"], 1)),
         "rates": _rates(),
@@ -80,19 +77,20 @@ def _rates() -> str:
     )
 
 
-def _interval(fields: dict[str, float]) -> str:
-    return f"[{fields['low']:.2g}, {fields['high']:.2g}]"
+def _interval(fields: dict[str, float], digits: str = ".2g") -> str:
+    return f"[{fields['low']:{digits}}, {fields['high']:{digits}}]"
 
 
 def _toxicity() -> dict[str, str]:
     found = _figures("toxicity")
     rows = []
     for source, each in found["held out"].items():
+        own = format(each["student's mean"], ".3f")
         for teacher in ("BiLSTM", "profanity", "both"):
             against = each[teacher]
             auc = against["AUC"]
             rows.append(
-                (source, f"{each['texts']:,}", teacher, f"{against['mean']:.3f}", f"{each[_MEAN]:.3f}",
+                (source, f"{each['texts']:,}", teacher, f"{against['mean']:.3f}", own,
                  f"{against['over 0.5']:,}", "–" if auc is None else f"{auc:.3f}",
                  f"{against['calibration error']:.3f}", f"{against['correlation of logits']:.2f}")
             )  # fmt: skip
@@ -109,9 +107,6 @@ def _toxicity() -> dict[str, str]:
         "figures": _table(headings, rows),
         "disagreements": _table(("source", "BiLSTM", "profanity", "student", "text"), disagreements),
     }
-
-
-_MEAN = "student's mean"
 
 
 def _sentiment() -> dict[str, str]:

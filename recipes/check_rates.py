@@ -14,15 +14,14 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from check_stories import PROMPT
+from draws import draw
 from grades import CLASSES
-from twistlm import smc
 from twistlm.estimates import mean
 from twistlm.models.huggingface import HuggingFaceLM, load
 from twistlm.potentials import Classifier
 from twistlm.progress import bar
 from twistlm.rng import Rng
 from twistlm.storage import save_json
-from twistlm.twisted import TwistedLM
 
 REVIEW = "I saw the new film today. It was"
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -47,16 +46,15 @@ class Options:
 def main(options: Options) -> None:
     """Draw, score, write, print."""
     lm = load("stories")
-    toxicity, sentiment = Classifier("toxicity", "toxic", batch_size=256), Classifier("sentiment", "negative")
     texts = _draw(lm, PROMPT, options.samples, Rng(options.seed).fork("story"))
-    p = toxicity.log_score(texts).exp()
+    p = Classifier("toxicity", "toxic", batch_size=256).log_score(texts).exp()
     found: dict[str, Any] = {
         "story": {"prompt": PROMPT, "tokens": LENGTH, "samples": len(texts), "mean p(toxic)": mean(p).as_dict(),
                   "P[p(toxic) > threshold]": {str(each): _share(p > each) for each in THRESHOLDS},
                   "most toxic": [texts[i] for i in p.topk(8).indices.tolist()]},
     }  # fmt: skip
     texts = _draw(lm, REVIEW, options.samples // 20, Rng(options.seed).fork("review"))
-    logits = torch.stack([Classifier(sentiment.model, label).log_score(texts) for label in CLASSES], -1)
+    logits = torch.stack([Classifier("sentiment", label).log_score(texts) for label in CLASSES], -1)
     found["review"] = {
         "prompt": REVIEW, "tokens": LENGTH, "samples": len(texts), "texts": texts[:8],
         "P[class is most likely]": {
@@ -72,11 +70,7 @@ def _draw(lm: HuggingFaceLM, prompt: str, count: int, rng: Rng) -> list[str]:
     texts: list[str] = []
     with bar("samples", count) as report:
         for number in range(0, count, BATCH):
-            found = smc.run(
-                rng.fork(number), TwistedLM(lm), None, prompts=[lm.encode(prompt)],
-                num_particles=min(BATCH, count - number), num_steps=LENGTH, ess_threshold=0.0,
-            )  # fmt: skip
-            texts += [prompt + text for text in lm.decode(list(found.particles.tokens[0]))]
+            texts += draw(lm, prompt, min(BATCH, count - number), LENGTH, rng.fork(number))
             report(len(texts), "")
     return texts
 

@@ -14,15 +14,14 @@ import tyro
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from draws import draw
 from stories import held_out_loss, pack, read
 from trigram import Trigram
-from twistlm import smc
 from twistlm.estimates import mean
 from twistlm.models.huggingface import HuggingFaceLM, load
 from twistlm.progress import bar
 from twistlm.rng import Rng
 from twistlm.storage import save_json
-from twistlm.twisted import TwistedLM
 
 PROMPT = "Once upon a time, there was a"
 # Judged: so many texts of each kind, so many of SmolLM2's tokens after the prompt.
@@ -53,10 +52,12 @@ def main(options: Options) -> None:
     network = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     loss = held_out_loss(network, pack(tokenizer, held_out, 256))
     rng = Rng(options.seed)
-    own, speed = _samples(load(str(options.model)), rng.fork("stories"), 60)
+    lm, started = load(str(options.model)), time.perf_counter()
+    own = draw(lm, PROMPT, TEXTS, 60, rng.fork("stories"))
+    speed = time.perf_counter() - started
     judge = load("smollm2")
     texts = {
-        "SmolLM2's own samples": _samples(judge, rng.fork("smollm2"), 50)[0],
+        "SmolLM2's own samples": draw(judge, PROMPT, TEXTS, 50, rng.fork("smollm2")),
         "SmolLM2's stories, held out": [text for text in held_out if text.startswith(PROMPT)][:TEXTS],
         "samples of stories": own,
         "trigram model of the corpus": _trigram(train, tokenizer, rng.fork("trigram")),
@@ -76,15 +77,6 @@ def main(options: Options) -> None:
     found["samples"] = own[:20]
     save_json(options.out, found)
     print(json.dumps(found, indent=1))
-
-
-def _samples(lm: HuggingFaceLM, rng: Rng, length: int) -> tuple[list[str], float]:
-    started = time.perf_counter()
-    found = smc.run(
-        rng, TwistedLM(lm), None, prompts=[lm.encode(PROMPT)], num_particles=TEXTS, num_steps=length, ess_threshold=0.0
-    )
-    texts = lm.decode(list(found.particles.tokens[0]))
-    return [PROMPT + text for text in texts], time.perf_counter() - started
 
 
 def _trigram(train: list[str], tokenizer: Any, rng: Rng) -> list[str]:

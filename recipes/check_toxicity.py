@@ -14,16 +14,15 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from check_stories import PROMPT
+from draws import draw
 from encoder import calibration
 from teachers import both
 from toxicity import Options as Recipe
-from toxicity import gather, halves
-from twistlm import smc
+from toxicity import gather, tenth_apart
 from twistlm.models.huggingface import load
 from twistlm.potentials import Classifier
 from twistlm.rng import Rng
 from twistlm.storage import save_json
-from twistlm.twisted import TwistedLM
 
 SAMPLES, LENGTH = 4096, 20
 TEACHERS = ("BiLSTM", "profanity")
@@ -49,8 +48,8 @@ class Options:
 def main(options: Options) -> None:
     """Score held-out texts by student and teachers, write the figures, print them."""
     recipe = options.recipe
-    held_out = {name: halves(texts, recipe.seed)[1] for name, texts in gather(recipe).items()}
-    held_out["samples of stories"] = _samples(options)
+    held_out = {name: tenth_apart(texts, recipe.seed)[1] for name, texts in gather(recipe).items()}
+    held_out["samples of stories"] = draw(load(str(options.stories)), PROMPT, SAMPLES, LENGTH, Rng(options.seed))
     student = Classifier(recipe.out, "toxic")
     found: dict[str, Any] = {}
     disagreements: list[dict[str, Any]] = []
@@ -77,15 +76,6 @@ def against(p: Tensor, truth: Tensor) -> dict[str, Any]:
             "correlation of logits": torch.corrcoef(torch.stack([p.logit(1e-6), teacher.logit(1e-6)]))[0, 1].item(),
         }
     return rows
-
-
-def _samples(options: Options) -> list[str]:
-    lm = load(str(options.stories))
-    found = smc.run(
-        Rng(options.seed), TwistedLM(lm), None, prompts=[lm.encode(PROMPT)], num_particles=SAMPLES, num_steps=LENGTH,
-        ess_threshold=0.0,
-    )  # fmt: skip
-    return [PROMPT + text for text in lm.decode(list(found.particles.tokens[0]))]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from fit import Schedule, fit
 from grades import CLASSES, STARS, accuracy, ordinal, ordinal_cuts, targets
 from packages import folder, tweets
 from toxicity import Options as ToxicityOptions
-from toxicity import gather
+from toxicity import gather, tenth_apart
 from twistlm.storage import save_json
 
 
@@ -91,9 +91,7 @@ def main(options: Options) -> None:
 
 def split(seed: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Labelled tweets: nine tenths to learn from, one held out; no text is in both."""
-    rows = list(dict(tweets()).items())
-    random.Random(seed).shuffle(rows)
-    return rows[len(rows) // 10 :], rows[: len(rows) // 10]
+    return tenth_apart(list(dict(tweets()).items()), seed)
 
 
 def _unlabelled(options: Options) -> list[str]:

@@ -3,6 +3,7 @@
 import pickle
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +34,24 @@ def _read(path: Path) -> Any:
         return _Restricted(str(path), file, ensure_native_byte_order=False).load()
 
 
-class Profanity:
-    """alt-profanity-check: p(offensive) [B] by a calibrated linear classifier of words."""
-
-    def __init__(self) -> None:
-        data = folder("profanity_check") / "data"
-        self.vectoriser, self.classifier = _read(data / "vectorizer.joblib"), _read(data / "model.joblib")
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Probabilities, float64."""
-        probabilities = self.classifier.predict_proba(self.vectoriser.transform(list(texts)))[:, 1]
-        return torch.from_numpy(np.asarray(probabilities, dtype=np.float64))
+@lru_cache(maxsize=1)
+def _linear() -> tuple[Any, Any]:
+    data = folder("profanity_check") / "data"
+    return _read(data / "vectorizer.joblib"), _read(data / "model.joblib")
 
 
-class Comments:
-    """toxic-comment-classifier: p(toxic) [B] by a bidirectional LSTM trained on Wikipedia's comments."""
+def profanity(texts: Sequence[str]) -> Tensor:
+    """alt-profanity-check: p(offensive), float64 [B], by a calibrated linear classifier of words."""
+    vectoriser, classifier = _linear()
+    probabilities = classifier.predict_proba(vectoriser.transform(list(texts)))[:, 1]
+    return torch.from_numpy(np.asarray(probabilities, dtype=np.float64))
 
-    def __init__(self) -> None:
-        self.potential = Jigsaw("toxic")
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Probabilities, float64."""
-        return self.potential.log_phi_texts(list(texts)).exp()
+def comments(texts: Sequence[str]) -> Tensor:
+    """toxic-comment-classifier: p(toxic), float64 [B], by a bidirectional LSTM trained on Wikipedia's comments."""
+    return Jigsaw("toxic").log_phi_texts(list(texts)).exp()
 
 
 def both(texts: Sequence[str]) -> Tensor:
     """p(toxic) by each teacher: float64 [B, 2], BiLSTM first."""
-    return torch.stack([Comments()(texts), Profanity()(texts)], -1)
+    return torch.stack([comments(texts), profanity(texts)], -1)

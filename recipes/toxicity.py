@@ -10,7 +10,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -23,6 +23,8 @@ from fit import Schedule, fit
 from packages import tweets
 from stories import read
 from teachers import both
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Options:
 def main(options: Options) -> None:
     """Gather, score by the teachers, train, save."""
     sources = gather(options)
-    split = {name: halves(texts, options.seed) for name, texts in sources.items()}
+    split = {name: tenth_apart(texts, options.seed) for name, texts in sources.items()}
     train = [text for learnt, _ in split.values() for text in learnt]
     checked = {name: held_out for name, (_, held_out) in split.items()}
     tokenizer = encoder.make_tokenizer(train)
@@ -100,9 +102,9 @@ def _passages(stories: list[str], options: Options) -> list[str]:
     return passages
 
 
-def halves(texts: list[str], seed: int) -> tuple[list[str], list[str]]:
+def tenth_apart(items: list[T], seed: int) -> tuple[list[T], list[T]]:
     """Nine tenths to learn from and one to check by."""
-    order = list(texts)
+    order = list(items)
     random.Random(seed).shuffle(order)
     return order[len(order) // 10 :], order[: len(order) // 10]
 

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from twistlm.models.tabular import TabularHead, TabularLM
 from twistlm.potentials.base import BasePotential
+from twistlm.registry import lookup
 from twistlm.testing import Enumeration, exact_twist
 from twistlm.twisted import TwistedLM
+from twistlm.twists.link import probability
 from twistlm.types import Prompts
 
 
@@ -48,6 +50,12 @@ class Case:
     @property
     def optimal(self) -> TwistedLM:
         return TwistedLM(self.lm, exact_twist(self.base, self.truth), self.eos)
+
+    def twisted_for(self, loss: str, table: Tensor) -> TwistedLM:
+        """A tabular twist as the loss needs it: `table` is log ψ, or the logit of ψ."""
+        twist = TabularHead.twist(table)
+        is_probability = lookup("loss", loss).options["probability"]
+        return TwistedLM(self.lm, probability(twist) if is_probability else twist, self.eos)
 
     @property
     def truth(self) -> Enumeration:

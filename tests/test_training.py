@@ -28,7 +28,6 @@ from twistlm.rng import Rng
 from twistlm.sources import Setting
 from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
 from twistlm.twisted import TwistedLM
-from twistlm.twists.link import probability
 
 
 def small_numbers(texts: list[str]) -> list[float]:
@@ -180,9 +179,7 @@ def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
         loss=loss, target_source=source, intermediate_source=source if "roles" not in entry.options else "proposal",
         num_particles=200, num_updates=150, learning_rate=0.03, weight_decay=0.0, evaluate_every=25, patience=None,
     )  # fmt: skip
-    twist = TabularHead.twist(torch.zeros_like(case.lm.table))
-    is_probability = lookup("loss", loss).options["probability"]
-    model = TwistedLM(case.lm, probability(twist) if is_probability else twist, case.eos)
+    model = case.twisted_for(loss, torch.zeros_like(case.lm.table))
     collection = collect(
         Rng(7), case.base, case.potential, prompt=case.prompt, num_steps=3, target="t", max_draws=4000, chunk=2000,
         keep_features=True,

@@ -16,10 +16,10 @@ _all: ContextVar[int] = ContextVar("threads that `alone` has put aside", default
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """One thread for what follows."""
+def alone(when: bool = True) -> Iterator[None]:
+    """One thread for what follows, `when` it is small enough."""
     count = torch.get_num_threads()
-    if count == 1 or _all.get():
+    if not when or count == 1 or _all.get():
         yield
         return
     token = _all.set(count)
@@ -32,10 +32,10 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """All threads again, for what is large enough."""
+def together(when: bool = True) -> Iterator[None]:
+    """All threads again, `when` what follows is large enough."""
     count = _all.get()
-    if not count:
+    if not when or not count:
         yield
         return
     torch.set_num_threads(count)

@@ -12,7 +12,6 @@ from twistlm.registry import available, lookup
 from twistlm.rng import Rng
 from twistlm.sources import Batch, independent, score
 from twistlm.twisted import TwistedLM
-from twistlm.twists.link import probability
 from twistlm.types import Samples
 
 LOSSES = list(available("loss"))
@@ -22,13 +21,6 @@ RATIO = ("gkl", "sixo")
 SCALED = (*RATIO, "fudge", "mc_squared", "pcl", "rl")
 
 
-def model_for(case: Case, name: str, table: torch.Tensor) -> TwistedLM:
-    """A tabular twist as the loss needs it: `table` is log ψ, or the logit of ψ."""
-    twist = TabularHead.twist(table)
-    is_probability = lookup("loss", name).options["probability"]
-    return TwistedLM(case.lm, probability(twist) if is_probability else twist, case.eos)
-
-
 def optimum(case: Case, name: str) -> TwistedLM:
     log_psi = case.optimal.twist.head.table.detach()
     if name in RATIO:
@@ -36,7 +28,7 @@ def optimum(case: Case, name: str) -> TwistedLM:
     if name == "fudge":
         # Where φ = 1 for certain, the logit is infinite.
         log_psi = (log_psi - torch.log(-torch.expm1(log_psi))).clamp(-30, 30)
-    return model_for(case, name, log_psi)
+    return case.twisted_for(name, log_psi)
 
 
 def enumerated(case: Case) -> Batch:
@@ -72,16 +64,16 @@ def gradient(model: TwistedLM, name: str, batch: Batch) -> torch.Tensor:
 def test_gradient_is_zero_at_the_optimum_and_nowhere_else(case: Case, name: str) -> None:
     batch = enumerated(case)
     assert gradient(optimum(case, name), name, batch).abs().max() < 1e-12
-    assert gradient(model_for(case, name, case.twisted.twist.head.table), name, batch).abs().max() > 1e-3
+    assert gradient(case.twisted_for(name, case.twisted.twist.head.table), name, batch).abs().max() > 1e-3
     # A sign error in ψ would still be a stationary point of some wrong losses: −log ψ* must not be.
-    flipped = model_for(case, name, -optimum(case, name).twist.module.table.detach())
+    flipped = case.twisted_for(name, -optimum(case, name).twist.module.table.detach())
     assert gradient(flipped, name, batch).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradient_descent_reaches_the_exact_twist(case: Case, name: str) -> None:
     batch = enumerated(case)
-    model = model_for(case, name, torch.zeros_like(case.lm.table))
+    model = case.twisted_for(name, torch.zeros_like(case.lm.table))
     before = case.truth.kl_target_q(model)
     optimiser = (
         torch.optim.LBFGS([model.twist.module.table], max_iter=300, line_search_fn="strong_wolfe")

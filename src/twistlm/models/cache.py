@@ -5,7 +5,6 @@ instead of copying everything, reordered in place: of the columns in use only th
 another row. `PrefixLayer` attends by itself, and so can hold the prompt that all prefixes share once for all of them.
 """
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -155,7 +154,7 @@ class PrefixLayer(GrowingLayer):
     def attend(self, query: Tensor, scaling: float) -> Tensor:
         """softmax(scaling · q·Kᵀ) · V [U, 1, H, d] of a query [U, H, 1, d]; H a multiple of the heads kept."""
         large = query.shape[0] * self.keys.shape[1] * self.get_seq_length() * self.keys.shape[-1] > TOGETHER
-        with together() if large else nullcontext():
+        with together(large):
             return self._attend(query, scaling)
 
     def _attend(self, query: Tensor, scaling: float) -> Tensor:

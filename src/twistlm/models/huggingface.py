@@ -151,7 +151,7 @@ class HuggingFaceDecoder:
         network: Any = self._network()
         used = cache.layers.get_seq_length()
         small = tokens.numel() * network.config.hidden_size < ALONE
-        with attending(network, cache.layers) if cache.attends else nullcontext(), alone() if small else nullcontext():
+        with attending(network, cache.layers) if cache.attends else nullcontext(), alone(small):
             return _hidden(network, tokens, cache.padding if cache.padded else None, used, cache.layers)[:, -1]
 
     def _network(self) -> nn.Module:
