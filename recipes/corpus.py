@@ -30,7 +30,7 @@ from twistlm.twisted import TwistedLM
 # A rude story is kept if its first words are toxic with more than this probability, so many of each opening: half a
 # per cent of the corpus, for an event that is rare but does happen.
 TOXIC, BEGINNING = 0.5, 22
-RUDE_KEPT = 6
+RUDE_KEPT = 16
 RUDE_FROM = 1000
 
 

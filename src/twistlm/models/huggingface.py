@@ -262,16 +262,21 @@ class HuggingFaceLM(HuggingFaceDecoder):
     @torch.no_grad()
     def _check_architecture(self, model: Any) -> None:
         """The split into network and output layer, and a step with the cache, must give what the whole model gives."""
-        tokens = torch.arange(1, 5, device=self.device).clamp_max(self.vocab_size - 1).unsqueeze(0)
+        # Ordinary words from all over the vocabulary: special tokens in a row drive half precision astray.
+        tokens = torch.linspace(0.1, 0.9, 4, device=self.device).mul(self.vocab_size - 1).long().unsqueeze(0)
         whole = model(input_ids=tokens, use_cache=False).logits[0, -1].float()
         try:
+            read_at_once = self.features([tokens[0, :1]], torch.nn.functional.pad(tokens[:, 1:], (0, 1)))[:, -1]
             state = self.start([tokens[0, :3]])
             state = self.advance(state, torch.zeros(1, dtype=torch.long, device=self.device), tokens[0, 3:])
-            split = self.logits(state.features)[0].float()
+            split, stepped = (self.logits(x)[0].float() for x in (read_at_once, state.features))
         except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
             raise ModelError(f"{self.name!r} cannot be decoded with a key–value cache ({error})") from error
-        # Half precision differs in the last bits between one pass and two.
-        if (whole - split).abs().max() > 0.05 * whole.abs().max().clamp_min(1.0):
+        # The same pass agrees to the last bits; in half precision a step with the cache rounds differently in every
+        # layer, and on some processors more than on others (7 % of the largest logit was seen).
+        size = whole.abs().max().clamp_min(1.0)
+        loose = 0.05 if self.dtype == torch.float32 else 0.25
+        if (whole - split).abs().max() > 0.05 * size or (whole - stepped).abs().max() > loose * size:
             raise ModelError(
                 f"{self.name!r} ({type(model).__name__}) changes its logits after the output layer or keeps more "
                 "than keys and values; only plain decoder transformers are supported"
