@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from twistlm.losses import objective
 from twistlm.models.tabular import TabularHead, TabularLM
 from twistlm.potentials.base import BasePotential
-from twistlm.registry import lookup
 from twistlm.testing import Enumeration, exact_twist
 from twistlm.twisted import TwistedLM
 from twistlm.twists.link import probability
@@ -54,8 +54,7 @@ class Case:
     def twisted_for(self, loss: str, table: Tensor) -> TwistedLM:
         """A tabular twist as the loss needs it: `table` is log ψ, or the logit of ψ."""
         twist = TabularHead.twist(table)
-        is_probability = lookup("loss", loss).options["probability"]
-        return TwistedLM(self.lm, probability(twist) if is_probability else twist, self.eos)
+        return TwistedLM(self.lm, probability(twist) if objective(loss).probability else twist, self.eos)
 
     @property
     def truth(self) -> Enumeration:

@@ -21,6 +21,7 @@ from twistlm.calibration import fit_value
 from twistlm.certificate import improvement
 from twistlm.errors import ConfigError, DeadParticlesError, ModelError, PromptError, RunError, TrainingError
 from twistlm.exact import collect
+from twistlm.losses import objective
 from twistlm.models.tabular import TabularHead
 from twistlm.potentials import Function, Regex
 from twistlm.registry import available, lookup
@@ -175,6 +176,11 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(tmp_path: Path) -> None:
 def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
     case = make_case()
     entry = lookup("source", source)
+    if objective(loss).on_policy and source != "proposal":
+        if "roles" not in entry.options:
+            with pytest.raises(ConfigError, match="learns from the current proposal's own draws"):
+                TrainingConfig(loss=loss, intermediate_source=source)
+        return
     config = TrainingConfig(
         loss=loss, target_source=source, intermediate_source=source if "roles" not in entry.options else "proposal",
         num_particles=200, num_updates=150, learning_rate=0.03, weight_decay=0.0, evaluate_every=25, patience=None,

@@ -17,7 +17,7 @@ from twistlm.certificate import Certificate, Subject, certify
 from twistlm.errors import ConfigError, NoneAcceptedError
 from twistlm.estimates import Estimate
 from twistlm.exact import Collection
-from twistlm.losses import ROLES
+from twistlm.losses import ROLES, objective
 from twistlm.proposals import get_proposal
 from twistlm.registry import lookup
 from twistlm.rng import Rng
@@ -326,7 +326,7 @@ def train(
 def _build(target: Target, config: RunConfig, rng: Rng, *, blank: bool = False) -> Twist:
     return target.build_twist(
         rng, config.twist, config.twist_options, blank=blank,
-        is_probability=lookup("loss", config.training.loss).options["probability"],
+        is_probability=objective(config.training.loss).probability,
     )  # fmt: skip
 
 

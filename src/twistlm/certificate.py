@@ -59,6 +59,8 @@ class Certificate:
             "log_Z_upper": _optional(self.log_Z_upper),
             "log_Z": found.log_Z.as_dict(),
             "log_Z_source": self.log_Z_source,
+            "f": found.f.as_dict(),
+            "g": _optional(found.g),
             "kl_q_target": found.kl_q_target.as_dict(),
             "kl_target_q": _optional(found.kl_target_q),
             "kl_q_prior": found.kl_q_prior.as_dict(),
@@ -95,12 +97,12 @@ class Certificate:
             for b in fields["bounds"]
         )
         found = Divergences(
-            kl_q_target=estimate("kl_q_target"),
-            kl_target_q=None if fields["kl_target_q"] is None else estimate("kl_target_q"),
             kl_q_prior=estimate("kl_q_prior"),
             log_phi=estimate("log_phi"),
             phi=estimate("phi"),
             log_Z=estimate("log_Z"),
+            f=estimate("f"),
+            g=None if fields["g"] is None else estimate("g"),
         )
         return Certificate(
             bounds, found, fields["log_Z_source"], fields["ess_fraction"], fields["num_sequences"], fields["seconds"]

@@ -5,7 +5,7 @@ of a loss: weighted by p₀φ/q it is a sample of the target, by p₀ψ_t/q at e
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -133,19 +133,27 @@ def _collected(setting: Setting) -> Collection:
 class Scoring:
     """The batches that a loss asked for, by role, and the effective number of target samples among them."""
 
-    scored: tuple[Scored, ...]
+    scored: dict[str, Scored]
     ess: float
 
 
 def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> Scoring:
     """Score each role's batch with gradient; a batch that serves two roles is scored once.
 
+    Siblings count where particles of π_t are wanted, unless the normaliser is wanted too: they have none.
+
     Raises:
-        ConfigError: a batch without prefix weights was given for the intermediate role.
+        ConfigError: a batch without prefix weights was given for a role other than the target.
         TrainingError: no target sample has any weight.
     """
-    scores = {id(batch): model.score(batch.samples, normaliser=normaliser) for batch in batches.values()}
-    made, effective = [], float("nan")
+    with_siblings = batches["intermediate"] if "intermediate" in batches and not normaliser else None
+    scores = {
+        id(batch): model.score(
+            batch.samples if batch is with_siblings else replace(batch.samples, siblings=None), normaliser=normaliser
+        )
+        for batch in batches.values()
+    }
+    made, effective = {}, float("nan")
     for role, batch in batches.items():
         found, samples = scores[id(batch)], batch.samples
         log_psi, mask = found.log_psi, samples.mask
@@ -162,17 +170,16 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
             weights = normalise(_ratio(batch), dim=0)
         else:
             weights = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)
-        made.append(
-            Scored(
-                mask=mask,
-                weights=weights.to(log_psi.dtype),
-                log_p=samples.log_p,
-                log_psi=log_psi,
-                log_normaliser=found.log_normaliser,
-                log_phi=samples.log_phi,
-            )
+        made[role] = Scored(
+            mask=mask,
+            weights=weights.to(log_psi.dtype),
+            log_p=samples.log_p,
+            log_q=samples.log_q,
+            log_psi=log_psi,
+            log_normaliser=found.log_normaliser,
+            log_phi=samples.log_phi,
         )
-    return Scoring(tuple(made), effective)
+    return Scoring(made, effective)
 
 
 def _ratio(batch: Batch) -> Tensor:

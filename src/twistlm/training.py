@@ -23,7 +23,7 @@ from twistlm.errors import ConfigError, RunError, TrainingError
 from twistlm.estimates import Estimate, difference, mean
 from twistlm.exact import Collection
 from twistlm.logmath import normalise
-from twistlm.losses import ROLES
+from twistlm.losses import ROLES, objective
 from twistlm.progress import bar
 from twistlm.registry import lookup
 from twistlm.resampling import invert
@@ -46,7 +46,7 @@ class TrainingConfig:
     """How a twist is trained.
 
     Attributes:
-        loss: a registered loss.
+        loss: a registered loss, or a weighted sum of them: "0.7*ctl + 0.3*rl".
         target_source: where samples weighted towards σ come from.
         intermediate_source: where those of a loss's other roles come from; the same name means the same batch.
         num_particles: sequences per batch.
@@ -81,13 +81,18 @@ class TrainingConfig:
         Raises:
             ConfigError: a name is unknown or a number out of range.
         """
-        entry = lookup("loss", self.loss)
+        wanted = objective(self.loss)
         for role, field_name in ROLES.items():
             source = lookup("source", getattr(self, field_name))
-            if role in entry.options["sources"] and role not in source.options.get("roles", ROLES):
+            if role in wanted.roles and role not in source.options.get("roles", ROLES):
                 raise ConfigError(
                     f"source {source.name!r} cannot serve as {field_name}; use 'base', 'proposal' or 'draws'"
                 )
+        if wanted.on_policy and self.intermediate_source != "proposal":
+            raise ConfigError(
+                f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
+                f"'proposal', not {self.intermediate_source!r}"
+            )
         for name in ("num_particles", "num_updates", "evaluate_every", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
@@ -179,7 +184,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.loss = lookup("loss", config.loss)
+        self.objective = objective(config.loss)
         self.progress = Progress()
         self.best = self._weights()
         self.history: list[dict[str, Any]] = []
@@ -218,11 +223,25 @@ class Trainer:
     def _update(self) -> dict[str, Any]:
         start, number = time.perf_counter(), self.progress.done
         batches = self._batches(self.rng.fork("update", number))
-        scoring = score(self.setting.model, batches, normaliser=self.loss.options["normaliser"])
-        value: Tensor = self.loss.value(*scoring.scored)
+        # All of a batch's steps are one update: methods are compared by the sequences that they draw.
+        for _ in range(self.objective.inner_steps):
+            scoring = score(self.setting.model, batches, normaliser=self.objective.normaliser)
+            value = self.objective(scoring.scored)
+            norm = self._step(value)
+        self.progress.done += 1
+        record = {
+            "kind": "update", "update": number, "loss": value.item(), "ess": scoring.ess, "grad_norm": norm,
+            "kl_q_prior": _kl_to_prior(batches), "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+        self._record(record)
+        self._detect_collapse(scoring, record)
+        return record
+
+    def _step(self, value: Tensor) -> float:
+        """One optimiser step; returns the gradient's norm before clipping."""
         if not bool(value.isfinite()):
             raise TrainingError(
-                f"the loss is {value.item()} at update {number}; lower learning_rate (it is "
+                f"the loss is {value.item()} at update {self.progress.done}; lower learning_rate (it is "
                 f"{self.config.learning_rate:g})"
             )
         self.optimiser.zero_grad(set_to_none=True)
@@ -231,23 +250,16 @@ class Trainer:
         self.optimiser.step()
         # The fused step leaves version counters alone, by which twists notice that what they derived is out of date.
         torch.autograd.graph.increment_version(self.parameters)
-        self.progress.done += 1
-        record = {
-            "kind": "update", "update": number, "loss": value.item(), "ess": scoring.ess, "grad_norm": float(norm),
-            "kl_q_prior": _kl_to_prior(batches), "seconds": time.perf_counter() - start,
-        }  # fmt: skip
-        self._record(record)
-        self._detect_collapse(scoring, record)
-        return record
+        return float(norm)
 
     def _batches(self, rng: Rng) -> dict[str, Batch]:
         drawn: dict[str, Batch] = {}
-        for role in self.loss.options["sources"]:
+        for role in self.objective.roles:
             name = getattr(self.config, ROLES[role])
             if name not in drawn:
                 source: Source = lookup("source", name).value
                 drawn[name] = source(rng.fork(name), self.setting, self.config.num_particles)
-        return {role: drawn[getattr(self.config, ROLES[role])] for role in self.loss.options["sources"]}
+        return {role: drawn[getattr(self.config, ROLES[role])] for role in self.objective.roles}
 
     # --- Looking ---
 

@@ -298,7 +298,7 @@ class Scored:
         mask: [B, T], 1 where the token was a random choice.
         weights: self-normalised over the batch, no gradient: [B] of whole sequences or [B, T] of the prefixes at each
             t, by the batch's role (`twistlm.losses`).
-        log_p: log p₀ of each token [B, T].
+        log_p, log_q: log p₀ of each token, and of the proposal that it was drawn from [B, T].
         log_psi: log ψ_t(s_1:t) [B, T], with gradient.
         log_normaliser: log Σ_v p₀(v | s_<t) ψ_t(s_<t, v) [B, T], with gradient; None unless the loss asked for it.
         log_phi: log φ [B].
@@ -307,6 +307,7 @@ class Scored:
     mask: Tensor
     weights: Tensor
     log_p: Tensor
+    log_q: Tensor
     log_psi: Tensor
     log_normaliser: Tensor | None
     log_phi: Tensor

@@ -5,12 +5,16 @@ setting (`twistlm.sources`). The roles are: "target", weights [B] towards σ; "i
 at each t; "base", weights [B, T] towards p₀ at each t; "drawn", equal weights [B], whatever they were drawn from.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
 
-from twistlm.registry import register
+from twistlm.errors import ConfigError
+from twistlm.registry import Entry, lookup, register
+from twistlm.types import Scored
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 
@@ -22,10 +26,14 @@ ROLES = {
     "drawn": "intermediate_source",
 }
 
+# log φ of an impossible text is −∞, at a finite distance from which no twist would ever be.
+LOWEST = -40.0
+
 
 def loss(
-    name: str, *, sources: tuple[str, ...], normaliser: bool = False, probability: bool = False
-) -> Callable[[F], F]:
+    name: str, *, sources: tuple[str, ...], normaliser: bool = False, probability: bool = False,
+    on_policy: bool = False, inner_steps: int = 1,
+) -> Callable[[F], F]:  # fmt: skip
     """Decorator: register a loss under the method's published name.
 
     Args:
@@ -33,5 +41,78 @@ def loss(
         sources: the roles of its arguments, in order.
         normaliser: whether it reads `Scored.log_normaliser`, a pass over V with gradient.
         probability: whether ψ must be a probability: the twist's log ψ is then read as a logit; needs φ ≤ 1.
+        on_policy: whether its sequences must be fresh draws from the current proposal.
+        inner_steps: optimiser steps on each batch.
     """
-    return register("loss", name, sources=sources, normaliser=normaliser, probability=probability)
+    return register(
+        "loss", name, sources=sources, normaliser=normaliser, probability=probability, on_policy=on_policy,
+        inner_steps=inner_steps,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of registered losses: what training minimises.
+
+    Attributes:
+        parts: each loss with its weight.
+    """
+
+    parts: tuple[tuple[float, Entry], ...]
+
+    def __call__(self, scored: Mapping[str, Scored]) -> Tensor:
+        """The sum's value, a scalar, from one `Scored` for each of `roles`."""
+        terms = [
+            weight * entry.value(*[scored[role] for role in entry.options["sources"]]) for weight, entry in self.parts
+        ]
+        total: Tensor = sum(terms[1:], terms[0])
+        return total
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of all parts, each once."""
+        return tuple(dict.fromkeys(role for _, entry in self.parts for role in entry.options["sources"]))
+
+    @property
+    def normaliser(self) -> bool:
+        """Whether a part reads log Σ_v p₀ψ_t."""
+        return any(entry.options["normaliser"] for _, entry in self.parts)
+
+    @property
+    def probability(self) -> bool:
+        """Whether ψ must be a probability."""
+        return any(entry.options["probability"] for _, entry in self.parts)
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether a part needs fresh draws from the current proposal."""
+        return any(entry.options["on_policy"] for _, entry in self.parts)
+
+    @property
+    def inner_steps(self) -> int:
+        """Optimiser steps on each batch."""
+        return max(entry.options["inner_steps"] for _, entry in self.parts)
+
+
+def objective(expression: str) -> Objective:
+    """The losses that `expression` names: "ctl", or a weighted sum such as "0.7*ctl + 0.3*rl".
+
+    Raises:
+        ConfigError: a name is unknown, a weight is not a positive number, or not all parts agree whether ψ is a
+            probability.
+    """
+    parts = []
+    for term in expression.split("+"):
+        weight, _, name = term.rpartition("*")
+        try:
+            value = float(weight) if weight else 1.0
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise ConfigError(
+                f"loss {expression!r}: the weight {weight.strip()!r} is not a positive number; write 0.7*ctl + 0.3*rl"
+            )
+        parts.append((value, lookup("loss", name.strip())))
+    if len({entry.options["probability"] for _, entry in parts}) > 1:
+        raise ConfigError(f"loss {expression!r} mixes losses for which ψ is a probability with others; choose one kind")
+    return Objective(tuple(parts))

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from twistlm.losses import loss
-from twistlm.losses.rl import LOWEST
+from twistlm.losses import LOWEST, loss
 from twistlm.types import Scored
 
 

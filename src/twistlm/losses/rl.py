@@ -3,11 +3,8 @@
 import torch
 from torch import Tensor
 
-from twistlm.losses import loss
+from twistlm.losses import LOWEST, loss
 from twistlm.types import Scored
-
-# log φ of an impossible text is −∞, at a finite distance from which no twist would ever be.
-LOWEST = -40.0
 
 
 @loss("rl", sources=("drawn",), normaliser=True)
@@ -22,8 +19,12 @@ def rl(drawn: Scored) -> Tensor:
         drawn: equal weights [B].
     """
     assert drawn.log_normaliser is not None
-    goes_on = torch.nn.functional.pad(drawn.mask, (0, 1))[:, 1:].bool()
-    end = drawn.log_phi.clamp_min(LOWEST).to(drawn.log_psi.dtype).unsqueeze(-1)
-    later = torch.nn.functional.pad(drawn.log_normaliser.detach(), (0, 1))[:, 1:]
-    error = torch.where(goes_on, later, end) - drawn.log_psi
+    error = following(drawn, drawn.log_normaliser.detach()) - drawn.log_psi
     return (drawn.weights.unsqueeze(-1) * drawn.mask * error.square()).sum(0).mean()
+
+
+def following(scored: Scored, values: Tensor) -> Tensor:
+    """`values` [B, T] one step later, and log φ after the last random choice."""
+    goes_on = torch.nn.functional.pad(scored.mask, (0, 1))[:, 1:].bool()
+    end = scored.log_phi.clamp_min(LOWEST).to(values.dtype).unsqueeze(-1)
+    return torch.where(goes_on, torch.nn.functional.pad(values, (0, 1))[:, 1:], end)

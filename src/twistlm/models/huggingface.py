@@ -5,7 +5,7 @@ made for prefixes (`cache`).
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from twistlm.errors import ModelError
 from twistlm.linear import PackedProduct
 from twistlm.models.attention import attending, can_attend
 from twistlm.models.cache import GrowingLayer, PrefixLayer
-from twistlm.models.inference import for_inference
+from twistlm.models.inference import for_inference, sharing_copy
 from twistlm.models.packaged import without_progress_bars
 from twistlm.registry import available
 from twistlm.threads import alone
@@ -69,13 +69,20 @@ class HuggingFaceDecoder:
         module: the `base_model` of a causal LM.
         trainable: keep gradients through `features` (a twist with its own network).
         dtype: precision of passes without gradient; by default the module's own.
+        merge: makes plain layers of those that `module` has in their place, in a network that shares its tensors:
+            it may replace layers and must change no tensor. Passes without gradient then run that network.
     """
 
-    def __init__(self, module: nn.Module, trainable: bool = False, dtype: torch.dtype | None = None) -> None:
-        module.requires_grad_(trainable)
+    def __init__(
+        self,
+        module: nn.Module,
+        trainable: bool = False,
+        dtype: torch.dtype | None = None,
+        merge: Callable[[nn.Module], None] | None = None,
+    ) -> None:
         # A frozen network is only ever run, so nothing but its inference form is held on to.
         self.module = module.eval() if trainable else for_inference(module, next(module.parameters()).dtype)
-        self.trainable, self._dtype = trainable, dtype
+        self.trainable, self._dtype, self._merge = trainable, dtype, merge
         self._inference: tuple[object, nn.Module] | None = None
         self._last_prompt: tuple[nn.Module, list[int], Tensor, list[Pair]] | None = None
 
@@ -161,7 +168,10 @@ class HuggingFaceDecoder:
         parameters = list(self.module.parameters())
         version = (parameters[0].data_ptr(), parameters[0].dtype, sum(p._version for p in parameters))
         if self._inference is None or self._inference[0] != version:
-            self._inference = (version, for_inference(self.module, self.dtype))
+            network = self.module
+            if self._merge is not None:
+                self._merge(network := sharing_copy(network))
+            self._inference = (version, for_inference(network, self.dtype))
         return self._inference[1]
 
 
@@ -257,7 +267,19 @@ class HuggingFaceLM(HuggingFaceDecoder):
 
         It samples in this model's precision: the weights account for the very values that were drawn from.
         """
-        return HuggingFaceDecoder(copy.deepcopy(self.module).float(), trainable=True, dtype=self.dtype)
+        network = copy.deepcopy(self.module).float().requires_grad_()
+        return HuggingFaceDecoder(network, trainable=True, dtype=self.dtype)
+
+    def adapted_copy(
+        self, adapt: Callable[[nn.Module], None], merge: Callable[[nn.Module], None]
+    ) -> HuggingFaceDecoder:
+        """The network on the very same frozen weights, with what `adapt` adds to train: the start of a light twist.
+
+        Only matrices that are packed here (those of linear layers on the CPU) are copied, in this model's precision.
+        `merge` takes out again what `adapt` put into a network: see `HuggingFaceDecoder`.
+        """
+        adapt(network := sharing_copy(self.module))
+        return HuggingFaceDecoder(network, trainable=True, dtype=self.dtype, merge=merge)
 
     @torch.no_grad()
     def _check_architecture(self, model: Any) -> None:

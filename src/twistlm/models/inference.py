@@ -43,6 +43,12 @@ class PackedLinear(nn.Module):
         return made
 
 
+def sharing_copy(network: nn.Module) -> nn.Module:
+    """Another network of the same structure on the very same tensors; matrices that are packed here are copied."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in itertools.chain(network.parameters(), network.buffers())}
+    return copy.deepcopy(network, memo)
+
+
 def for_inference(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """`network` in `dtype`, for passes without gradient; itself where there is nothing to gain.
 

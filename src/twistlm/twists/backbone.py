@@ -6,7 +6,7 @@ from torch import nn
 
 from twistlm.errors import ConfigError
 from twistlm.registry import register
-from twistlm.twists.head import VocabularyHead, _layers, _zero_output
+from twistlm.twists.head import VocabularyHead, head_of_its_own
 from twistlm.types import BaseLM, Decoder, Twist
 
 
@@ -21,17 +21,10 @@ class Backbone(nn.Module):
 @register("twist", "backbone")
 def backbone(lm: BaseLM, num_layers: int = 1, width: int | None = None) -> Twist:
     """A separate transformer, fully fine-tuned, with a linear (`num_layers=1`) or MLP head."""
-    if num_layers < 1:
-        raise ConfigError(f"twist 'backbone' needs num_layers of at least 1, not {num_layers}")
+    head = head_of_its_own(lm, "backbone", num_layers, width)
     copier: Any = getattr(lm, "trainable_copy", None)
     if copier is None:
         raise ConfigError("twist 'backbone' needs a transformer to copy; use it with a transformers model")
     decoder: Decoder = copier()
     network: nn.Module = decoder.module  # type: ignore[attr-defined]
-    hidden = width or lm.feature_size
-    trunk: nn.Module = nn.Identity()
-    if num_layers > 1:
-        trunk = _layers([lm.feature_size, *[hidden] * (num_layers - 1)], zero_last=False)
-    head = VocabularyHead(trunk, _zero_output(lm.vocab_size, hidden if num_layers > 1 else lm.feature_size))
-    module = Backbone(network, head).to(next(network.parameters()).device)
-    return Twist(head, module, decoder)
+    return Twist(head, Backbone(network, head), decoder)

@@ -94,6 +94,21 @@ def _layers(sizes: list[int], *, zero_last: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def head_of_its_own(lm: BaseLM, twist: str, num_layers: int, width: int | None) -> VocabularyHead:
+    """A linear (`num_layers=1`) or MLP head for a twist with a network of its own.
+
+    Raises:
+        ConfigError: num_layers < 1.
+    """
+    if num_layers < 1:
+        raise ConfigError(f"twist {twist!r} needs num_layers of at least 1, not {num_layers}")
+    if num_layers == 1:
+        return VocabularyHead(nn.Identity(), _zero_output(lm.vocab_size, lm.feature_size)).to(_device(lm))
+    width = width or lm.feature_size
+    trunk = _layers([lm.feature_size, *[width] * (num_layers - 1)], zero_last=False)
+    return VocabularyHead(trunk, _zero_output(lm.vocab_size, width)).to(_device(lm))
+
+
 def _twist(head: VocabularyHead, lm: BaseLM) -> Twist:
     head.to(_device(lm))
     return Twist(head, head)
