@@ -47,8 +47,8 @@ def log_psi(model: TwistedLM, samples: Samples) -> Tensor:
     return model.twist.head(model.twist_features(samples))
 
 
-def tensors_of(model: TwistedLM) -> list[Tensor]:
-    return [*model.lm.module.parameters(), model.lm.output.weight, model.lm._product.weight]
+def frozen(model: TwistedLM) -> list[torch.nn.Parameter]:
+    return [p for p in model.twist.decoder.module.parameters() if not p.requires_grad]
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -65,7 +65,7 @@ def test_starts_at_log_psi_zero_on_the_base_models_own_features(architecture: st
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_cached_steps_equal_teacher_forced_scores_after_every_update(architecture: str) -> None:
     model = built(architecture)
-    untouched = [tensor.clone() for tensor in tensors_of(model)]
+    untouched = [tensor.clone() for tensor in frozen(model)]
     seen = []
     for seed in (3, 4):
         samples = drawn(moved(model, seed))
@@ -75,7 +75,7 @@ def test_cached_steps_equal_teacher_forced_scores_after_every_update(architectur
         log_q = samples.log_p + scores.log_psi.double() - scores.log_normaliser.double()
         torch.testing.assert_close(log_q, samples.log_q, rtol=1e-3, atol=1e-3)
         assert (seen[-1] - model.base_features(samples.prompts, samples.tokens)).abs().max() > 0.1
-    assert all(torch.equal(now, then) for now, then in zip(tensors_of(model), untouched, strict=True))
+    assert all(torch.equal(now, then) for now, then in zip(frozen(model), untouched, strict=True))
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -103,8 +103,7 @@ def test_gradients_reach_adapters_and_head_only(architecture: str) -> None:
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in network.named_parameters() if "lora_" in name}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.twist.module.parameters())
-    frozen = [p for p in network.parameters() if not p.requires_grad]
-    assert all(p.grad is None and not p.requires_grad for p in [*frozen, *model.lm.module.parameters()])
+    assert all(p.grad is None and not p.requires_grad for p in [*frozen(model), *model.lm.module.parameters()])
     mine = {id(p) for p in model.twist.module.adapters.parameters()}
     assert mine == {id(p) for p in network.parameters() if p.requires_grad}
 
@@ -114,9 +113,8 @@ def test_only_adapters_and_head_are_saved_and_they_are_enough(architecture: str)
     model = moved(built(architecture, num_layers=2, width=8))
     saved = {name: tensor.clone() for name, tensor in model.twist.module.state_dict().items()}
     assert all(name.startswith("head.") or "lora_" in name for name in saved)
-    frozen = sum(p.numel() for p in model.twist.decoder.module.parameters() if not p.requires_grad)
     adapters = sum(tensor.numel() for name, tensor in saved.items() if name.startswith("adapters."))
-    assert adapters == sum(p.numel() for p in model.twist.decoder.module.parameters()) - frozen
+    assert adapters == sum(p.numel() for p in model.twist.decoder.module.parameters() if p.requires_grad)
     samples = drawn(model)
     with torch.no_grad():
         expected = log_psi(model, samples)
@@ -130,7 +128,7 @@ def test_only_adapters_and_head_are_saved_and_they_are_enough(architecture: str)
 def test_frozen_weights_are_the_base_models_own(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def borrowed(model: TwistedLM) -> list[bool]:
         own = {p.data_ptr() for p in model.lm.module.parameters()}
-        return [p.data_ptr() in own for p in model.twist.decoder.module.parameters() if not p.requires_grad]
+        return [p.data_ptr() in own for p in frozen(model)]
 
     assert any(borrowed(built(architecture)))
     # As on a GPU, where nothing is packed.
@@ -149,10 +147,9 @@ def test_adapters_of_a_half_precision_model_train_in_float32(architecture: str) 
     samples = drawn(model)
     scores = model.score(samples, normaliser=True)
     assert {p.dtype for p in model.twist.module.parameters()} == {torch.float32}
-    frozen = [p for p in model.twist.decoder.module.parameters() if not p.requires_grad]
-    assert {p.dtype for p in frozen} == {torch.bfloat16}
+    assert {p.dtype for p in frozen(model)} == {torch.bfloat16}
     log_q = samples.log_p + scores.log_psi.double() - scores.log_normaliser.double()
-    assert (log_q - samples.log_q).abs().mean() < 0.2
+    assert (log_q - samples.log_q).abs().mean() < 0.02
     scores.log_psi.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.twist.module.adapters.parameters())
 

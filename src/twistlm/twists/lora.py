@@ -3,13 +3,15 @@
     y = W x + (alpha / rank) · B A x
 
 in every linear layer, with A [rank, in] random and B [out, rank] zero at the start (LoRA: Hu et al., 2021). `peft` puts
-the adapters in their places, whatever the architecture. Of GPT-2's 124 million parameters 1.2 million train at rank 8,
-and only these and the head's are saved.
+the adapters in their places, whatever the architecture. At rank 8 GPT-2's 124 million parameters get 1.2 million to
+train, and only these and the head's are saved. (A linear head has V · d, 39 million; num_layers=2 and a small width
+make that V · width.)
 
 Training runs the adapters beside the base model's own tensors, with one exception: matrices that the base model keeps
 packed (on the CPU) cannot carry gradient, so those of the linear layers are held once more, in its precision. Passes
 without gradient run W + (alpha / rank) · B A, merged anew after every update: as fast as the base model, for another
-copy of the linear layers' matrices in its precision.
+copy of the linear layers' matrices in its precision (two, while merging). For SmolLM2 in bfloat16 on one core merging
+takes 0.6 s, and training holds 1.6 GB where `backbone` holds 2.9.
 """
 
 from typing import Any
@@ -72,7 +74,12 @@ def _adapt(network: nn.Module, rank: int, alpha: float) -> None:
 
     # GPT-2's linear layers keep their matrices the other way round.
     transposed = any(type(layer).__name__ == "Conv1D" for layer in network.modules())
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", fan_in_fan_out=transposed)  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # declared int, but only ever divided by the rank
+        target_modules="all-linear",
+        fan_in_fan_out=transposed,
+    )
     inject_adapter_in_model(config, network)
     for parameter in network.parameters():
         if parameter.requires_grad:
@@ -82,12 +89,12 @@ def _adapt(network: nn.Module, rank: int, alpha: float) -> None:
 
 def _merge(network: Any) -> None:
     """Replace every adapted layer by a plain one with its own merged matrix, in the precision of the frozen one."""
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear
 
-    modules: list[tuple[str, Any]] = list(network.named_modules())
-    for name, layer in modules:
-        if isinstance(layer, LoraLayer):
-            plain, (adapter,) = layer.get_base_layer(), layer.active_adapters
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, Linear):
+            plain: Any = layer.get_base_layer()
+            (adapter,) = layer.active_adapters
             merged = (plain.weight + layer.get_delta_weight(adapter)).to(plain.weight.dtype)
             plain.weight = nn.Parameter(merged.detach(), requires_grad=False)
             parent, _, child = name.rpartition(".")
