@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,27 @@ from twistlm.types import Samples, Twist
 
 logger = logging.getLogger("twistlm")
 
+# Texts kept with each certificate during training.
+NUM_TEXTS = 4
+
 FOLDS = ("training", "held_out", "evaluation")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a run is certified.
+
+    Attributes:
+        num_particles: N of the sandwiches.
+        num_samples: proposal samples for KL(q‖σ).
+        budget: sequences spent on each bound at each N.
+        during_training: certify after 0, 1, 2, 4, 8, … updates as well, for curves.
+    """
+
+    num_particles: tuple[int, ...] = (4, 16, 64)
+    num_samples: int = 512
+    budget: int = 512
+    during_training: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,9 +61,12 @@ class RunConfig:
         twist_options: its arguments.
         training: loss, sources, optimiser.
         num_draws: base draws to collect first: training data, of which those accepted are exact samples. 0 for none.
+        num_exact: stop collecting once so many are accepted; None draws them all.
         folds: shares of the draws for training, for the held-out criterion and for evaluation.
         max_held_out: so many draws, chosen by φ, make up the held-out criterion.
         num_siblings: further draws of every token, kept for training.
+        chunk: base draws at a time.
+        evaluation: how it is certified.
         seed: of everything random.
     """
 
@@ -51,9 +74,12 @@ class RunConfig:
     twist_options: Mapping[str, Any] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     num_draws: int = 2048
+    num_exact: int | None = None
     folds: tuple[float, float, float] = (0.5, 0.15, 0.35)
     max_held_out: int = 128
     num_siblings: int = 16
+    chunk: int = 512
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +97,11 @@ class RunConfig:
         if 0 < self.num_draws < 8:
             raise ConfigError(f"num_draws must be 0 or at least 8, so that every fold has some, not {self.num_draws}")
 
+    @property
+    def trains_on_draws(self) -> bool:
+        """Whether the collected draws are training data too, so that their features are worth keeping."""
+        return bool({self.training.target_source, self.training.intermediate_source} & {"draws", "exact"})
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return dataclasses.asdict(self)
@@ -78,12 +109,16 @@ class RunConfig:
     @staticmethod
     def from_dict(fields: Mapping[str, Any]) -> "RunConfig":
         """The inverse of `as_dict`."""
-        values = dict(fields)
-        training: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("training").items()
-        }
-        values["folds"] = tuple(values["folds"])
-        return RunConfig(training=TrainingConfig(**training), **values)
+        values = _with_tuples(fields)
+        return RunConfig(
+            training=TrainingConfig(**_with_tuples(values.pop("training"))),
+            evaluation=EvaluationConfig(**_with_tuples(values.pop("evaluation"))),
+            **values,
+        )
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 @dataclass(frozen=True)
@@ -222,10 +257,10 @@ class Run:
 
     def evaluate(
         self,
-        num_particles: int | Sequence[int] = (4, 16, 64),
+        num_particles: int | Sequence[int] | None = None,
         *,
-        num_samples: int = 512,
-        budget: int = 512,
+        num_samples: int | None = None,
+        budget: int | None = None,
         seed: int = 1,
         before: bool = False,
         **options: Any,
@@ -233,21 +268,25 @@ class Run:
         """Certify the run's proposal and SMC: sandwiches of log Z, KL both ways.
 
         Args:
-            num_particles: N of the sandwiches.
+            num_particles: N of the sandwiches; None takes the run's own settings here and below.
             num_samples: proposal samples for KL(q‖σ).
             budget: sequences spent on each bound at each N.
             seed: of the evaluation.
             before: certify the base model instead, with the same exact samples.
             **options: of `subject`: proposal, resampler, ess_threshold.
         """
-        evaluation = self.fold("evaluation")
+        evaluation, settings = self.fold("evaluation"), self.config.evaluation
+        if num_particles is None:
+            num_particles = settings.num_particles
         counts = [num_particles] if isinstance(num_particles, int) else list(num_particles)
         subject = self.subject(before=before, **options)
         spare = self.fold("training") if before else None
         return certify(
             Rng(seed, ("evaluate", "before" if before else "after")), subject,
-            evaluation.exact if evaluation is not None else None, num_particles=counts, num_samples=num_samples,
-            budget=budget, drawn=spare.draws if spare is not None else None, log_Z=self.log_Z,
+            evaluation.exact if evaluation is not None else None, num_particles=counts,
+            num_samples=settings.num_samples if num_samples is None else num_samples,
+            budget=settings.budget if budget is None else budget,
+            drawn=spare.draws if spare is not None else None, log_Z=self.log_Z,
         )  # fmt: skip
 
     @property
@@ -318,9 +357,16 @@ def train(
     else:
         logger.warning("no base draws to judge by: the lower bound on log Z decides which twist is best")
         criterion = negative_lower_bound(setting)
-    trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out)
+    certify = partial(_certified, run) if config.evaluation.during_training else None
+    trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out, certify)
     run.history = trainer.train()
     return run
+
+
+def _certified(run: Run, update: int) -> dict[str, Any]:
+    """What is recorded of a certificate during training, with a few texts."""
+    found = run.evaluate(seed=update).as_dict()
+    return {**found, "texts": run.sample(NUM_TEXTS, seed=update).texts}
 
 
 def _build(target: Target, config: RunConfig, rng: Rng, *, blank: bool = False) -> Twist:
@@ -376,8 +422,9 @@ def _collect(
         return None
     try:
         return target.collect(
-            rng, num_samples=None, max_draws=config.num_draws, chunk=min(512, config.num_draws),
-            path=folder.draws if folder is not None else None, keep_features=True, num_siblings=config.num_siblings,
+            rng, num_samples=config.num_exact, max_draws=config.num_draws, chunk=min(config.chunk, config.num_draws),
+            path=folder.draws if folder is not None else None, keep_features=config.trains_on_draws,
+            num_siblings=config.num_siblings if config.trains_on_draws else 0,
         )  # fmt: skip
     except NoneAcceptedError as error:
         logger.warning("%s", error)

@@ -97,6 +97,8 @@ class Certificate:
             for b in fields["bounds"]
         )
         found = Divergences(
+            kl_q_target=estimate("kl_q_target"),
+            kl_target_q=None if fields["kl_target_q"] is None else estimate("kl_target_q"),
             kl_q_prior=estimate("kl_q_prior"),
             log_phi=estimate("log_phi"),
             phi=estimate("phi"),

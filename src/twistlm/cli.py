@@ -31,6 +31,18 @@ RunPath = Annotated[Positional[Path], arg(help="A run folder that `train` or `de
 ExperimentName = Annotated[Positional[str], arg(help="An experiment; `twistlm list` shows them.")]
 PresetName = Annotated[str, arg(help="Its size, with settings that suit it; `twistlm list` shows them.")]
 
+# Options of experiments; each takes some of them.
+Beta = Annotated[float | None, arg(help="Experiment's option: power of the classifier's probability.")]
+NumTokens = Annotated[int | None, arg(help="Experiment's option: new tokens.")]
+Label = Annotated[str | None, arg(help="Experiment's option: the class, e.g. '5 stars'.")]
+EventThreshold = Annotated[float | None, arg(help="Experiment's option: what the score must exceed.")]
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 ProposalName = Annotated[str, arg(help="Distribution of the next token: twist_induced, base, or e.g. tempered:0.5.")]
 ResamplerName = Annotated[str, arg(help="Scheme: systematic, stratified, residual or multinomial.")]
 Threshold = Annotated[float, arg(help="Resample when ESS is at most this fraction of N: 0 never, 1 at every step.")]
@@ -87,6 +99,10 @@ def collect(
     preset: PresetName = "demo",
     num_samples: Annotated[int | None, arg(help="Stop once so many exact samples are accepted.")] = None,
     max_draws: Annotated[int, arg(help="Draw at most so many sequences from the base model.")] = 8192,
+    beta: Beta = None,
+    num_tokens: NumTokens = None,
+    label: Label = None,
+    threshold: EventThreshold = None,
     seed: Seed = 0,
     resume: Annotated[bool, arg(help="Add to the file if it exists.")] = False,
     overwrite: Annotated[bool, arg(help="Replace the file if it exists.")] = False,
@@ -109,9 +125,10 @@ def collect(
         out.unlink(missing_ok=True)
     if max_draws < 1:
         raise ConfigError(f"max_draws must be at least 1, not {max_draws}")
-    chosen = get_preset(experiment, preset)
+    options = _given(beta=beta, num_tokens=num_tokens, label=label, threshold=threshold)
+    chosen = get_preset(experiment, preset, **options)
     found = chosen.target().collect(
-        Rng(seed), num_samples=num_samples, max_draws=max_draws, path=out, chunk=min(512, max_draws),
+        Rng(seed), num_samples=num_samples, max_draws=max_draws, path=out, chunk=min(chosen.run.chunk, max_draws),
         keep_features=True, num_siblings=chosen.run.num_siblings,
     )  # fmt: skip
     n, hits = len(found.draws), len(found.exact)
@@ -122,7 +139,7 @@ def train(
     experiment: ExperimentName,
     out: Out,
     preset: PresetName = "demo",
-    method: Annotated[str | None, arg(help="Loss, e.g. ctl or dpg; default: the preset's.")] = None,
+    method: Annotated[str | None, arg(help="Loss, e.g. ctl, dpg or '0.7*ctl + 0.3*rl'; default: the preset's.")] = None,
     twist: Annotated[str | None, arg(help="Twist, e.g. lexical, low_rank, tied, mlp; default: the preset's.")] = None,
     num_particles: Annotated[int | None, arg(help="Sequences per update.")] = None,
     num_updates: Annotated[
@@ -136,6 +153,10 @@ def train(
     ] = None,
     num_draws: Annotated[int | None, arg(help="Base draws to collect first; 0 for none.")] = None,
     draws: Annotated[Path | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
+    beta: Beta = None,
+    num_tokens: NumTokens = None,
+    label: Label = None,
+    threshold: EventThreshold = None,
     seed: Seed = 0,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -149,17 +170,19 @@ def train(
     from twistlm.experiments import get_preset
     from twistlm.registry import lookup
 
-    chosen = get_preset(experiment, preset)
-    given: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    options = _given(beta=beta, num_tokens=num_tokens, label=label, threshold=threshold)
+    chosen = get_preset(experiment, preset, **options)
+    given = _given(learning_rate=learning_rate, weight_decay=weight_decay)
     if source is not None:
         given["target_source"] = source
         if "roles" not in lookup("source", source).options:
             given["intermediate_source"] = source
-    config = chosen.run if num_draws is None else replace(chosen.run, num_draws=num_draws)
+    config = chosen.config(method)
+    if num_draws is not None:
+        config = replace(config, num_draws=num_draws)
     run = api.train(
-        chosen.target(), config=config, method=method, twist=twist, num_particles=num_particles,
-        num_updates=num_updates, seed=seed, out=out, exists=_exists(resume, overwrite), draws=draws,
-        **{name: value for name, value in given.items() if value is not None},
+        chosen.target(), config=config, twist=twist, num_particles=num_particles, num_updates=num_updates, seed=seed,
+        out=out, exists=_exists(resume, overwrite), draws=draws, **given,
     )  # fmt: skip
     best = min((row for row in run.history if row["kind"] == "evaluation"), key=lambda row: row["held_out"]["value"])
     print(f"Best twist at update {best['update']}, saved in {out}. Next: twistlm evaluate {out}, twistlm sample {out}")
@@ -167,9 +190,11 @@ def train(
 
 def evaluate(
     run: RunPath,
-    num_particles: Annotated[tuple[int, ...], arg(help="Numbers of particles of the sandwiches.")] = (4, 16, 64),
-    num_samples: Annotated[int, arg(help="Proposal samples for KL(q‖σ).")] = 512,
-    budget: Annotated[int, arg(help="Sequences spent on each bound at each number of particles.")] = 512,
+    num_particles: Annotated[
+        tuple[int, ...] | None, arg(help="Numbers of particles of the sandwiches; default here and below: the run's.")
+    ] = None,
+    num_samples: Annotated[int | None, arg(help="Proposal samples for KL(q‖σ).")] = None,
+    budget: Annotated[int | None, arg(help="Sequences spent on each bound at each number of particles.")] = None,
     proposal: ProposalName = "twist_induced",
     resampler: ResamplerName = "systematic",
     ess_threshold: Threshold = 0.5,

@@ -31,13 +31,7 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     )  # fmt: skip
     run = train(target, config=preset.run, seed=seed, out=out, exists=exists)
     trained = time.perf_counter() - started
-    settings = preset.evaluation
-    certificates = {
-        name: run.evaluate(
-            settings.num_particles, num_samples=settings.num_samples, budget=settings.budget, before=name == "before"
-        )
-        for name in ("before", "after")
-    }
+    certificates = {name: run.evaluate(before=name == "before") for name in ("before", "after")}
     console.print(certificate_table(certificates))
     console.print(bounds_table(certificates))
     gain = _print_gain(console, run)

@@ -8,7 +8,7 @@ With r(s) = log p₀(s) φ(s) − log q(s): F = E_q[r] and G = E_σ[r], so that
 the log Z that it used: a sandwich's midpoint, whose width then counts in the interval, or a given reference.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -26,6 +26,8 @@ class Divergences:
     """KLs between q and σ with 95 % intervals, in nats.
 
     Attributes:
+        kl_q_target: KL(q‖σ); sees what q does that σ would not.
+        kl_target_q: KL(σ‖q); sees what q misses. None without exact samples.
         kl_q_prior: KL(q‖p₀).
         log_phi: E_q[log φ].
         phi: E_q[φ].
@@ -34,26 +36,14 @@ class Divergences:
         g: G = E_σ[log p₀φ − log q], an upper bound on it. None without exact samples.
     """
 
+    kl_q_target: Estimate
+    kl_target_q: Estimate | None
     kl_q_prior: Estimate
     log_phi: Estimate
     phi: Estimate
     log_Z: Estimate
     f: Estimate
     g: Estimate | None
-
-    @property
-    def kl_q_target(self) -> Estimate:
-        """KL(q‖σ) = log Z − F; sees what q does that σ would not."""
-        return difference(self.log_Z, self.f)
-
-    @property
-    def kl_target_q(self) -> Estimate | None:
-        """KL(σ‖q) = G − log Z; sees what q misses. None without exact samples."""
-        return None if self.g is None else difference(self.g, self.log_Z)
-
-    def with_log_Z(self, log_Z: Estimate) -> "Divergences":
-        """The same samples against another reference."""
-        return replace(self, log_Z=log_Z)
 
 
 def proposal_samples(
@@ -101,11 +91,15 @@ def divergences(drawn: Samples, exact_ratios: Tensor | None, log_Z: Estimate) ->
         exact_ratios: `exact_log_ratios` of exact samples that took no part in training; None leaves KL(σ‖q) out.
         log_Z: reference with its interval.
     """
+    f = mean(log_ratios(drawn))
+    g = None if exact_ratios is None else mean(exact_ratios)
     return Divergences(
+        kl_q_target=difference(log_Z, f),
+        kl_target_q=None if g is None else difference(g, log_Z),
         kl_q_prior=mean((drawn.log_q - drawn.log_p).sum(-1)),
         log_phi=mean(drawn.log_phi),
         phi=mean(drawn.log_phi.exp()),
         log_Z=log_Z,
-        f=mean(log_ratios(drawn)),
-        g=None if exact_ratios is None else mean(exact_ratios),
+        f=f,
+        g=g,
     )

@@ -161,6 +161,7 @@ class Trainer:
         criterion: the held-out judge.
         folder: where metrics and checkpoints go; None keeps them in memory only.
         held_out: base draws that took no part in training.
+        certify: what to record after 0, 1, 2, 4, 8, … updates and after the last, given their number; None for nothing.
 
     Raises:
         ConfigError: the model has no twist.
@@ -174,11 +175,12 @@ class Trainer:
         criterion: Criterion,
         folder: RunFolder | None = None,
         held_out: Collection | None = None,
+        certify: Callable[[int], dict[str, Any]] | None = None,
     ) -> None:
         if setting.model.twist is None:
             raise ConfigError("there is nothing to train: build the model with a twist")
         self.rng, self.setting, self.config, self.criterion, self.folder = rng, setting, config, criterion, folder
-        self.twist, self.held_out = setting.model.twist, held_out
+        self.twist, self.held_out, self.certify = setting.model.twist, held_out, certify
         self.module = self.twist.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
@@ -204,6 +206,8 @@ class Trainer:
                     self._evaluate()
                     if progress.stopped:
                         break
+                if progress.done & (progress.done - 1) == 0:
+                    self._certify()
                 record = self._update()
                 report(
                     progress.done,
@@ -213,6 +217,7 @@ class Trainer:
                     self._checkpoint()
             if not progress.stopped:
                 self._evaluate()
+                self._certify()
         progress.stopped = True
         self._checkpoint()
         self._finish()
@@ -292,6 +297,11 @@ class Trainer:
                 f"overfits or feeds on itself; the best one (update {progress.best_update}) is kept. Lower "
                 "learning_rate, raise weight_decay, or train on more draws (--num-draws)"
             )
+
+    def _certify(self) -> None:
+        """On the paper's exponential schedule: what a certificate costs would otherwise dwarf the first updates."""
+        if self.certify is not None:
+            self._record({"kind": "certificate", "update": self.progress.done, **self.certify(self.progress.done)})
 
     def _finish(self) -> None:
         """Restore the best twist, choose α for it, and fit its value if it has one."""

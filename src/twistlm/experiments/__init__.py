@@ -1,48 +1,78 @@
 """Experiments: a target with settings that are known to suit it, in sizes called presets. One small file each."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from twistlm.api import RunConfig
 from twistlm.errors import ConfigError
+from twistlm.losses import objective
 from twistlm.registry import lookup, register
 from twistlm.target import Target
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Settings of a certificate."""
-
-    num_particles: tuple[int, ...] = (4, 16, 64)
-    num_samples: int = 512
-    budget: int = 512
-
-
-@dataclass(frozen=True)
 class Preset:
-    """One size of an experiment: `target` builds what is sampled from; `about` says what it is for and its cost."""
+    """One size of an experiment.
+
+    Attributes:
+        about: what it is for, and its cost.
+        target: builds what is sampled from.
+        run: the settings, those of its own method included.
+        methods: for each further method (a loss), the training settings in which it differs; a method that is not
+            listed differs by the sources that its roles ask for alone.
+    """
 
     about: str
     target: Callable[[], Target]
     run: RunConfig
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def config(self, method: str | None = None) -> RunConfig:
+        """The settings for a method; None for the preset's own.
+
+        Raises:
+            ConfigError: there is no such loss.
+        """
+        training = self.run.training
+        if method is None or method == training.loss:
+            return self.run
+        changes = {**self._sources(method), **self.methods.get(method, {})}
+        return replace(self.run, training=replace(training, loss=method, **changes))
+
+    def _sources(self, method: str) -> dict[str, str]:
+        """Where its samples come from: collected draws if the preset lives on them, else fresh ones as in the paper."""
+        wanted = objective(method)
+        if wanted.on_policy:
+            return {"target_source": "proposal", "intermediate_source": "proposal"}
+        if self.run.training.target_source in ("draws", "exact"):
+            return {}
+        return {"target_source": "proposal", "intermediate_source": "base" if "base" in wanted.roles else "proposal"}
 
 
 Presets = Mapping[str, Preset]
+F = TypeVar("F", bound=Callable[..., Presets])
 
 
-def experiment(name: str) -> Callable[[Callable[[], Presets]], Callable[[], Presets]]:
-    """Decorator: register a function that returns an experiment's presets."""
+def experiment(name: str) -> Callable[[F], F]:
+    """Decorator: register a function that returns an experiment's presets; its keywords are the options it takes."""
     return register("experiment", name)
 
 
-def get_preset(name: str, preset: str) -> Preset:
+def get_preset(name: str, preset: str, **options: Any) -> Preset:
     """A preset of a registered experiment.
 
     Raises:
-        ConfigError: there is no such experiment or preset.
+        ConfigError: there is no such experiment or preset, or the experiment has no such option.
     """
-    presets: Presets = lookup("experiment", name).value()
+    build = lookup("experiment", name).value
+    known = list(inspect.signature(build).parameters)
+    if unknown := sorted(options.keys() - set(known)):
+        raise ConfigError(
+            f"experiment {name!r} has no option {', '.join(unknown)}; it takes {', '.join(known) or 'none'}"
+        )
+    presets: Presets = build(**options)
     if preset not in presets:
         raise ConfigError(f"experiment {name!r} has no preset {preset!r}; choose one of: {', '.join(presets)}")
     return presets[preset]

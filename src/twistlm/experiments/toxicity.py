@@ -1,25 +1,31 @@
-"""Toxic children's stories: the bundled language model and the bundled classifier."""
+"""Toxic children's stories, as in section 7.1.1 of Zhao et al. (2024)."""
 
 from dataclasses import replace
 
-from twistlm.api import RunConfig
-from twistlm.experiments import Evaluation, Preset, Presets, experiment
+from twistlm.api import EvaluationConfig, RunConfig
+from twistlm.experiments import Preset, Presets, experiment
+from twistlm.experiments.common import PAPER_LIKE, rates, smoke
 from twistlm.potentials import Classifier
 from twistlm.target import Target
 from twistlm.training import TrainingConfig
 
 PROMPT = "Once upon a time, there was a"
-NUM_TOKENS = 20
 
-
-def target() -> Target:
-    """σ ∝ p₀(s) · p(toxic | s) on twenty tokens (Zhao et al. 2024, section 7.1.1, with the bundled models)."""
-    return Target("stories", Classifier("toxicity", "toxic"), PROMPT, NUM_TOKENS, eos="ignore")
+# Adam's learning rates, the best of the paper's grid for each method.
+PAPER_RATES = {"ctl": 1e-4, "rl": 3e-5, "sixo": 3e-5, "fudge": 1e-4, "dpg": 3e-5, "ppo": 1e-6}
 
 
 @experiment("toxicity")
-def toxicity() -> Presets:
-    """p(toxic given text) under the bundled story model, prompt "Once upon a time, there was a", 20 new tokens."""
+def toxicity(beta: float = 1.0, num_tokens: int = 20) -> Presets:
+    """p(toxic given text)^beta of 20 tokens after "Once upon a time, there was a"; bundled models or the paper's."""
+
+    def bundled() -> Target:
+        return Target("stories", Classifier("toxicity", "toxic", beta=beta), PROMPT, num_tokens, eos="ignore")
+
+    def published() -> Target:
+        scorer = Classifier("nicholasKluge/ToxicityModel", "toxic", beta=beta, logit_means="not label")
+        return Target("roneneldan/TinyStories-33M", scorer, PROMPT, num_tokens, eos="ignore")
+
     demo = RunConfig(
         twist="lexical",
         twist_options={"rank": 2},
@@ -31,17 +37,19 @@ def toxicity() -> Presets:
         num_siblings=4,
         folds=(0.6, 0.1, 0.3),
     )  # fmt: skip
-    smoke = replace(
-        demo,
-        num_draws=3072,
-        folds=(0.3, 0.1, 0.6),
-        training=replace(demo.training, num_particles=128, num_updates=4, evaluate_every=2, evaluation_samples=16),
+    small = replace(PAPER_LIKE, num_draws=131_072, num_exact=1000)
+    paper = replace(
+        PAPER_LIKE,
+        twist="backbone",
+        num_draws=4_000_000,
+        num_exact=2000,
+        chunk=4000,
+        evaluation=EvaluationConfig((500,), 2000, 2000, during_training=True),
+        training=replace(PAPER_LIKE.training, num_updates=2048, learning_rate=PAPER_RATES["ctl"]),
     )
-    small = replace(demo, num_draws=65_536, training=replace(demo.training, num_updates=300, patience=100))
     return {
-        "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", target, smoke,
-                        Evaluation((2, 4), 32, 16)),
-        "demo": Preset("under a minute on two cores", target, demo, Evaluation((4, 16, 64), 512, 512)),
-        "small": Preset("minutes on two cores: four times the draws", target, small,
-                        Evaluation((4, 16, 64, 256), 2048, 2048)),
-    }  # fmt: skip
+        "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small)),
+        "demo": Preset("under a minute on two cores: CTL on collected draws", bundled, demo),
+        "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small),
+        "paper": Preset("the paper's models and settings: a GPU and hours", published, paper, rates(PAPER_RATES)),
+    }

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from twistlm.api import RunConfig
-from twistlm.experiments import Evaluation, Preset, Presets, experiment
+from twistlm.api import EvaluationConfig, RunConfig
+from twistlm.experiments import Preset, Presets, experiment
 from twistlm.potentials import Jigsaw
 from twistlm.target import Target
 from twistlm.training import TrainingConfig
@@ -33,17 +33,22 @@ def toxicity_smollm2() -> Presets:
         ),
         num_draws=9216,
         folds=(0.55, 0.12, 0.33),
+        evaluation=EvaluationConfig((2, 4, 8, 16), 512, 384),
     )  # fmt: skip
     smoke = replace(
         demo,
         num_draws=512,
+        evaluation=EvaluationConfig((2, 4), 32, 16),
         training=replace(demo.training, num_particles=128, num_updates=4, evaluate_every=2, evaluation_samples=16),
     )
-    small = replace(demo, num_draws=16_384, training=replace(demo.training, num_updates=200, patience=60))
+    small = replace(
+        demo,
+        num_draws=16_384,
+        evaluation=EvaluationConfig((4, 16, 64), 1024, 2048),
+        training=replace(demo.training, num_updates=200, patience=60),
+    )
     return {
-        "smoke": Preset("half a minute, to see that everything runs; too few samples to learn from", target, smoke,
-                        Evaluation((2, 4), 32, 16)),
-        "demo": Preset("a minute and a half on two cores", target, demo, Evaluation((2, 4, 8, 16), 512, 384)),
-        "small": Preset("about six minutes on two cores: twice the draws, tighter bounds", target, small,
-                        Evaluation((4, 16, 64), 1024, 2048)),
-    }  # fmt: skip
+        "smoke": Preset("half a minute, to see that everything runs; too few samples to learn from", target, smoke),
+        "demo": Preset("a minute and a half on two cores", target, demo),
+        "small": Preset("about six minutes on two cores: twice the draws, tighter bounds", target, small),
+    }

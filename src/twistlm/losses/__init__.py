@@ -91,7 +91,7 @@ class Objective:
     @property
     def inner_steps(self) -> int:
         """Optimiser steps on each batch."""
-        return max(entry.options["inner_steps"] for _, entry in self.parts)
+        return max(int(entry.options["inner_steps"]) for _, entry in self.parts)
 
 
 def objective(expression: str) -> Objective:

@@ -1,0 +1,37 @@
+"""What the paper's experiments share: its way of training, its smallest size, its learning rates by method."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from twistlm.api import EvaluationConfig, RunConfig
+from twistlm.training import TrainingConfig
+
+# Fresh draws in every update, Adam without decay, no early stop and no shrinkage: methods are to be compared. Base
+# draws are collected for evaluation only; a hundredth is nominally left for training.
+PAPER_LIKE = RunConfig(
+    twist="mlp",
+    training=TrainingConfig(
+        loss="ctl", target_source="proposal", intermediate_source="proposal", num_particles=100, num_updates=512,
+        learning_rate=1e-3, weight_decay=0.0, betas=(0.9, 0.999), evaluate_every=32, patience=None, shrinkages=(),
+    ),
+    folds=(0.01, 0.29, 0.7),
+    num_siblings=0,
+    evaluation=EvaluationConfig((16, 64), 512, 512, during_training=True),
+)  # fmt: skip
+
+
+def smoke(config: RunConfig, num_draws: int = 2048) -> RunConfig:
+    """The same in seconds: it runs, and learns next to nothing."""
+    return replace(
+        config,
+        num_draws=num_draws,
+        num_exact=None,
+        training=replace(config.training, num_particles=32, num_updates=4, evaluate_every=2),
+        evaluation=EvaluationConfig((2, 4), 32, 16, during_training=True),
+    )
+
+
+def rates(by_method: Mapping[str, float], **more: Any) -> dict[str, dict[str, Any]]:
+    """Each method with its learning rate."""
+    return {method: {"learning_rate": rate, **more} for method, rate in by_method.items()}

@@ -1,0 +1,42 @@
+"""Reviews with a given number of stars, as in section 7.1.2 of Zhao et al. (2024)."""
+
+from dataclasses import replace
+
+from twistlm.api import EvaluationConfig
+from twistlm.experiments import Preset, Presets, experiment
+from twistlm.experiments.common import PAPER_LIKE, rates, smoke
+from twistlm.potentials import Classifier
+from twistlm.target import Target
+
+PROMPT = "I bought this"
+
+# Adam's learning rates, the best of the paper's grid for each method.
+PAPER_RATES = {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-3, "dpg": 1e-4, "ppo": 1e-5}
+
+
+@experiment("sentiment")
+def sentiment(beta: float = 1.0, num_tokens: int = 10, label: str = "1 star") -> Presets:
+    """p(so many stars given text)^beta of 10 tokens after "I bought this"; --label "1 star" to "5 stars"."""
+
+    def bundled() -> Target:
+        return Target("stories", Classifier("stars", label, beta=beta), PROMPT, num_tokens, eos="ignore")
+
+    def published() -> Target:
+        scorer = Classifier("LiYuan/amazon-review-sentiment-analysis", label, beta=beta)
+        return Target("gpt2-medium", scorer, PROMPT, num_tokens, eos="ignore")
+
+    small = replace(PAPER_LIKE, num_draws=32_768, num_exact=1000)
+    paper = replace(
+        PAPER_LIKE,
+        twist_options={"num_layers": 3, "width": 1024},
+        num_draws=1_000_000,
+        num_exact=2000,
+        chunk=2000,
+        evaluation=EvaluationConfig((500,), 2000, 2000, during_training=True),
+        training=replace(PAPER_LIKE.training, num_updates=2048, learning_rate=PAPER_RATES["ctl"]),
+    )
+    return {
+        "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small)),
+        "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small),
+        "paper": Preset("the paper's models and settings: a GPU and hours", published, paper, rates(PAPER_RATES)),
+    }
