@@ -42,16 +42,16 @@ class Words:
         return ["".join(f" {token}" for token in sequence if token != self.eos_token_id) for sequence in sequences]
 
 
-def tiny_model(architecture: str = "gpt2", dtype: torch.dtype = torch.float32) -> Any:
+def tiny_model(architecture: str = "gpt2", dtype: torch.dtype = torch.float32, scale: float = 4.0) -> Any:
     """A random model, always the same; its weights are enlarged so that its distributions are far from uniform."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[architecture]())
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(4.0 if parameter.dim() > 1 else 1.0)
+            parameter.mul_(scale if parameter.dim() > 1 else 1.0)
     return model.to(dtype).eval()
 
 
-def tiny_lm(architecture: str = "gpt2", dtype: torch.dtype = torch.float32) -> HuggingFaceLM:
+def tiny_lm(architecture: str = "gpt2", dtype: torch.dtype = torch.float32, scale: float = 4.0) -> HuggingFaceLM:
     """`tiny_model` as a base model."""
-    return HuggingFaceLM(tiny_model(architecture, dtype), Words(), architecture)
+    return HuggingFaceLM(tiny_model(architecture, dtype, scale), Words(), architecture)

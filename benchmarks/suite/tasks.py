@@ -168,6 +168,7 @@ class Bench:
                 for each in certificate.bounds:
                     if each.upper is None or (each.lower.n, each.upper.n) != (runs, runs):
                         raise RuntimeError(f"{each.method}: not {runs} runs of both bounds, but {each}")
+                assert certificate.ess_fraction is not None
                 return certificate.ess_fraction
 
             return run

@@ -14,6 +14,7 @@ from torch import Tensor
 from twistlm import exact, smc
 from twistlm.bounds import log_Z_from_draws
 from twistlm.certificate import Certificate, Subject, certify
+from twistlm.conditional import certify_conditional
 from twistlm.errors import ConfigError, NoneAcceptedError
 from twistlm.estimates import Estimate
 from twistlm.exact import Collection
@@ -23,9 +24,10 @@ from twistlm.registry import lookup
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
 from twistlm.sources import Setting
+from twistlm.storage import share
 from twistlm.target import Target
 from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
-from twistlm.types import Samples, Twist
+from twistlm.types import ConditionalPotential, Samples, Twist
 
 logger = logging.getLogger("twistlm")
 
@@ -219,7 +221,13 @@ class Run:
         )  # fmt: skip
 
     def sample(
-        self, num_samples: int, *, num_particles: int | None = None, seed: int = 0, **options: Any
+        self,
+        num_samples: int,
+        *,
+        num_particles: int | None = None,
+        condition: str | Tensor | None = None,
+        seed: int = 0,
+        **options: Any,
     ) -> TextSamples:
         """Samples of the target by SMC.
 
@@ -227,6 +235,7 @@ class Run:
             num_samples: how many.
             num_particles: None runs SMC once with `num_samples` particles, which come with weights and share ancestors.
                 A number runs SMC independently for every sample and draws one of that many particles by weight.
+            condition: what the target is given, if targets differ: text, or its tokens [c].
             seed: of the samples.
             **options: of `subject`: proposal, resampler, ess_threshold.
         """
@@ -234,15 +243,17 @@ class Run:
         count = num_samples if num_particles is None else num_particles
         runs = 1 if num_particles is None else num_samples
         group = runs if num_particles is None else max(1, 512 // num_particles)
+        given = self.target.condition(condition)
         samples, weights, estimates = [], [], []
         for at in range(0, runs, group):
             prompts = [self.target.prompt_tokens] * min(group, runs - at)
+            conditions = None if given is None else given.expand(len(prompts), -1)
             result = smc.run(
                 rng.fork(at), subject.model, subject.potential, prompts=prompts, num_particles=count,
                 num_steps=subject.num_steps, proposal=subject.proposal, resampler=subject.resampler,
-                ess_threshold=subject.ess_threshold,
+                ess_threshold=subject.ess_threshold, conditions=conditions,
             )  # fmt: skip
-            found = smc.to_samples(result, prompts, self.model)
+            found = smc.to_samples(result, prompts, self.model, conditions)
             if num_particles is not None:
                 index = smc.choose(rng.fork(at, "choose"), result) + count * torch.arange(len(prompts))
                 found = found.select(index)
@@ -280,21 +291,30 @@ class Run:
             num_particles = settings.num_particles
         counts = [num_particles] if isinstance(num_particles, int) else list(num_particles)
         subject = self.subject(before=before, **options)
+        rng = Rng(seed, ("evaluate", "before" if before else "after"))
+        num_samples = settings.num_samples if num_samples is None else num_samples
+        budget = settings.budget if budget is None else budget
+        if isinstance(subject.potential, ConditionalPotential):
+            if evaluation is None:
+                raise ConfigError("a target with conditions is evaluated on collected draws: set num_draws above 0")
+            return certify_conditional(
+                rng, subject, evaluation.exact, num_particles=counts, num_samples=num_samples, budget=budget
+            )
         spare = self.fold("training") if before else None
         return certify(
-            Rng(seed, ("evaluate", "before" if before else "after")), subject,
-            evaluation.exact if evaluation is not None else None, num_particles=counts,
-            num_samples=settings.num_samples if num_samples is None else num_samples,
-            budget=settings.budget if budget is None else budget,
-            drawn=spare.draws if spare is not None else None, log_Z=self.log_Z,
+            rng, subject, evaluation.exact if evaluation is not None else None, num_particles=counts,
+            num_samples=num_samples, budget=budget, drawn=spare.draws if spare is not None else None,
+            log_Z=self.log_Z,
         )  # fmt: skip
 
     @property
     def log_Z(self) -> Estimate | None:
         """log Z from the base draws outside the evaluation fold, so independent of its exact samples.
 
-        φ alone decides it, so training on those draws does no harm. None if there are none.
+        φ alone decides it, so training on those draws does no harm. None if there are none, or if targets differ.
         """
+        if isinstance(self.target.potential, ConditionalPotential):
+            return None
         parts = [self.fold("training"), self.fold("held_out")]
         log_phi = [part.draws.log_phi for part in parts if part is not None]
         return log_Z_from_draws(torch.cat(log_phi)) if log_phi else None
@@ -328,7 +348,7 @@ def train(
         num_updates: at most so many updates.
         out: run folder; None keeps everything in memory.
         exists: what to do if `out` exists: "refuse", "resume" or "overwrite".
-        draws: a file of `twistlm collect` for the same target, used instead of new draws; it is copied into `out`.
+        draws: a file of `twistlm collect` for the same target, used instead of new draws; `out` shares it.
         config: all settings at once; the arguments above override it.
         **training: further fields of `TrainingConfig`.
 
@@ -365,8 +385,12 @@ def train(
 
 def _certified(run: Run, update: int) -> dict[str, Any]:
     """What is recorded of a certificate during training, with a few texts."""
-    found = run.evaluate(seed=update).as_dict()
-    return {**found, "texts": run.sample(NUM_TEXTS, seed=update).texts}
+    # Of its own for every seed: the scatter of certificates over seeds is to include that of evaluation.
+    found = run.evaluate(seed=(run.config.seed << 32) + update).as_dict()
+    evaluation, condition = run.fold("evaluation"), None
+    if evaluation is not None and evaluation.draws.conditions is not None:
+        condition = evaluation.draws.conditions[0]
+    return {**found, "texts": run.sample(NUM_TEXTS, condition=condition, seed=update).texts}
 
 
 def _build(target: Target, config: RunConfig, rng: Rng, *, blank: bool = False) -> Twist:
@@ -416,7 +440,7 @@ def _collect(
     if given is not None:
         collection = exact.load(given, target.fingerprint)
         if folder is not None and not folder.draws.exists():
-            collection.save(folder.draws)
+            share(given, folder.draws)
         return collection
     if config.num_draws == 0:
         return None

@@ -7,7 +7,7 @@ also bounds the symmetrised KL between SMC's samples and the target.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,12 +28,18 @@ METHODS = ("iwae", "smc")
 
 @dataclass(frozen=True)
 class Bounds:
-    """A sandwich of log Z at one number of particles; `upper` is None without exact samples."""
+    """A sandwich of log Z at one number of particles; `upper` is None without exact samples.
+
+    `lowers` and `uppers` are each run's own values [runs], where they are known. If targets differ, run r is given the
+    condition of the r-th exact sample, and the sandwich is of the mean of log Z over conditions.
+    """
 
     method: str
     num_particles: int
     lower: Estimate
     upper: Estimate | None
+    lowers: Tensor | None = field(default=None, repr=False, compare=False)
+    uppers: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def gap(self) -> float | None:
@@ -89,6 +95,7 @@ def log_Z_bounds(
         )
     threshold = ess_threshold if method == "smc" else 0.0
     group = max(1, max_batch // num_particles)
+    given = None if exact is None else exact.samples.conditions
 
     def estimates(side: str) -> Tensor:
         values = []
@@ -99,13 +106,14 @@ def log_Z_bounds(
                 rng.fork(method, side, num_particles, at), model, potential, prompts=[prompt] * count,
                 num_particles=num_particles, num_steps=num_steps, proposal=proposal, resampler=resampler,
                 ess_threshold=threshold, retained=retained,
+                conditions=None if given is None else given[at : at + count],
             )  # fmt: skip
             values.append(result.log_Z_hat)
         return torch.cat(values)
 
-    lower = mean(estimates("lower"))
-    upper = mean(estimates("upper")) if exact is not None else None
-    return Bounds(method, num_particles, lower, upper)
+    lower = estimates("lower")
+    upper = estimates("upper") if exact is not None else None
+    return Bounds(method, num_particles, mean(lower), None if upper is None else mean(upper), lower, upper)
 
 
 def iwae_from_ratios(drawn: Tensor, exact: Tensor | None, num_particles: int) -> Bounds:

@@ -28,8 +28,10 @@ class Certificate:
     Attributes:
         bounds: sandwiches by method and number of particles.
         divergences: KLs, with the log Z they used and where it came from.
-        log_Z_source: "main sandwich", "reference", or "lower bound only" without exact samples.
-        ess_fraction: effective sample size of importance sampling with the proposal, per sample.
+        log_Z_source: "main sandwich" (of the mean over conditions where targets differ), "reference", or "lower bound
+            only" without exact samples.
+        ess_fraction: effective sample size of importance sampling with the proposal, per sample; None where each sample
+            has a target of its own.
         num_sequences: sequences drawn from the proposal or by SMC to make this.
         seconds: wall-clock time.
     """
@@ -37,7 +39,7 @@ class Certificate:
     bounds: tuple[Bounds, ...]
     divergences: Divergences
     log_Z_source: str
-    ess_fraction: float
+    ess_fraction: float | None
     num_sequences: int
     seconds: float
 
@@ -144,6 +146,24 @@ class Subject:
             proposal=self.proposal,
         )  # fmt: skip
 
+    def draw_given(self, rng: Rng, conditions: Tensor) -> Samples:
+        """One independent proposal sample for each of conditions [R, c]."""
+        return proposal_samples(
+            rng, self.model, self.potential, prompts=[self.prompt] * len(conditions), num_samples=1,
+            num_steps=self.num_steps, proposal=self.proposal, conditions=conditions,
+        )  # fmt: skip
+
+    def bounds(
+        self, rng: Rng, exact: ExactSamples | None, num_particles: int, num_runs: int, method: str = "smc"
+    ) -> Bounds:
+        """A sandwich of log Z; at most one run for each exact sample."""
+        return log_Z_bounds(
+            rng, self.model, self.potential, prompt=self.prompt, num_steps=self.num_steps,
+            num_particles=num_particles, num_runs=num_runs if exact is None else min(num_runs, len(exact)),
+            method=method, exact=exact, proposal=self.proposal, resampler=self.resampler,
+            ess_threshold=self.ess_threshold,
+        )  # fmt: skip
+
 
 def certify(
     rng: Rng,
@@ -212,11 +232,7 @@ def _smc_bounds(
     if subject.model.twist is None:
         # Without a twist all weights are equal until φ comes in at the last step, so SMC never resamples: it is IWAE.
         return replace(iwae, method="smc")
-    return log_Z_bounds(
-        rng.fork("smc"), subject.model, subject.potential, prompt=subject.prompt, num_steps=subject.num_steps,
-        num_particles=num_particles, num_runs=num_runs if exact is None else min(num_runs, len(exact)), exact=exact,
-        proposal=subject.proposal, resampler=subject.resampler, ess_threshold=subject.ess_threshold,
-    )  # fmt: skip
+    return subject.bounds(rng.fork("smc"), exact, num_particles, num_runs)
 
 
 def improvement(model: TwistedLM, exact: ExactSamples, proposal: Proposal = twist_induced) -> Estimate:

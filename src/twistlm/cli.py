@@ -34,6 +34,7 @@ PresetName = Annotated[str, arg(help="Its size, with settings that suit it; `twi
 # Options of experiments; each takes some of them.
 Beta = Annotated[float | None, arg(help="Experiment's option: power of the classifier's probability.")]
 NumTokens = Annotated[int | None, arg(help="Experiment's option: new tokens.")]
+NumCondition = Annotated[int | None, arg(help="Experiment's option: tokens that must follow (infilling).")]
 Label = Annotated[str | None, arg(help="Experiment's option: the class, e.g. '5 stars'.")]
 EventThreshold = Annotated[float | None, arg(help="Experiment's option: what the score must exceed.")]
 
@@ -101,6 +102,7 @@ def collect(
     max_draws: Annotated[int, arg(help="Draw at most so many sequences from the base model.")] = 8192,
     beta: Beta = None,
     num_tokens: NumTokens = None,
+    num_condition: NumCondition = None,
     label: Label = None,
     threshold: EventThreshold = None,
     seed: Seed = 0,
@@ -125,7 +127,7 @@ def collect(
         out.unlink(missing_ok=True)
     if max_draws < 1:
         raise ConfigError(f"max_draws must be at least 1, not {max_draws}")
-    options = _given(beta=beta, num_tokens=num_tokens, label=label, threshold=threshold)
+    options = _given(beta=beta, num_tokens=num_tokens, num_condition=num_condition, label=label, threshold=threshold)
     chosen = get_preset(experiment, preset, **options)
     found = chosen.target().collect(
         Rng(seed), num_samples=num_samples, max_draws=max_draws, path=out, chunk=min(chosen.run.chunk, max_draws),
@@ -155,6 +157,7 @@ def train(
     draws: Annotated[Path | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
     beta: Beta = None,
     num_tokens: NumTokens = None,
+    num_condition: NumCondition = None,
     label: Label = None,
     threshold: EventThreshold = None,
     seed: Seed = 0,
@@ -170,7 +173,7 @@ def train(
     from twistlm.experiments import get_preset
     from twistlm.registry import lookup
 
-    options = _given(beta=beta, num_tokens=num_tokens, label=label, threshold=threshold)
+    options = _given(beta=beta, num_tokens=num_tokens, num_condition=num_condition, label=label, threshold=threshold)
     chosen = get_preset(experiment, preset, **options)
     given = _given(learning_rate=learning_rate, weight_decay=weight_decay)
     if source is not None:
@@ -238,6 +241,7 @@ def sample(
     proposal: ProposalName = "twist_induced",
     resampler: ResamplerName = "systematic",
     ess_threshold: Threshold = 0.5,
+    condition: Annotated[str | None, arg(help="What must follow, for a run of infilling.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Sample from the target by SMC with a run's twist. Prints the texts and writes samples.jsonl."""
@@ -251,8 +255,8 @@ def sample(
         raise ConfigError(f"num_samples must be at least 1, not {num_samples}")
     opened = Run.load(run)
     found = opened.sample(
-        num_samples, num_particles=num_particles, seed=seed, proposal=proposal, resampler=resampler,
-        ess_threshold=ess_threshold,
+        num_samples, num_particles=num_particles, condition=condition, seed=seed, proposal=proposal,
+        resampler=resampler, ess_threshold=ess_threshold,
     )  # fmt: skip
     assert opened.folder is not None
     path = opened.folder.save_samples(found.rows())
@@ -264,6 +268,98 @@ def sample(
     console.print(f"log Z ≈ {found.log_Z_hat:.3f}. Written to {path}")
 
 
+SweepPaths = Annotated[Positional[tuple[Path, ...]], arg(help="Folders of `twistlm sweep`, finished or not.")]
+
+
+def sweep(
+    experiment: ExperimentName,
+    out: Annotated[Path, arg(help="The sweep's folder. Asking the same again continues it.")],
+    preset: PresetName = "small",
+    methods: Annotated[
+        str, arg(help="Losses with commas between, or 'all': ctl, rl, sixo, fudge, dpg, ppo and gkl.")
+    ] = "all",
+    seeds: Annotated[int, arg(help="So many runs of every method, with seeds 0, 1, …")] = 5,
+    num_updates: Annotated[int | None, arg(help="At most so many updates; default: the preset's.")] = None,
+    beta: Beta = None,
+    num_tokens: NumTokens = None,
+    label: Label = None,
+    threshold: EventThreshold = None,
+    jobs: Annotated[
+        int, arg(help="So many runs at a time, each in a process of its own with its share of the cores.")
+    ] = 1,
+    overwrite: Annotated[bool, arg(help="Delete the sweep in the folder and start again.")] = False,
+) -> None:
+    """Compare methods on an experiment: every method with every seed, judged by the same exact samples.
+
+    Killed at any moment, the same command continues it, run by run. Runs that fail are reported at the end, and the
+    others are done. Leaves in the folder: sweep.json (what was asked), draws.safetensors (shared by all runs),
+    METHOD/seed-K/ (a run folder each, with certificate.json) and failures.json (if any). `twistlm table` and
+    `twistlm plot` read it, at any time.
+    """
+    from twistlm import grid
+
+    options = _given(beta=beta, num_tokens=num_tokens, label=label, threshold=threshold)
+    request = grid.Request(experiment, preset, options, grid.parse_methods(methods), seeds, num_updates)
+    grid.sweep(request, out, jobs=jobs, overwrite=overwrite)
+
+
+def table(
+    sweeps: SweepPaths,
+    format: Annotated[Literal["all", "markdown", "csv", "latex"], arg(help="Which files to write.")] = "all",
+) -> None:
+    """Tabulate sweeps: KL both ways by method, mean ± 95 % over seeds, with the log Z that all runs share.
+
+    log Z is the median over all methods and seeds of the midpoint of each run's main sandwich. Prints the table and
+    leaves table.md, table.csv and table.tex in the first sweep's folder.
+    """
+    from rich.console import Console
+
+    from twistlm.pooling import read
+    from twistlm.report import sweep_tables
+    from twistlm.storage import save_text
+
+    pooled = [read(path) for path in _some(sweeps)]
+    console = Console()
+    for each in pooled:
+        console.print(sweep_tables.sweep_table(each))
+    writers = {"markdown": sweep_tables.markdown, "csv": sweep_tables.as_csv, "latex": sweep_tables.latex}
+    endings = {"markdown": "md", "csv": "csv", "latex": "tex"}
+    for name in endings if format == "all" else [format]:
+        path = sweeps[0] / f"table.{endings[name]}"
+        save_text(path, writers[name](pooled))
+        console.print(f"Written to {path}", soft_wrap=True)
+
+
+def plot(
+    sweeps: SweepPaths,
+    out: Annotated[Path | None, arg(help="Folder for the pictures; default: `plots` in each sweep's folder.")] = None,
+) -> None:
+    """Draw sweeps, as PNG and PDF.
+
+    Leaves for each sweep divergences (both KLs against updates, with bands over seeds), bounds (on log Z against
+    particles) and resampling (never, when ESS halves, at every step); and in the first one's folder frontier (expected
+    log φ / β against KL to the prior, which wants sweeps with several --beta).
+    """
+    from twistlm.pooling import read
+    from twistlm.report.sweep_plots import plot_frontier, plot_sweep
+
+    pooled = [read(path) for path in _some(sweeps)]
+    for path, each in zip(sweeps, pooled, strict=True):
+        if each.num_missing:
+            print(f"{path}: {each.num_missing} runs are missing; this is what is there")
+    folders = [path / "plots" if out is None else out / each.name if len(pooled) > 1 else out
+               for path, each in zip(sweeps, pooled, strict=True)]  # fmt: skip
+    written = [made for each, folder in zip(pooled, folders, strict=True) for made in plot_sweep(each, folder)]
+    for path in written + plot_frontier(pooled, folders[0] if out is None else out):
+        print(path)
+
+
+def _some(sweeps: Sequence[Path]) -> Sequence[Path]:
+    if not sweeps:
+        raise ConfigError("name at least one folder of `twistlm sweep`")
+    return sweeps
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "list": list_,
@@ -271,6 +367,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "sample": sample,
+    "sweep": sweep,
+    "table": table,
+    "plot": plot,
 }
 
 
@@ -289,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what was saved continues with --resume", file=sys.stderr)
+        print("interrupted; --resume continues what was saved, and a sweep by itself", file=sys.stderr)
         return 130
     return 0
 

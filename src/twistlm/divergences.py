@@ -55,21 +55,34 @@ def proposal_samples(
     num_samples: int,
     num_steps: int,
     proposal: Proposal = twist_induced,
+    conditions: Tensor | None = None,
     max_batch: int = 512,
     record_features: bool = False,
     num_siblings: int = 0,
 ) -> Samples:
-    """`num_samples` independent draws from q for each of the prompts, in batches of about `max_batch` sequences."""
-    group = max(1, max_batch // len(prompts))
-    parts = []
-    for at in range(0, num_samples, group):
+    """`num_samples` independent draws from q for each of the prompts, in batches of about `max_batch` sequences.
+
+    With `conditions` [R, c] for R prompts, the draws of each come one after the other.
+    """
+
+    def drawn(at: int, which: slice, count: int) -> Samples:
+        given = None if conditions is None else conditions[which]
         result = smc.run(
-            rng.fork("proposal", at), model, potential, prompts=prompts, num_particles=min(group, num_samples - at),
-            num_steps=num_steps, proposal=proposal, ess_threshold=0.0, record_features=record_features,
-            num_siblings=num_siblings,
+            rng.fork("proposal", at), model, potential, prompts=prompts[which], num_particles=count,
+            num_steps=num_steps, proposal=proposal, ess_threshold=0.0, conditions=given,
+            record_features=record_features, num_siblings=num_siblings,
         )  # fmt: skip
-        parts.append(smc.to_samples(result, prompts, model))
-    return Samples.concatenate(parts)
+        return smc.to_samples(result, prompts[which], model, given)
+
+    if conditions is not None:
+        size = max(1, max_batch // num_samples)
+        return Samples.concatenate(
+            [drawn(at, slice(at, at + size), num_samples) for at in range(0, len(prompts), size)]
+        )
+    group = max(1, max_batch // len(prompts))
+    return Samples.concatenate(
+        [drawn(at, slice(None), min(group, num_samples - at)) for at in range(0, num_samples, group)]
+    )
 
 
 def log_ratios(samples: Samples) -> Tensor:

@@ -1,7 +1,10 @@
-"""Exact samples of the target by rejection, and the file that keeps them.
+"""Exact samples of the target, by rejection or by construction, and the file that keeps them.
 
 A base draw s ~ p₀ is accepted with probability φ(s) / sup φ, which makes accepted draws exact samples of σ. The draws
 that were refused are kept too: weighted by φ they are training data that has been paid for.
+
+Where the target differs by what must follow (infilling), every base draw of T + c tokens holds an exact sample of the
+target that its last c tokens are the condition of, and all are accepted.
 
 Upper bounds on log Z and KL(σ‖q) are void with approximate samples, so `ExactSamples` can be made only here: by
 `Collection.exact`, whose acceptance it checks again, and by loading a file that `Collection.save` wrote.
@@ -24,7 +27,7 @@ from twistlm.proposals import base
 from twistlm.rng import Rng
 from twistlm.storage import load_tensors, save_tensors
 from twistlm.twisted import TwistedLM
-from twistlm.types import Potential, Samples, Siblings
+from twistlm.types import ConditionalPotential, Potential, Samples, Siblings
 
 FORMAT = 1
 _MADE_HERE = object()
@@ -39,11 +42,11 @@ class ExactSamples:
     _proof: object = field(repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        """Refuse to be built from anything else than rejection sampling or its file."""
+        """Refuse to be built from anything else than `collect` or its file."""
         if self._proof is not _MADE_HERE:
             raise ExactSamplesError(
-                "ExactSamples come from rejection sampling (twistlm.exact.collect) or from its file; approximate "
-                "samples would void the upper bound"
+                "ExactSamples come from twistlm.exact.collect or from its file; approximate samples would void the "
+                "upper bound"
             )
 
     def __len__(self) -> int:
@@ -118,6 +121,8 @@ class Collection:
         }
         if self.draws.features is not None:
             tensors["features"] = self.draws.features
+        if self.draws.conditions is not None:
+            tensors["conditions"] = self.draws.conditions.int()
         if self.draws.siblings is not None:
             tensors["siblings"] = self.draws.siblings.tokens.int()
         metadata = {
@@ -159,6 +164,7 @@ def load(path: Path, target: str) -> Collection:
         siblings=None
         if siblings is None
         else Siblings(siblings.long(), torch.zeros(siblings.shape, dtype=torch.float64)),
+        conditions=tensors["conditions"].long() if "conditions" in tensors else None,
     )
     return Collection(draws, tensors["accepted"], metadata["log_upper_bound"], target, metadata["num_chunks"])
 
@@ -216,15 +222,19 @@ def collect(
         while not _enough(collection, num_samples, max_draws):
             k = 0 if collection is None else collection.num_chunks
             stream = rng.fork("collect", k)
-            # φ apart from SMC, which refuses a batch of which every sequence has φ = 0: here that is just bad luck.
-            result = smc.run(
-                stream, base_model, None, prompts=[prompt], num_particles=chunk, num_steps=num_steps,
-                proposal=base, ess_threshold=0.0, record_features=keep_features, num_siblings=num_siblings,
-            )  # fmt: skip
-            draws = smc.to_samples(result, [prompt], base_model)
-            draws = replace(draws, log_phi=evaluate(potential, draws.prompts, draws.tokens).to(draws.log_p.device))
-            uniforms = stream.uniform((1, len(draws)))[0].to(draws.log_phi.device)
-            accepted = uniforms.log() < draws.log_phi - bound
+            if isinstance(potential, ConditionalPotential):
+                draws = joint_samples(stream, base_model, potential, prompt, num_steps, chunk, keep_features)
+                accepted = torch.ones(len(draws), dtype=torch.bool, device=draws.log_phi.device)
+            else:
+                # φ apart from SMC, which refuses a batch of which every sequence has φ = 0: here that is bad luck.
+                result = smc.run(
+                    stream, base_model, None, prompts=[prompt], num_particles=chunk, num_steps=num_steps,
+                    proposal=base, ess_threshold=0.0, record_features=keep_features, num_siblings=num_siblings,
+                )  # fmt: skip
+                draws = smc.to_samples(result, [prompt], base_model)
+                draws = replace(draws, log_phi=evaluate(potential, draws.prompts, draws.tokens).to(draws.log_p.device))
+                uniforms = stream.uniform((1, len(draws)))[0].to(draws.log_phi.device)
+                accepted = uniforms.log() < draws.log_phi - bound
             part = Collection(draws, accepted, bound, target, 1)
             collection = part if collection is None else _joined(collection, part)
             if save_to is not None:
@@ -239,6 +249,41 @@ def collect(
             f"(log Z < {math.log(3 / n) + bound:.1f}); raise max_draws, or do without exact samples (lower bounds only)"
         )
     return collection
+
+
+def joint_samples(
+    rng: Rng,
+    model: TwistedLM,
+    potential: ConditionalPotential,
+    prompt: Tensor,
+    num_steps: int,
+    count: int,
+    record_features: bool = False,
+) -> Samples:
+    """`count` base draws of T + c tokens: T to fill in and, as the condition, the c that follow; log φ comes with them.
+
+    Raises:
+        ConfigError: the model ends sequences at EOS, after which nothing can follow.
+    """
+    if model.absorbing is not None:
+        raise ConfigError("infilling needs sequences of a fixed length: set eos='ignore'")
+    result = smc.run(
+        rng, TwistedLM(model.lm, None, model.eos), None, prompts=[prompt], num_particles=count,
+        num_steps=num_steps + potential.num_condition, proposal=base, ess_threshold=0.0,
+        record_features=record_features,
+    )  # fmt: skip
+    whole = smc.to_samples(result, [prompt], model)
+    first = slice(None), slice(num_steps)
+    return Samples(
+        prompts=whole.prompts,
+        tokens=whole.tokens[first],
+        mask=whole.mask[first],
+        log_p=whole.log_p[first],
+        log_q=whole.log_q[first],
+        log_phi=whole.log_p[:, num_steps:].sum(-1),
+        features=None if whole.features is None else whole.features[first],
+        conditions=whole.tokens[:, num_steps:],
+    )
 
 
 def _enough(collection: Collection | None, num_samples: int | None, max_draws: int) -> bool:

@@ -28,7 +28,16 @@ from twistlm.proposals import Drawn, Proposal, twist_induced
 from twistlm.resampling import Resampler, invert, systematic
 from twistlm.rng import Rng
 from twistlm.twisted import State, TwistedLM
-from twistlm.types import Particles, Potential, Prompts, Samples, Siblings, SMCResult, StepInfo, select
+from twistlm.types import (
+    Particles,
+    Potential,
+    Prompts,
+    Samples,
+    Siblings,
+    SMCResult,
+    StepInfo,
+    select,
+)
 
 
 def run(
@@ -43,6 +52,7 @@ def run(
     resampler: Resampler = systematic,
     ess_threshold: float = 0.5,
     retained: Tensor | None = None,
+    conditions: Tensor | None = None,
     record_features: bool = False,
     num_siblings: int = 0,
 ) -> SMCResult:
@@ -59,6 +69,7 @@ def run(
         resampler: resampling scheme; it needs a conditional form if `retained` is given.
         ess_threshold: resample when ESS ≤ this fraction of N; 0 never, 1 always.
         retained: tokens [R, T] kept in slot 0 of each run (conditional SMC), or None.
+        conditions: [R, c], what each run's target is given, for a potential that needs it; None otherwise.
         record_features: keep the features before each token, for training a head without a second pass.
         num_siblings: K further draws of every token to keep, for training.
 
@@ -71,7 +82,7 @@ def run(
     """
     _check(num_particles, ess_threshold, retained, (len(prompts), num_steps))
     model.check(prompts, num_steps)
-    state = model.start(prompts, num_particles, num_steps)
+    state = model.start(prompts, num_particles, num_steps, conditions)
     device = state.lm.features.device
     retained = None if retained is None else retained.to(device)
     particles = init(model, len(prompts), num_particles, num_steps, device)
@@ -92,7 +103,9 @@ def run(
             log_psi = torch.zeros_like(log_psi)
             if potential is not None:
                 owners = [prompt for prompt in prompts for _ in range(num_particles)]
-                log_psi = evaluate(potential, owners, particles.tokens.flatten(0, 1)).to(device).view_as(log_psi)
+                given = None if conditions is None else conditions.repeat_interleave(num_particles, 0)
+                values = evaluate(potential, owners, particles.tokens.flatten(0, 1), given)
+                log_psi = values.to(device).view_as(log_psi)
         particles, log_increment = weigh(particles, drawn, log_psi)
         _refuse_dead(particles, num_steps, retained is not None)
         infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled))
@@ -215,7 +228,7 @@ def choose(rng: Rng, result: SMCResult) -> Tensor:
     return invert(weights, points).squeeze(-1)
 
 
-def to_samples(result: SMCResult, prompts: Prompts, model: TwistedLM) -> Samples:
+def to_samples(result: SMCResult, prompts: Prompts, model: TwistedLM, conditions: Tensor | None = None) -> Samples:
     """The R·N sequences with the densities they were drawn with; resampling's weights stay in `result`."""
     particles = result.particles
     num_particles = particles.log_w.shape[1]
@@ -229,6 +242,7 @@ def to_samples(result: SMCResult, prompts: Prompts, model: TwistedLM) -> Samples
         log_phi=result.log_phi.flatten(),
         features=None if particles.features is None else particles.features.flatten(0, 1),
         siblings=None if particles.siblings is None else particles.siblings.map(lambda x: x.flatten(0, 1)),
+        conditions=None if conditions is None else conditions.repeat_interleave(num_particles, 0),
     )
 
 

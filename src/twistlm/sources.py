@@ -34,6 +34,7 @@ class Setting:
         proposal: q_t of the sources that sample with the twist.
         collection: base draws set aside for training, with those accepted as exact; None if none were collected.
         num_siblings: K further draws of each token, for sources that draw afresh.
+        joint: one exact sample for each of the conditions that this update's sequences are given, if targets differ.
     """
 
     model: TwistedLM
@@ -43,6 +44,20 @@ class Setting:
     proposal: Proposal = twist_induced
     collection: Collection | None = None
     num_siblings: int = 0
+    joint: Samples | None = None
+
+    def prompts(self) -> list[Tensor]:
+        """One per target: the prompt, for each of the conditions if there are any."""
+        return [self.prompt] * (1 if self.joint is None else len(self.joint))
+
+    def each(self, count: int) -> int:
+        """How many of `count` sequences each target gets, at least one."""
+        return max(1, count // len(self.prompts()))
+
+    @property
+    def conditions(self) -> Tensor | None:
+        """[R, c], or None."""
+        return None if self.joint is None else self.joint.conditions
 
 
 @dataclass(frozen=True)
@@ -53,28 +68,32 @@ class Batch:
         samples: B sequences.
         log_w: log p₀φ/q up to a constant [B].
         log_ratio: log p₀(s_1:t)/q(s_1:t) [B, T]; None where only the target weights are known (SMC, exact samples).
+        num_targets: R targets that the sequences belong to, equally many to each, one after the other: weights are
+            normalised among those of one target.
     """
 
     samples: Samples
     log_w: Tensor
     log_ratio: Tensor | None
+    num_targets: int = 1
 
 
 Source = Callable[[Rng, Setting, int], Batch]
 
 
-def independent(samples: Samples) -> Batch:
+def independent(samples: Samples, num_targets: int = 1) -> Batch:
     """A batch of independent draws: importance weights without resampling."""
     log_ratio = (samples.log_p - samples.log_q).cumsum(-1)
-    return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio)
+    return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio, num_targets)
 
 
 def _drawn(rng: Rng, setting: Setting, count: int, proposal: Proposal) -> Batch:
     samples = proposal_samples(
-        rng, setting.model, setting.potential, prompts=[setting.prompt], num_samples=count, num_steps=setting.num_steps,
-        proposal=proposal, record_features=setting.model.features_are_reusable, num_siblings=setting.num_siblings,
+        rng, setting.model, setting.potential, prompts=setting.prompts(), num_samples=setting.each(count),
+        num_steps=setting.num_steps, proposal=proposal, conditions=setting.conditions,
+        record_features=setting.model.features_are_reusable, num_siblings=setting.num_siblings,
     )  # fmt: skip
-    return independent(samples)
+    return independent(samples, len(setting.prompts()))
 
 
 @register("source", "base")
@@ -93,17 +112,19 @@ def from_proposal(rng: Rng, setting: Setting, count: int) -> Batch:
 def from_smc(rng: Rng, setting: Setting, count: int) -> Batch:
     """Approximate target samples by SMC with the current twist."""
     result = smc.run(
-        rng, setting.model, setting.potential, prompts=[setting.prompt], num_particles=count,
-        num_steps=setting.num_steps, proposal=setting.proposal,
+        rng, setting.model, setting.potential, prompts=setting.prompts(), num_particles=setting.each(count),
+        num_steps=setting.num_steps, proposal=setting.proposal, conditions=setting.conditions,
         record_features=setting.model.features_are_reusable,
     )  # fmt: skip
-    samples = smc.to_samples(result, [setting.prompt], setting.model)
-    return Batch(samples, result.particles.log_w.flatten(), None)
+    samples = smc.to_samples(result, setting.prompts(), setting.model, setting.conditions)
+    return Batch(samples, result.particles.log_w.flatten(), None, len(setting.prompts()))
 
 
 @register("source", "draws")
 def from_draws(rng: Rng, setting: Setting, count: int) -> Batch:
     """A random part of the base draws that collecting exact samples has paid for, weighted by φ."""
+    if setting.joint is not None:
+        raise ConfigError("source 'draws' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
     draws = _collected(setting).draws
     order = rng.uniform((1, len(draws)))[0].argsort()[: min(count, len(draws))]
     return independent(draws.select(order))
@@ -111,7 +132,10 @@ def from_draws(rng: Rng, setting: Setting, count: int) -> Batch:
 
 @register("source", "exact", roles=("target",))
 def from_exact(rng: Rng, setting: Setting, count: int) -> Batch:
-    """A random part of the exact target samples, equally weighted."""
+    """A random part of the exact target samples, equally weighted; fresh ones where every base draw is exact."""
+    if setting.joint is not None:
+        weights = torch.zeros(len(setting.joint), dtype=torch.float64)
+        return Batch(setting.joint, weights, None, len(setting.joint))
     samples = _collected(setting).exact.samples
     if len(samples) == 0:
         raise ExactSamplesError("source 'exact' needs exact samples for training, and none was accepted; collect more")
@@ -162,12 +186,12 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
                 raise TrainingError(
                     "every target sample has weight zero (φ = 0); use more particles or a softer potential"
                 )
-            weights = normalise(batch.log_w)
-            effective = float(ess(batch.log_w))
+            weights = _normalised(batch.log_w, batch.num_targets)
+            effective = float(ess(batch.log_w.view(batch.num_targets, -1)).sum())
         elif role == "intermediate":
             log_psi, mask, weights = _towards_intermediate(batch, found.log_psi, found.siblings)
         elif role == "base":
-            weights = normalise(_ratio(batch), dim=0)
+            weights = _normalised(_ratio(batch), batch.num_targets)
         else:
             weights = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)
         made[role] = Scored(
@@ -203,4 +227,9 @@ def _towards_intermediate(batch: Batch, log_psi: Tensor, siblings: Tensor | None
         log_w = torch.cat([log_w.unsqueeze(-1), log_w_siblings], -1).transpose(1, 2).flatten(0, 1)
         log_psi = torch.cat([log_psi.unsqueeze(-1), siblings], -1).transpose(1, 2).flatten(0, 1)
         mask = mask.repeat_interleave(1 + siblings.shape[-1], 0)
-    return log_psi, mask, normalise(log_w, dim=0)
+    return log_psi, mask, _normalised(log_w, batch.num_targets)
+
+
+def _normalised(log_w: Tensor, num_targets: int) -> Tensor:
+    """Weights of sequences [B, …] that sum to 1/R for each of the R targets."""
+    return normalise(log_w.unflatten(0, (num_targets, -1)), dim=1).flatten(0, 1) / num_targets

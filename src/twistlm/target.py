@@ -15,11 +15,12 @@ from twistlm.errors import ConfigError, PromptError
 from twistlm.exact import Collection
 from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
+from twistlm.potentials.continuation import without_start
 from twistlm.registry import lookup
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
 from twistlm.twists.link import probability
-from twistlm.types import BaseLM, Potential, Samples, Twist
+from twistlm.types import BaseLM, ConditionalPotential, Potential, Samples, Twist
 
 
 class Target:
@@ -77,6 +78,26 @@ class Target:
     def prompt_tokens(self) -> Tensor:
         """The prompt's tokens [P]."""
         return self.lm.encode(self.prompt)
+
+    def condition(self, given: str | Tensor | None) -> Tensor | None:
+        """What the target is given, as tokens [c]; None for a target without conditions.
+
+        Raises:
+            ConfigError: it is missing, not wanted, or of another length.
+        """
+        if not isinstance(self.potential, ConditionalPotential):
+            if given is not None:
+                raise ConfigError(f"condition = {given!r}: this target has none; leave it out")
+            return None
+        wanted = self.potential.num_condition
+        if given is None:
+            raise ConfigError(f"this target differs by what must follow: give condition, a text of {wanted} tokens")
+        tokens = without_start(self.lm, self.lm.encode(given)) if isinstance(given, str) else given
+        if tokens.numel() != wanted:
+            raise ConfigError(
+                f"condition = {given!r} has {tokens.numel()} tokens and the target takes {wanted}; lengthen or cut it"
+            )
+        return tokens
 
     def twisted(self, twist: Twist | None = None) -> TwistedLM:
         """The base model with a twist, checked for length."""

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from twistlm.calibration import fit_value
 from twistlm.divergences import log_ratios, proposal_samples
 from twistlm.errors import ConfigError, RunError, TrainingError
 from twistlm.estimates import Estimate, difference, mean
-from twistlm.exact import Collection
+from twistlm.exact import Collection, joint_samples
 from twistlm.logmath import normalise
 from twistlm.losses import ROLES, objective
 from twistlm.progress import bar
@@ -32,6 +32,7 @@ from twistlm.runs import RunFolder
 from twistlm.sources import Batch, Scoring, Setting, Source, score
 from twistlm.twisted import TwistedLM
 from twistlm.twists.low_rank import LowRankHead
+from twistlm.types import ConditionalPotential, Samples
 
 logger = logging.getLogger("twistlm")
 
@@ -50,13 +51,15 @@ class TrainingConfig:
         target_source: where samples weighted towards σ come from.
         intermediate_source: where those of a loss's other roles come from; the same name means the same batch.
         num_particles: sequences per batch.
-        num_updates: at most so many optimiser steps.
+        num_conditions: targets per batch where they differ (infilling); each gets its share of the particles.
+        num_updates: at most so many batches.
         learning_rate: of AdamW.
         weight_decay: of AdamW, towards log ψ = 0.
         betas: of AdamW.
         max_grad_norm: gradients are clipped to this norm.
         evaluate_every: updates between looks at the held-out criterion.
-        evaluation_samples: fresh proposal draws at each look, for KL(q‖σ) against updates; 0 to skip.
+        evaluation_samples: fresh proposal draws at each look, for KL(q‖σ) against updates; 0 to skip. Not where
+            targets differ: certificates during training do that.
         patience: stop after so many updates without improvement; None never stops early.
         shrinkages: candidates for α at the end; 1 is always one.
     """
@@ -65,6 +68,7 @@ class TrainingConfig:
     target_source: str = "proposal"
     intermediate_source: str = "proposal"
     num_particles: int = 100
+    num_conditions: int = 25
     num_updates: int = 500
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -93,7 +97,14 @@ class TrainingConfig:
                 f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
                 f"'proposal', not {self.intermediate_source!r}"
             )
-        for name in ("num_particles", "num_updates", "evaluate_every", "learning_rate", "max_grad_norm"):
+        for name in (
+            "num_particles",
+            "num_conditions",
+            "num_updates",
+            "evaluate_every",
+            "learning_rate",
+            "max_grad_norm",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
         if self.weight_decay < 0 or self.evaluation_samples < 0:
@@ -108,18 +119,23 @@ def held_out_divergence(rng: Rng, held_out: Collection, setting: Setting, count:
     """G = E_σ[log p₀φ − log q] on base draws set aside: KL(σ‖q) up to the constant log Z.
 
     `count` of the draws are chosen once, by weight φ and systematically: the same expectation as over those that
-    rejection accepted, with less noise, and few enough to score often. Its interval ignores that choice.
+    rejection accepted, with less noise, and few enough to score often. Its interval ignores that choice. Where all
+    draws are exact (infilling), the first of them are taken.
     """
     draws = held_out.draws
+    if draws.conditions is not None:
+        return _mean_log_ratio(draws.select(torch.arange(min(count, len(draws)))), None, setting)
     weights = normalise(draws.log_phi).unsqueeze(0)
     points = (torch.arange(count) + rng.uniform((1, 1))) / count
     index, copies = invert(weights, points.to(weights.device)).unique(return_counts=True)
-    chosen = draws.select(index)
+    return _mean_log_ratio(draws.select(index), copies, setting)
 
+
+def _mean_log_ratio(chosen: Samples, copies: Tensor | None, setting: Setting) -> Criterion:
     def criterion(rng: Rng, model: TwistedLM) -> Estimate:
         found = model.densities(chosen, setting.proposal)
         ratios = (found.log_p - found.log_q).sum(-1) + chosen.log_phi
-        return mean(ratios.repeat_interleave(copies))
+        return mean(ratios if copies is None else ratios.repeat_interleave(copies))
 
     return criterion
 
@@ -259,11 +275,19 @@ class Trainer:
 
     def _batches(self, rng: Rng) -> dict[str, Batch]:
         drawn: dict[str, Batch] = {}
+        setting = self.setting
+        if isinstance(setting.potential, ConditionalPotential):
+            # All roles of an update are given the same conditions.
+            joint = joint_samples(
+                rng.fork("conditions"), setting.model, setting.potential, setting.prompt, setting.num_steps,
+                self.config.num_conditions, setting.model.features_are_reusable,
+            )  # fmt: skip
+            setting = replace(setting, joint=joint)
         for role in self.objective.roles:
             name = getattr(self.config, ROLES[role])
             if name not in drawn:
                 source: Source = lookup("source", name).value
-                drawn[name] = source(rng.fork(name), self.setting, self.config.num_particles)
+                drawn[name] = source(rng.fork(name), setting, self.config.num_particles)
         return {role: drawn[getattr(self.config, ROLES[role])] for role in self.objective.roles}
 
     # --- Looking ---
@@ -273,7 +297,7 @@ class Trainer:
         rng = self.rng.fork("evaluate", number)
         found = self.criterion(rng, self.setting.model)
         record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": found.as_dict()}
-        if self.config.evaluation_samples:
+        if self.config.evaluation_samples and not isinstance(self.setting.potential, ConditionalPotential):
             drawn = proposal_samples(
                 rng, self.setting.model, self.setting.potential, prompts=[self.setting.prompt],
                 num_samples=self.config.evaluation_samples, num_steps=self.setting.num_steps,

@@ -25,11 +25,21 @@ TOKEN_CHUNK = 16_384
 
 @dataclass(frozen=True)
 class State:
-    """Distinct prefixes read by the base model and, if it has its own network, the twist; `rows` [B] maps to them."""
+    """Distinct prefixes read by the base model and, if it has its own network, the twist; `rows` [B] maps to them.
+
+    `given` [U, d'] is what the twist has read of each prefix's condition, if targets differ.
+    """
 
     lm: DecoderState
     twist: DecoderState | None
     rows: Tensor
+    given: Tensor | None = None
+
+    @property
+    def twist_features(self) -> Tensor:
+        """What the twist's head reads [U, …]."""
+        features = self.lm.features if self.twist is None else self.twist.features
+        return features if self.given is None else beside(features, self.given)
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,12 @@ class Scores:
     log_psi: Tensor
     log_normaliser: Tensor | None
     siblings: Tensor | None
+
+
+def beside(features: Tensor, given: Tensor) -> Tensor:
+    """Features [B, …, d] of prefixes and [B, d'] of their conditions, joined: [B, …, d + d']."""
+    given = given.view(given.shape[0], *[1] * (features.dim() - 2), given.shape[1])
+    return torch.cat([features, given.to(features.dtype).expand(*features.shape[:-1], -1)], -1)
 
 
 class TwistedLM:
@@ -101,19 +117,29 @@ class TwistedLM:
     # --- Incremental ---
 
     @torch.no_grad()
-    def start(self, prompts: Prompts, num_particles: int, num_steps: int = 0) -> State:
-        """`num_particles` particles on each of R prompts; equal prompts are read once.
+    def start(
+        self, prompts: Prompts, num_particles: int, num_steps: int = 0, conditions: Tensor | None = None
+    ) -> State:
+        """`num_particles` particles on each of R prompts; equal prompts (with equal conditions) are read once.
 
-        `num_steps`: new tokens to make room for.
+        `num_steps`: new tokens to make room for. `conditions`: [R, c], where targets differ.
         """
-        distinct: dict[tuple[int, ...], int] = {}
-        numbers = [distinct.setdefault(tuple(prompt.tolist()), len(distinct)) for prompt in prompts]
-        unique = [torch.tensor(key, dtype=torch.long) for key in distinct]
+        reader = None if self.twist is None else self.twist.reader
+        given = [()] * len(prompts) if conditions is None or reader is None else conditions.tolist()
+        distinct: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        pairs = [(tuple(prompt.tolist()), tuple(condition)) for prompt, condition in zip(prompts, given, strict=True)]
+        numbers = [distinct.setdefault(pair, len(distinct)) for pair in pairs]
+        unique = [torch.tensor(prompt, dtype=torch.long) for prompt, _ in distinct]
         capacity = (len(prompts) * num_particles, num_steps)
         lm = self.lm.start(unique, capacity)
         twist = self.twist.decoder.start(unique, capacity) if self.twist and self.twist.decoder else None
         rows = torch.tensor(numbers, device=lm.features.device).repeat_interleave(num_particles)
-        return State(lm, twist, rows)
+        if reader is None:
+            return State(lm, twist, rows)
+        if conditions is None:
+            raise ConfigError("this twist reads conditions, and none were given")
+        read = reader(torch.tensor([condition for _, condition in distinct], device=lm.features.device))
+        return State(lm, twist, rows, read)
 
     @torch.no_grad()
     def extend(self, state: State, tokens: Tensor, ancestors: Tensor | None, finished: Tensor) -> State:
@@ -124,7 +150,7 @@ class TwistedLM:
         rows = state.rows if ancestors is None else state.rows[ancestors]
         active = (~finished).nonzero().squeeze(-1)
         if active.numel() == 0:
-            return State(state.lm, state.twist, torch.zeros_like(rows))
+            return State(state.lm, state.twist, torch.zeros_like(rows), state.given)
         keys, inverse = torch.unique(rows[active] * self.lm.vocab_size + tokens[active], return_inverse=True)
         # The first child of a prefix takes its row, so that a cache copies little; the others fill the gaps.
         parents = keys // self.lm.vocab_size
@@ -140,13 +166,12 @@ class TwistedLM:
         twist = None
         if state.twist is not None and self.twist is not None and self.twist.decoder is not None:
             twist = self.twist.decoder.advance(state.twist, parents, appended)
-        return State(lm, twist, new_rows)
+        return State(lm, twist, new_rows, None if state.given is None else state.given[parents])
 
     @torch.no_grad()
     def next(self, state: State) -> NextToken:
         """Base logits and log ψ over the vocabulary for every distinct prefix."""
-        features = state.lm.features if state.twist is None else state.twist.features
-        log_psi = self.twist.head(features) if self.twist is not None else None
+        log_psi = self.twist.head(state.twist_features) if self.twist is not None else None
         return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows)
 
     def draw(self, rng: Rng, state: State, proposal: Proposal, forced: Tensor, num_siblings: int = 0) -> Drawn:
@@ -162,6 +187,7 @@ class TwistedLM:
                 DecoderState(state.lm.features[at : at + size]),
                 None if state.twist is None else DecoderState(state.twist.features[at : at + size]),
                 state.rows[index] - at,
+                None if state.given is None else state.given[at : at + size],
             )
             orders.append(index)
             parts.append(draw(rng, self.next(part), proposal, forced[index], num_siblings, self._scratch))
@@ -172,8 +198,22 @@ class TwistedLM:
     def twist_features(self, samples: Samples) -> Tensor:
         """What the twist's head reads before each token [B, T, …]: recorded, recomputed, or its own network's."""
         if self.twist is not None and self.twist.decoder is not None:
-            return self.twist.decoder.features(samples.prompts, samples.tokens)
-        return samples.features if samples.features is not None else self.base_features(samples.prompts, samples.tokens)
+            features = self.twist.decoder.features(samples.prompts, samples.tokens)
+        elif samples.features is not None:
+            features = samples.features
+        else:
+            features = self.base_features(samples.prompts, samples.tokens)
+        given = self._read(samples)
+        return features if given is None else beside(features, given)
+
+    def _read(self, samples: Samples) -> Tensor | None:
+        """What the twist reads of each sequence's condition [B, d'], every distinct one once; None if it reads none."""
+        if self.twist is None or self.twist.reader is None:
+            return None
+        if samples.conditions is None:
+            raise ConfigError("this twist reads conditions, and the samples have none")
+        distinct, index = samples.conditions.unique(dim=0, return_inverse=True)
+        return self.twist.reader(distinct)[index]
 
     @torch.no_grad()
     def base_features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
@@ -206,10 +246,10 @@ class TwistedLM:
 
     def _log_normaliser(self, samples: Samples, features: Tensor) -> Tensor:
         assert self.twist is not None
-        base = features.detach()
-        if not self.features_are_reusable:
-            kept = samples.features
-            base = kept if kept is not None else self.base_features(samples.prompts, samples.tokens)
+        base = samples.features
+        if base is None:
+            reusable = self.features_are_reusable and self.twist.reader is None
+            base = features.detach() if reusable else self.base_features(samples.prompts, samples.tokens)
         base = base.flatten(0, 1)
 
         def logits(part: slice) -> Tensor:
@@ -231,9 +271,15 @@ class TwistedLM:
         base = samples.features
         if base is None:
             base = self.base_features(samples.prompts, samples.tokens)
-        twist = None if self.features_are_reusable else DecoderState(self.twist_features(samples).flatten(0, 1))
+        own = None
+        if self.twist is not None and self.twist.decoder is not None:
+            own = DecoderState(self.twist.decoder.features(samples.prompts, samples.tokens).flatten(0, 1))
+        given = self._read(samples)
+        if given is not None:
+            given = given.repeat_interleave(samples.tokens.shape[1], 0)
         tokens = samples.tokens.flatten()
-        state = State(DecoderState(base.flatten(0, 1)), twist, torch.arange(tokens.shape[0], device=tokens.device))
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
+        state = State(DecoderState(base.flatten(0, 1)), own, rows, given)
         drawn = self.draw(Rng(0), state, proposal, tokens)
         log_p, log_psi, log_q = (
             x.view_as(samples.tokens) * samples.mask for x in (drawn.log_p, drawn.log_psi, drawn.log_q)

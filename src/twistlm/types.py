@@ -92,12 +92,14 @@ class Head(Protocol):
 class Twist:
     """A twist ψ: a head over features, which are the base model's own unless `decoder` brings others.
 
-    `module` holds every trainable parameter.
+    `module` holds every trainable parameter. `reader`, where the target differs from sequence to sequence, turns
+    conditions [n, c] into features [n, d'] that the head reads beside the prefix's, with gradient.
     """
 
     head: Head
     module: nn.Module
     decoder: Decoder | None = None
+    reader: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,7 @@ class Samples:
         log_phi: log φ of the whole sequence, float64 [B].
         features: the base model's features before each token [B, T, …], if they were kept.
         siblings: further draws of each token [B, T, K], if they were kept.
+        conditions: what each sequence's target is given [B, c], if targets differ.
     """
 
     prompts: Prompts
@@ -254,6 +257,7 @@ class Samples:
     log_phi: Tensor
     features: Tensor | None = None
     siblings: Siblings | None = None
+    conditions: Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -270,11 +274,12 @@ class Samples:
             log_phi=self.log_phi[index],
             features=None if self.features is None else self.features[index],
             siblings=None if self.siblings is None else self.siblings.map(lambda x: x[index]),
+            conditions=None if self.conditions is None else self.conditions[index],
         )
 
     @staticmethod
     def concatenate(parts: "Sequence[Samples]") -> "Samples":
-        """All sequences of `parts`, in order; features and siblings are kept only where every part has them."""
+        """All sequences of `parts`, in order; what not every part has (features, siblings, conditions) is left out."""
 
         def joined(name: str) -> Tensor:
             return torch.cat([getattr(part, name) for part in parts])
@@ -284,6 +289,7 @@ class Samples:
             prompts=[prompt for part in parts for prompt in part.prompts],
             **{name: joined(name) for name in ("tokens", "mask", "log_p", "log_q", "log_phi")},
             features=joined("features") if all(part.features is not None for part in parts) else None,
+            conditions=joined("conditions") if all(part.conditions is not None for part in parts) else None,
             siblings=Siblings.combined(siblings, torch.cat) if len(siblings) == len(parts) else None,
         )
 
@@ -328,3 +334,14 @@ class Potential(Protocol):
 
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log φ [B] of B prompts followed by tokens [B, T]; −inf is a hard constraint."""
+
+
+@runtime_checkable
+class ConditionalPotential(Potential, Protocol):
+    """A potential φ(s, c) whose target differs from sequence to sequence by what it is given, a condition c."""
+
+    num_condition: int
+    """Tokens in a condition."""
+
+    def log_phi_given(self, prompts: Prompts, tokens: Tensor, conditions: Tensor) -> Tensor:
+        """log φ [B] of B prompts followed by tokens [B, T], given conditions [B, c]."""

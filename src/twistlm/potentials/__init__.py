@@ -7,6 +7,7 @@ from twistlm.potentials.base import BasePotential, Power, Product, TextPotential
 from twistlm.potentials.classifier import Classifier
 from twistlm.potentials.continuation import Continuation
 from twistlm.potentials.function import Function
+from twistlm.potentials.infilling import Infilling
 from twistlm.potentials.jigsaw import Jigsaw
 from twistlm.potentials.lexical import Contains, Regex
 from twistlm.potentials.specs import from_spec, spec
@@ -18,6 +19,7 @@ __all__ = [
     "Contains",
     "Continuation",
     "Function",
+    "Infilling",
     "Jigsaw",
     "Power",
     "Product",

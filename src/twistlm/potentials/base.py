@@ -8,14 +8,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from twistlm.errors import ConfigError, PotentialError, TwistError, UpperBoundError
 from twistlm.registry import register
-from twistlm.types import BaseLM, Potential, Prompts
+from twistlm.types import BaseLM, ConditionalPotential, Potential, Prompts
 
 # Relative slack of the upper-bound check: a log-probability computed in float32 may end slightly above 0.
 BOUND_TOLERANCE = 1e-5
@@ -171,22 +171,27 @@ def _sequences(prompts: Prompts, tokens: Tensor, include_prompt: bool) -> list[T
 # --- The checked entry --------------------------------------------------------------------------------------
 
 
-def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor) -> Tensor:
+def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
     """log φ of B prompts followed by tokens [B, T]: float64 [B], without gradient. Everyone calls this one.
 
+    `conditions` [B, c] are for a potential that needs them.
+
     Raises:
+        ConfigError: conditions are missing, of another length, or given to a potential that takes none.
         PotentialError: the potential raised, or returned the wrong shape, NaN or +inf.
         UpperBoundError: a value exceeds the potential's own `log_upper_bound`.
         TwistError: whatever the potential raised deliberately (a missing model, say).
     """
     name = type(potential).__name__
+    given = _given(potential, conditions)
     with torch.no_grad():
         try:
-            log_phi = potential.log_phi(prompts, tokens)
+            log_phi = given(prompts, tokens)
         except TwistError:
             raise
         except Exception as error:
-            where = _describe(potential, prompts, tokens, _culprit(potential, prompts, tokens))
+            row = None if conditions is not None else _culprit(potential, prompts, tokens)
+            where = _describe(potential, prompts, tokens, row)
             raise PotentialError(f"{name} raised {type(error).__name__}: {_short(str(error))}{where}") from error
     if not isinstance(log_phi, Tensor) or log_phi.shape != (len(tokens),):
         got = f"shape {list(log_phi.shape)}" if isinstance(log_phi, Tensor) else type(log_phi).__name__
@@ -210,7 +215,23 @@ def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor) -> Tensor:
     return log_phi
 
 
-def _culprit(potential: Potential, prompts: Prompts, tokens: Tensor) -> int | None:
+def _given(potential: Potential, conditions: Tensor | None) -> Callable[[Prompts, Tensor], Tensor]:
+    """log φ as a function of prompts and tokens."""
+    if isinstance(potential, ConditionalPotential):
+        if conditions is None:
+            raise ConfigError(f"{type(potential).__name__} differs from sequence to sequence; pass conditions=…")
+        if conditions.shape[1] != potential.num_condition:
+            raise ConfigError(
+                f"conditions have {conditions.shape[1]} tokens and {type(potential).__name__} takes "
+                f"{potential.num_condition}; cut them, or set num_condition"
+            )
+        return lambda prompts, tokens: potential.log_phi_given(prompts, tokens, conditions)
+    if conditions is not None:
+        raise ConfigError(f"{type(potential).__name__} takes no conditions; leave them out")
+    return potential.log_phi
+
+
+def _culprit(potential: Any, prompts: Prompts, tokens: Tensor) -> int | None:
     """The first sequence on which `potential` raises by itself, by bisection; None if only the batch does."""
     low, high = 0, len(tokens)
     while high - low > 1:
@@ -224,7 +245,7 @@ def _culprit(potential: Potential, prompts: Prompts, tokens: Tensor) -> int | No
     return low if high > low else None
 
 
-def _raises(potential: Potential, prompts: Prompts, tokens: Tensor) -> bool:
+def _raises(potential: Any, prompts: Prompts, tokens: Tensor) -> bool:
     try:
         potential.log_phi(prompts, tokens)
     except Exception:
@@ -232,7 +253,7 @@ def _raises(potential: Potential, prompts: Prompts, tokens: Tensor) -> bool:
     return False
 
 
-def _describe(potential: Potential, prompts: Prompts, tokens: Tensor, row: int | None) -> str:
+def _describe(potential: Any, prompts: Prompts, tokens: Tensor, row: int | None) -> str:
     """' on the text …' of sequence `row`, its tokens where there is no tokenizer; '' if no row is known."""
     if row is None:
         return ""

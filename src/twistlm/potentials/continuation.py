@@ -52,11 +52,7 @@ class Continuation(BasePotential):
                 "Continuation is not bound to a model: use it through twistlm.Target, or call .bind(lm) first"
             )
         suffix = self._suffix(self.lm).to(tokens.device)
-        longest = max((len(prompt) for prompt in prompts), default=0) + tokens.shape[1] + len(suffix)
-        if self.lm.max_length is not None and longest > self.lm.max_length:
-            raise PromptError(
-                f"prompt, new tokens and continuation: {longest} tokens; the model reads {self.lm.max_length}"
-            )
+        check_length(self.lm, prompts, tokens.shape[1] + len(suffix))
         log_phi = torch.full((len(tokens),), -torch.inf, dtype=torch.float64, device=tokens.device)
         rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         for b, (prompt, new) in enumerate(zip(prompts, tokens.tolist(), strict=True)):
@@ -66,7 +62,8 @@ class Continuation(BasePotential):
         for start in range(0, len(distinct), self.batch_size):
             chunk = distinct[start : start + self.batch_size]
             first = [copies[0] for copies in chunk]
-            values = self._log_p(self.lm, [prompts[b] for b in first], tokens[first], suffix)
+            suffixes = suffix.expand(len(first), -1)
+            values = log_p_after(self.lm, [prompts[b] for b in first], tokens[first], suffixes)
             for copies, value in zip(chunk, values, strict=True):
                 log_phi[copies] = value
         return log_phi
@@ -75,11 +72,7 @@ class Continuation(BasePotential):
         """The continuation's token ids [C]."""
         ids = self.continuation
         if isinstance(ids, str):
-            suffix = lm.encode(ids)
-            # What the tokenizer puts in front of every text (BOS) is not part of this one.
-            front = lm.encode("").tolist()
-            while front and suffix[:1].tolist() == front[:1]:
-                suffix, front = suffix[1:], front[1:]
+            suffix = without_start(lm, lm.encode(ids))
         else:
             suffix = torch.tensor(list(ids), dtype=torch.long)
         if len(suffix) == 0 or suffix.min() < 0 or suffix.max() >= lm.vocab_size:
@@ -88,13 +81,28 @@ class Continuation(BasePotential):
             )
         return suffix
 
-    @staticmethod
-    def _log_p(lm: BaseLM, prompts: Prompts, tokens: Tensor, suffix: Tensor) -> Tensor:
-        """log p₀ of the suffix [b] after each sequence; one position's logits [b, V] at a time."""
-        length = tokens.shape[1]
-        features = lm.features(prompts, torch.cat([tokens, suffix.expand(len(tokens), -1)], 1))
-        total = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
-        for i, token in enumerate(suffix.tolist()):
-            logits = lm.logits(features[:, length + i]).double()
-            total += logits[:, token] - logits.logsumexp(-1)
-        return total
+
+def log_p_after(lm: BaseLM, prompts: Prompts, tokens: Tensor, suffixes: Tensor) -> Tensor:
+    """log p₀(suffix | prompt, tokens) [B], float64, of suffixes [B, c]; one position's logits [B, V] at a time."""
+    length = tokens.shape[1]
+    features = lm.features(prompts, torch.cat([tokens, suffixes], 1))
+    total = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+    for i in range(suffixes.shape[1]):
+        logits = lm.logits(features[:, length + i]).double()
+        total += logits.gather(-1, suffixes[:, i : i + 1]).squeeze(-1) - logits.logsumexp(-1)
+    return total
+
+
+def without_start(lm: BaseLM, tokens: Tensor) -> Tensor:
+    """`tokens` without what the tokenizer puts in front of every text (BOS): they are to follow another."""
+    front = lm.encode("").tolist()
+    while front and tokens[:1].tolist() == front[:1]:
+        tokens, front = tokens[1:], front[1:]
+    return tokens
+
+
+def check_length(lm: BaseLM, prompts: Prompts, new: int) -> None:
+    """Raise PromptError if a prompt with `new` more tokens exceeds the model's context."""
+    longest = max((len(prompt) for prompt in prompts), default=0) + new
+    if lm.max_length is not None and longest > lm.max_length:
+        raise PromptError(f"prompt, new tokens and continuation: {longest} tokens; the model reads {lm.max_length}")

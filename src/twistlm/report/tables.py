@@ -27,7 +27,8 @@ def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
     for name, estimates in rows:
         # Text, not markup: E_q[…] would be read as a style.
         table.add_row(Text(name), *(Text(_cell(estimate)) for estimate in estimates))
-    table.add_row("ESS per sample", *(f"{c.ess_fraction:.1%}" for c in certificates.values()))
+    fractions = [certificate.ess_fraction for certificate in certificates.values()]
+    table.add_row("ESS per sample", *("—" if fraction is None else f"{fraction:.1%}" for fraction in fractions))
     return table
 
 

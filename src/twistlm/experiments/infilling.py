@@ -1,0 +1,53 @@
+"""Infilling: what comes before a given end, as in section 7.1.3 of Zhao et al. (2024)."""
+
+from dataclasses import replace
+
+from twistlm.api import EvaluationConfig
+from twistlm.experiments import Preset, Presets, experiment
+from twistlm.experiments.common import PAPER_LIKE, rates, smoke
+from twistlm.experiments.toxicity import PROMPT
+from twistlm.potentials import Infilling
+from twistlm.target import Target
+
+# Adam's learning rates, the best of the paper's grid for each method, for 15 tokens before 10 and for 2 before 1.
+PAPER_RATES = {"ctl": 3e-6, "rl": 3e-5, "sixo": 1e-4, "fudge": 1e-6, "dpg": 1e-4, "ppo": 3e-5}
+PAPER_RATES_SHORT = {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-4, "dpg": 1e-4, "ppo": 3e-5}
+
+
+@experiment("infilling")
+def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
+    """Tokens after "Once upon a time, there was a" and before a given end: one twist for all ends. Or 2 before 1."""
+
+    def bundled() -> Target:
+        return Target("stories", Infilling(num_condition), PROMPT, num_tokens, eos="ignore")
+
+    def published() -> Target:
+        return Target("roneneldan/TinyStories-33M", Infilling(num_condition), PROMPT, num_tokens, eos="ignore")
+
+    short = num_tokens <= 2
+    training = replace(PAPER_LIKE.training, target_source="exact", num_conditions=10 if short else 25)
+    # CTL wants several particles for each condition, the others as many conditions as there are.
+    many = {"num_conditions": training.num_particles}
+    others = {method: many for method in (*PAPER_RATES, "gkl") if method != "ctl"}
+    small = replace(
+        PAPER_LIKE,
+        twist="conditional",
+        num_draws=4096,
+        folds=(0.01, 0.19, 0.8),
+        training=training,
+        evaluation=EvaluationConfig((4, 32), 512, 2048, during_training=True),
+    )
+    paper = replace(
+        small,
+        twist_options={"own_network": True},
+        num_draws=4096,
+        evaluation=EvaluationConfig((500,), 2000, 1_000_000, during_training=True),
+        training=replace(training, num_updates=2**14 if short else 5500, learning_rate=1e-4 if short else 3e-6),
+    )
+    return {
+        "smoke": Preset("seconds, to see that everything runs", bundled, smoke(small, 256), others),
+        "small": Preset("every method on the bundled model, minutes each on two cores", bundled, small,
+                        others),
+        "paper": Preset("the paper's model and settings: a GPU and hours", published, paper,
+                        rates(PAPER_RATES_SHORT if short else PAPER_RATES, **many)),
+    }  # fmt: skip

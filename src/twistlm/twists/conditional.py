@@ -1,0 +1,59 @@
+"""Twists for targets that differ by a condition: what must follow is read as a second prompt.
+
+The last hidden state of the condition's tokens is joined to the prefix's at every position (Zhao et al. 2024, appendix
+on infilling), and an MLP turns both into log ψ over V.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from twistlm.errors import ConfigError
+from twistlm.registry import register
+from twistlm.twists.backbone import Backbone
+from twistlm.twists.head import VocabularyHead, _layers, _zero_output
+from twistlm.types import BaseLM, Decoder, Twist
+
+
+@register("twist", "conditional", needs_conditions=True)
+def conditional(lm: BaseLM, num_layers: int = 2, width: int | None = None, own_network: bool = False) -> Twist:
+    """An MLP over the hidden states of prefix and condition, by the frozen base model or by a network of its own.
+
+    Args:
+        lm: the base model.
+        num_layers: linear layers, the last of them over V.
+        width: of the hidden ones; the model's by default.
+        own_network: read both with a copy of the base model that is fine-tuned (the paper's twist), instead of with
+            the base model itself.
+
+    Raises:
+        ConfigError: num_layers < 2, or a network of its own for a model that cannot be copied.
+    """
+    if num_layers < 2:
+        raise ConfigError(f"twist 'conditional' needs num_layers of at least 2, not {num_layers}")
+    width = width or lm.feature_size
+    trunk = _layers([2 * lm.feature_size, *[width] * (num_layers - 1)], zero_last=False)
+    head = VocabularyHead(trunk, _zero_output(lm.vocab_size, width))
+    if not own_network:
+        head.to(getattr(lm, "device", torch.device("cpu")))
+        return Twist(head, head, reader=torch.no_grad()(last_state_of(lm)))
+    copier: Any = getattr(lm, "trainable_copy", None)
+    if copier is None:
+        raise ConfigError("twist 'conditional' with own_network needs a transformer to copy; leave own_network out")
+    decoder: Decoder = copier()
+    network: nn.Module = decoder.module  # type: ignore[attr-defined]
+    module = Backbone(network, head).to(next(network.parameters()).device)
+    return Twist(head, module, decoder, last_state_of(decoder))
+
+
+def last_state_of(decoder: Decoder) -> Callable[[Tensor], Tensor]:
+    """A reader of conditions [n, c]: the decoder's hidden state [n, d] after all of their tokens."""
+
+    def read(conditions: Tensor) -> Tensor:
+        # Features come before each token, so one more token stands behind the last.
+        return decoder.features(list(conditions[:, :1]), pad(conditions[:, 1:], (0, 1)))[:, -1]
+
+    return read

@@ -1,0 +1,233 @@
+"""Targets that differ by a condition: weights, bounds and training against enumeration, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from architectures import VOCAB, tiny_lm
+from cases import make_case
+from twistlm import Run, Target, smc, train
+from twistlm.api import EvaluationConfig, RunConfig
+from twistlm.bounds import log_Z_bounds
+from twistlm.divergences import proposal_samples
+from twistlm.errors import ConfigError, PromptError
+from twistlm.exact import collect, joint_samples
+from twistlm.models.tabular import TabularHead
+from twistlm.potentials import Function, Infilling, evaluate
+from twistlm.proposals import twist_induced
+from twistlm.rng import Rng
+from twistlm.sources import Setting, from_exact, from_proposal, score
+from twistlm.testing import assert_mean
+from twistlm.training import TrainingConfig
+from twistlm.twisted import TwistedLM
+
+PROMPT = "5"
+
+
+def target(num_tokens: int = 1, num_condition: int = 1) -> Target:
+    # Sharp enough that a token tells a nat and a half about the one before it.
+    return Target(tiny_lm("llama", scale=20.0), Infilling(num_condition), PROMPT, num_tokens, eos="ignore")
+
+
+CONFIG = RunConfig(
+    twist="conditional",
+    training=TrainingConfig(
+        loss="ctl", target_source="exact", intermediate_source="proposal", num_particles=200, num_conditions=50,
+        num_updates=80, learning_rate=1e-2, weight_decay=0.0, evaluate_every=40, patience=None, shrinkages=(),
+    ),
+    num_draws=2048,
+    chunk=2048,
+    evaluation=EvaluationConfig((4, 16), 1024, 2048),
+)  # fmt: skip
+
+
+@pytest.fixture
+def tabular():  # type: ignore[no-untyped-def]
+    """A table of depth 3 + 2, its potential, and log p₀ of every sequence of 5 tokens."""
+    case = make_case(num_steps=5)
+    model = TwistedLM(case.lm, None, "ignore")
+    potential = Infilling(2).bind(case.lm)
+    truth = replace(case, num_steps=5).truth
+    return case, model, potential, truth
+
+
+def test_the_probability_of_what_follows_is_the_models_own(tabular) -> None:
+    case, _, potential, truth = tabular
+    tokens, conditions = truth.tokens[:, :3], truth.tokens[:, 3:]
+    found = evaluate(potential, [case.prompt] * len(tokens), tokens, conditions)
+    first = torch.stack([torch.logsumexp(truth.log_p[(tokens == row).all(-1)], 0) for row in tokens])
+    torch.testing.assert_close(found, truth.log_p - first)
+
+
+def test_joint_draws_hold_exact_samples_with_their_log_phi(tabular) -> None:
+    case, model, potential, truth = tabular
+    drawn = joint_samples(Rng(0), model, potential, case.prompt, 3, 20_000)
+    torch.testing.assert_close(
+        drawn.log_phi, evaluate(potential, drawn.prompts, drawn.tokens, drawn.conditions), rtol=0, atol=1e-9
+    )
+    # Their joint law is p₀ of the whole: the condition is drawn too.
+    whole = torch.cat([drawn.tokens, drawn.conditions], -1)
+    for k in truth.log_p.topk(5).indices.tolist():
+        hits = (whole == truth.tokens[k]).all(-1)
+        assert_mean(hits.double(), float(truth.log_p[k].exp()))
+
+
+@pytest.mark.parametrize("method", ["iwae", "smc"])
+def test_every_run_is_unbiased_for_its_own_target(tabular, method: str) -> None:
+    case, _, potential, truth = tabular
+    conditions = torch.tensor([[0, 1], [2, 2], [1, 0]])
+    twisted = TwistedLM(case.lm, TabularHead.twist(torch.randn(case.lm.table.shape, dtype=torch.float64)), "ignore")
+    log_z = [torch.logsumexp(truth.log_p[(truth.tokens[:, 3:] == c).all(-1)], 0) for c in conditions]
+    repeats = 1500
+    result = smc.run(
+        Rng(3), twisted, potential, prompts=[case.prompt] * (3 * repeats), num_particles=3, num_steps=3,
+        ess_threshold=1.0 if method == "smc" else 0.0, conditions=conditions.repeat(repeats, 1),
+    )  # fmt: skip
+    for k in range(3):
+        assert_mean(result.log_Z_hat.view(repeats, 3)[:, k].exp(), float(log_z[k].exp()))
+
+
+def test_bounds_hold_on_average_over_conditions(tabular) -> None:
+    case, model, potential, truth = tabular
+    found = collect(
+        Rng(1), model, potential, prompt=case.prompt, num_steps=3, target="t", max_draws=3000, chunk=3000
+    )  # fmt: skip
+    exact = found.exact
+    assert len(exact) == 3000
+    sandwich = log_Z_bounds(
+        Rng(2), model, potential, prompt=case.prompt, num_steps=3, num_particles=4, num_runs=3000, exact=exact
+    )
+    each = torch.stack(
+        [torch.logsumexp(truth.log_p[(truth.tokens[:, 3:] == c).all(-1)], 0) for c in exact.samples.conditions]
+    )
+    # Paired with the true log Z of the run's own condition.
+    assert 0.0 < float((each - sandwich.lowers).mean()) < 0.3
+    assert 0.0 < float((sandwich.uppers - each).mean()) < 0.3
+
+
+def test_weights_are_normalised_among_the_sequences_of_one_target() -> None:
+    goal = target(2, 1)
+    model = goal.twisted(goal.build_twist(Rng(0), "conditional", {}))
+    joint = joint_samples(Rng(1), model, goal.bound_potential, goal.prompt_tokens, 2, 5)
+    setting = Setting(model, goal.bound_potential, goal.prompt_tokens, 2, joint=joint, num_siblings=3)
+    batch = from_proposal(Rng(2), setting, 20)
+    assert batch.num_targets == 5
+    assert torch.equal(batch.samples.conditions, joint.conditions.repeat_interleave(4, 0))
+    scored = score(model, {"target": batch, "intermediate": batch, "base": batch}, normaliser=False).scored
+    torch.testing.assert_close(scored["target"].weights.view(5, 4).sum(-1), torch.full((5,), 0.2))
+    torch.testing.assert_close(scored["base"].weights.view(5, 4, 2).sum(1), torch.full((5, 2), 0.2))
+    torch.testing.assert_close(scored["intermediate"].weights.view(5, 16, 2).sum(1), torch.full((5, 2), 0.2))
+    # Self-normalised by hand for one target.
+    torch.testing.assert_close(
+        scored["target"].weights[4:8].double(), batch.samples.log_phi[4:8].softmax(-1) / 5, rtol=1e-4, atol=1e-6
+    )
+    exact = from_exact(Rng(3), setting, 20)
+    assert exact.samples is joint
+    weights = score(model, {"target": exact}, normaliser=False).scored["target"].weights
+    torch.testing.assert_close(weights, torch.full((5,), 0.2))
+
+
+@pytest.mark.parametrize("own_network", [False, True])
+def test_sampling_and_scoring_agree_through_resampling(own_network: bool) -> None:
+    goal = target(4, 2)
+    twist = goal.build_twist(Rng(0), "conditional", {"own_network": own_network})
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        twist.head.weight.copy_(0.5 * torch.randn(twist.head.weight.shape, generator=generator))
+    model = goal.twisted(twist)
+    conditions = torch.tensor([[3, 4], [9, 250], [3, 4]])
+    prompts = [goal.prompt_tokens] * 3
+    result = smc.run(
+        Rng(1), model, goal.bound_potential, prompts=prompts, num_particles=8, num_steps=4, ess_threshold=1.0,
+        conditions=conditions,
+    )  # fmt: skip
+    samples = smc.to_samples(result, prompts, model, conditions)
+    found = model.densities(samples, twist_induced)
+    torch.testing.assert_close(found.log_q, samples.log_q, rtol=0, atol=2e-4)
+    torch.testing.assert_close(found.log_p, samples.log_p, rtol=0, atol=2e-4)
+    scores = model.score(samples, normaliser=True)
+    torch.testing.assert_close(
+        (found.log_p + scores.log_psi - scores.log_normaliser).double(), found.log_q, rtol=0, atol=2e-4
+    )
+    # The condition matters.
+    other = replace(samples, conditions=samples.conditions.roll(16, 0))
+    assert (model.densities(other, twist_induced).log_q - found.log_q)[:8].abs().max() > 0.1
+
+
+def exact_divergences(run: Run) -> tuple[float, float]:
+    """KL(q‖σ) and KL(σ‖q) for one token before one, averaged over conditions, by enumeration."""
+    lm, prompt = run.target.lm, run.target.prompt_tokens
+    every = torch.arange(VOCAB).unsqueeze(-1)
+    first = lm.logits(lm.features([prompt], torch.zeros(1, 1, dtype=torch.long)))[0, 0].double().log_softmax(-1)
+    after = lm.logits(lm.features([prompt] * VOCAB, torch.cat([every, every], -1))[:, 1]).double().log_softmax(-1)
+    joint = first.unsqueeze(-1) + after  # [s, c]
+    log_z = joint.logsumexp(0)
+    log_sigma = joint - log_z
+    log_q = torch.stack([
+        run.model.densities(
+            replace(
+                proposal_samples(Rng(0), run.base, None, prompts=[prompt], num_samples=VOCAB, num_steps=1),
+                tokens=every, conditions=torch.full((VOCAB, 1), c), features=None,
+            ), twist_induced,
+        ).log_q[:, 0] for c in range(VOCAB)
+    ], -1)  # fmt: skip
+    kl_q = ((log_q.exp() * (log_q - log_sigma)).sum(0) * log_z.exp()).sum()
+    kl_target = ((log_sigma.exp() * (log_sigma - log_q)).sum(0) * log_z.exp()).sum()
+    return float(kl_q), float(kl_target)
+
+
+@pytest.mark.parametrize("loss", ["ctl", "dpg", "sixo", "gkl"])
+def test_training_approaches_the_exact_target_and_the_certificate_agrees(loss: str) -> None:
+    sources = {"intermediate_source": "base"} if loss in ("sixo", "gkl") else {}
+    start = train(target(), config=CONFIG, method=loss, num_updates=1, learning_rate=1e-9, **sources)
+    run = train(target(), config=CONFIG, method=loss, **sources)
+    (q_before, target_before), (q_after, target_after) = exact_divergences(start), exact_divergences(run)
+    assert target_after < 0.8 * target_before
+    if loss != "sixo":
+        assert q_after < q_before
+    found = run.evaluate()
+    assert found.divergences.kl_q_target.low - 0.05 < q_after < found.divergences.kl_q_target.high + 0.05
+    assert found.divergences.kl_target_q.low - 0.05 < target_after < found.divergences.kl_target_q.high + 0.05
+    assert found.log_Z_lower.value < found.log_Z_upper.value
+    assert found.ess_fraction is None
+
+
+def test_a_run_saves_loads_and_samples_for_a_condition(tmp_path) -> None:
+    config = replace(CONFIG, evaluation=EvaluationConfig((2, 4), 64, 32, during_training=True))
+    run = train(target(2, 2), config=config, num_updates=3, out=tmp_path / "run")
+    rows = [row for row in run.history if row["kind"] == "certificate"]
+    assert [row["update"] for row in rows] == [0, 1, 2, 3]
+    loaded = Run.load(tmp_path / "run", target=target(2, 2))
+    assert loaded.sample(5, condition="8 9").rows() == run.sample(5, condition="8 9").rows()
+    assert loaded.sample(2, num_particles=4, condition=torch.tensor([8, 9])).texts
+    first, second = (each.evaluate().as_dict() for each in (run, loaded))
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+def test_what_cannot_be_is_refused() -> None:
+    goal = target(2, 2)
+    with pytest.raises(ConfigError, match="num_condition must be at least 1, not 0"):
+        Infilling(0)
+    run = train(goal, config=replace(CONFIG, num_draws=64, chunk=64), num_updates=1)
+    with pytest.raises(ConfigError, match="condition = '8' has 1 tokens and the target takes 2"):
+        run.sample(2, condition="8")
+    with pytest.raises(ConfigError, match="give condition, a text of 2 tokens"):
+        run.sample(2)
+    plain = Target(tiny_lm(), Function(lambda texts: [0.0] * len(texts), log_upper_bound=0.0), PROMPT, 2, eos="ignore")
+    with pytest.raises(ConfigError, match="this target has none; leave it out"):
+        plain.condition("8")
+    with pytest.raises(ConfigError, match="this twist reads conditions, and the samples have none"):
+        train(plain, config=CONFIG, target_source="proposal", num_updates=1)
+    with pytest.raises(ConfigError, match="takes no conditions"):
+        evaluate(plain.bound_potential, [goal.prompt_tokens], torch.zeros(1, 2).long(), torch.zeros(1, 2).long())
+    with pytest.raises(ConfigError, match="pass conditions"):
+        evaluate(goal.bound_potential, [goal.prompt_tokens], torch.zeros(1, 2).long())
+    with pytest.raises(ConfigError, match="conditions have 3 tokens and Infilling takes 2"):
+        evaluate(goal.bound_potential, [goal.prompt_tokens], torch.zeros(1, 2).long(), torch.zeros(1, 3).long())
+    with pytest.raises(ConfigError, match="set eos='ignore'"):
+        train(Target(tiny_lm(), Infilling(2), PROMPT, 2), config=CONFIG)
+    with pytest.raises(ConfigError, match="source 'draws' knows one target only"):
+        train(goal, config=replace(CONFIG, num_draws=64, chunk=64), num_updates=1, target_source="draws")
+    with pytest.raises(PromptError, match="the model reads 64"):
+        evaluate(goal.bound_potential, [goal.prompt_tokens], torch.zeros(1, 62).long(), torch.zeros(1, 2).long())
