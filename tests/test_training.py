@@ -23,7 +23,7 @@ from twistlm.errors import ConfigError, DeadParticlesError, ModelError, PromptEr
 from twistlm.exact import collect
 from twistlm.losses import objective
 from twistlm.models.tabular import TabularHead
-from twistlm.potentials import Function, Regex
+from twistlm.potentials import Function, Infilling, Regex
 from twistlm.registry import available, lookup
 from twistlm.rng import Rng
 from twistlm.sources import Setting
@@ -86,14 +86,18 @@ def test_training_improves_both_divergences_and_the_certificate_says_so(tmp_path
 @pytest.mark.parametrize(("method", "source"), [("ctl", "proposal"), ("dpg", "draws")])
 def test_every_twist_trains_saves_and_loads(twist: str, method: str, source: str, tmp_path: Path) -> None:
     config = replace(CONFIG, twist=twist, num_draws=128, num_siblings=2)
+    target, condition = tiny_target(), None
+    if lookup("twist", twist).options.get("needs_conditions"):
+        target, condition = Target(tiny_lm(), Infilling(2), "5", 4, eos="ignore"), "8 9"
+        source = {"draws": "base"}.get(source, source)
     run = train(
-        tiny_target(), config=config, method=method, num_updates=6, num_particles=64, evaluate_every=2,
+        target, config=config, method=method, num_updates=6, num_particles=64, evaluate_every=2,
         out=tmp_path / "r", target_source=source, intermediate_source=source, learning_rate=1e-3, evaluation_samples=0,
     )  # fmt: skip
     moved = [p for p in run.model.twist.module.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
     assert moved, "no parameter was trained"
-    loaded = Run.load(tmp_path / "r", target=tiny_target())
-    assert loaded.sample(6).rows() == run.sample(6).rows()
+    loaded = Run.load(tmp_path / "r", target=target)
+    assert loaded.sample(6, condition=condition).rows() == run.sample(6, condition=condition).rows()
     mine, theirs = run.model.twist.module.state_dict(), loaded.model.twist.module.state_dict()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
