@@ -41,6 +41,7 @@ class Options:
         seed: of everything.
         rows: sequences per update.
         context: tokens of each.
+        muon: see `fit.Schedule`.
     """
 
     corpus: Path = Path("runs/recipes/corpus")
@@ -50,6 +51,7 @@ class Options:
     seed: int = 0
     rows: int = 32
     context: int = 256
+    muon: bool = True
 
 
 def main(options: Options) -> None:
@@ -67,7 +69,7 @@ def main(options: Options) -> None:
     def evaluate() -> str:
         return f"held out {held_out_loss(network, checked):.4f} nats a token"
 
-    schedule = Schedule(options.steps, options.learning_rate, report_every=150)
+    schedule = Schedule(options.steps, options.learning_rate, report_every=150, muon=options.muon)
     fit(network, _batches(packed, options), loss, schedule, evaluate, "stories")
     network.to(torch.bfloat16)
     network.generation_config.pad_token_id = network.config.eos_token_id

@@ -17,7 +17,8 @@ from twistlm.models.tabular import TabularHead
 from twistlm.potentials import Function, Infilling, evaluate
 from twistlm.proposals import twist_induced
 from twistlm.rng import Rng
-from twistlm.sources import Setting, from_exact, from_proposal, score
+from twistlm.scoring import score
+from twistlm.sources import Setting, from_exact, from_proposal, get_source, serves
 from twistlm.testing import assert_mean
 from twistlm.training import TrainingConfig
 from twistlm.twisted import TwistedLM
@@ -231,3 +232,25 @@ def test_what_cannot_be_is_refused() -> None:
         train(goal, config=replace(CONFIG, num_draws=64, chunk=64), num_updates=1, target_source="draws")
     with pytest.raises(PromptError, match="the model reads 64"):
         evaluate(goal.bound_potential, [goal.prompt_tokens], torch.zeros(1, 62).long(), torch.zeros(1, 2).long())
+
+
+def test_a_mixture_shares_the_sequences_and_keeps_targets_apart() -> None:
+    goal = target(2, 1)
+    model = goal.twisted(goal.build_twist(Rng(0), "conditional", {}))
+    joint = joint_samples(Rng(1), model, goal.bound_potential, goal.prompt_tokens, 2, 4)
+    setting = Setting(model, goal.bound_potential, goal.prompt_tokens, 2, joint=joint)
+    batch = get_source("proposal+exact")(Rng(2), setting, 24)
+    # Three draws of each target, then its exact sample.
+    assert len(batch.samples) == 16
+    assert torch.equal(batch.samples.conditions, joint.conditions.repeat_interleave(4, 0))
+    assert torch.equal(batch.samples.tokens[3::4], joint.tokens)
+    weights = score(model, {"target": batch}, normaliser=False).scored["target"].weights.view(4, 4)
+    torch.testing.assert_close(weights[:, 3], torch.full((4,), 1 / 16))
+    torch.testing.assert_close(weights.sum(-1), torch.full((4,), 0.25))
+    drawn = from_proposal(Rng(2).fork(0), setting, 12)
+    torch.testing.assert_close(weights[1, :3].double(), drawn.log_w.view(4, 3)[1].softmax(-1) * 3 / 16)
+    assert batch.log_ratio is None
+    assert get_source("proposal + base")(Rng(2), setting, 24).log_ratio is not None
+    assert serves("proposal+base", "intermediate")
+    assert not serves("proposal+exact", "intermediate")
+    assert serves("proposal+exact", "drawn")

@@ -63,7 +63,7 @@ def test_split_is_disjoint_and_complete(case: Case) -> None:
 
 
 def test_approximate_samples_cannot_pose_as_exact(case: Case) -> None:
-    with pytest.raises(ExactSamplesError, match="exact.collect"):
+    with pytest.raises(ExactSamplesError, match=r"exact\.collect"):
         ExactSamples(case.truth.samples(case.base), "target-a")
 
 

@@ -102,7 +102,11 @@ class RunConfig:
     @property
     def trains_on_draws(self) -> bool:
         """Whether the collected draws are training data too, so that their features are worth keeping."""
-        return bool({self.training.target_source, self.training.intermediate_source} & {"draws", "exact"})
+        return any(
+            name in source
+            for name in ("draws", "exact")
+            for source in (self.training.target_source, self.training.intermediate_source)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""

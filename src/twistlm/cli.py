@@ -90,7 +90,9 @@ def list_(kind: Annotated[Positional[str], arg(help="Only parts of this kind, or
             table.add_row(each, name, entry.summary)
             if each == "experiment":
                 for preset, value in entry.value().items():
-                    table.add_row("", f"  --preset {preset}", value.about)
+                    names = value.target().downloads
+                    needs = f"; from the hub: {', '.join(names)}" if names else ""
+                    table.add_row("", f"  --preset {preset}", value.about + needs)
     Console().print(table, markup=False)
 
 
@@ -151,7 +153,10 @@ def train(
     weight_decay: Annotated[float | None, arg(help="Of AdamW, towards log ψ = 0.")] = None,
     source: Annotated[
         str | None,
-        arg(help="Where training samples come from: draws, base, proposal (both roles), exact, smc (target only)."),
+        arg(
+            help="Where training samples come from: draws, base, proposal, or exact, smc (for roles that need no "
+            "density), or several: proposal+exact."
+        ),
     ] = None,
     num_draws: Annotated[int | None, arg(help="Base draws to collect first; 0 for none.")] = None,
     draws: Annotated[Path | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
@@ -171,14 +176,16 @@ def train(
     """
     from twistlm import api
     from twistlm.experiments import get_preset
-    from twistlm.registry import lookup
+    from twistlm.losses import objective
+    from twistlm.sources import serves
 
     options = _given(beta=beta, num_tokens=num_tokens, num_condition=num_condition, label=label, threshold=threshold)
     chosen = get_preset(experiment, preset, **options)
     given = _given(learning_rate=learning_rate, weight_decay=weight_decay)
     if source is not None:
         given["target_source"] = source
-        if "roles" not in lookup("source", source).options:
+        others = set(objective(method or chosen.run.training.loss).roles) - {"target"}
+        if all(serves(source, role) for role in others):
             given["intermediate_source"] = source
     config = chosen.config(method)
     if num_draws is not None:
@@ -347,6 +354,8 @@ def plot(
     for path, each in zip(sweeps, pooled, strict=True):
         if each.num_missing:
             print(f"{path}: {each.num_missing} runs are missing; this is what is there")
+        if not each.has_curves:
+            print(f"{path}: no divergences against updates; they need exact samples, and certificates during training")
     folders = [path / "plots" if out is None else out / each.name if len(pooled) > 1 else out
                for path, each in zip(sweeps, pooled, strict=True)]  # fmt: skip
     written = [made for each, folder in zip(pooled, folders, strict=True) for made in plot_sweep(each, folder)]
@@ -360,6 +369,37 @@ def _some(sweeps: Sequence[Path]) -> Sequence[Path]:
     return sweeps
 
 
+def gallery(
+    experiment: ExperimentName,
+    out: Annotated[Path, arg(help="Folder for the runs and gallery.jsonl.")],
+    preset: PresetName = "small",
+    method: Annotated[str | None, arg(help="Loss; default: the preset's.")] = None,
+    num_samples: Annotated[int, arg(help="Texts of each sampler.")] = 4,
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Look at what an experiment writes: base draws beside twisted SMC, unpicked.
+
+    Trains one run for each setting that the experiment is best looked at in: toxicity at β = 10 with 200 tokens,
+    sentiment at β = 100 for every class, infilling before four given ends. At such β no draw is accepted as exact, so
+    these runs are judged by the lower bound on log Z alone.
+    """
+    from rich.console import Console
+
+    from twistlm.gallery import gallery as hang
+    from twistlm.gallery import show
+
+    if num_samples < 1:
+        raise ConfigError(f"num_samples must be at least 1, not {num_samples}")
+    pictures = hang(
+        experiment, preset, out, method=method, num_samples=num_samples, seed=seed, exists=_exists(resume, overwrite)
+    )
+    console = Console()
+    show(pictures, console)
+    console.print(f"Written to {out / 'gallery.jsonl'}")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "list": list_,
@@ -367,6 +407,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "sample": sample,
+    "gallery": gallery,
     "sweep": sweep,
     "table": table,
     "plot": plot,

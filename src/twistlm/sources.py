@@ -5,21 +5,21 @@ of a loss: weighted by p₀φ/q it is a sample of the target, by p₀ψ_t/q at e
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from twistlm import smc
 from twistlm.divergences import proposal_samples
-from twistlm.errors import ConfigError, ExactSamplesError, TrainingError
+from twistlm.errors import ConfigError, ExactSamplesError
 from twistlm.exact import Collection
-from twistlm.logmath import ess, normalise
+from twistlm.logmath import normalise
 from twistlm.proposals import Proposal, base, twist_induced
-from twistlm.registry import register
+from twistlm.registry import lookup, register
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
-from twistlm.types import Potential, Samples, Scored
+from twistlm.types import Potential, Samples
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,53 @@ class Batch:
 Source = Callable[[Rng, Setting, int], Batch]
 
 
+def get_source(expression: str) -> Source:
+    """The registered source of that name; several joined by "+" share the sequences equally among them.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    parts: list[Source] = [lookup("source", name).value for name in _names(expression)]
+    if len(parts) == 1:
+        return parts[0]
+
+    def mixture(rng: Rng, setting: Setting, count: int) -> Batch:
+        share = max(1, count // len(parts))
+        return _mixed([part(rng.fork(k), setting, share) for k, part in enumerate(parts)])
+
+    return mixture
+
+
+def serves(expression: str, role: str) -> bool:
+    """Whether the source gives what `role` (see `losses`) needs: some give sequences whose q is not known."""
+    return all(role in lookup("source", name).options.get("roles", (role,)) for name in _names(expression))
+
+
+def _names(expression: str) -> list[str]:
+    return [name.strip() for name in expression.split("+")]
+
+
+def _mixed(parts: list[Batch]) -> Batch:
+    """One batch of all sequences; towards σ each part counts by its number of sequences."""
+    targets = parts[0].num_targets
+    sizes = [len(part.samples) // targets for part in parts]
+    whole = Samples.concatenate([part.samples for part in parts])
+    starts = torch.tensor([0, *sizes[:-1]]).cumsum(0) * targets
+    # The sequences of one target, from every part, come one after the other.
+    order = torch.cat([
+        start + target * size + torch.arange(size)
+        for target in range(targets)
+        for start, size in zip(starts.tolist(), sizes, strict=True)
+    ])  # fmt: skip
+    log_w = torch.cat([
+        (normalise(part.log_w.view(targets, -1)) * size).log().flatten()
+        for part, size in zip(parts, sizes, strict=True)
+    ])  # fmt: skip
+    ratios = [part.log_ratio for part in parts if part.log_ratio is not None]
+    log_ratio = torch.cat(ratios)[order] if len(ratios) == len(parts) else None
+    return Batch(whole.select(order), log_w[order], log_ratio, targets)
+
+
 def independent(samples: Samples, num_targets: int = 1) -> Batch:
     """A batch of independent draws: importance weights without resampling."""
     log_ratio = (samples.log_p - samples.log_q).cumsum(-1)
@@ -108,7 +155,7 @@ def from_proposal(rng: Rng, setting: Setting, count: int) -> Batch:
     return _drawn(rng, setting, count, setting.proposal)
 
 
-@register("source", "smc", roles=("target",))
+@register("source", "smc", roles=("target", "drawn"))
 def from_smc(rng: Rng, setting: Setting, count: int) -> Batch:
     """Approximate target samples by SMC with the current twist."""
     result = smc.run(
@@ -130,7 +177,7 @@ def from_draws(rng: Rng, setting: Setting, count: int) -> Batch:
     return independent(draws.select(order))
 
 
-@register("source", "exact", roles=("target",))
+@register("source", "exact", roles=("target", "drawn"))
 def from_exact(rng: Rng, setting: Setting, count: int) -> Batch:
     """A random part of the exact target samples, equally weighted; fresh ones where every base draw is exact."""
     if setting.joint is not None:
@@ -148,88 +195,3 @@ def _collected(setting: Setting) -> Collection:
     if setting.collection is None:
         raise ConfigError("sources 'draws' and 'exact' need collected draws; run `twistlm collect`, or use 'proposal'")
     return setting.collection
-
-
-# --- From a batch to what a loss sees ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """The batches that a loss asked for, by role, and the effective number of target samples among them."""
-
-    scored: dict[str, Scored]
-    ess: float
-
-
-def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> Scoring:
-    """Score each role's batch with gradient; a batch that serves two roles is scored once.
-
-    Siblings count where particles of π_t are wanted, unless the normaliser is wanted too: they have none.
-
-    Raises:
-        ConfigError: a batch without prefix weights was given for a role other than the target.
-        TrainingError: no target sample has any weight.
-    """
-    with_siblings = batches["intermediate"] if "intermediate" in batches and not normaliser else None
-    scores = {
-        id(batch): model.score(
-            batch.samples if batch is with_siblings else replace(batch.samples, siblings=None), normaliser=normaliser
-        )
-        for batch in batches.values()
-    }
-    made, effective = {}, float("nan")
-    for role, batch in batches.items():
-        found, samples = scores[id(batch)], batch.samples
-        log_psi, mask = found.log_psi, samples.mask
-        if role == "target":
-            if not bool(batch.log_w.isfinite().any()):
-                raise TrainingError(
-                    "every target sample has weight zero (φ = 0); use more particles or a softer potential"
-                )
-            weights = _normalised(batch.log_w, batch.num_targets)
-            effective = float(ess(batch.log_w.view(batch.num_targets, -1)).sum())
-        elif role == "intermediate":
-            log_psi, mask, weights = _towards_intermediate(batch, found.log_psi, found.siblings)
-        elif role == "base":
-            weights = _normalised(_ratio(batch), batch.num_targets)
-        else:
-            weights = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)
-        made[role] = Scored(
-            mask=mask,
-            weights=weights.to(log_psi.dtype),
-            log_p=samples.log_p,
-            log_q=samples.log_q,
-            log_psi=log_psi,
-            log_normaliser=found.log_normaliser,
-            log_phi=samples.log_phi,
-        )
-    return Scoring(made, effective)
-
-
-def _ratio(batch: Batch) -> Tensor:
-    if batch.log_ratio is None:
-        raise ConfigError(
-            "this source gives target samples only; choose 'base', 'proposal' or 'draws' for the loss's other roles"
-        )
-    return batch.log_ratio
-
-
-def _towards_intermediate(batch: Batch, log_psi: Tensor, siblings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """log ψ, mask and self-normalised weights p₀ψ_t/q [B', T]; siblings count as particles of their prefix."""
-    log_ratio = _ratio(batch)
-    mask, log_w = batch.samples.mask, log_ratio + log_psi.detach()
-    if siblings is not None and batch.samples.siblings is not None:
-        # A sibling shares its prefix's ratio and has its own last factor; a finished prefix has no children.
-        before = torch.nn.functional.pad(log_ratio, (1, 0))[:, :-1]
-        log_w_siblings = before.unsqueeze(-1) + batch.samples.siblings.log_ratio + siblings.detach()
-        log_w_siblings = torch.where(mask.unsqueeze(-1), log_w_siblings, log_w.unsqueeze(-1))
-        siblings = torch.where(mask.unsqueeze(-1), siblings, log_psi.unsqueeze(-1))
-        log_w = torch.cat([log_w.unsqueeze(-1), log_w_siblings], -1).transpose(1, 2).flatten(0, 1)
-        log_psi = torch.cat([log_psi.unsqueeze(-1), siblings], -1).transpose(1, 2).flatten(0, 1)
-        mask = mask.repeat_interleave(1 + siblings.shape[-1], 0)
-    return log_psi, mask, _normalised(log_w, batch.num_targets)
-
-
-def _normalised(log_w: Tensor, num_targets: int) -> Tensor:
-    """Weights of sequences [B, …] that sum to 1/R for each of the R targets."""
-    return normalise(log_w.unflatten(0, (num_targets, -1)), dim=1).flatten(0, 1) / num_targets

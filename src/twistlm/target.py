@@ -16,7 +16,7 @@ from twistlm.exact import Collection
 from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
 from twistlm.potentials.continuation import without_start
-from twistlm.registry import lookup
+from twistlm.registry import available, lookup
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
 from twistlm.twists.link import probability
@@ -116,7 +116,8 @@ class Target:
             ConfigError: the twist does not take these options, or ψ is to be a probability and φ may be more than 1.
         """
         bound = self.potential.log_upper_bound
-        if is_probability and (bound is None or bound > 0):
+        # A threshold's 1 + 1e-16 is a probability for all that anyone can tell.
+        if is_probability and (bound is None or bound > 1e-6):
             raise ConfigError("this loss learns ψ as a probability and needs φ ≤ 1: set log_upper_bound, or use 'ctl'")
         entry = lookup("twist", name)
         arguments = dict(options)
@@ -145,6 +146,13 @@ class Target:
             "model": self.model_name, "potential": spec(self.potential), "prompt": self.prompt,
             "num_tokens": self.num_tokens, "eos": self.eos, "dtype": self.dtype, "device": self.device,
         }  # fmt: skip
+
+    @cached_property
+    def downloads(self) -> list[str]:
+        """Names of models that would come from the hub: neither registered, nor bundled, nor a folder."""
+        local = available("model").keys() | available("classifier").keys()
+        names = [self.model_name, *_named_models(spec(self.potential))]
+        return [name for name in dict.fromkeys(names) if name not in local and not Path(name).exists()]
 
     @staticmethod
     def from_spec(fields: Mapping[str, Any]) -> "Target":
@@ -177,3 +185,10 @@ class Target:
     def texts(self, samples: Samples) -> list[str]:
         """The continuations, without the prompt."""
         return self.lm.decode(list(samples.tokens))
+
+
+def _named_models(described: Mapping[str, Any]) -> list[str]:
+    """The models in the description of a potential, in those of its parts too."""
+    found = [described["model"]] if isinstance(described.get("model"), str) else []
+    parts = [part for value in described.values() for part in (value if isinstance(value, list) else [value])]
+    return found + [name for part in parts if isinstance(part, Mapping) for name in _named_models(part)]

@@ -25,11 +25,11 @@ from twistlm.exact import Collection, joint_samples
 from twistlm.logmath import normalise
 from twistlm.losses import ROLES, objective
 from twistlm.progress import bar
-from twistlm.registry import lookup
 from twistlm.resampling import invert
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
-from twistlm.sources import Batch, Scoring, Setting, Source, score
+from twistlm.scoring import Scoring, score
+from twistlm.sources import Batch, Setting, get_source, serves
 from twistlm.twisted import TwistedLM
 from twistlm.twists.low_rank import LowRankHead
 from twistlm.types import ConditionalPotential, Samples
@@ -48,7 +48,7 @@ class TrainingConfig:
 
     Attributes:
         loss: a registered loss, or a weighted sum of them: "0.7*ctl + 0.3*rl".
-        target_source: where samples weighted towards σ come from.
+        target_source: where samples weighted towards σ come from; "proposal+exact" takes half from each.
         intermediate_source: where those of a loss's other roles come from; the same name means the same batch.
         num_particles: sequences per batch.
         num_conditions: targets per batch where they differ (infilling); each gets its share of the particles.
@@ -87,11 +87,9 @@ class TrainingConfig:
         """
         wanted = objective(self.loss)
         for role, field_name in ROLES.items():
-            source = lookup("source", getattr(self, field_name))
-            if role in wanted.roles and role not in source.options.get("roles", ROLES):
-                raise ConfigError(
-                    f"source {source.name!r} cannot serve as {field_name}; use 'base', 'proposal' or 'draws'"
-                )
+            name = getattr(self, field_name)
+            if not serves(name, role) and role in wanted.roles:
+                raise ConfigError(f"source {name!r} cannot serve as {field_name}; use 'base', 'proposal' or 'draws'")
         if wanted.on_policy and self.intermediate_source != "proposal":
             raise ConfigError(
                 f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
@@ -286,8 +284,7 @@ class Trainer:
         for role in self.objective.roles:
             name = getattr(self.config, ROLES[role])
             if name not in drawn:
-                source: Source = lookup("source", name).value
-                drawn[name] = source(rng.fork(name), setting, self.config.num_particles)
+                drawn[name] = get_source(name)(rng.fork(name), setting, self.config.num_particles)
         return {role: drawn[getattr(self.config, ROLES[role])] for role in self.objective.roles}
 
     # --- Looking ---

@@ -16,7 +16,8 @@ from twistlm.models.tabular import TabularHead
 from twistlm.proposals import Proposal, base, twist_induced
 from twistlm.registry import available, lookup
 from twistlm.rng import Rng
-from twistlm.sources import Batch, independent, score
+from twistlm.scoring import score
+from twistlm.sources import Batch, independent
 from twistlm.twisted import TwistedLM
 from twistlm.types import Samples
 

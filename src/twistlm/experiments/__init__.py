@@ -1,7 +1,7 @@
 """Experiments: a target with settings that are known to suit it, in sizes called presets. One small file each."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -55,9 +55,12 @@ Presets = Mapping[str, Preset]
 F = TypeVar("F", bound=Callable[..., Presets])
 
 
-def experiment(name: str) -> Callable[[F], F]:
-    """Decorator: register a function that returns an experiment's presets; its keywords are the options it takes."""
-    return register("experiment", name)
+def experiment(name: str, *, gallery: Sequence[Mapping[str, Any]] = ({},)) -> Callable[[F], F]:
+    """Decorator: register a function that returns an experiment's presets; its keywords are the options it takes.
+
+    `gallery`: the options with which it is best looked at (`twistlm gallery`).
+    """
+    return register("experiment", name, gallery=tuple(gallery))
 
 
 def get_preset(name: str, preset: str, **options: Any) -> Preset:

@@ -10,11 +10,13 @@ from twistlm.target import Target
 
 PROMPT = "I bought this"
 
+LABELS = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
+
 # Adam's learning rates, the best of the paper's grid for each method.
 PAPER_RATES = {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-3, "dpg": 1e-4, "ppo": 1e-5}
 
 
-@experiment("sentiment")
+@experiment("sentiment", gallery=[{"beta": 100.0, "num_tokens": 20, "label": label} for label in LABELS])
 def sentiment(beta: float = 1.0, num_tokens: int = 10, label: str = "1 star") -> Presets:
     """p(so many stars given text)^beta of 10 tokens after "I bought this"; --label "1 star" to "5 stars"."""
 

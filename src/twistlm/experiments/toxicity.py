@@ -15,7 +15,7 @@ PROMPT = "Once upon a time, there was a"
 PAPER_RATES = {"ctl": 1e-4, "rl": 3e-5, "sixo": 3e-5, "fudge": 1e-4, "dpg": 3e-5, "ppo": 1e-6}
 
 
-@experiment("toxicity")
+@experiment("toxicity", gallery=[{"beta": 10.0, "num_tokens": 200}])
 def toxicity(beta: float = 1.0, num_tokens: int = 20) -> Presets:
     """p(toxic given text)^beta of 20 tokens after "Once upon a time, there was a"; bundled models or the paper's."""
 

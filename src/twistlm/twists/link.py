@@ -1,5 +1,7 @@
 """Twists that are probabilities: ψ = sigmoid(x), with x whatever another twist calls its log ψ."""
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
@@ -34,4 +36,4 @@ class ProbabilityHead(nn.Module):
 
 def probability(twist: Twist) -> Twist:
     """`twist` with its log ψ read as a logit; parameters and their names stay as they are."""
-    return Twist(ProbabilityHead(twist.head), twist.module, twist.decoder)
+    return replace(twist, head=ProbabilityHead(twist.head))

@@ -1,0 +1,109 @@
+"""What the methods write: base draws beside twisted SMC, for the settings that an experiment is best looked at in."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from twistlm.api import Run, train
+from twistlm.divergences import proposal_samples
+from twistlm.experiments import get_preset
+from twistlm.registry import lookup
+from twistlm.report.tables import samples_table
+from twistlm.rng import Rng
+from twistlm.runs import RunFolder, write_lines
+from twistlm.target import Target
+from twistlm.types import ConditionalPotential
+
+PARTICLES_PER_SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One target of a gallery: a title, and texts with log φ by sampler."""
+
+    title: str
+    columns: Mapping[str, list[tuple[str, float]]]
+
+
+def gallery(
+    experiment: str, preset: str, out: Path, *, method: str | None = None, num_samples: int = 4, seed: int = 0,
+    exists: str = "refuse",
+) -> list[Picture]:  # fmt: skip
+    """Train on every setting of an experiment's gallery and sample from each: `out` gets the runs and gallery.jsonl.
+
+    Raises:
+        ConfigError: there is no such experiment, preset or method.
+        RunError: a run is there and must not be.
+    """
+    pictures: list[Picture] = []
+    for options in lookup("experiment", experiment).options["gallery"]:
+        size = get_preset(experiment, preset, **options)
+        # A conservative name: it becomes a folder.
+        name = "-".join(f"{key}-{value}".replace(" ", "-") for key, value in options.items()) or "run"
+        RunFolder.check(out / name, exists)
+        target, config = size.target(), size.config(method)
+        config = replace(config, evaluation=replace(config.evaluation, during_training=False))
+        if not isinstance(target.potential, ConditionalPotential):
+            # At a high power of φ rejection accepts nothing, whatever it costs.
+            config = replace(config, num_draws=0)
+        run = train(target, config=config, seed=seed, out=out / name, exists=exists)
+        about = ", ".join(f"{key} = {value}" for key, value in options.items())
+        pictures += _pictures(run, about or experiment, num_samples, seed)
+    rows = [
+        {"picture": picture.title, "sampler": sampler, "text": text, "log_phi": log_phi}
+        for picture in pictures
+        for sampler, samples in picture.columns.items()
+        for text, log_phi in samples
+    ]
+    write_lines(out / "gallery.jsonl", rows)
+    return pictures
+
+
+def show(pictures: list[Picture], console: Console) -> None:
+    """Every picture as a table."""
+    for picture in pictures:
+        console.print(f"\n{picture.title} (log φ, text after the prompt)", markup=False, highlight=False)
+        console.print(samples_table(picture.columns))
+
+
+def _pictures(run: Run, about: str, num_samples: int, seed: int) -> Iterator[Picture]:
+    target = run.target
+    for condition in _conditions(run):
+        title = about if condition is None else f"{about}; to be followed by {condition!r}"
+        given = target.condition(condition)
+        drawn = proposal_samples(
+            Rng(seed, ("gallery",)), run.base, target.bound_potential,
+            prompts=[target.prompt_tokens] * (1 if given is None else num_samples),
+            num_samples=num_samples if given is None else 1, num_steps=target.num_tokens,
+            conditions=None if given is None else given.expand(num_samples, -1),
+        )  # fmt: skip
+        found = run.sample(num_samples, num_particles=PARTICLES_PER_SAMPLE, condition=condition, seed=seed)
+        yield Picture(
+            title,
+            {
+                "base model p₀": list(zip(target.texts(drawn), drawn.log_phi.tolist(), strict=True)),
+                f"twisted SMC, {PARTICLES_PER_SAMPLE} particles": [
+                    (row["text"], row["log_phi"]) for row in found.rows()
+                ],
+            },
+        )
+
+
+def _conditions(run: Run) -> list[str | None]:
+    """Where targets differ: the ends of a few stories that no run has trained on."""
+    target: Target = run.target
+    evaluation = run.fold("evaluation")
+    if not isinstance(target.potential, ConditionalPotential) or evaluation is None:
+        return [None]
+    conditions = evaluation.draws.conditions
+    assert conditions is not None
+    texts = target.lm.decode(list(conditions[:32]))
+    # Only text that is encoded as it was drawn can be asked for again.
+    again = [text for text, tokens in zip(texts, conditions, strict=False) if _survives(target, text, tokens.tolist())]
+    return list(again[:4])
+
+
+def _survives(target: Target, text: str, tokens: list[int]) -> bool:
+    return bool(target.lm.encode(text).tolist() == tokens)

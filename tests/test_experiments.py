@@ -1,0 +1,106 @@
+"""Every experiment in every size: the smallest ones run, the paper's are built and say what they would download."""
+
+from pathlib import Path
+
+import pytest
+
+from twistlm import Run, train
+from twistlm.cli import main
+from twistlm.errors import ConfigError
+from twistlm.experiments import get_preset
+from twistlm.registry import available, lookup
+
+PAPER_METHODS = ("ctl", "rl", "sixo", "fudge", "dpg", "ppo")
+EXPERIMENTS = list(available("experiment"))
+# What the published runs were made with, by experiment and its options: models, updates, learning rates.
+PUBLISHED = {
+    ("toxicity", ()): (
+        ["roneneldan/TinyStories-33M", "nicholasKluge/ToxicityModel"], 2048, 20,
+        {"ctl": 1e-4, "rl": 3e-5, "sixo": 3e-5, "fudge": 1e-4, "dpg": 3e-5, "ppo": 1e-6},
+    ),
+    ("sentiment", ()): (
+        ["gpt2-medium", "LiYuan/amazon-review-sentiment-analysis"], 2048, 10,
+        {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-3, "dpg": 1e-4, "ppo": 1e-5},
+    ),
+    ("infilling", ()): (
+        ["roneneldan/TinyStories-33M"], 5500, 15,
+        {"ctl": 3e-6, "rl": 3e-5, "sixo": 1e-4, "fudge": 1e-6, "dpg": 1e-4, "ppo": 3e-5},
+    ),
+    ("infilling", (("num_condition", 1), ("num_tokens", 2))): (
+        ["roneneldan/TinyStories-33M"], 2**14, 2,
+        {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-4, "dpg": 1e-4, "ppo": 3e-5},
+    ),
+    ("toxicity-threshold", ()): (
+        ["roneneldan/TinyStories-33M", "nicholasKluge/ToxicityModel"], 5000, 10, {"ctl": 1e-4}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(PUBLISHED))
+def test_paper_presets_have_the_published_settings(case: tuple[str, tuple[tuple[str, int], ...]]) -> None:
+    name, options = case
+    models, updates, length, learning_rates = PUBLISHED[case]
+    preset = get_preset(name, "paper", **dict(options))
+    target = preset.target()
+    assert target.downloads == models
+    assert (target.num_tokens, target.eos) == (length, "ignore")
+    for method, rate in learning_rates.items():
+        config = preset.config(method)
+        training = config.training
+        assert (training.loss, training.learning_rate, training.num_updates) == (method, rate, updates)
+        assert (training.betas, training.weight_decay) == ((0.9, 0.999), 0.0)
+        assert training.num_particles == (1000 if name == "toxicity-threshold" else 100)
+        lookup("twist", config.twist)
+
+
+def test_the_sources_are_those_of_the_paper() -> None:
+    preset = get_preset("toxicity", "small")
+    found = {
+        method: (preset.config(method).training.target_source, preset.config(method).training.intermediate_source)
+        for method in (*PAPER_METHODS, "gkl")
+    }
+    assert found == {
+        "ctl": ("proposal", "proposal"), "rl": ("proposal", "proposal"), "sixo": ("proposal", "base"),
+        "fudge": ("proposal", "base"), "dpg": ("proposal", "proposal"), "ppo": ("proposal", "proposal"),
+        "gkl": ("proposal", "base"),
+    }  # fmt: skip
+    assert get_preset("infilling", "small").config("sixo").training.target_source == "exact"
+    assert get_preset("infilling", "small").config("sixo").training.num_conditions == 100
+    assert get_preset("infilling", "small").config("ctl").training.num_conditions == 25
+
+
+def test_presets_of_bundled_models_need_no_network() -> None:
+    for name in EXPERIMENTS:
+        for size, preset in lookup("experiment", name).value().items():
+            assert (size == "paper") == bool(preset.target().downloads)
+
+
+@pytest.mark.parametrize("method", PAPER_METHODS)
+@pytest.mark.parametrize("case", list(PUBLISHED))
+def test_every_method_runs_in_its_smallest_size(case, method: str, tmp_path: Path) -> None:
+    name, options = case
+    if name == "toxicity-threshold" and method != "ctl":
+        pytest.skip("the paper trains CTL alone there")
+    preset = get_preset(name, "smoke", **dict(options))
+    run = train(preset.target(), config=preset.config(method), out=tmp_path / "run")
+    updates = [row["update"] for row in run.history if row["kind"] == "certificate"]
+    assert updates == [0, 1, 2, 4]
+    last = next(row for row in reversed(run.history) if row["kind"] == "certificate")
+    assert {"f", "g", "log_Z_lower", "log_Z_upper", "kl_q_target", "kl_target_q", "kl_q_prior", "log_phi"} <= set(last)
+    assert last["g"] is not None
+    assert len(last["texts"]) == 4
+
+
+@pytest.mark.parametrize("method", ["ctl", "rl", "sixo", "dpg"])
+@pytest.mark.parametrize("name", ["toxicity", "sentiment"])
+def test_exact_positives(name: str, method: str, tmp_path: Path) -> None:
+    arguments = ["--preset", "smoke", "--method", method, "--source", "exact", "--out", str(tmp_path / "run")]
+    assert main(["train", name, *arguments]) == 0
+    training = Run.load(tmp_path / "run").config.training
+    # RL has no positives: exact samples are the sequences along which its twists are to be consistent.
+    assert (training.intermediate_source if method == "rl" else training.target_source) == "exact"
+
+
+def test_an_option_of_another_experiment_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'toxicity' has no option label; it takes beta, num_tokens"):
+        get_preset("toxicity", "smoke", label="5 stars")
