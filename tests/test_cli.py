@@ -25,7 +25,7 @@ def test_import_is_fast_and_light() -> None:
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("demo", "list", "collect", "train", "evaluate", "sample"):
+    for command in ("demo", "list", "collect", "train", "evaluate", "sample", "sweep", "table", "plot"):
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
         assert stopped.value.code == 0
@@ -68,6 +68,11 @@ def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "no-such-run"], "does not exist; is this a run folder?"),
         (["sample", "no-such-run", "--num-samples", "0"], "num_samples must be at least 1, not 0"),
         (["collect", "toxicity", "--out", "x", "--max-draws", "0"], "max_draws must be at least 1"),
+        (["sweep", "toxicity", "--out", "x", "--methods", "ctl,pppo"], "unknown loss 'pppo'; did you mean 'ppo'"),
+        (["sweep", "toxicity", "--out", "x", "--seeds", "0"], "seeds and jobs must be at least 1, not 0 and 1"),
+        (["sweep", "toxicity", "--out", "x", "--label", "1 star"], "has no option label; it takes beta, num_tokens"),
+        (["table", "no-such-sweep"], "is not a sweep's folder"),
+        (["plot"], "name at least one folder"),
     ],
 )
 def test_bad_input_is_one_line_and_code_two(

@@ -289,6 +289,7 @@ def sweep(
     num_updates: Annotated[int | None, arg(help="At most so many updates; default: the preset's.")] = None,
     beta: Beta = None,
     num_tokens: NumTokens = None,
+    num_condition: NumCondition = None,
     label: Label = None,
     threshold: EventThreshold = None,
     jobs: Annotated[
@@ -305,7 +306,7 @@ def sweep(
     """
     from twistlm import grid
 
-    options = _given(beta=beta, num_tokens=num_tokens, label=label, threshold=threshold)
+    options = _given(beta=beta, num_tokens=num_tokens, num_condition=num_condition, label=label, threshold=threshold)
     request = grid.Request(experiment, preset, options, grid.parse_methods(methods), seeds, num_updates)
     grid.sweep(request, out, jobs=jobs, overwrite=overwrite)
 

@@ -1,7 +1,8 @@
 """Numbers with intervals. The package reports no other kind."""
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,22 @@ def _inverse_cubic(x: float, skewness: float) -> float:
         return x
     inner = 1.0 + skewness * (x - skewness / 6.0)
     return 3.0 * (math.copysign(abs(inner) ** (1 / 3), inner) - 1.0) / skewness
+
+
+def student(values: Sequence[float]) -> Estimate:
+    """The mean of a few independent values with Student's symmetric interval: what "mean ± 95 %" over seeds means.
+
+    Raises:
+        ConfigError: a value is missing (NaN) or there are none.
+    """
+    n = len(values)
+    if n == 0 or any(math.isnan(value) for value in values):
+        raise ConfigError(f"a mean needs values that are numbers, not {n} values of which some are NaN")
+    middle = math.fsum(values) / n if all(map(math.isfinite, values)) else sum(values)
+    if n == 1 or not math.isfinite(middle):
+        return Estimate(middle, -math.inf, math.inf, n)
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * statistics.stdev(values) / math.sqrt(n)
+    return Estimate(middle, middle - half, middle + half, n)
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:

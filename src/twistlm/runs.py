@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from twistlm.errors import ConfigError, RunError
-from twistlm.storage import load_json, load_tensors, save_json, save_tensors, write_atomically
+from twistlm.storage import load_json, load_tensors, save_json, save_tensors, save_text
 
 FORMAT = 1
 POLICIES = ("refuse", "resume", "overwrite")
@@ -186,12 +186,7 @@ class RunFolder:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, atomically."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(path, lambda temporary: _write(temporary, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    save_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def versions() -> dict[str, str]:

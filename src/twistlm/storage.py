@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,34 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def share(source: Path, path: Path) -> None:
+    """Make `path` the same file as `source` by a hard link, or a copy where the file system has none.
+
+    Neither is ever written through: every file of ours is replaced as a whole, which leaves the other as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.hardlink_to(source.resolve())
+    except OSError:
+        write_atomically(path, lambda temporary: _copy(source, temporary))
+
+
+def _copy(source: Path, path: Path) -> None:
+    shutil.copyfile(source, path)
+
+
 def save_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    write_atomically(path, lambda temporary: _dump(temporary, value))
+    save_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+def save_text(path: Path, text: str) -> None:
+    """Write text atomically."""
+    write_atomically(path, lambda temporary: _write(temporary, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def load_json(path: Path) -> Any:

@@ -4,18 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from twistlm.certificate import Certificate
 from twistlm.estimates import Estimate, difference
+from twistlm.report.style import COLOURS, MARKERS, save
 
-# Okabe and Ito's colours; markers and line styles say the same without colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 STYLES = {"iwae": "--", "smc": "-"}
-MARKERS = ("o", "s", "^", "D")
 
 
 def plot_bounds(certificates: Mapping[str, Certificate], path: Path) -> None:
@@ -40,7 +35,7 @@ def plot_bounds(certificates: Mapping[str, Certificate], path: Path) -> None:
     axes.minorticks_off()
     axes.set_title("Sandwiches of log Z: lower bounds rise, upper bounds fall")
     axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_divergences(history: Sequence[Mapping[str, Any]], log_Z: Estimate, path: Path) -> None:
@@ -57,7 +52,7 @@ def plot_divergences(history: Sequence[Mapping[str, Any]], log_Z: Estimate, path
     axes.axhline(0, color="0.7", linewidth=0.8)
     axes.set(xlabel="updates", ylabel="nats", title="Divergences during training (95 % intervals)")
     axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _errorbars(
@@ -68,9 +63,3 @@ def _errorbars(
     below = [max(0.0, e.value - e.low) for _, e in points]
     above = [max(0.0, e.high - e.value) for _, e in points]
     axes.errorbar(x, y, yerr=[below, above], color=colour, linestyle=style, marker=marker, capsize=3, label=label)
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -1,0 +1,182 @@
+"""A sweep: every method with every seed on one experiment, resumable run by run.
+
+Exact samples are collected once and shared: all methods are to be judged by the same.
+Every run is an ordinary run folder, and is finished when it has its certificate.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twistlm import api
+from twistlm.engines import local
+from twistlm.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundError
+from twistlm.experiments import Preset, get_preset
+from twistlm.losses import objective
+from twistlm.rng import Rng
+from twistlm.sweeps import METHODS, Cell, SweepFolder, in_order
+from twistlm.target import Target
+
+logger = logging.getLogger("twistlm")
+
+# When SMC resamples, in each certificate of a run: "after" training as usual, and at every step.
+THRESHOLDS = {"after": 0.5, "every_step": 1.0}
+# A certificate bounds log Z from above by at least so many exact samples.
+FEWEST_EXACT = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sweep over.
+
+    Attributes:
+        experiment: a registered experiment.
+        preset: its size.
+        options: the experiment's options.
+        methods: registered losses, or weighted sums of them.
+        num_seeds: seeds 0, 1, … of every method.
+        num_updates: at most so many updates; None takes the preset's.
+    """
+
+    experiment: str
+    preset: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    methods: tuple[str, ...] = METHODS
+    num_seeds: int = 5
+    num_updates: int | None = None
+
+    def chosen(self) -> Preset:
+        """The experiment's preset."""
+        return get_preset(self.experiment, self.preset, **self.options)
+
+    def config(self, method: str) -> api.RunConfig:
+        """The settings of a method's runs, but for the seed."""
+        config = self.chosen().config(method)
+        if self.num_updates is None:
+            return config
+        return replace(config, training=replace(config.training, num_updates=self.num_updates))
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Methods as the command line names them: "all", or losses with commas between.
+
+    Raises:
+        ConfigError: there is no such loss, or none is named.
+    """
+    names = in_order(METHODS if text == "all" else [name.replace(" ", "") for name in text.split(",")])
+    for name in names:
+        if not name:
+            raise ConfigError(f"methods {text!r} names an empty one; write 'all', or losses with commas: ctl,ppo")
+        objective(name)
+    return tuple(names)
+
+
+def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False) -> SweepFolder:
+    """Do every run of a sweep that is not done yet; prints a line for each.
+
+    Args:
+        request: what to sweep over.
+        out: the sweep's folder; asking the same again continues it.
+        jobs: so many runs at a time, each in a process of its own with its share of the threads.
+        overwrite: start over.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+        RunError: `out` is something else, or a sweep that was asked otherwise; or some runs failed, the others done.
+    """
+    if request.num_seeds < 1 or jobs < 1:
+        raise ConfigError(f"seeds and jobs must be at least 1, not {request.num_seeds} and {jobs}")
+    settings = {method: request.config(method) for method in request.methods}
+    target = request.chosen().target()
+    asked = {
+        "experiment": request.experiment, "preset": request.preset, "options": dict(request.options),
+        "methods": list(request.methods), "seeds": request.num_seeds, "num_updates": request.num_updates,
+        "target": {"fingerprint": target.fingerprint, "beta": float(getattr(target.potential, "beta", 1.0))},
+        "settings": {method: config.as_dict() for method, config in settings.items()},
+    }  # fmt: skip
+    folder = SweepFolder.create(out, asked, overwrite=overwrite)
+    todo = [cell for cell in folder.cells if not folder.finished(cell)]
+    if todo:
+        draws = _collect(folder, target, settings)
+        _run(folder, partial(_do, request, folder, draws), todo, jobs)
+    if failures := folder.failures:
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for cell, failure in failures.items():
+            reasons.setdefault((cell.method, failure.message), []).append(str(cell.seed))
+        which = "; ".join(f"{method}, seed {' '.join(seeds)}: {why}" for (method, why), seeds in reasons.items())
+        raise RunError(f"{len(failures)} of {len(folder.cells)} runs failed, the others are done. {which}")
+    print(f"all {len(folder.cells)} runs are done: {out}; see `twistlm table {out}` and `twistlm plot {out}`")
+    return folder
+
+
+def _collect(folder: SweepFolder, target: Target, settings: Mapping[str, api.RunConfig]) -> Path | None:
+    """The shared draws, collected unless they are there; None where no exact samples can be had."""
+    config = next(iter(settings.values()))
+    if config.num_draws == 0:
+        return None
+    training = any(each.trains_on_draws for each in settings.values())
+    try:
+        found = target.collect(
+            Rng(0, ("sweep",)), num_samples=config.num_exact, max_draws=config.num_draws, path=folder.draws,
+            chunk=min(config.chunk, config.num_draws), keep_features=training,
+            num_siblings=config.num_siblings if training else 0,
+        )  # fmt: skip
+    except (NoneAcceptedError, UpperBoundError) as error:
+        logger.warning("%s", error)
+        return None
+    accepted = len(found.split(config.folds)[api.FOLDS.index("evaluation")].exact)
+    print(f"{len(found.exact)} exact samples among {len(found.draws)} draws, {accepted} of them for evaluation")
+    if accepted < FEWEST_EXACT:
+        logger.warning("too few exact samples to evaluate by: lower bounds only, as if there were none")
+        return None
+    return folder.draws
+
+
+def _run(folder: SweepFolder, do: Callable[[Cell], None], todo: list[Cell], jobs: int) -> None:
+    total, before = len(folder.cells), len(folder.cells) - len(todo)
+    print(f"{total} runs, {before} of them done already, {jobs} at a time")
+    failures, start = {}, time.monotonic()
+    folder.failures = {}
+    with closing(local.run(do, todo, jobs)) as outcomes:
+        for done, (cell, failure) in enumerate(outcomes, 1):
+            if failure is not None:
+                failures[cell] = failure
+                folder.failures = failures
+            left = (time.monotonic() - start) / done * (len(todo) - done) / 60
+            how = "done" if failure is None else f"failed: {failure.message}"
+            print(f"{cell}: {how} ({before + done} of {total}, about {left:.0f} min left)", flush=True)
+
+
+def _do(request: Request, folder: SweepFolder, draws: Path | None, cell: Cell) -> None:
+    """One run from wherever it is to its certificate."""
+    config = request.config(cell.method)
+    with _named(cell):
+        run = api.train(
+            request.chosen().target(), config=config if draws is not None else replace(config, num_draws=0),
+            seed=cell.seed, out=folder.run(cell).path, exists="resume", draws=draws,
+        )  # fmt: skip
+        # A seed of its own: the scatter over seeds is to include that of evaluation.
+        certificates = {
+            name: run.evaluate(seed=cell.seed, ess_threshold=threshold) for name, threshold in THRESHOLDS.items()
+        }
+    folder.run(cell).save_json("certificate.json", {name: each.as_dict() for name, each in certificates.items()})
+
+
+@contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+    """Warnings say which run they are about."""
+
+    def name(record: logging.LogRecord) -> bool:
+        record.msg = f"{cell}: {record.msg}"
+        return True
+
+    logger.addFilter(name)
+    try:
+        yield
+    finally:
+        logger.removeFilter(name)

@@ -1,0 +1,128 @@
+"""Tables of sweeps: in the terminal, as Markdown, CSV and LaTeX. One block per sweep, a row per method."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from twistlm.estimates import Estimate
+from twistlm.pooling import Pooled, Row
+
+HEADINGS = ("method", "KL(q‖σ)", "KL(σ‖q)", "E_q[log φ]", "KL(q‖p₀)", "seconds", "seeds")
+LATEX_HEADINGS = (
+    "method", r"$\mathrm{KL}(q\,\|\,\sigma)$", r"$\mathrm{KL}(\sigma\,\|\,q)$", r"$\mathrm{E}_q[\log\phi]$",
+    r"$\mathrm{KL}(q\,\|\,p_0)$", "seconds", "seeds",
+)  # fmt: skip
+PLUS_MINUS, INFINITY = r"\pm", r"\infty"
+NAMES = ("kl_q_target", "kl_target_q", "log_phi", "kl_q_prior", "seconds")
+
+
+def title(pooled: Pooled) -> str:
+    """What was swept."""
+    options = "".join(f", {name} = {value}" for name, value in pooled.asked["options"].items())
+    return f"{pooled.asked['experiment']}, preset {pooled.asked['preset']}{options}"
+
+
+def remarks(pooled: Pooled) -> list[str]:
+    """What a reader has to know: the log Z that was used, what ± means, what is missing."""
+    lines = []
+    if pooled.log_Z is None:
+        lines.append(
+            "log Z: no run has exact samples, so it is not bounded from above and no KL to the target is known."
+        )
+    else:
+        points = pooled.midpoints
+        lines.append(
+            f"log Z = {pooled.log_Z:.3f}: the median of {len(points)} runs' sandwich midpoints "
+            f"({min(points):.3f} to {max(points):.3f})."
+        )
+    if pooled.conditional:
+        lines.append(
+            "It differs by condition, so each run's KLs are those of its own certificate, paired by condition."
+        )
+    lines.append("Nats, mean ± 95 % over seeds (Student's t); seconds are those of the updates.")
+    if pooled.num_missing:
+        total = pooled.num_missing + len(pooled.results)
+        lines.append(f"Unfinished: {pooled.num_missing} of {total} runs are missing; this is what is there.")
+    return lines
+
+
+def sweep_table(pooled: Pooled) -> Group:
+    """For the terminal."""
+    table = Table(box=None, pad_edge=False)
+    for heading in HEADINGS:
+        # Text, not markup: E_q[…] would be read as a style.
+        table.add_column(Text(heading), justify="left" if heading == "method" else "right")
+    for row in pooled.rows:
+        table.add_row(*(Text(cell) for cell in _cells(row)))
+    return Group(Text(title(pooled), style="bold"), *map(Text, remarks(pooled)), "", table, "")
+
+
+def markdown(sweeps: Sequence[Pooled]) -> str:
+    """A section for each sweep."""
+    blocks = []
+    for pooled in sweeps:
+        lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *(_cells(row) for row in pooled.rows)]
+        table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        blocks.append(f"## {title(pooled)}\n\n{' '.join(remarks(pooled))}\n\n{table}\n")
+    return "\n".join(blocks)
+
+
+def latex(sweeps: Sequence[Pooled]) -> str:
+    """A tabular for each sweep; needs the package booktabs."""
+    blocks = []
+    for pooled in sweeps:
+        comments = "\n".join(f"% {line}" for line in (title(pooled), *remarks(pooled)))
+        cells = [_cells(row, _math) for row in pooled.rows]
+        rows = "\n".join(" & ".join([_escaped(method), *rest]) + r" \\" for method, *rest in cells)
+        blocks.append(
+            f"{comments}\n\\begin{{tabular}}{{l{'r' * (len(HEADINGS) - 1)}}}\n\\toprule\n"
+            f"{' & '.join(LATEX_HEADINGS)} \\\\\n\\midrule\n{rows}\n\\bottomrule\n\\end{{tabular}}\n"
+        )
+    return "\n".join(blocks)
+
+
+def as_csv(sweeps: Sequence[Pooled]) -> str:
+    """A line per sweep and method with every number in full, and half-widths in columns of their own."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    pairs = [column for name in NAMES for column in (name, f"{name}_half_width")]
+    writer.writerow(["sweep", "experiment", "preset", "beta", "log_Z", "method", *pairs, "seeds"])
+    for pooled in sweeps:
+        start = [pooled.name, pooled.asked["experiment"], pooled.asked["preset"], pooled.beta, pooled.log_Z]
+        for row in pooled.rows:
+            found: list[Estimate | None] = [getattr(row, name) for name in NAMES]
+            # An empty field is a number that is not known.
+            numbers = [n for e in found for n in (("", "") if e is None else (e.value, _half(e)))]
+            writer.writerow([*start, row.method, *numbers, row.num_seeds])
+    return text.getvalue()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("_", r"\_")
+
+
+def _half(estimate: Estimate) -> float | str:
+    return estimate.half_width if math.isfinite(estimate.half_width) else ""
+
+
+def _plain(estimate: Estimate | None, digits: int) -> str:
+    if estimate is None:
+        return "—"
+    # One seed says nothing about its scatter.
+    more = f" ± {estimate.half_width:.{digits}f}" if math.isfinite(estimate.half_width) else ""
+    return f"{estimate.value:.{digits}f}{more}"
+
+
+def _math(estimate: Estimate | None, digits: int) -> str:
+    plain = _plain(estimate, digits)
+    return "---" if estimate is None else f"${plain.replace('±', PLUS_MINUS).replace('inf', INFINITY)}$"
+
+
+def _cells(row: Row, shown: Callable[[Estimate | None, int], str] = _plain) -> list[str]:
+    estimates = [shown(getattr(row, name), 1 if name == "seconds" else 2) for name in NAMES]
+    return [row.method, *estimates, str(row.num_seeds)]

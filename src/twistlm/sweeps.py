@@ -1,0 +1,151 @@
+"""The sweep folder: one target, every method with every seed, each in a run folder of its own.
+
+    sweep.json                       what was asked, and the versions that did it
+    draws.safetensors                base draws and exact samples, collected once and shared by all runs
+    METHOD/seed-K/                   a run folder (`twistlm.runs`); its certificate.json says that the run is finished
+    failures.json                    runs that could not be done, and why; absent if there are none
+    table.md, table.csv, table.tex   what `twistlm table` writes
+    plots/                           what `twistlm plot` writes
+
+Asking the same again continues it; asking anything else of the same folder is refused.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from twistlm.engines import Failure
+from twistlm.errors import RunError
+from twistlm.runs import RunFolder, versions
+from twistlm.storage import load_json, save_json
+
+FORMAT = 1
+
+# The paper's six in its order, then ours: what "all" means, and the order of tables and pictures.
+METHODS = ("ctl", "rl", "sixo", "fudge", "dpg", "ppo", "gkl")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed}"
+
+
+def in_order(methods: Sequence[str]) -> list[str]:
+    """The methods, each once: the known ones in their order, then others as they come."""
+    unique = list(dict.fromkeys(methods))
+    return sorted(unique, key=lambda method: METHODS.index(method) if method in METHODS else len(METHODS))
+
+
+class SweepFolder:
+    """One sweep's files. Make it with `create` or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.draws = path / "draws.safetensors"
+        self._failures = path / "failures.json"
+
+    @staticmethod
+    def create(path: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> "SweepFolder":
+        """A folder for a sweep, or the one that is there if it was asked the same.
+
+        Args:
+            path: the folder.
+            asked: JSON values; `methods` and `seeds` (their number) among them.
+            overwrite: delete a sweep that is there.
+
+        Raises:
+            RunError: something else is there, or a sweep that was asked otherwise.
+        """
+        asked = {"format": FORMAT, **json.loads(json.dumps(asked))}
+        if path.is_file() or (path.exists() and any(path.iterdir()) and not (path / "sweep.json").exists()):
+            raise RunError(f"{path} is not a sweep's folder, so it is left alone; choose another --out")
+        if path.exists() and overwrite:
+            shutil.rmtree(path)
+        if not (path / "sweep.json").exists():
+            save_json(path / "sweep.json", {**asked, "versions": versions()})
+            return SweepFolder(path)
+        folder = SweepFolder.open(path)
+        if differences := _differences(folder.asked, asked):
+            raise RunError(
+                f"{path} holds a sweep that was asked otherwise: {differences}. Ask the same again to continue it, "
+                "choose another --out, or replace it with --overwrite"
+            )
+        return folder
+
+    @staticmethod
+    def open(path: Path) -> "SweepFolder":
+        """An existing sweep.
+
+        Raises:
+            RunError: it is no sweep's folder, or corrupt, or from another version.
+        """
+        if not (path / "sweep.json").exists():
+            raise RunError(f"{path} is not a sweep's folder (it has no sweep.json); make one with `twistlm sweep`")
+        folder = SweepFolder(path)
+        if folder.asked.get("format") != FORMAT:
+            raise RunError(
+                f"{path} was written in format {folder.asked.get('format')} and this version reads format {FORMAT}; "
+                "sweep again with --overwrite"
+            )
+        return folder
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        """What was asked."""
+        asked: dict[str, Any] = load_json(self.path / "sweep.json")
+        return asked
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every run of the grid: all methods with seed 0, then with seed 1, …, so that an early look compares them."""
+        return [Cell(method, seed) for seed in range(self.asked["seeds"]) for method in self.asked["methods"]]
+
+    def run(self, cell: Cell) -> RunFolder:
+        """Where a run is, or will be."""
+        return RunFolder(self.path / cell.method.replace("*", "x") / f"seed-{cell.seed}")
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether a run has its certificate."""
+        return (self.run(cell).path / "certificate.json").exists()
+
+    @property
+    def failures(self) -> dict[Cell, Failure]:
+        """Runs that could not be done when the sweep last ran, and are not done since."""
+        rows = load_json(self._failures) if self._failures.exists() else []
+        found = {Cell(row["method"], row["seed"]): Failure(row["error"], row["message"]) for row in rows}
+        return {cell: failure for cell, failure in found.items() if not self.finished(cell)}
+
+    @failures.setter
+    def failures(self, found: Mapping[Cell, Failure]) -> None:
+        if found:
+            save_json(self._failures, [{**asdict(cell), **asdict(failure)} for cell, failure in found.items()])
+        else:
+            self._failures.unlink(missing_ok=True)
+
+
+def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Names and values of what differs; "" if nothing does."""
+    names = [name for name in asked if found.get(name) != asked[name]]
+    # "target" and "settings" follow from the others, unless twistlm itself has changed in between.
+    short = [name for name in names if not isinstance(asked[name], dict) or name == "options"]
+    if short:
+        return "; ".join(f"{name} {_shown(found.get(name))}, now {_shown(asked[name])}" for name in short)
+    return ", ".join(f"another {name}, though it was asked by the same names" for name in names)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    if isinstance(value, dict):
+        return " ".join(f"{name}={each}" for name, each in value.items()) or "none"
+    return "the preset's" if value is None else str(value)

@@ -1,0 +1,150 @@
+"""What a sweep found: statistics by hand on fabricated certificates, and the tables and pictures made of them."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+
+from twistlm.cli import main
+from twistlm.errors import ConfigError
+from twistlm.estimates import Estimate, student
+from twistlm.pooling import read
+from twistlm.report.sweep_tables import as_csv, latex, markdown
+from twistlm.sweeps import Cell, SweepFolder
+
+
+def exactly(value: float) -> dict:
+    return Estimate(value, value, value, 2).as_dict()
+
+
+def certificate(f: float, g: float | None, lower: float, upper: float | None, **more: float) -> dict:
+    """One with a narrow sandwich [lower, upper] at N = 8 by SMC, and wide ones that do not count."""
+
+    def bounds(method: str, n: int, slack: float) -> dict:
+        low, high = Estimate(lower - slack, lower - slack - 0.1, lower - slack + 0.1, 2), None
+        if upper is not None:
+            high = Estimate(upper + slack, upper + slack - 0.1, upper + slack + 0.1 + slack, 2).as_dict()
+        return {"method": method, "num_particles": n, "lower": low.as_dict(), "upper": high}
+
+    return {
+        "f": exactly(f), "g": None if g is None else exactly(g), "log_Z": exactly(0.0), "log_Z_source": "main sandwich",
+        "kl_q_target": exactly(99.0), "kl_target_q": None if g is None else exactly(99.0),
+        "kl_q_prior": exactly(more.get("kl_q_prior", 0.5)), "log_phi": exactly(more.get("log_phi", -4.0)),
+        "phi": exactly(0.1), "ess_fraction": 0.5, "num_sequences": 1, "seconds": 1.0,
+        "bounds": [bounds("iwae", 4, 2.0), bounds("smc", 4, 1.0), bounds("iwae", 8, 0.5), bounds("smc", 8, 0.0)],
+    }  # fmt: skip
+
+
+def fabricate(path: Path, found: dict[tuple[str, int], dict], seeds: int, beta: float = 2.0) -> SweepFolder:
+    """A sweep's folder with these certificates, and one during training of each run, half a nat worse."""
+    asked = {
+        "experiment": "by_hand", "preset": "small", "options": {"beta": beta},
+        "methods": list(dict.fromkeys(method for method, _ in found)), "seeds": seeds, "num_updates": None,
+        "target": {"fingerprint": "0", "beta": beta}, "settings": {},
+    }  # fmt: skip
+    folder = SweepFolder.create(path, asked)
+    for (method, seed), fields in found.items():
+        run = folder.run(Cell(method, seed))
+        run.save_json("certificate.json", {"after": fields, "every_step": fields})
+        during = {**fields, "f": exactly(fields["f"]["value"] - 0.5)}
+        run.append_metrics({"kind": "certificate", "update": 0, **during})
+        run.append_metrics({"kind": "update", "update": 0, "seconds": 2.0 + seed})
+        run.append_metrics({"kind": "update", "update": 1, "seconds": 1.0})
+    return folder
+
+
+# Midpoints −3.0, −2.8, −3.4, −2.0: their median is −2.9.
+BY_HAND = {
+    ("dpg", 0): certificate(-3.9, -1.9, -3.5, -2.5),
+    ("mc_squared", 0): certificate(-5.9, None, -3.3, -2.3),
+    ("dpg", 1): certificate(-4.1, -2.1, -3.6, -3.2),
+    ("mc_squared", 1): certificate(-5.9, None, -2.5, -1.5),
+}
+
+
+def test_pooled_by_hand(tmp_path: Path) -> None:
+    fabricate(tmp_path / "sweep", BY_HAND, seeds=3)
+    pooled = read(tmp_path / "sweep")
+    assert pooled.midpoints == pytest.approx([-3.0, -2.8, -3.4, -2.0])
+    assert pooled.log_Z == pytest.approx(-2.9)
+    assert pooled.num_missing == 2
+    dpg, squared = pooled.rows
+    # log Z − F = 1.0 and 1.2; t(0.975, 1) = 12.706; their standard error is 0.1.
+    assert dpg.kl_q_target is not None
+    assert dpg.kl_q_target.value == pytest.approx(1.1)
+    assert dpg.kl_q_target.half_width == pytest.approx(12.706 * 0.1, rel=1e-4)
+    # G − log Z = 1.0 and 0.8.
+    assert dpg.kl_target_q is not None
+    assert dpg.kl_target_q.value == pytest.approx(0.9)
+    assert squared.kl_q_target is not None
+    assert (squared.kl_q_target.value, squared.kl_q_target.half_width) == (pytest.approx(3.0), pytest.approx(0.0))
+    assert squared.kl_target_q is None
+    assert (dpg.seconds.value, dpg.num_seeds) == (pytest.approx(3.5), 2)
+    assert dpg.log_phi_per_beta.value == pytest.approx(-2.0)
+    ((update, worse),) = pooled.curve("dpg", pooled.kl_q_target)
+    assert (update, worse.value) == (0, pytest.approx(1.6))
+    assert [(n, e.value) for n, e in pooled.bounds("dpg", "after", True, "lower")] == [
+        (4, pytest.approx(-4.55)), (8, pytest.approx(-3.55))
+    ]  # fmt: skip
+    assert [(n, e.value) for n, e in pooled.bounds("dpg", "after", False, "upper")] == [
+        (4, pytest.approx(-0.85)), (8, pytest.approx(-2.35))
+    ]  # fmt: skip
+
+
+def test_student_is_the_textbook_interval() -> None:
+    found = student([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (found.value, found.n) == (3.0, 5)
+    assert found.half_width == pytest.approx(2.7764451 * math.sqrt(2.5 / 5))
+    assert student([1.0]).half_width == math.inf
+    with pytest.raises(ConfigError, match="NaN"):
+        student([1.0, math.nan])
+
+
+def test_tables_say_the_same_in_every_format(tmp_path: Path) -> None:
+    fabricate(tmp_path / "sweep", BY_HAND, seeds=3)
+    pooled = read(tmp_path / "sweep")
+    text = markdown([pooled])
+    assert "log Z = -2.900: the median of 4 runs" in text
+    assert "Unfinished: 2 of 6 runs are missing" in text
+    assert "| dpg | 1.10 ± 1.27 | 0.90 ± 1.27 | -4.00 ± 0.00 | 0.50 ± 0.00 | 3.5 ± 6.4 | 2 |" in text
+    assert "| mc_squared | 3.00 ± 0.00 | — |" in text
+    assert r"mc\_squared & $3.00 \pm 0.00$ & --- &" in latex([pooled])
+    rows = list(csv.DictReader(as_csv([pooled]).splitlines()))
+    assert [row["method"] for row in rows] == ["dpg", "mc_squared"]
+    assert float(rows[0]["kl_q_target_half_width"]) == pytest.approx(1.2706, rel=1e-4)
+    assert rows[1]["kl_target_q"] == ""
+
+
+def test_without_exact_samples_no_kl_is_claimed(tmp_path: Path) -> None:
+    fabricate(tmp_path / "sweep", {("ctl", 0): certificate(-4.0, None, -3.0, None)}, seeds=1)
+    pooled = read(tmp_path / "sweep")
+    assert pooled.log_Z is None
+    assert not pooled.has_curves
+    assert "| ctl | — | — | -4.00 | 0.50 | 3.0 | 1 |" in markdown([pooled])
+
+
+def test_where_the_target_differs_by_condition_paired_divergences_stand(tmp_path: Path) -> None:
+    fields = {**certificate(-4.0, -2.0, -3.5, -2.5), "ess_fraction": None, "kl_q_target": exactly(0.7)}
+    fabricate(tmp_path / "sweep", {("ctl", 0): fields}, seeds=1)
+    (row,) = read(tmp_path / "sweep").rows
+    assert row.kl_q_target is not None
+    assert row.kl_q_target.value == 0.7
+
+
+def test_pictures_of_two_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fabricate(tmp_path / "mild", BY_HAND, seeds=2, beta=1.0)
+    fabricate(tmp_path / "strong", {("ctl", 0): certificate(-4.0, None, -3.0, None)}, seeds=2, beta=5.0)
+    assert main(["plot", str(tmp_path / "mild"), str(tmp_path / "strong"), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "strong: 1 runs are missing" in printed
+    assert "strong: no divergences against updates" in printed
+    names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    stems = ["mild/divergences", "mild/bounds", "mild/resampling", "strong/bounds", "strong/resampling", "frontier"]
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    assert main(["table", str(tmp_path / "mild"), str(tmp_path / "strong"), "--format", "csv"]) == 0
+    rows = list(csv.DictReader((tmp_path / "mild" / "table.csv").read_text().splitlines()))
+    assert [(row["sweep"], row["method"], row["beta"]) for row in rows] == [
+        ("mild", "dpg", "1.0"), ("mild", "mc_squared", "1.0"), ("strong", "ctl", "5.0")
+    ]  # fmt: skip
+    assert not (tmp_path / "mild" / "table.md").exists()
