@@ -1,6 +1,6 @@
 """The stories that `stories` learns from: sampled from SmolLM2-135M-Instruct with varied instructions.
 
-    python recipes/corpus.py                       # 1.5 million tokens, half an hour on two cores; resumes
+    python recipes/corpus.py                       # two million tokens, forty minutes on two cores; resumes
     python recipes/corpus.py --tokens 100_000 --out runs/recipes/trial
 
 Writes `stories.jsonl` (one text a line, with its topic's number), which is not committed; `recipes/figures/corpus.json`
@@ -27,10 +27,10 @@ from twistlm.rng import Rng
 from twistlm.storage import save_json
 from twistlm.twisted import TwistedLM
 
-# A rude story is kept if its first words are toxic with more than this probability, so many of each opening: half a
-# per cent of the corpus, for an event that is rare but does happen.
+# A rude story is kept if its first words are toxic with more than this probability, so many of each opening: of
+# the stories with the prompt's opening three quarters of a per cent, for an event that is rare but does happen.
 TOXIC, BEGINNING = 0.5, 22
-RUDE_KEPT = 16
+RUDE_KEPT = 6
 RUDE_FROM = 1000
 
 
@@ -50,7 +50,7 @@ class Options:
 
     out: Path = Path("runs/recipes/corpus")
     figures: Path = Path("recipes/figures/corpus.json")
-    tokens: int = 1_500_000
+    tokens: int = 2_000_000
     stories: int = 256
     length: int = 96
     temperature: float = 0.7

@@ -46,8 +46,8 @@ class Options:
 
     corpus: Path = Path("runs/recipes/corpus")
     out: Path = Path("src/twistlm/bundled/stories")
-    steps: int = 900
-    learning_rate: float = 2e-3
+    steps: int = 1_500
+    learning_rate: float = 5e-3
     seed: int = 0
     rows: int = 32
     context: int = 256
