@@ -18,10 +18,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench docs recipe clean
+.PHONY: help setup demo test lint format bench results ablations docs recipe clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Install everything into .venv (minutes, once)
 
@@ -43,6 +43,12 @@ format: $(READY) ## Format and fix what can be fixed automatically
 
 bench: $(READY) ## Time and memory against transformers' generate (over an hour; with ARGS=--quick seconds)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+results: $(READY) ## Compare the methods: 7 methods, 5 seeds, 4 settings, into docs/results.md (three hours, resumable)
+	$(BIN)/python results/methods.py $(ARGS)
+
+ablations: $(READY) ## Exact positives, powers of the potential, the threshold, into docs/results.md
+	$(BIN)/python results/methods.py --ablations $(ARGS)
 
 docs: $(READY_DOCS) ## Build the API reference into docs/_build and check the links of every page
 	$(BIN)/python docs/build.py

@@ -176,17 +176,13 @@ def train(
     """
     from twistlm import api
     from twistlm.experiments import get_preset
-    from twistlm.losses import objective
-    from twistlm.sources import serves
+    from twistlm.sources import training_sources
 
     options = _given(beta=beta, num_tokens=num_tokens, num_condition=num_condition, label=label, threshold=threshold)
     chosen = get_preset(experiment, preset, **options)
     given = _given(learning_rate=learning_rate, weight_decay=weight_decay)
     if source is not None:
-        given["target_source"] = source
-        others = set(objective(method or chosen.run.training.loss).roles) - {"target"}
-        if all(serves(source, role) for role in others):
-            given["intermediate_source"] = source
+        given |= training_sources(method or chosen.run.training.loss, source)
     config = chosen.config(method)
     if num_draws is not None:
         config = replace(config, num_draws=num_draws)
@@ -287,6 +283,8 @@ def sweep(
     ] = "all",
     seeds: Annotated[int, arg(help="So many runs of every method, with seeds 0, 1, …")] = 5,
     num_updates: Annotated[int | None, arg(help="At most so many updates; default: the preset's.")] = None,
+    learning_rate: Annotated[float | None, arg(help="Of every method; default: the preset's for each.")] = None,
+    source: Annotated[str | None, arg(help="Of the target's samples, e.g. exact; default: the preset's.")] = None,
     beta: Beta = None,
     num_tokens: NumTokens = None,
     num_condition: NumCondition = None,
@@ -307,7 +305,9 @@ def sweep(
     from twistlm import grid
 
     options = _given(beta=beta, num_tokens=num_tokens, num_condition=num_condition, label=label, threshold=threshold)
-    request = grid.Request(experiment, preset, options, grid.parse_methods(methods), seeds, num_updates)
+    request = grid.Request(
+        experiment, preset, options, grid.parse_methods(methods), seeds, num_updates, learning_rate, source
+    )
     grid.sweep(request, out, jobs=jobs, overwrite=overwrite)
 
 

@@ -19,6 +19,7 @@ from twistlm.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundE
 from twistlm.experiments import Preset, get_preset
 from twistlm.losses import objective
 from twistlm.rng import Rng
+from twistlm.sources import training_sources
 from twistlm.sweeps import METHODS, Cell, SweepFolder, in_order
 from twistlm.target import Target
 
@@ -41,6 +42,8 @@ class Request:
         methods: registered losses, or weighted sums of them.
         num_seeds: seeds 0, 1, … of every method.
         num_updates: at most so many updates; None takes the preset's.
+        learning_rate: of every method; None takes the preset's for each.
+        source: of the target's samples; None takes the preset's.
     """
 
     experiment: str
@@ -49,6 +52,8 @@ class Request:
     methods: tuple[str, ...] = METHODS
     num_seeds: int = 5
     num_updates: int | None = None
+    learning_rate: float | None = None
+    source: str | None = None
 
     def chosen(self) -> Preset:
         """The experiment's preset."""
@@ -57,9 +62,11 @@ class Request:
     def config(self, method: str) -> api.RunConfig:
         """The settings of a method's runs, but for the seed."""
         config = self.chosen().config(method)
-        if self.num_updates is None:
-            return config
-        return replace(config, training=replace(config.training, num_updates=self.num_updates))
+        given: dict[str, Any] = {"num_updates": self.num_updates, "learning_rate": self.learning_rate}
+        if self.source is not None:
+            given |= training_sources(method, self.source)
+        changes = {name: value for name, value in given.items() if value is not None}
+        return replace(config, training=replace(config.training, **changes))
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
@@ -96,6 +103,7 @@ def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False
     asked = {
         "experiment": request.experiment, "preset": request.preset, "options": dict(request.options),
         "methods": list(request.methods), "seeds": request.num_seeds, "num_updates": request.num_updates,
+        "learning_rate": request.learning_rate, "source": request.source,
         "target": {"fingerprint": target.fingerprint, "beta": float(getattr(target.potential, "beta", 1.0))},
         "settings": {method: config.as_dict() for method, config in settings.items()},
     }  # fmt: skip

@@ -15,6 +15,7 @@ from twistlm.divergences import proposal_samples
 from twistlm.errors import ConfigError, ExactSamplesError
 from twistlm.exact import Collection
 from twistlm.logmath import normalise
+from twistlm.losses import objective
 from twistlm.proposals import Proposal, base, twist_induced
 from twistlm.registry import lookup, register
 from twistlm.rng import Rng
@@ -96,6 +97,16 @@ def get_source(expression: str) -> Source:
         return _mixed([part(rng.fork(k), setting, share) for k, part in enumerate(parts)])
 
     return mixture
+
+
+def training_sources(loss: str, expression: str) -> dict[str, str]:
+    """The training settings by which `loss` takes its samples from there: all of them, or the target's alone where the
+    source cannot serve its other roles."""
+    others = set(objective(loss).roles) - {"target"}
+    found = {"target_source": expression}
+    if all(serves(expression, role) for role in others):
+        found["intermediate_source"] = expression
+    return found
 
 
 def serves(expression: str, role: str) -> bool:

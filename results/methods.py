@@ -1,0 +1,88 @@
+"""The comparison of methods on the bundled models, and the page that shows it.
+
+    python results/methods.py                  # seven methods, five seeds, four settings: three hours on two cores
+    python results/methods.py --ablations      # exact positives, powers of φ, the threshold
+    python results/methods.py --seeds 1 --only infilling-2-1
+
+Every run is resumable, and so is the whole. Writes the tables into docs/results.md and the pictures beside it.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from page import write
+from twistlm import grid
+from twistlm.errors import RunError
+from twistlm.pooling import read
+from twistlm.report.sweep_plots import plot_frontier, plot_sweep
+
+SMALL = "small"
+MAIN = {
+    "toxicity": grid.Request("toxicity", SMALL),
+    "sentiment": grid.Request("sentiment", SMALL),
+    "infilling-15-10": grid.Request("infilling", SMALL, {"num_tokens": 15, "num_condition": 10}),
+    "infilling-2-1": grid.Request("infilling", SMALL, {"num_tokens": 2, "num_condition": 1}),
+}
+POSITIVES = ("ctl", "rl", "sixo", "dpg")
+ABLATIONS = {
+    "toxicity-exact": grid.Request("toxicity", SMALL, methods=POSITIVES, source="exact"),
+    "sentiment-exact": grid.Request("sentiment", SMALL, methods=POSITIVES, source="exact"),
+    "toxicity-beta-2": grid.Request("toxicity", SMALL, {"beta": 2.0}, methods=("ctl", "dpg", "ppo"), num_seeds=2),
+    "toxicity-beta-5": grid.Request("toxicity", SMALL, {"beta": 5.0}, methods=("ctl", "dpg", "ppo"), num_seeds=2),
+    "toxicity-threshold": grid.Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        ablations: these instead of the main tables.
+        only: names of sweeps; all by default.
+        seeds: of every method; by default five in the main tables.
+        jobs: runs at a time, each in a process of its own.
+        out: where the runs are.
+    """
+
+    ablations: bool = False
+    only: tuple[str, ...] = ()
+    seeds: int | None = None
+    jobs: int = 2
+    out: Path = Path("runs/results")
+
+
+def main(options: Options) -> None:
+    """Run what is not done, then write the page from all that is."""
+    requests = ABLATIONS if options.ablations else MAIN
+    if unknown := sorted(set(options.only) - requests.keys()):
+        raise SystemExit(f"no such sweep: {', '.join(unknown)}; choose from {', '.join(requests)}")
+    for name in options.only or requests:
+        request = requests[name]
+        if options.seeds is not None:
+            request = grid.Request(**{**request.__dict__, "num_seeds": options.seeds})
+        print(f"--- {name}", flush=True)
+        try:
+            grid.sweep(request, options.out / name, jobs=options.jobs)
+        except RunError as error:
+            # Failed runs are shown in the table by what is missing; the other sweeps go on.
+            print(error, flush=True)
+    done = {name: read(options.out / name) for name in (*MAIN, *ABLATIONS) if (options.out / name).exists()}
+    for name, pooled in done.items():
+        plots = options.out / name / "plots"
+        plot_sweep(pooled, plots)
+        for picture in ("divergences", "bounds", "resampling"):
+            if (plots / f"{picture}.png").exists():
+                shutil.copy(plots / f"{picture}.png", f"docs/images/results-{name}-{picture}.png")
+    betas = [done[name] for name in ("toxicity", "toxicity-beta-2", "toxicity-beta-5") if name in done]
+    if len(betas) > 1:
+        plot_frontier(betas, options.out)
+        shutil.copy(options.out / "frontier.png", "docs/images/results-frontier.png")
+    write(done, Path("docs/results.md"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,56 @@
+"""The page of results: what is measured goes between its marks, and nothing else is touched."""
+
+from pathlib import Path
+
+import pytest
+
+from architectures import tiny_lm
+from page import BEGIN, END, PUBLISHED, write
+from twistlm import grid
+from twistlm.api import EvaluationConfig, RunConfig
+from twistlm.errors import ConfigError
+from twistlm.experiments import Preset
+from twistlm.pooling import read
+from twistlm.potentials import Function
+from twistlm.target import Target
+from twistlm.training import TrainingConfig
+
+PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+
+
+def small_numbers(texts: list[str]) -> list[float]:
+    return [-sum(int(word) for word in text.split()[1:]) / 150 for text in texts]
+
+
+def preset(*_: object, **__: object) -> Preset:
+    training = TrainingConfig(num_particles=16, num_updates=2, evaluate_every=2, patience=None, shrinkages=())
+    run = RunConfig(training=training, num_draws=256, num_siblings=0, evaluation=EvaluationConfig((2, 4), 32, 16))
+    return Preset("", lambda: Target(tiny_lm(), Function(small_numbers, log_upper_bound=0.0), "5", 3, eos="ignore"), run)
+
+
+def test_tables_go_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "get_preset", preset)
+    grid.sweep(
+        grid.Request("toxicity", "tiny", methods=("ctl", "dpg"), num_seeds=2, learning_rate=0.25), tmp_path / "s"
+    )
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write({"toxicity": read(tmp_path / "s")}, page)
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| dpg |"))
+    assert "| 1.09 / 1.12 |" in row
+    assert "| 0.25 |" in row
+    assert "published ctl, dpg" in text
+    page.write_text("no marks")
+    with pytest.raises(ConfigError, match="has lost the lines"):
+        write({}, page)
+    assert page.read_text() == "no marks"
+
+
+def test_the_page_has_its_marks_and_the_paper_its_methods() -> None:
+    text = PAGE.read_text()
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert all(len(methods) in (4, 6) for methods in PUBLISHED.values())
