@@ -62,8 +62,11 @@ def test_the_sources_are_those_of_the_paper() -> None:
     assert found == {
         "ctl": ("proposal", "proposal"), "rl": ("proposal", "proposal"), "sixo": ("proposal", "base"),
         "fudge": ("proposal", "base"), "dpg": ("proposal", "proposal"), "ppo": ("proposal", "proposal"),
-        "gkl": ("proposal", "base"),
+        "gkl": ("pool", "pool"),
     }  # fmt: skip
+    gkl = get_preset("toxicity", "small").config("gkl")
+    assert (gkl.twist, gkl.training.num_updates) == ("low_rank", preset.config("ctl").training.num_updates)
+    assert get_preset("infilling", "small").config("gkl").training.intermediate_source == "base"
     assert get_preset("infilling", "small").config("sixo").training.target_source == "exact"
     assert get_preset("infilling", "small").config("sixo").training.num_conditions == 100
     assert get_preset("infilling", "small").config("ctl").training.num_conditions == 25

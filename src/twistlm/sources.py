@@ -16,6 +16,7 @@ from twistlm.errors import ConfigError, ExactSamplesError
 from twistlm.exact import Collection
 from twistlm.logmath import normalise
 from twistlm.losses import objective
+from twistlm.pool import Pool
 from twistlm.proposals import Proposal, base, twist_induced
 from twistlm.registry import lookup, register
 from twistlm.rng import Rng
@@ -35,6 +36,7 @@ class Setting:
         proposal: q_t of the sources that sample with the twist.
         collection: base draws set aside for training, with those accepted as exact; None if none were collected.
         num_siblings: K further draws of each token, for sources that draw afresh.
+        pool: all draws made so far, for the source of that name.
         joint: one exact sample for each of the conditions that this update's sequences are given, if targets differ.
     """
 
@@ -45,6 +47,7 @@ class Setting:
     proposal: Proposal = twist_induced
     collection: Collection | None = None
     num_siblings: int = 0
+    pool: Pool | None = None
     joint: Samples | None = None
 
     def prompts(self) -> list[Tensor]:
@@ -107,6 +110,11 @@ def training_sources(loss: str, expression: str) -> dict[str, str]:
     if all(serves(expression, role) for role in others):
         found["intermediate_source"] = expression
     return found
+
+
+def uses(expression: str, name: str) -> bool:
+    """Whether the source is that one or has it among its parts."""
+    return name in _names(expression)
 
 
 def serves(expression: str, role: str) -> bool:
@@ -186,6 +194,15 @@ def from_draws(rng: Rng, setting: Setting, count: int) -> Batch:
     draws = _collected(setting).draws
     order = rng.uniform((1, len(draws)))[0].argsort()[: min(count, len(draws))]
     return independent(draws.select(order))
+
+
+@register("source", "pool")
+def from_pool(rng: Rng, setting: Setting, count: int) -> Batch:
+    """A random part of all draws made so far, weighted against the mixture of the proposals that made them."""
+    if setting.pool is None:
+        raise ConfigError("source 'pool' is filled by training; draw from 'proposal' or 'base' otherwise")
+    samples, log_ratio = setting.pool.draw(rng, count)
+    return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio)
 
 
 @register("source", "exact", roles=("target", "drawn"))

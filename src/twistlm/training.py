@@ -24,12 +24,13 @@ from twistlm.estimates import Estimate, difference, mean
 from twistlm.exact import Collection, joint_samples
 from twistlm.logmath import normalise
 from twistlm.losses import ROLES, objective
+from twistlm.pool import Pool, updates_until_growth
 from twistlm.progress import bar
 from twistlm.resampling import invert
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
 from twistlm.scoring import Scoring, score
-from twistlm.sources import Batch, Setting, get_source, serves
+from twistlm.sources import Batch, Setting, get_source, serves, uses
 from twistlm.twisted import TwistedLM
 from twistlm.twists.low_rank import LowRankHead
 from twistlm.types import ConditionalPotential, Samples
@@ -51,6 +52,8 @@ class TrainingConfig:
         target_source: where samples weighted towards σ come from; "proposal+exact" takes half from each.
         intermediate_source: where those of a loss's other roles come from; the same name means the same batch.
         num_particles: sequences per batch.
+        pool_batch: sequences per batch from the source "pool", which draws as many sequences as the others do, but in
+            a few large rounds; see `twistlm.pool`.
         num_conditions: targets per batch where they differ (infilling); each gets its share of the particles.
         num_updates: at most so many batches.
         learning_rate: of AdamW.
@@ -68,6 +71,7 @@ class TrainingConfig:
     target_source: str = "proposal"
     intermediate_source: str = "proposal"
     num_particles: int = 100
+    pool_batch: int = 512
     num_conditions: int = 25
     num_updates: int = 500
     learning_rate: float = 1e-3
@@ -97,6 +101,7 @@ class TrainingConfig:
             )
         for name in (
             "num_particles",
+            "pool_batch",
             "num_conditions",
             "num_updates",
             "evaluate_every",
@@ -201,6 +206,9 @@ class Trainer:
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.objective = objective(config.loss)
+        self.pool = Pool() if any(uses(getattr(config, name), "pool") for name in set(ROLES.values())) else None
+        if self.pool is not None and isinstance(setting.potential, ConditionalPotential):
+            raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
         self.progress = Progress()
         self.best = self._weights()
         self.history: list[dict[str, Any]] = []
@@ -241,6 +249,7 @@ class Trainer:
 
     def _update(self) -> dict[str, Any]:
         start, number = time.perf_counter(), self.progress.done
+        self._grow_pool(number)
         batches = self._batches(self.rng.fork("update", number))
         # All of a batch's steps are one update: methods are compared by the sequences that they draw.
         for _ in range(self.objective.inner_steps):
@@ -271,9 +280,29 @@ class Trainer:
         torch.autograd.graph.increment_version(self.parameters)
         return float(norm)
 
+    def _grow_pool(self, number: int) -> None:
+        """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
+        ahead = None if self.pool is None else updates_until_growth(number)
+        if ahead is None:
+            return
+        if number % self.config.evaluate_every != 0:
+            self._evaluate()
+        now = self._weights()
+        self.module.load_state_dict(self.best)
+        self._grow(number, ahead)
+        self.module.load_state_dict(now)
+
+    def _grow(self, number: int, ahead: int) -> None:
+        assert self.pool is not None
+        count = self.config.num_particles * min(ahead, self.config.num_updates - number)
+        self.pool.grow(
+            self.rng, self.setting.model, self.setting.potential, prompt=self.setting.prompt,
+            num_steps=self.setting.num_steps, count=count, proposal=self.setting.proposal,
+        )  # fmt: skip
+
     def _batches(self, rng: Rng) -> dict[str, Batch]:
         drawn: dict[str, Batch] = {}
-        setting = self.setting
+        setting = replace(self.setting, pool=self.pool)
         if isinstance(setting.potential, ConditionalPotential):
             # All roles of an update are given the same conditions.
             joint = joint_samples(
@@ -284,7 +313,8 @@ class Trainer:
         for role in self.objective.roles:
             name = getattr(self.config, ROLES[role])
             if name not in drawn:
-                drawn[name] = get_source(name)(rng.fork(name), setting, self.config.num_particles)
+                count = self.config.pool_batch if uses(name, "pool") else self.config.num_particles
+                drawn[name] = get_source(name)(rng.fork(name), setting, count)
         return {role: drawn[getattr(self.config, ROLES[role])] for role in self.objective.roles}
 
     # --- Looking ---
@@ -390,6 +420,8 @@ class Trainer:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in values.items()}
+        for number, twist in enumerate(self.pool.twists if self.pool is not None else []):
+            tensors |= {f"pool.{number}.{name}": tensor for name, tensor in twist.items()}
         self.folder.save_checkpoint(tensors, {"progress": self.progress.__dict__, "rows": len(self.history)})
 
     def _resume(self) -> None:
@@ -402,6 +434,7 @@ class Trainer:
         tensors, metadata = found
         try:
             self.progress = Progress(**metadata["progress"])
+            self._refill_pool(tensors)
             self.module.load_state_dict(_below("twist.", tensors))
             self.best = _below("best.", tensors)
             state: dict[int, dict[str, Tensor]] = {}
@@ -415,6 +448,16 @@ class Trainer:
                 "--overwrite"
             ) from error
         self.history = self.folder.truncate_metrics(metadata["rows"])
+
+    def _refill_pool(self, tensors: dict[str, Tensor]) -> None:
+        """Draw again, with the twists that drew it, what the pool held: cheaper than keeping it in every checkpoint."""
+        update, number = 0, 0
+        while twist := _below(f"pool.{number}.", tensors):
+            self.module.load_state_dict(twist)
+            ahead = updates_until_growth(update)
+            assert ahead is not None
+            self._grow(update, ahead)
+            update, number = update + ahead, number + 1
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

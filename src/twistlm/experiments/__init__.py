@@ -20,8 +20,8 @@ class Preset:
         about: what it is for, and its cost.
         target: builds what is sampled from.
         run: the settings, those of its own method included.
-        methods: for each further method (a loss), the training settings in which it differs; a method that is not
-            listed differs by the sources that its roles ask for alone.
+        methods: for each further method (a loss), the training settings in which it differs, or its `twist` and
+            `twist_options`; a method that is not listed differs by the sources that its roles ask for alone.
     """
 
     about: str
@@ -39,16 +39,15 @@ class Preset:
         if method is None or method == training.loss:
             return self.run
         changes = {**self._sources(method), **self.methods.get(method, {})}
-        return replace(self.run, training=replace(training, loss=method, **changes))
+        twist = {name: changes.pop(name) for name in ("twist", "twist_options") if name in changes}
+        return replace(self.run, training=replace(training, loss=method, **changes), **twist)
 
     def _sources(self, method: str) -> dict[str, str]:
         """Where its samples come from: collected draws if the preset lives on them, else fresh ones as in the paper."""
         wanted = objective(method)
-        if wanted.on_policy:
-            return {"target_source": "proposal", "intermediate_source": "proposal"}
-        if self.run.training.target_source in ("draws", "exact"):
+        if self.run.training.intermediate_source == "draws" and not wanted.on_policy:
             return {}
-        return {"target_source": "proposal", "intermediate_source": "base" if "base" in wanted.roles else "proposal"}
+        return {"intermediate_source": "base" if "base" in wanted.roles else "proposal"}
 
 
 Presets = Mapping[str, Preset]

@@ -35,3 +35,14 @@ def smoke(config: RunConfig, num_draws: int = 2048) -> RunConfig:
 def rates(by_method: Mapping[str, float], **more: Any) -> dict[str, dict[str, Any]]:
     """Each method with its learning rate."""
     return {method: {"learning_rate": rate, **more} for method, rate in by_method.items()}
+
+
+# Our seventh method: the pool of all draws, and few parameters to fit to them (docs/results.md).
+GKL_ON_THE_POOL = {
+    "target_source": "pool",
+    "intermediate_source": "pool",
+    "twist": "low_rank",
+    "twist_options": {"rank": 8},
+    "learning_rate": 3e-3,
+    "weight_decay": 0.3,
+}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from twistlm.api import EvaluationConfig, RunConfig
 from twistlm.experiments import Preset, Presets, experiment
-from twistlm.experiments.common import PAPER_LIKE, rates, smoke
+from twistlm.experiments.common import GKL_ON_THE_POOL, PAPER_LIKE, rates, smoke
 from twistlm.potentials import Classifier
 from twistlm.target import Target
 from twistlm.training import TrainingConfig
@@ -48,8 +48,10 @@ def toxicity(beta: float = 1.0, num_tokens: int = 20) -> Presets:
         training=replace(PAPER_LIKE.training, num_updates=2048, learning_rate=PAPER_RATES["ctl"]),
     )
     return {
-        "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small)),
+        "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small),
+                        {"gkl": GKL_ON_THE_POOL}),
         "demo": Preset("under a minute on two cores: CTL on collected draws", bundled, demo),
-        "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small),
+        "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small,
+                        {"gkl": GKL_ON_THE_POOL}),
         "paper": Preset("the paper's models and settings: a GPU and hours", published, paper, rates(PAPER_RATES)),
-    }
+    }  # fmt: skip

@@ -1,0 +1,93 @@
+"""A pool of all draws made so far, each weighted as a draw from the mixture of the proposals that made them.
+
+Multiple importance sampling with the balance heuristic (Veach and Guibas, 1995): with n_j of n draws from q_j, the
+density of a draw is q̄ = Σ_j (n_j / n) q_j whichever of them it came from, and p₀/q̄ stays bounded as long as one q_j is
+near p₀. So draws from early, bad proposals go on teaching beside those from later, better ones.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from twistlm.divergences import proposal_samples
+from twistlm.proposals import Proposal
+from twistlm.rng import Rng
+from twistlm.twisted import TwistedLM
+from twistlm.types import Potential, Samples
+
+# The pool grows at update 0, 16, 64, 256, …: every draw has to be weighed under every earlier proposal, and every
+# earlier draw under the new one.
+FIRST, FACTOR = 16, 4
+# Sequences whose densities are taken at a time.
+CHUNK = 4096
+
+
+def updates_until_growth(update: int) -> int | None:
+    """If the pool grows at `update`, after how many more it grows again; None if it does not."""
+    at, following = 0, FIRST
+    while at < update:
+        at, following = following, following * FACTOR
+    return following - at if at == update else None
+
+
+@dataclass
+class Pool:
+    """Draws of G generations, n in all.
+
+    Attributes:
+        twists: parameters of each generation's twist.
+        counts: how many draws it made.
+        samples: all draws.
+        log_q: log q_j(s_1:t) of every draw under every generation [G, n, T], float64.
+    """
+
+    twists: list[dict[str, Tensor]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    samples: Samples | None = None
+    log_q: Tensor | None = None
+
+    def grow(
+        self, rng: Rng, model: TwistedLM, potential: Potential, *, prompt: Tensor, num_steps: int, count: int,
+        proposal: Proposal,
+    ) -> None:  # fmt: skip
+        """Add `count` draws from the proposal of `model`, whose twist is left as it is."""
+        assert model.twist is not None
+        module = model.twist.module
+        now = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        fresh = proposal_samples(
+            rng.fork("pool", len(self.twists)), model, potential, prompts=[prompt], num_samples=count,
+            num_steps=num_steps, proposal=proposal, record_features=model.features_are_reusable,
+        )  # fmt: skip
+        rows = [fresh.log_q.cumsum(-1)]
+        for earlier in reversed(self.twists):
+            module.load_state_dict(earlier)
+            rows.insert(0, _log_q(model, fresh, proposal))
+        module.load_state_dict(now)
+        if self.samples is None or self.log_q is None:
+            self.samples, self.log_q = fresh, torch.stack(rows)
+        else:
+            before = torch.cat([self.log_q, _log_q(model, self.samples, proposal).unsqueeze(0)])
+            self.samples = Samples.concatenate([self.samples, fresh])
+            self.log_q = torch.cat([before, torch.stack(rows)], 1)
+        self.twists.append(now)
+        self.counts.append(count)
+
+    def draw(self, rng: Rng, count: int) -> tuple[Samples, Tensor]:
+        """A random part of the pool, and log p₀(s_1:t) − log q̄(s_1:t) of each [count, T]."""
+        assert self.samples is not None
+        assert self.log_q is not None
+        index = rng.uniform((1, len(self.samples)))[0].argsort()[:count].to(self.log_q.device)
+        shares = torch.tensor(self.counts, dtype=torch.float64, device=self.log_q.device) / sum(self.counts)
+        mixture = torch.logsumexp(self.log_q[:, index] + shares.log().view(-1, 1, 1), 0)
+        chosen = self.samples.select(index)
+        return chosen, chosen.log_p.cumsum(-1) - mixture
+
+
+def _log_q(model: TwistedLM, samples: Samples, proposal: Proposal) -> Tensor:
+    """log q(s_1:t) of given sequences under the model's proposal as it is [n, T]."""
+    parts = []
+    for at in range(0, len(samples), CHUNK):
+        part = samples.select(torch.arange(at, min(at + CHUNK, len(samples))))
+        parts.append(model.densities(part, proposal).log_q.cumsum(-1))
+    return torch.cat(parts)

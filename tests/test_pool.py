@@ -1,0 +1,108 @@
+"""The pool: weights against the mixture that made it are unbiased, whichever proposals made it; and it is resumed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cases import Case
+from test_training import CONFIG, comparable, tiny_target
+from twistlm import Target, train
+from twistlm.errors import ConfigError
+from twistlm.models.tabular import TabularHead
+from twistlm.pool import Pool, updates_until_growth
+from twistlm.potentials import Infilling
+from twistlm.proposals import twist_induced
+from twistlm.rng import Rng
+from twistlm.testing import assert_mean
+from twistlm.training import Trainer
+from twistlm.twisted import TwistedLM
+
+GENERATIONS = (400, 3000, 1200)
+
+
+def grown(case: Case) -> tuple[Pool, TwistedLM]:
+    """A pool of draws from p₀ and from two twists that are wrong in different ways."""
+    model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
+    pool, generator = Pool(), torch.Generator().manual_seed(1)
+    for k, count in enumerate(GENERATIONS):
+        if k > 0:
+            table = torch.randn(case.lm.table.shape, generator=generator, dtype=torch.float64)
+            model.twist.module.load_state_dict({**model.twist.module.state_dict(), "table": table})
+        pool.grow(Rng(3), model, case.potential, prompt=case.prompt, num_steps=3, count=count, proposal=twist_induced)
+    return pool, model
+
+
+def test_densities_are_those_of_every_generation(case: Case) -> None:
+    pool, model = grown(case)
+    assert pool.log_q.shape == (3, sum(GENERATIONS), 3)
+    for k, twist in enumerate(pool.twists):
+        model.twist.module.load_state_dict(twist)
+        expected = model.densities(pool.samples, twist_induced).log_q.cumsum(-1)
+        torch.testing.assert_close(pool.log_q[k], expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(pool.log_q[0], pool.samples.log_p.cumsum(-1), rtol=0, atol=1e-9)
+
+
+def test_weights_against_the_mixture_are_unbiased_for_every_prefix_and_for_z(case: Case) -> None:
+    pool, _ = grown(case)
+    samples, log_ratio = pool.draw(Rng(0), sum(GENERATIONS))
+    assert_mean((log_ratio[:, -1] + samples.log_phi).exp(), float(case.truth.log_Z.exp()))
+    assert_mean(log_ratio[:, -1].exp(), 1.0)
+    for t in range(3):
+        for token in range(3):
+            hit = (samples.tokens[:, t] == token).double()
+            truth = case.truth
+            expected = float((truth.log_p.exp() * (truth.tokens[:, t] == token)).sum())
+            assert_mean(log_ratio[:, t].exp() * hit, expected)
+    # The balance heuristic bounds the weights by 1 / (share of p₀).
+    assert log_ratio.exp().max() <= sum(GENERATIONS) / GENERATIONS[0] + 1e-9
+
+
+def test_it_grows_by_what_the_others_draw() -> None:
+    assert [update for update in range(300) if updates_until_growth(update) is not None] == [0, 16, 64, 256]
+    assert [updates_until_growth(update) for update in (0, 16, 64, 256)] == [16, 48, 192, 768]
+    config = replace(CONFIG, num_draws=256, num_siblings=0)
+    rows = train(
+        tiny_target(), config=config, method="gkl", num_updates=40, num_particles=50, target_source="pool",
+        intermediate_source="pool",
+    )  # fmt: skip
+    assert sum(row["kind"] == "update" for row in rows.history) == 40
+
+
+def test_an_interrupted_run_refills_it_and_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twistlm.training.CHECKPOINT_SECONDS", 0.0)
+    config = replace(CONFIG, num_draws=256, num_siblings=0)
+    settings = {"method": "gkl", "num_updates": 24, "num_particles": 30, "target_source": "pool",
+                "intermediate_source": "pool"}  # fmt: skip
+    train(tiny_target(), config=config, out=tmp_path / "whole", **settings)
+    update = Trainer._update
+
+    def interrupted(self: Trainer) -> dict:
+        if self.progress.done == 20:
+            raise KeyboardInterrupt
+        return update(self)
+
+    monkeypatch.setattr(Trainer, "_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_target(), config=config, out=tmp_path / "cut", **settings)
+    monkeypatch.setattr(Trainer, "_update", update)
+    train(tiny_target(), config=config, out=tmp_path / "cut", exists="resume", **settings)
+    whole, cut = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    )
+    assert comparable(whole) == comparable(cut)
+    assert (tmp_path / "whole" / "twist.safetensors").read_bytes() == (
+        tmp_path / "cut" / "twist.safetensors"
+    ).read_bytes()
+
+
+def test_targets_with_conditions_are_refused() -> None:
+    target = Target(tiny_target().lm, Infilling(1), "5", 2, eos="ignore")
+    with pytest.raises(ConfigError, match="source 'pool' knows one target only"):
+        train(
+            target, config=replace(CONFIG, twist="conditional", num_draws=64), num_updates=1, target_source="pool",
+            intermediate_source="pool",
+        )  # fmt: skip
