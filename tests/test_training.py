@@ -26,7 +26,7 @@ from twistlm.models.tabular import TabularHead
 from twistlm.potentials import Function, Infilling, Regex
 from twistlm.registry import available, lookup
 from twistlm.rng import Rng
-from twistlm.sources import Setting
+from twistlm.sources import Setting, serves
 from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
 from twistlm.twisted import TwistedLM
 
@@ -178,15 +178,16 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", [n for n, e in available("source").items()])
 @pytest.mark.parametrize("loss", list(available("loss")))
 def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
-    case = make_case()
-    entry = lookup("source", source)
-    if objective(loss).on_policy and source != "proposal":
-        if "roles" not in entry.options:
-            with pytest.raises(ConfigError, match="learns from the current proposal's own draws"):
-                TrainingConfig(loss=loss, intermediate_source=source)
+    case, wanted = make_case(), objective(loss)
+    served = [role for role in wanted.roles if serves(source, role)]
+    if not served or (wanted.on_policy and source != "proposal"):
+        with pytest.raises(ConfigError, match=r"learns from the current proposal's own draws|cannot serve as"):
+            TrainingConfig(loss=loss, target_source=source, intermediate_source=source)
         return
+    others = set(wanted.roles) - {"target"}
     config = TrainingConfig(
-        loss=loss, target_source=source, intermediate_source=source if "roles" not in entry.options else "proposal",
+        loss=loss, target_source=source if "target" in served else "proposal",
+        intermediate_source=source if others <= set(served) else "proposal",
         num_particles=200, num_updates=150, learning_rate=0.03, weight_decay=0.0, evaluate_every=25, patience=None,
     )  # fmt: skip
     model = case.twisted_for(loss, torch.zeros_like(case.lm.table))

@@ -49,7 +49,7 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
             effective = float(ess(batch.log_w.view(batch.num_targets, -1)).sum())
         elif role == "intermediate":
             log_psi, mask, weights = _towards_intermediate(batch, found.log_psi, found.siblings)
-        elif role == "base":
+        elif role in ("base", "labelled"):
             weights = _normalised(_ratio(batch), batch.num_targets)
         else:
             weights = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)

@@ -243,7 +243,7 @@ class Samples:
         tokens: [B, T].
         mask: 1 where the token was a random choice, 0 after an absorbing EOS [B, T].
         log_p, log_q: per-token log densities at the time of drawing, float64 [B, T], 0 where masked.
-        log_phi: log φ of the whole sequence, float64 [B].
+        log_phi: log φ of the whole sequence, float64 [B], or of a fresh end of each prefix [B, T].
         features: the base model's features before each token [B, T, …], if they were kept.
         siblings: further draws of each token [B, T, K], if they were kept.
         conditions: what each sequence's target is given [B, c], if targets differ.
@@ -307,7 +307,7 @@ class Scored:
         log_p, log_q: log p₀ of each token, and of the proposal that it was drawn from [B, T].
         log_psi: log ψ_t(s_1:t) [B, T], with gradient.
         log_normaliser: log Σ_v p₀(v | s_<t) ψ_t(s_<t, v) [B, T], with gradient; None unless the loss asked for it.
-        log_phi: log φ [B].
+        log_phi: log φ [B], or of a fresh end of each prefix [B, T].
     """
 
     mask: Tensor
@@ -317,6 +317,12 @@ class Scored:
     log_psi: Tensor
     log_normaliser: Tensor | None
     log_phi: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """log φ for each prefix [B, T], or [B, 1] if all prefixes of a sequence have its own; in log ψ's precision."""
+        log_phi = self.log_phi if self.log_phi.dim() == 2 else self.log_phi.unsqueeze(-1)
+        return log_phi.to(self.log_psi.dtype)
 
 
 # --- Potentials ------------------------------------------------------------------------------------------------

@@ -47,7 +47,8 @@ class Preset:
         wanted = objective(method)
         if self.run.training.intermediate_source == "draws" and not wanted.on_policy:
             return {}
-        return {"intermediate_source": "base" if "base" in wanted.roles else "proposal"}
+        from_base = {"base", "labelled"} & set(wanted.roles)
+        return {"intermediate_source": "base" if from_base else "proposal"}
 
 
 Presets = Mapping[str, Preset]

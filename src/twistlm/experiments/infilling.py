@@ -1,10 +1,11 @@
 """Infilling: what comes before a given end, as in section 7.1.3 of Zhao et al. (2024)."""
 
 from dataclasses import replace
+from typing import Any
 
 from twistlm.api import EvaluationConfig
 from twistlm.experiments import Preset, Presets, experiment
-from twistlm.experiments.common import PAPER_LIKE, rates, smoke
+from twistlm.experiments.common import PAPER_LIKE, smoke
 from twistlm.experiments.toxicity import PROMPT
 from twistlm.potentials import Infilling
 from twistlm.target import Target
@@ -25,10 +26,13 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
         return Target("roneneldan/TinyStories-33M", Infilling(num_condition), PROMPT, num_tokens, eos="ignore")
 
     short = num_tokens <= 2
+    published_rates = PAPER_RATES_SHORT if short else PAPER_RATES
     training = replace(PAPER_LIKE.training, target_source="exact", num_conditions=10 if short else 25)
     # CTL wants several particles for each condition, the others as many conditions as there are.
     many = {"num_conditions": training.num_particles}
-    others = {method: many for method in (*PAPER_RATES, "gkl") if method != "ctl"}
+    others: dict[str, dict[str, Any]] = {method: many for method in (*PAPER_RATES, "gkl") if method != "ctl"}
+    # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples.
+    others["fudge"] = {**many, "intermediate_source": "completions"}
     small = replace(
         PAPER_LIKE,
         twist="conditional",
@@ -49,5 +53,5 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
         "small": Preset("every method on the bundled model, minutes each on two cores", bundled, small,
                         others),
         "paper": Preset("the paper's model and settings: a GPU and hours", published, paper,
-                        rates(PAPER_RATES_SHORT if short else PAPER_RATES, **many)),
+                        {m: {**others.get(m, {}), "learning_rate": rate} for m, rate in published_rates.items()}),
     }  # fmt: skip

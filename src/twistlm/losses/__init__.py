@@ -2,7 +2,8 @@
 
 A loss says in which roles it wants batches, and whether it needs log Σ_v p₀ψ_t. Where the samples come from is another
 setting (`twistlm.sources`). The roles are: "target", weights [B] towards σ; "intermediate", weights [B', T] towards π_t
-at each t; "base", weights [B, T] towards p₀ at each t; "drawn", equal weights [B], whatever they were drawn from.
+at each t; "base", weights [B, T] towards p₀ at each t; "labelled", the same, or any prefixes that have φ of a fresh end
+each; "drawn", equal weights [B], whatever they were drawn from.
 """
 
 import math
@@ -23,6 +24,7 @@ ROLES = {
     "target": "target_source",
     "intermediate": "intermediate_source",
     "base": "intermediate_source",
+    "labelled": "intermediate_source",
     "drawn": "intermediate_source",
 }
 
