@@ -380,7 +380,8 @@ def train(
         criterion = held_out_divergence(rng.fork("held-out"), held_out, setting, config.max_held_out)
     else:
         logger.warning("no base draws to judge by: the lower bound on log Z decides which twist is best")
-        criterion = negative_lower_bound(setting)
+        # Runs of 16 particles each, within what a certificate may spend.
+        criterion = negative_lower_bound(setting, num_runs=max(2, min(16, config.evaluation.budget // 16)))
     certify = partial(_certified, run) if config.evaluation.during_training else None
     trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out, certify)
     run.history = trainer.train()
