@@ -14,7 +14,7 @@ from twistlm.divergences import proposal_samples
 from twistlm.errors import ConfigError, PromptError
 from twistlm.exact import collect, joint_samples
 from twistlm.models.tabular import TabularHead
-from twistlm.potentials import Function, Infilling, evaluate
+from twistlm.potentials import Classes, Classifier, Function, Infilling, evaluate
 from twistlm.proposals import twist_induced
 from twistlm.rng import Rng
 from twistlm.scoring import score
@@ -213,7 +213,7 @@ def test_what_cannot_be_is_refused() -> None:
     run = train(goal, config=replace(CONFIG, num_draws=64, chunk=64), num_updates=1)
     with pytest.raises(ConfigError, match="condition = '8' has 1 tokens and the target takes 2"):
         run.sample(2, condition="8")
-    with pytest.raises(ConfigError, match="give condition, a text of 2 tokens"):
+    with pytest.raises(ConfigError, match="give condition, 2 tokens"):
         run.sample(2)
     plain = Target(tiny_lm(), Function(lambda texts: [0.0] * len(texts), log_upper_bound=0.0), PROMPT, 2, eos="ignore")
     with pytest.raises(ConfigError, match="this target has none; leave it out"):
@@ -286,3 +286,28 @@ def test_fudge_learns_an_infilling_from_completions() -> None:
     before = train(target(), config=CONFIG, method="ctl", num_updates=1, learning_rate=1e-9)
     # Slowly, as in the paper: what is not seen stays where it was.
     assert exact_divergences(run)[1] < 0.95 * exact_divergences(before)[1]
+
+
+def test_one_twist_for_every_class(tmp_path) -> None:
+    labels = ("negative", "neutral", "positive")
+    target = Target("stories", Classes("sentiment", labels), "I saw the new film today. It was", 4, eos="ignore")
+    joint = joint_samples(Rng(0), target.twisted(), target.bound_potential, target.prompt_tokens, 4, 1500)
+    texts = ["I saw the new film today. It was" + text for text in target.texts(joint)]
+    for number, label in enumerate(labels):
+        p = Classifier("sentiment", label).log_score(texts).exp()
+        hit = joint.conditions[:, 0] == number
+        # Each class is drawn as often as the classifier thinks, and log φ is its log probability.
+        assert_mean(hit.double() - p, 0.0)
+        torch.testing.assert_close(joint.log_phi[hit].exp(), p[hit], rtol=1e-4, atol=1e-6)
+    config = replace(CONFIG, num_draws=512, chunk=512, evaluation=EvaluationConfig((4,), 128, 256))
+    run = train(target, config=config, num_updates=40, learning_rate=1e-3, out=tmp_path / "run")
+    score = {
+        label: float(run.sample(64, condition=label, proposal="twist_induced", ess_threshold=0.0).log_phi.mean())
+        for label in labels
+    }
+    base = {label: float(run.sample(64, condition=label, proposal="base").log_phi.mean()) for label in labels}
+    assert sum(score.values()) > sum(base.values())
+    with pytest.raises(ConfigError, match="'happy' is no label; choose one of: negative, neutral, positive"):
+        run.sample(2, condition="happy")
+    with pytest.raises(ConfigError, match="at least two classes"):
+        Classes("sentiment", ("negative",))

@@ -260,29 +260,36 @@ def joint_samples(
     count: int,
     record_features: bool = False,
 ) -> Samples:
-    """`count` base draws of T + c tokens: T to fill in and, as the condition, the c that follow; log φ comes with them.
+    """`count` base draws with a condition each, such that every one is an exact sample of the target it defines.
+
+    For infilling the condition is what the model wrote next.
 
     Raises:
         ConfigError: the model ends sequences at EOS, after which nothing can follow.
     """
-    if model.absorbing is not None:
+    if model.absorbing is not None and potential.num_following > 0:
         raise ConfigError("infilling needs sequences of a fixed length: set eos='ignore'")
     result = smc.run(
         rng, TwistedLM(model.lm, None, model.eos), None, prompts=[prompt], num_particles=count,
-        num_steps=num_steps + potential.num_condition, proposal=base, ess_threshold=0.0,
+        num_steps=num_steps + potential.num_following, proposal=base, ess_threshold=0.0,
         record_features=record_features,
     )  # fmt: skip
     whole = smc.to_samples(result, [prompt], model)
     first = slice(None), slice(num_steps)
+    tokens, following = whole.tokens[first], whole.tokens[:, num_steps:]
+    uniforms = rng.uniform((1, count))[0].to(tokens.device)
+    conditions, log_phi = potential.draw_condition(
+        uniforms, whole.prompts, tokens, following, whole.log_p[:, num_steps:]
+    )
     return Samples(
         prompts=whole.prompts,
-        tokens=whole.tokens[first],
+        tokens=tokens,
         mask=whole.mask[first],
         log_p=whole.log_p[first],
         log_q=whole.log_q[first],
-        log_phi=whole.log_p[:, num_steps:].sum(-1),
+        log_phi=log_phi.to(whole.log_p.device),
         features=None if whole.features is None else whole.features[first],
-        conditions=whole.tokens[:, num_steps:],
+        conditions=conditions,
     )
 
 

@@ -15,7 +15,6 @@ from twistlm.errors import ConfigError, PromptError
 from twistlm.exact import Collection
 from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
-from twistlm.potentials.continuation import without_start
 from twistlm.registry import available, lookup
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
@@ -91,8 +90,10 @@ class Target:
             return None
         wanted = self.potential.num_condition
         if given is None:
-            raise ConfigError(f"this target differs by what must follow: give condition, a text of {wanted} tokens")
-        tokens = without_start(self.lm, self.lm.encode(given)) if isinstance(given, str) else given
+            raise ConfigError(f"this target differs by its condition: give condition, {wanted} tokens")
+        bound = self.bound_potential
+        assert isinstance(bound, ConditionalPotential)
+        tokens = bound.condition(given) if isinstance(given, str) else given
         if tokens.numel() != wanted:
             raise ConfigError(
                 f"condition = {given!r} has {tokens.numel()} tokens and the target takes {wanted}; lengthen or cut it"

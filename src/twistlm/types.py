@@ -349,5 +349,20 @@ class ConditionalPotential(Potential, Protocol):
     num_condition: int
     """Tokens in a condition."""
 
+    num_following: int
+    """Tokens after a sequence that its condition is read from."""
+
+    def condition(self, given: str) -> Tensor:
+        """What a user writes, as the tokens of a condition."""
+
+    def draw_condition(
+        self, uniforms: Tensor, prompts: Prompts, tokens: Tensor, following: Tensor, log_p: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Conditions [B, c] such that (sequence, condition) has the joint law p₀(s) φ(s, c), and log φ [B] of each.
+
+        `following` [B, num_following]: what the base model wrote after the sequences, with its `log_p`; `uniforms` [B]:
+        randomness, where that is not all that is needed.
+        """
+
     def log_phi_given(self, prompts: Prompts, tokens: Tensor, conditions: Tensor) -> Tensor:
         """log φ [B] of B prompts followed by tokens [B, T], given conditions [B, c]."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from twistlm.errors import ConfigError
 from twistlm.potentials import (
     BasePotential,
+    Classes,
     Classifier,
     Contains,
     Continuation,
@@ -30,6 +31,7 @@ def shout(texts: list[str]) -> list[float]:
 
 
 POTENTIALS = {
+    "classes": Classes("sentiment", ("negative", "positive")),
     "classifier": Classifier("some/model", "toxic", beta=2.0, logit_means="not label", device="cpu"),
     "threshold": Threshold(Jigsaw("insult"), -5.0, eps=1e-16, on="logit", direction="<="),
     "continuation": Continuation((3, 4), absorbing_eos=False),

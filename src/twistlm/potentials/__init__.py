@@ -4,6 +4,7 @@ Importing this package is cheap: what is heavy (transformers, HDF5 weights) is l
 """
 
 from twistlm.potentials.base import BasePotential, Power, Product, TextPotential, evaluate
+from twistlm.potentials.classes import Classes
 from twistlm.potentials.classifier import Classifier
 from twistlm.potentials.continuation import Continuation
 from twistlm.potentials.function import Function
@@ -15,6 +16,7 @@ from twistlm.potentials.threshold import Threshold
 
 __all__ = [
     "BasePotential",
+    "Classes",
     "Classifier",
     "Contains",
     "Continuation",

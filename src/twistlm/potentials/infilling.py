@@ -7,7 +7,7 @@ from torch import Tensor
 
 from twistlm.errors import ConfigError, PotentialError
 from twistlm.potentials.base import BasePotential
-from twistlm.potentials.continuation import check_length, log_p_after
+from twistlm.potentials.continuation import check_length, log_p_after, without_start
 from twistlm.registry import register
 from twistlm.types import Prompts
 
@@ -37,6 +37,27 @@ class Infilling(BasePotential):
         for name in ("num_condition", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def num_following(self) -> int:
+        """The condition is what follows."""
+        return self.num_condition
+
+    def condition(self, given: str) -> Tensor:
+        """The tokens of a text, as they would follow another.
+
+        Raises:
+            PotentialError: not bound to a model.
+        """
+        if self.lm is None:
+            raise PotentialError("Infilling is not bound to a model: use it through twistlm.Target")
+        return without_start(self.lm, self.lm.encode(given))
+
+    def draw_condition(
+        self, uniforms: Tensor, prompts: Prompts, tokens: Tensor, following: Tensor, log_p: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the base model wrote next [B, c], and its log probability [B]."""
+        return following, log_p.sum(-1)
 
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """Nothing: without conditions there is no φ.

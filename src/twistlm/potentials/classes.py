@@ -1,0 +1,85 @@
+"""The probability of a class that is given sequence by sequence: one twist for all classes of a classifier."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from twistlm.errors import ConfigError
+from twistlm.potentials.base import BasePotential, evaluate
+from twistlm.potentials.classifier import Classifier
+from twistlm.registry import register
+from twistlm.types import BaseLM, Prompts
+
+
+@register("potential", "classes")
+@dataclass(frozen=True)
+class Classes(BasePotential):
+    """φ(s, c) = p(class c | s) under a classifier, for whichever class each sequence is given.
+
+    A sequence from p₀ with a class drawn from the classifier is an exact sample of that class' target. A condition is
+    one token, the class' number, which is also how a twist reads it.
+
+    Attributes:
+        model: as for `Classifier`.
+        labels: the classes, all of the classifier's, so that their probabilities sum to one.
+
+    Raises:
+        ConfigError: fewer than two labels.
+    """
+
+    model: str
+    labels: tuple[str, ...]
+    log_upper_bound = 0.0
+    num_condition = 1
+    num_following = 0
+    scorers: tuple[Classifier, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the labels and make a scorer of each."""
+        if len(self.labels) < 2:
+            raise ConfigError(f"labels must be at least two classes, not {self.labels}")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "scorers", tuple(Classifier(self.model, label) for label in self.labels))
+
+    def bind(self, lm: BaseLM) -> "Classes":
+        """A copy whose scorers read sequences of `lm`."""
+        bound = super().bind(lm)
+        object.__setattr__(bound, "scorers", tuple(scorer.bind(lm) for scorer in self.scorers))
+        return bound
+
+    def condition(self, given: str) -> Tensor:
+        """The number of a label, as a condition [1].
+
+        Raises:
+            ConfigError: there is no such label.
+        """
+        if given not in self.labels:
+            raise ConfigError(f"condition = {given!r} is no label; choose one of: {', '.join(self.labels)}")
+        return torch.tensor([self.labels.index(given)])
+
+    def draw_condition(
+        self, uniforms: Tensor, prompts: Prompts, tokens: Tensor, following: Tensor, log_p: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A class for each sequence, drawn from the classifier [B, 1], and its log probability [B]."""
+        log_classes = self._log_p(prompts, tokens)
+        below = log_classes.softmax(-1).cumsum(-1)
+        drawn = (uniforms.unsqueeze(-1).to(below.device) > below).sum(-1, keepdim=True)
+        drawn = drawn.clamp_max(len(self.labels) - 1)
+        return drawn.to(tokens.device), log_classes.gather(-1, drawn).squeeze(-1)
+
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """Nothing: without conditions there is no φ.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("Classes differs from sequence to sequence; pass conditions=…")
+
+    def log_phi_given(self, prompts: Prompts, tokens: Tensor, conditions: Tensor) -> Tensor:
+        """log p(class), float64 [B]."""
+        return self._log_p(prompts, tokens).gather(-1, conditions.to(tokens.device)).squeeze(-1)
+
+    def _log_p(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """log p of every class, float64 [B, classes]."""
+        return torch.stack([evaluate(scorer, prompts, tokens) for scorer in self.scorers], -1)
