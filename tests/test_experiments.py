@@ -107,3 +107,22 @@ def test_exact_positives(name: str, method: str, tmp_path: Path) -> None:
 def test_an_option_of_another_experiment_is_refused() -> None:
     with pytest.raises(ConfigError, match="'toxicity' has no option label; it takes beta, num_tokens"):
         get_preset("toxicity", "smoke", label="5 stars")
+
+
+def test_infilling_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draws, out = tmp_path / "draws.safetensors", tmp_path / "run"
+    options = ["--preset", "smoke", "--num-tokens", "2", "--num-condition", "1"]
+    assert main(["collect", "infilling", *options, "--max-draws", "64", "--out", str(draws)]) == 0
+    # Every base draw is an exact sample of the target that its own end defines.
+    assert "64 exact samples among 64 draws" in capsys.readouterr().out
+    assert main(["train", "infilling", *options, "--draws", str(draws), "--out", str(out)]) == 0
+    assert main(["evaluate", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "KL(σ‖q)" in shown
+    assert "—" in shown, "there is no importance sampling over samples of different targets"
+    assert main(["sample", str(out), "--num-samples", "3", "--condition", " dog"]) == 0
+    assert main(["sample", str(out), "--condition", " dog and cat"]) == 2
+    assert "and the target takes 1; lengthen or cut it" in capsys.readouterr().err
+    other = ["--preset", "smoke", "--num-tokens", "3", "--num-condition", "1"]
+    assert main(["train", "infilling", *other, "--draws", str(draws), "--out", str(tmp_path / "x")]) == 2
+    assert "holds samples of another target" in capsys.readouterr().err
