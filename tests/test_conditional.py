@@ -206,6 +206,21 @@ def test_a_run_saves_loads_and_samples_for_a_condition(tmp_path) -> None:
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
+def test_another_run_may_propose() -> None:
+    config = replace(CONFIG, num_draws=256, chunk=256)
+    weighs = train(target(2, 2), config=config, num_updates=5)
+    proposes = train(target(2, 2), config=config, method="dpg", num_updates=30)
+    found = weighs.evaluate((4,), num_samples=200, budget=400, proposal_run=proposes)
+    own = proposes.evaluate((4,), num_samples=200, budget=400)
+    # F and G see the proposal alone; the sandwich is of the same log Z.
+    assert found.divergences.f == own.divergences.f
+    assert found.divergences.g == own.divergences.g
+    assert found.divergences.f != weighs.evaluate((4,), num_samples=200, budget=400).divergences.f
+    other = train(Target("stories", Infilling(2), "Once", 2, eos="ignore"), config=config, num_updates=1)
+    with pytest.raises(ConfigError, match="proposal_run is on 'stories' and this run on 'llama'"):
+        weighs.sample(2, condition="8 9", proposal_run=other)
+
+
 def test_what_cannot_be_is_refused() -> None:
     goal = target(2, 2)
     with pytest.raises(ConfigError, match="num_condition must be at least 1, not 0"):

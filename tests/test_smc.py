@@ -85,6 +85,29 @@ def test_conditional_smc_is_exactly_unbiased(tiny_case: Case, resampler: Resampl
     assert total == pytest.approx(float((-truth.log_Z).exp()), abs=1e-11)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_z_hat_is_exactly_unbiased_where_one_twist_proposes_and_another_weighs(
+    tiny_case: Case, threshold: float
+) -> None:
+    table = torch.randn(tiny_case.lm.table.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    model = TwistedLM(tiny_case.lm, tiny_case.twisted.twist, tiny_case.eos, TabularHead.twist(table))
+    paths = enumerate_paths(
+        lambda rng: smc.run(
+            rng, model, tiny_case.potential, prompts=[tiny_case.prompt], num_particles=2, num_steps=2,
+            ess_threshold=threshold,
+        )
+    )  # fmt: skip
+    mean = sum(p * float(result.log_Z_hat.exp()) for p, result in paths)
+    assert mean == pytest.approx(float(tiny_case.truth.log_Z.exp()), abs=1e-12)
+    # What proposes is the second twist, alone.
+    samples = tiny_case.truth.samples(tiny_case.base)
+    proposed = TwistedLM(tiny_case.lm, TabularHead.twist(table), tiny_case.eos)
+    expected = proposed.densities(samples, twist_induced)
+    found = model.densities(samples, twist_induced)
+    torch.testing.assert_close(found.log_q, expected.log_q)
+    torch.testing.assert_close(found.log_psi, tiny_case.twisted.densities(samples, twist_induced).log_psi)
+
+
 def test_weighted_samples_estimate_expectations_under_the_target(tiny_case: Case) -> None:
     # E[Ẑ Σ W f] = Z E_σ[f] exactly, for every indicator f: the samples and their weights belong together.
     truth = tiny_case.truth

@@ -205,6 +205,7 @@ class Run:
         proposal: str = "twist_induced",
         resampler: str = "systematic",
         ess_threshold: float = 0.5,
+        proposal_run: "Run | None" = None,
     ) -> Subject:
         """The run's model with a way to sample from it: what `sample` and `evaluate` take as options.
 
@@ -213,14 +214,23 @@ class Run:
             proposal: a registered proposal; "tempered:0.5" for one with a parameter.
             resampler: a registered resampler.
             ess_threshold: resample when ESS ≤ this fraction of N; 0 never, 1 at every step.
+            proposal_run: another run on the same base model, whose twist proposes while this one's weighs.
 
         Raises:
-            ConfigError: a name is unknown or a number out of range.
+            ConfigError: a name is unknown, a number out of range, or the other run has another base model.
         """
         if not 0.0 <= ess_threshold <= 1.0:
             raise ConfigError(f"ess_threshold must be between 0 (never resample) and 1 (always), not {ess_threshold}")
+        model = self.base if before else self.model
+        if proposal_run is not None and not before:
+            if proposal_run.target.model_name != self.target.model_name:
+                raise ConfigError(
+                    f"proposal_run is on {proposal_run.target.model_name!r} and this run on "
+                    f"{self.target.model_name!r}; choose one on the same base model"
+                )
+            model = self.target.twisted(self.model.twist, proposal_run.model.twist)
         return Subject(
-            self.base if before else self.model, self.target.bound_potential, self.target.prompt_tokens,
+            model, self.target.bound_potential, self.target.prompt_tokens,
             self.target.num_tokens, get_proposal(proposal), lookup("resampler", resampler).value, ess_threshold,
         )  # fmt: skip
 
@@ -241,7 +251,7 @@ class Run:
                 A number runs SMC independently for every sample and draws one of that many particles by weight.
             condition: what the target is given, if targets differ: text, or its tokens [c].
             seed: of the samples.
-            **options: of `subject`: proposal, resampler, ess_threshold.
+            **options: of `subject`: proposal, resampler, ess_threshold, proposal_run.
         """
         subject, rng = self.subject(**options), Rng(seed, ("sample",))
         count = num_samples if num_particles is None else num_particles
@@ -288,7 +298,7 @@ class Run:
             budget: sequences spent on each bound at each N.
             seed: of the evaluation.
             before: certify the base model instead, with the same exact samples.
-            **options: of `subject`: proposal, resampler, ess_threshold.
+            **options: of `subject`: proposal, resampler, ess_threshold, proposal_run.
         """
         evaluation, settings = self.fold("evaluation"), self.config.evaluation
         if num_particles is None:

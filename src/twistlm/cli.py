@@ -45,6 +45,9 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 ProposalName = Annotated[str, arg(help="Distribution of the next token: twist_induced, base, or e.g. tempered:0.5.")]
+ProposalRun = Annotated[
+    Path | None, arg(help="Another run on the same base model, whose twist proposes while this one's weighs.")
+]
 ResamplerName = Annotated[str, arg(help="Scheme: systematic, stratified, residual or multinomial.")]
 Threshold = Annotated[float, arg(help="Resample when ESS is at most this fraction of N: 0 never, 1 at every step.")]
 
@@ -204,6 +207,7 @@ def evaluate(
     proposal: ProposalName = "twist_induced",
     resampler: ResamplerName = "systematic",
     ess_threshold: Threshold = 0.5,
+    proposal_run: ProposalRun = None,
     seed: Seed = 1,
 ) -> None:
     """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json."""
@@ -223,6 +227,7 @@ def evaluate(
             proposal=proposal,
             resampler=resampler,
             ess_threshold=ess_threshold,
+            proposal_run=None if proposal_run is None else Run.load(proposal_run),
         )
         for name in ("before", "after")
     }
@@ -244,6 +249,7 @@ def sample(
     proposal: ProposalName = "twist_induced",
     resampler: ResamplerName = "systematic",
     ess_threshold: Threshold = 0.5,
+    proposal_run: ProposalRun = None,
     condition: Annotated[str | None, arg(help="What must follow, for a run of infilling.")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -260,6 +266,7 @@ def sample(
     found = opened.sample(
         num_samples, num_particles=num_particles, condition=condition, seed=seed, proposal=proposal,
         resampler=resampler, ess_threshold=ess_threshold,
+        proposal_run=None if proposal_run is None else Run.load(proposal_run),
     )  # fmt: skip
     assert opened.folder is not None
     path = opened.folder.save_samples(found.rows())

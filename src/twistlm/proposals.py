@@ -28,7 +28,7 @@ def base(following: NextToken) -> tuple[Tensor, ...]:
 @register("proposal", "twist_induced")
 def twist_induced(following: NextToken) -> tuple[Tensor, ...]:
     """q ∝ p₀ ψ_t: minimises the variance of the incremental weights (Zhao et al. 2024, proposition 3.3)."""
-    return (following.logits,) if following.log_psi is None else (following.logits, following.log_psi)
+    return (following.logits,) if following.inducing is None else (following.logits, following.inducing)
 
 
 @register("proposal", "tempered", parameter="exponent")
@@ -44,7 +44,7 @@ def tempered(exponent: float) -> Proposal:
         )
 
     def proposal(following: NextToken) -> tuple[Tensor, ...]:
-        return (following.logits,) if following.log_psi is None else (following.logits, exponent * following.log_psi)
+        return (following.logits,) if following.inducing is None else (following.logits, exponent * following.inducing)
 
     return proposal
 

@@ -100,9 +100,9 @@ class Target:
             )
         return tokens
 
-    def twisted(self, twist: Twist | None = None) -> TwistedLM:
-        """The base model with a twist, checked for length."""
-        model = TwistedLM(self.lm, twist, self.eos)
+    def twisted(self, twist: Twist | None = None, proposal_twist: Twist | None = None) -> TwistedLM:
+        """The base model with a twist, checked for length; `proposal_twist` if another one is to propose."""
+        model = TwistedLM(self.lm, twist, self.eos, proposal_twist)
         model.check([self.prompt_tokens], self.num_tokens)
         return model
 

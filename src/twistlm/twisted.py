@@ -24,22 +24,32 @@ TOKEN_CHUNK = 16_384
 
 
 @dataclass(frozen=True)
-class State:
-    """Distinct prefixes read by the base model and, if it has its own network, the twist; `rows` [B] maps to them.
+class TwistState:
+    """What a twist has read of U prefixes: with its own network if it has one, and of conditions [U, d'] if it does."""
 
-    `given` [U, d'] is what the twist has read of each prefix's condition, if targets differ.
-    """
-
-    lm: DecoderState
-    twist: DecoderState | None
-    rows: Tensor
+    own: DecoderState | None = None
     given: Tensor | None = None
 
-    @property
-    def twist_features(self) -> Tensor:
-        """What the twist's head reads [U, …]."""
-        features = self.lm.features if self.twist is None else self.twist.features
+    def features(self, lm: DecoderState) -> Tensor:
+        """What its head reads [U, …]."""
+        features = lm.features if self.own is None else self.own.features
         return features if self.given is None else beside(features, self.given)
+
+    def at(self, rows: slice) -> "TwistState":
+        """Some of the prefixes, for one pass over the vocabulary: no network goes on from there."""
+        return TwistState(
+            None if self.own is None else DecoderState(self.own.features[rows]),
+            None if self.given is None else self.given[rows],
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """Distinct prefixes read by the base model and by each twist; `rows` [B] maps particles to them."""
+
+    lm: DecoderState
+    twists: tuple[TwistState, ...]
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,15 +75,18 @@ class TwistedLM:
         twist: the twist, or None.
         eos: "absorb" ends a sequence at its first EOS; "ignore" treats EOS as any other token, so every sequence has
             exactly T tokens.
+        proposal_twist: the twist that the proposal is induced by, if it is not the one that weighs.
 
     Raises:
         ConfigError: `eos` is neither, or is "absorb" for a model without an EOS token.
     """
 
-    def __init__(self, lm: BaseLM, twist: Twist | None = None, eos: str = "absorb") -> None:
+    def __init__(
+        self, lm: BaseLM, twist: Twist | None = None, eos: str = "absorb", proposal_twist: Twist | None = None
+    ) -> None:
         if eos not in ("absorb", "ignore"):
             raise ConfigError(f"eos must be 'absorb' or 'ignore', not {eos!r}")
-        self.lm, self.twist, self.eos = lm, twist, eos
+        self.lm, self.twist, self.eos, self.proposal_twist = lm, twist, eos, proposal_twist
         self.absorbing = lm.eos_token_id if eos == "absorb" else None
         self._scratch = Scratch()
 
@@ -105,6 +118,11 @@ class TwistedLM:
         return (ended - (tokens == self.absorbing).long()) == 0
 
     @property
+    def _twists(self) -> list[Twist]:
+        """The twist that weighs, then the one that proposes, as far as there are any."""
+        return [twist for twist in (self.twist, self.proposal_twist) if twist is not None]
+
+    @property
     def features_are_reusable(self) -> bool:
         """Whether features recorded while sampling are what the twist's head trains on (no network of its own)."""
         return self.twist is None or self.twist.decoder is None
@@ -124,22 +142,26 @@ class TwistedLM:
 
         `num_steps`: new tokens to make room for. `conditions`: [R, c], where targets differ.
         """
-        reader = None if self.twist is None else self.twist.reader
-        given = [()] * len(prompts) if conditions is None or reader is None else conditions.tolist()
+        reading = any(twist.reader is not None for twist in self._twists)
+        given = conditions.tolist() if reading and conditions is not None else [()] * len(prompts)
         distinct: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         pairs = [(tuple(prompt.tolist()), tuple(condition)) for prompt, condition in zip(prompts, given, strict=True)]
         numbers = [distinct.setdefault(pair, len(distinct)) for pair in pairs]
         unique = [torch.tensor(prompt, dtype=torch.long) for prompt, _ in distinct]
         capacity = (len(prompts) * num_particles, num_steps)
         lm = self.lm.start(unique, capacity)
-        twist = self.twist.decoder.start(unique, capacity) if self.twist and self.twist.decoder else None
         rows = torch.tensor(numbers, device=lm.features.device).repeat_interleave(num_particles)
-        if reader is None:
-            return State(lm, twist, rows)
-        if conditions is None:
+        if reading and conditions is None:
             raise ConfigError("this twist reads conditions, and none were given")
-        read = reader(torch.tensor([condition for _, condition in distinct], device=lm.features.device))
-        return State(lm, twist, rows, read)
+        conditions = torch.tensor([condition for _, condition in distinct], device=lm.features.device)
+        twists = tuple(
+            TwistState(
+                None if twist.decoder is None else twist.decoder.start(unique, capacity),
+                None if twist.reader is None else twist.reader(conditions),
+            )
+            for twist in self._twists
+        )
+        return State(lm, twists, rows)
 
     @torch.no_grad()
     def extend(self, state: State, tokens: Tensor, ancestors: Tensor | None, finished: Tensor) -> State:
@@ -150,7 +172,7 @@ class TwistedLM:
         rows = state.rows if ancestors is None else state.rows[ancestors]
         active = (~finished).nonzero().squeeze(-1)
         if active.numel() == 0:
-            return State(state.lm, state.twist, torch.zeros_like(rows), state.given)
+            return State(state.lm, state.twists, torch.zeros_like(rows))
         keys, inverse = torch.unique(rows[active] * self.lm.vocab_size + tokens[active], return_inverse=True)
         # The first child of a prefix takes its row, so that a cache copies little; the others fill the gaps.
         parents = keys // self.lm.vocab_size
@@ -163,16 +185,24 @@ class TwistedLM:
         new_rows = torch.zeros_like(rows)
         new_rows[active] = order.argsort()[inverse]
         lm = self.lm.advance(state.lm, parents, appended)
-        twist = None
-        if state.twist is not None and self.twist is not None and self.twist.decoder is not None:
-            twist = self.twist.decoder.advance(state.twist, parents, appended)
-        return State(lm, twist, new_rows, None if state.given is None else state.given[parents])
+        twists = tuple(
+            TwistState(
+                None
+                if twist.decoder is None or read.own is None
+                else twist.decoder.advance(read.own, parents, appended),
+                None if read.given is None else read.given[parents],
+            )
+            for twist, read in zip(self._twists, state.twists, strict=True)
+        )
+        return State(lm, twists, new_rows)
 
     @torch.no_grad()
     def next(self, state: State) -> NextToken:
         """Base logits and log ψ over the vocabulary for every distinct prefix."""
-        log_psi = self.twist.head(state.twist_features) if self.twist is not None else None
-        return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows)
+        found = [twist.head(read.features(state.lm)) for twist, read in zip(self._twists, state.twists, strict=True)]
+        log_psi = found[0] if self.twist is not None else None
+        inducing = found[-1] if self.proposal_twist is not None else None
+        return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows, inducing)
 
     def draw(self, rng: Rng, state: State, proposal: Proposal, forced: Tensor, num_siblings: int = 0) -> Drawn:
         """`proposals.draw` for all particles of `state`, in parts whose distributions fit in memory together."""
@@ -185,9 +215,8 @@ class TwistedLM:
             index = ((state.rows >= at) & (state.rows < at + size)).nonzero().squeeze(-1)
             part = State(
                 DecoderState(state.lm.features[at : at + size]),
-                None if state.twist is None else DecoderState(state.twist.features[at : at + size]),
+                tuple(read.at(slice(at, at + size)) for read in state.twists),
                 state.rows[index] - at,
-                None if state.given is None else state.given[at : at + size],
             )
             orders.append(index)
             parts.append(draw(rng, self.next(part), proposal, forced[index], num_siblings, self._scratch))
@@ -203,17 +232,8 @@ class TwistedLM:
             features = samples.features
         else:
             features = self.base_features(samples.prompts, samples.tokens)
-        given = self._read(samples)
+        given = _read(self.twist, samples)
         return features if given is None else beside(features, given)
-
-    def _read(self, samples: Samples) -> Tensor | None:
-        """What the twist reads of each sequence's condition [B, d'], every distinct one once; None if it reads none."""
-        if self.twist is None or self.twist.reader is None:
-            return None
-        if samples.conditions is None:
-            raise ConfigError("this twist reads conditions, and the samples have none")
-        distinct, index = samples.conditions.unique(dim=0, return_inverse=True)
-        return self.twist.reader(distinct)[index]
 
     @torch.no_grad()
     def base_features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
@@ -271,17 +291,29 @@ class TwistedLM:
         base = samples.features
         if base is None:
             base = self.base_features(samples.prompts, samples.tokens)
-        own = None
-        if self.twist is not None and self.twist.decoder is not None:
-            own = DecoderState(self.twist.decoder.features(samples.prompts, samples.tokens).flatten(0, 1))
-        given = self._read(samples)
-        if given is not None:
-            given = given.repeat_interleave(samples.tokens.shape[1], 0)
         tokens = samples.tokens.flatten()
+        twists = []
+        for twist in self._twists:
+            given, own = _read(twist, samples), None
+            if twist.decoder is not None:
+                own = DecoderState(twist.decoder.features(samples.prompts, samples.tokens).flatten(0, 1))
+            twists.append(
+                TwistState(own, None if given is None else given.repeat_interleave(samples.tokens.shape[1], 0))
+            )
         rows = torch.arange(tokens.shape[0], device=tokens.device)
-        state = State(DecoderState(base.flatten(0, 1)), own, rows, given)
+        state = State(DecoderState(base.flatten(0, 1)), tuple(twists), rows)
         drawn = self.draw(Rng(0), state, proposal, tokens)
         log_p, log_psi, log_q = (
             x.view_as(samples.tokens) * samples.mask for x in (drawn.log_p, drawn.log_psi, drawn.log_q)
         )
         return Drawn(samples.tokens, log_p, log_psi, log_q)
+
+
+def _read(twist: Twist | None, samples: Samples) -> Tensor | None:
+    """What a twist reads of each sequence's condition [B, d'], every distinct one once; None if it reads none."""
+    if twist is None or twist.reader is None:
+        return None
+    if samples.conditions is None:
+        raise ConfigError("this twist reads conditions, and the samples have none")
+    distinct, index = samples.conditions.unique(dim=0, return_inverse=True)
+    return twist.reader(distinct)[index]

@@ -110,11 +110,18 @@ class NextToken:
         logits: unnormalised log p₀(v | prefix), [U, V].
         log_psi: log ψ(prefix, v), [U, V] of any floating type, or None where the twist is identically 1.
         rows: the prefix of each particle, [B].
+        log_psi_proposal: of the twist that induces the proposal, if it is another one, [U, V].
     """
 
     logits: Tensor
     log_psi: Tensor | None
     rows: Tensor
+    log_psi_proposal: Tensor | None = None
+
+    @property
+    def inducing(self) -> Tensor | None:
+        """log ψ of the twist that induces the proposal [U, V]; None where there is no twist."""
+        return self.log_psi if self.log_psi_proposal is None else self.log_psi_proposal
 
     @property
     def log_p(self) -> Tensor:
