@@ -23,7 +23,7 @@ from twistlm.progress import bar
 from twistlm.rng import Rng
 from twistlm.storage import save_json
 
-REVIEW = "I saw the new film today. It was"
+REVIEW = "I bought this"
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
 LENGTH, BATCH = 20, 4096
 

@@ -114,6 +114,7 @@ def test_base_rates_are_as_the_card_says() -> None:
     error = float(p.std() / len(p) ** 0.5)
     assert abs(float(p.mean()) - recorded["mean p(toxic)"]["value"]) < 4 * error
     assert 0.005 < recorded["mean p(toxic)"]["value"] < 0.05
+    assert 1e-5 < recorded["P[p(toxic) > threshold]"]["0.9"]["share"] < 1e-3
 
 
 def test_bundled_data_is_declared_as_package_data() -> None:

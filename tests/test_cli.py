@@ -102,8 +102,8 @@ def test_existing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.weights
 def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draws, out = tmp_path / "draws.safetensors", tmp_path / "run"
-    assert main(["collect", "toxicity", "--preset", "smoke", "--max-draws", "256", "--out", str(draws)]) == 0
-    assert "exact samples among 256 draws" in capsys.readouterr().out
+    assert main(["collect", "toxicity", "--preset", "smoke", "--max-draws", "2048", "--out", str(draws)]) == 0
+    assert "exact samples among 2048 draws" in capsys.readouterr().out
     assert main(["collect", "toxicity", "--out", str(draws)]) == 2
     assert main(["train", "toxicity", "--preset", "smoke", "--draws", str(draws), "--out", str(out)]) == 0
     assert "Best twist at update" in capsys.readouterr().out

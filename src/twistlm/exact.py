@@ -11,6 +11,7 @@ Upper bounds on log Z and KL(σ‖q) are void with approximate samples, so `Exac
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from twistlm.twisted import TwistedLM
 from twistlm.types import ConditionalPotential, Potential, Samples, Siblings
 
 FORMAT = 1
+# Between saves of a collection in progress: a kill costs no more than that, and files with features are large.
+SAVE_SECONDS = 15.0
 _MADE_HERE = object()
 
 
@@ -201,7 +204,7 @@ def collect(
         max_draws: budget, rounded up to whole chunks.
         chunk: sequences drawn at a time.
         so_far: an earlier result to continue.
-        save_to: file to write after every chunk.
+        save_to: file to write every `SAVE_SECONDS` and at the end.
         keep_features: keep (and save) the base model's features, so that a head trains on the draws without a second
             pass over them.
         num_siblings: K further draws of every token to keep, for training.
@@ -217,10 +220,11 @@ def collect(
             "set its log_upper_bound (0 for a probability), or do without exact samples (lower bounds only)"
         )
     base_model = TwistedLM(model.lm, None, model.eos)
-    collection = so_far
+    parts = [] if so_far is None else [so_far]
+    saved_at = time.monotonic()
     with bar("exact samples", num_samples or max_draws) as report:
-        while not _enough(collection, num_samples, max_draws):
-            k = 0 if collection is None else collection.num_chunks
+        while not _enough(parts, num_samples, max_draws):
+            k = sum(part.num_chunks for part in parts)
             stream = rng.fork("collect", k)
             if isinstance(potential, ConditionalPotential):
                 draws = joint_samples(stream, base_model, potential, prompt, num_steps, chunk, keep_features)
@@ -236,12 +240,16 @@ def collect(
                 uniforms = stream.uniform((1, len(draws)))[0].to(draws.log_phi.device)
                 accepted = uniforms.log() < draws.log_phi - bound
             part = Collection(draws, accepted, bound, target, 1)
-            collection = part if collection is None else _joined(collection, part)
-            if save_to is not None:
-                collection.save(save_to)
-            n, hits = len(collection.draws), int(collection.accepted.sum())
+            parts.append(part)
+            if save_to is not None and time.monotonic() - saved_at > SAVE_SECONDS:
+                parts = [_joined(parts)]
+                parts[0].save(save_to)
+                saved_at = time.monotonic()
+            n, hits = _counts(parts)
             report(min(hits, num_samples) if num_samples else n, f"accepted {hits} of {n} ({hits / n:.2%})")
-    assert collection is not None
+    collection = _joined(parts)
+    if save_to is not None:
+        collection.save(save_to)
     if not collection.accepted.any():
         n = len(collection.draws)
         raise NoneAcceptedError(
@@ -293,18 +301,22 @@ def joint_samples(
     )
 
 
-def _enough(collection: Collection | None, num_samples: int | None, max_draws: int) -> bool:
-    if collection is None:
-        return False
-    return len(collection.draws) >= max_draws or (
-        num_samples is not None and int(collection.accepted.sum()) >= num_samples
-    )
+def _enough(parts: Sequence[Collection], num_samples: int | None, max_draws: int) -> bool:
+    n, hits = _counts(parts)
+    return n >= max_draws or (num_samples is not None and hits >= num_samples)
 
 
-def _joined(a: Collection, b: Collection) -> Collection:
+def _counts(parts: Sequence[Collection]) -> tuple[int, int]:
+    """Draws, and those accepted."""
+    return sum(len(part.draws) for part in parts), sum(int(part.accepted.sum()) for part in parts)
+
+
+def _joined(parts: Sequence[Collection]) -> Collection:
+    if len(parts) == 1:
+        return parts[0]
     return replace(
-        a,
-        draws=Samples.concatenate([a.draws, b.draws]),
-        accepted=torch.cat([a.accepted, b.accepted]),
-        num_chunks=a.num_chunks + b.num_chunks,
+        parts[0],
+        draws=Samples.concatenate([part.draws for part in parts]),
+        accepted=torch.cat([part.accepted for part in parts]),
+        num_chunks=sum(part.num_chunks for part in parts),
     )

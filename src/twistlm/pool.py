@@ -19,6 +19,8 @@ from twistlm.types import Potential, Samples
 # The pool grows at update 0, 16, 64, 256, …: every draw has to be weighed under every earlier proposal, and every
 # earlier draw under the new one.
 FIRST, FACTOR = 16, 4
+# Sequences drawn at a time.
+BATCH = 2048
 # Sequences whose densities are taken at a time.
 CHUNK = 4096
 
@@ -57,7 +59,7 @@ class Pool:
         now = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         fresh = proposal_samples(
             rng.fork("pool", len(self.twists)), model, potential, prompts=[prompt], num_samples=count,
-            num_steps=num_steps, proposal=proposal, record_features=model.features_are_reusable,
+            num_steps=num_steps, proposal=proposal, max_batch=BATCH, record_features=model.features_are_reusable,
         )  # fmt: skip
         rows = [fresh.log_q.cumsum(-1)]
         for earlier in reversed(self.twists):

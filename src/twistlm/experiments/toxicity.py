@@ -16,25 +16,27 @@ PAPER_RATES = {"ctl": 1e-4, "rl": 3e-5, "sixo": 3e-5, "fudge": 1e-4, "dpg": 3e-5
 
 
 @experiment("toxicity", gallery=[{"beta": 10.0, "num_tokens": 200}])
-def toxicity(beta: float = 1.0, num_tokens: int = 20) -> Presets:
-    """p(toxic given text)^beta of 20 tokens after "Once upon a time, there was a"; bundled models or the paper's."""
+def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
+    """p(toxic given text)^beta of 20 tokens (demo: 10) after "Once upon a time, there was a"; bundled or hub models."""
 
-    def bundled() -> Target:
-        return Target("stories", Classifier("toxicity", "toxic", beta=beta), PROMPT, num_tokens, eos="ignore")
+    def bundled(length: int = 20) -> Target:
+        scorer = Classifier("toxicity", "toxic", beta=beta)
+        return Target("stories", scorer, PROMPT, num_tokens or length, eos="ignore")
 
     def published() -> Target:
         scorer = Classifier("nicholasKluge/ToxicityModel", "toxic", beta=beta, logit_means="not label")
-        return Target("roneneldan/TinyStories-33M", scorer, PROMPT, num_tokens, eos="ignore")
+        return Target("roneneldan/TinyStories-33M", scorer, PROMPT, num_tokens or 20, eos="ignore")
 
     demo = RunConfig(
         twist="lexical",
         twist_options={"rank": 2},
         training=TrainingConfig(
-            loss="ctl", target_source="draws", intermediate_source="draws", num_particles=512, num_updates=100,
-            learning_rate=3e-3, weight_decay=0.3, evaluate_every=10, evaluation_samples=256, patience=40,
+            loss="gkl", target_source="draws", intermediate_source="draws", num_particles=1024, num_updates=100,
+            learning_rate=3e-3, weight_decay=0.3, evaluate_every=10, evaluation_samples=128, patience=40,
         ),
-        num_draws=16_384,
-        num_siblings=4,
+        num_draws=36_864,
+        num_siblings=0,
+        chunk=2048,
         folds=(0.6, 0.1, 0.3),
     )  # fmt: skip
     small = replace(PAPER_LIKE, num_draws=131_072, num_exact=1000)
@@ -50,7 +52,8 @@ def toxicity(beta: float = 1.0, num_tokens: int = 20) -> Presets:
     return {
         "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small),
                         {"gkl": GKL_ON_THE_POOL}),
-        "demo": Preset("under a minute on two cores: CTL on collected draws", bundled, demo),
+        # Half the tokens for twice the draws: what can be learnt in a minute.
+        "demo": Preset("under a minute on two cores: generalised KL on collected draws", lambda: bundled(10), demo),
         "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small,
                         {"gkl": GKL_ON_THE_POOL}),
         "paper": Preset("the paper's models and settings: a GPU and hours", published, paper, rates(PAPER_RATES)),
