@@ -3,7 +3,7 @@
     python results/rates.py                      # every experiment; an hour and a half on two cores, resumable
     python results/rates.py --only sentiment
 
-Each rate gets one run of a quarter of the updates; the best has the lowest KL(q‖σ) + KL(σ‖q). Writes what was found into
+Each rate gets one run of a quarter of the updates; the best has the lowest KL(q‖σ) + KL(σ‖q). Writes the grid into
 results/rates.json; the presets in src/twistlm/experiments hold what was chosen.
 """
 
