@@ -8,7 +8,7 @@ Every run is resumable, and so is the whole. Writes the tables into docs/results
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -63,7 +63,7 @@ def main(options: Options) -> None:
     for name in options.only or requests:
         request = requests[name]
         if options.seeds is not None:
-            request = grid.Request(**{**request.__dict__, "num_seeds": options.seeds})
+            request = replace(request, num_seeds=options.seeds)
         print(f"--- {name}", flush=True)
         try:
             grid.sweep(request, options.out / name, jobs=options.jobs)

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from twistlm.errors import ConfigError
-from twistlm.estimates import Estimate
 from twistlm.pooling import Pooled
-from twistlm.report.sweep_tables import remarks, title
+from twistlm.report.sweep_tables import plain, remarks, title
 from twistlm.storage import save_text
 
 BEGIN, END = "<!-- made by results/methods.py: begin -->", "<!-- made by results/methods.py: end -->"
@@ -50,8 +49,8 @@ def section(name: str, pooled: Pooled, folder: Path) -> str:
     for row in pooled.rows:
         rate = pooled.asked["settings"][row.method]["training"]["learning_rate"]
         known = " / ".join(f"{kl:.2f}" for kl in published[row.method]) if row.method in published else "—"
-        cells = [row.method, _shown(row.kl_q_target), _shown(row.kl_target_q), known, _shown(row.log_phi),
-                 _shown(row.kl_q_prior), f"{rate:g}", f"{row.seconds.value:.0f}"]  # fmt: skip
+        cells = [row.method, plain(row.kl_q_target, 2), plain(row.kl_target_q, 2), known, plain(row.log_phi, 2),
+                 plain(row.kl_q_prior, 2), f"{rate:g}", f"{row.seconds.value:.0f}"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     pictures = [
         f"![{title(pooled)}: {picture}](images/results-{name}-{picture}.png)"
@@ -71,9 +70,3 @@ def _orders(pooled: Pooled, published: Mapping[str, tuple[float, float]]) -> lis
     here = sorted(both, key=lambda method: ours[method])
     there = sorted(both, key=lambda method: published[method][1])
     return [f"Order by KL(σ‖q), best first: here {', '.join(here)}; published {', '.join(there)}."]
-
-
-def _shown(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "—"
-    return f"{estimate.value:.2f}" if estimate.n < 2 else f"{estimate.value:.2f} ± {estimate.half_width:.2f}"

@@ -23,7 +23,7 @@ from twistlm.proposals import get_proposal
 from twistlm.registry import lookup
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
-from twistlm.sources import Setting
+from twistlm.sources import Setting, uses
 from twistlm.storage import share
 from twistlm.target import Target
 from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
@@ -103,7 +103,7 @@ class RunConfig:
     def trains_on_draws(self) -> bool:
         """Whether the collected draws are training data too, so that their features are worth keeping."""
         return any(
-            name in source
+            uses(source, name)
             for name in ("draws", "exact")
             for source in (self.training.target_source, self.training.intermediate_source)
         )
@@ -449,6 +449,20 @@ def _described(target: Target, config: RunConfig) -> dict[str, Any]:
     return {"target": described, "run": config.as_dict()}
 
 
+def collect(target: Target, config: RunConfig, rng: Rng, path: Path | None, *, training: bool) -> Collection:
+    """The base draws that `config` asks for; with what training needs of them if they are `training` data too.
+
+    Raises:
+        UpperBoundError: φ has no known upper bound.
+        NoneAcceptedError: nothing was accepted within the budget.
+    """
+    return target.collect(
+        rng, num_samples=config.num_exact, max_draws=config.num_draws, path=path,
+        chunk=min(config.chunk, config.num_draws), keep_features=training,
+        num_siblings=config.num_siblings if training else 0,
+    )  # fmt: skip
+
+
 def _collect(
     target: Target, config: RunConfig, rng: Rng, folder: RunFolder | None, given: Path | None
 ) -> Collection | None:
@@ -460,11 +474,9 @@ def _collect(
     if config.num_draws == 0:
         return None
     try:
-        return target.collect(
-            rng, num_samples=config.num_exact, max_draws=config.num_draws, chunk=min(config.chunk, config.num_draws),
-            path=folder.draws if folder is not None else None, keep_features=config.trains_on_draws,
-            num_siblings=config.num_siblings if config.trains_on_draws else 0,
-        )  # fmt: skip
+        return collect(
+            target, config, rng, folder.draws if folder is not None else None, training=config.trains_on_draws
+        )
     except NoneAcceptedError as error:
         logger.warning("%s", error)
         return None

@@ -64,7 +64,7 @@ def demo(
 ) -> None:
     """The main job on real weights, from nothing to a certificate.
 
-    Collects exact samples of a model's toxic continuations, trains a twist with CTL, and prints bounds on log Z,
+    Collects exact samples of a model's toxic continuations, trains a twist, and prints bounds on log Z,
     KL both ways before and after, and samples side by side. Under a minute on two cores with the bundled models,
     a minute and a half with SmolLM2-135M. Leaves certificate.json, samples.jsonl, bounds.png and divergences.png in the
     run folder.
@@ -217,6 +217,7 @@ def evaluate(
     from twistlm.report.tables import bounds_table, certificate_table
 
     opened = Run.load(run)
+    proposes = None if proposal_run is None else Run.load(proposal_run)
     certificates = {
         name: opened.evaluate(
             num_particles,
@@ -227,7 +228,7 @@ def evaluate(
             proposal=proposal,
             resampler=resampler,
             ess_threshold=ess_threshold,
-            proposal_run=None if proposal_run is None else Run.load(proposal_run),
+            proposal_run=proposes,
         )
         for name in ("before", "after")
     }

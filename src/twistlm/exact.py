@@ -230,17 +230,12 @@ def collect(
                 draws = joint_samples(stream, base_model, potential, prompt, num_steps, chunk, keep_features)
                 accepted = torch.ones(len(draws), dtype=torch.bool, device=draws.log_phi.device)
             else:
-                # φ apart from SMC, which refuses a batch of which every sequence has φ = 0: here that is bad luck.
-                result = smc.run(
-                    stream, base_model, None, prompts=[prompt], num_particles=chunk, num_steps=num_steps,
-                    proposal=base, ess_threshold=0.0, record_features=keep_features, num_siblings=num_siblings,
-                )  # fmt: skip
-                draws = smc.to_samples(result, [prompt], base_model)
-                draws = replace(draws, log_phi=evaluate(potential, draws.prompts, draws.tokens).to(draws.log_p.device))
+                draws = _base_draws(
+                    stream, base_model, potential, prompt, num_steps, chunk, keep_features, num_siblings
+                )
                 uniforms = stream.uniform((1, len(draws)))[0].to(draws.log_phi.device)
                 accepted = uniforms.log() < draws.log_phi - bound
-            part = Collection(draws, accepted, bound, target, 1)
-            parts.append(part)
+            parts.append(Collection(draws, accepted, bound, target, 1))
             if save_to is not None and time.monotonic() - saved_at > SAVE_SECONDS:
                 parts = [_joined(parts)]
                 parts[0].save(save_to)
@@ -257,6 +252,19 @@ def collect(
             f"(log Z < {math.log(3 / n) + bound:.1f}); raise max_draws, or do without exact samples (lower bounds only)"
         )
     return collection
+
+
+def _base_draws(
+    rng: Rng, model: TwistedLM, potential: Potential, prompt: Tensor, num_steps: int, count: int,
+    record_features: bool, num_siblings: int,
+) -> Samples:  # fmt: skip
+    """`count` base draws with φ, apart from SMC, which refuses a batch of which every sequence has φ = 0."""
+    result = smc.run(
+        rng, model, None, prompts=[prompt], num_particles=count, num_steps=num_steps, proposal=base,
+        ess_threshold=0.0, record_features=record_features, num_siblings=num_siblings,
+    )  # fmt: skip
+    draws = smc.to_samples(result, [prompt], model)
+    return replace(draws, log_phi=evaluate(potential, draws.prompts, draws.tokens).to(draws.log_p.device))
 
 
 def joint_samples(

@@ -12,8 +12,7 @@ from twistlm.experiments import get_preset
 from twistlm.registry import lookup
 from twistlm.report.tables import samples_table
 from twistlm.rng import Rng
-from twistlm.runs import RunFolder, write_lines
-from twistlm.target import Target
+from twistlm.runs import write_lines
 from twistlm.types import ConditionalPotential
 
 PARTICLES_PER_SAMPLE = 64
@@ -42,7 +41,6 @@ def gallery(
         size = get_preset(experiment, preset, **options)
         # A conservative name: it becomes a folder.
         name = "-".join(f"{key}-{value}".replace(" ", "-") for key, value in options.items()) or "run"
-        RunFolder.check(out / name, exists)
         target, config = size.target(), size.config(method)
         config = replace(config, evaluation=replace(config.evaluation, during_training=False))
         if not isinstance(target.potential, ConditionalPotential):
@@ -93,17 +91,16 @@ def _pictures(run: Run, about: str, num_samples: int, seed: int) -> Iterator[Pic
 
 def _conditions(run: Run) -> list[str | None]:
     """Where targets differ: the ends of a few stories that no run has trained on."""
-    target: Target = run.target
-    evaluation = run.fold("evaluation")
-    if not isinstance(target.potential, ConditionalPotential) or evaluation is None:
+    bound, evaluation = run.target.bound_potential, run.fold("evaluation")
+    if not isinstance(bound, ConditionalPotential) or evaluation is None:
         return [None]
     conditions = evaluation.draws.conditions
     assert conditions is not None
-    texts = target.lm.decode(list(conditions[:32]))
+    texts = run.target.lm.decode(list(conditions[:32]))
     # Only text that is encoded as it was drawn can be asked for again.
-    again = [text for text, tokens in zip(texts, conditions, strict=False) if _survives(target, text, tokens.tolist())]
+    again = [text for text, tokens in zip(texts, conditions, strict=False) if _survives(bound, text, tokens.tolist())]
     return list(again[:4])
 
 
-def _survives(target: Target, text: str, tokens: list[int]) -> bool:
-    return bool(target.lm.encode(text).tolist() == tokens)
+def _survives(bound: ConditionalPotential, text: str, tokens: list[int]) -> bool:
+    return bool(bound.condition(text).tolist() == tokens)

@@ -129,11 +129,7 @@ def _collect(folder: SweepFolder, target: Target, settings: Mapping[str, api.Run
         return None
     training = any(each.trains_on_draws for each in settings.values())
     try:
-        found = target.collect(
-            Rng(0, ("sweep",)), num_samples=config.num_exact, max_draws=config.num_draws, path=folder.draws,
-            chunk=min(config.chunk, config.num_draws), keep_features=training,
-            num_siblings=config.num_siblings if training else 0,
-        )  # fmt: skip
+        found = api.collect(target, config, Rng(0, ("sweep",)), folder.draws, training=training)
     except (NoneAcceptedError, UpperBoundError) as error:
         logger.warning("%s", error)
         return None

@@ -8,7 +8,7 @@ near p₀. So draws from early, bad proposals go on teaching beside those from l
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twistlm.divergences import proposal_samples
 from twistlm.proposals import Proposal
@@ -31,6 +31,11 @@ def updates_until_growth(update: int) -> int | None:
     while at < update:
         at, following = following, following * FACTOR
     return following - at if at == update else None
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything that `load_state_dict` brings back."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 @dataclass
@@ -56,7 +61,7 @@ class Pool:
         """Add `count` draws from the proposal of `model`, whose twist is left as it is."""
         assert model.twist is not None
         module = model.twist.module
-        now = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        now = snapshot(module)
         fresh = proposal_samples(
             rng.fork("pool", len(self.twists)), model, potential, prompts=[prompt], num_samples=count,
             num_steps=num_steps, proposal=proposal, max_batch=BATCH, record_features=model.features_are_reusable,

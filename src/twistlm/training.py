@@ -24,7 +24,7 @@ from twistlm.estimates import Estimate, difference, mean
 from twistlm.exact import Collection, joint_samples
 from twistlm.logmath import normalise
 from twistlm.losses import ROLES, objective
-from twistlm.pool import Pool, updates_until_growth
+from twistlm.pool import Pool, snapshot, updates_until_growth
 from twistlm.progress import bar
 from twistlm.resampling import invert
 from twistlm.rng import Rng
@@ -210,7 +210,7 @@ class Trainer:
         if self.pool is not None and isinstance(setting.potential, ConditionalPotential):
             raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
         self.progress = Progress()
-        self.best = self._weights()
+        self.best = snapshot(self.module)
         self.history: list[dict[str, Any]] = []
         self._saved_at = time.monotonic()
 
@@ -287,7 +287,7 @@ class Trainer:
             return
         if number % self.config.evaluate_every != 0:
             self._evaluate()
-        now = self._weights()
+        now = snapshot(self.module)
         self.module.load_state_dict(self.best)
         self._grow(number, ahead)
         self.module.load_state_dict(now)
@@ -335,7 +335,7 @@ class Trainer:
             record["kl_q_prior"] = mean((drawn.log_q - drawn.log_p).sum(-1)).as_dict()
         if found.value < progress.best_value:
             progress.best_value, progress.best_update = found.value, number
-            self.best = self._weights()
+            self.best = snapshot(self.module)
         elif self.config.patience is not None and number - progress.best_update >= self.config.patience:
             progress.stopped = True
         record["seconds"] = time.perf_counter() - start
@@ -408,9 +408,6 @@ class Trainer:
             self.folder.append_metrics(row)
 
     # --- Checkpoints ---
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
 
     def _checkpoint(self) -> None:
         self._saved_at = time.monotonic()

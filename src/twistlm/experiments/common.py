@@ -21,6 +21,15 @@ PAPER_LIKE = RunConfig(
 )  # fmt: skip
 
 
+# The published size of toxicity and sentiment: 2,048 updates, 2,000 exact samples, 500 particles.
+PAPER = replace(
+    PAPER_LIKE,
+    num_exact=2000,
+    evaluation=EvaluationConfig((500,), 2000, 2000, during_training=True),
+    training=replace(PAPER_LIKE.training, num_updates=2048),
+)
+
+
 def smoke(config: RunConfig, num_draws: int = 2048) -> RunConfig:
     """The same in seconds: it runs, and learns next to nothing."""
     return replace(
@@ -32,9 +41,9 @@ def smoke(config: RunConfig, num_draws: int = 2048) -> RunConfig:
     )
 
 
-def rates(by_method: Mapping[str, float], **more: Any) -> dict[str, dict[str, Any]]:
+def rates(by_method: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """Each method with its learning rate."""
-    return {method: {"learning_rate": rate, **more} for method, rate in by_method.items()}
+    return {method: {"learning_rate": rate} for method, rate in by_method.items()}
 
 
 # Our seventh method: the pool of all draws, and few parameters to fit to them (docs/results.md).

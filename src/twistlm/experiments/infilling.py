@@ -44,9 +44,8 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
     paper = replace(
         small,
         twist_options={"own_network": True},
-        num_draws=4096,
         evaluation=EvaluationConfig((500,), 2000, 1_000_000, during_training=True),
-        training=replace(training, num_updates=2**14 if short else 5500, learning_rate=1e-4 if short else 3e-6),
+        training=replace(training, num_updates=2**14 if short else 5500, learning_rate=published_rates["ctl"]),
     )
     return {
         "smoke": Preset("seconds, to see that everything runs", bundled, smoke(small, 256), others),

@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from twistlm.api import EvaluationConfig
 from twistlm.experiments import Preset, Presets, experiment
-from twistlm.experiments.common import GKL_ON_THE_POOL, PAPER_LIKE, rates, smoke
+from twistlm.experiments.common import GKL_ON_THE_POOL, PAPER, PAPER_LIKE, rates, smoke
 from twistlm.potentials import Classifier
 from twistlm.target import Target
 
@@ -29,13 +28,11 @@ def sentiment(beta: float = 1.0, num_tokens: int = 10, label: str = "1 star") ->
 
     small = replace(PAPER_LIKE, num_draws=32_768, num_exact=1000)
     paper = replace(
-        PAPER_LIKE,
+        PAPER,
         twist_options={"num_layers": 3, "width": 1024},
         num_draws=1_000_000,
-        num_exact=2000,
         chunk=2000,
-        evaluation=EvaluationConfig((500,), 2000, 2000, during_training=True),
-        training=replace(PAPER_LIKE.training, num_updates=2048, learning_rate=PAPER_RATES["ctl"]),
+        training=replace(PAPER.training, learning_rate=PAPER_RATES["ctl"]),
     )
     return {
         "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small),

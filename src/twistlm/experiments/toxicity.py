@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from twistlm.api import EvaluationConfig, RunConfig
+from twistlm.api import RunConfig
 from twistlm.experiments import Preset, Presets, experiment
-from twistlm.experiments.common import GKL_ON_THE_POOL, PAPER_LIKE, rates, smoke
+from twistlm.experiments.common import GKL_ON_THE_POOL, PAPER, PAPER_LIKE, rates, smoke
 from twistlm.potentials import Classifier
 from twistlm.target import Target
 from twistlm.training import TrainingConfig
@@ -41,13 +41,11 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
     )  # fmt: skip
     small = replace(PAPER_LIKE, num_draws=131_072, num_exact=1000)
     paper = replace(
-        PAPER_LIKE,
+        PAPER,
         twist="backbone",
         num_draws=4_000_000,
-        num_exact=2000,
         chunk=4000,
-        evaluation=EvaluationConfig((500,), 2000, 2000, during_training=True),
-        training=replace(PAPER_LIKE.training, num_updates=2048, learning_rate=PAPER_RATES["ctl"]),
+        training=replace(PAPER.training, learning_rate=PAPER_RATES["ctl"]),
     )
     return {
         "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small),

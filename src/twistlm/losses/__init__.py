@@ -32,6 +32,11 @@ ROLES = {
 LOWEST = -40.0
 
 
+def end(scored: Scored) -> Tensor:
+    """log φ [B, 1] in log ψ's precision, at least `LOWEST`."""
+    return scored.log_phi.clamp_min(LOWEST).to(scored.log_psi.dtype).unsqueeze(-1)
+
+
 def loss(
     name: str, *, sources: tuple[str, ...], normaliser: bool = False, probability: bool = False,
     on_policy: bool = False, inner_steps: int = 1,

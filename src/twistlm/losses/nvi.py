@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from twistlm.losses import LOWEST, loss
+from twistlm.losses import end, loss
 from twistlm.types import Scored
 
 
@@ -20,10 +20,9 @@ def nvi(intermediate: Scored) -> Tensor:
     """
     assert intermediate.log_normaliser is not None
     log_psi, mask = intermediate.log_psi, intermediate.mask
-    end = intermediate.log_phi.clamp_min(LOWEST).to(log_psi.dtype) - log_psi[:, -1]
     # A finished sequence makes no step: its weight is 1 until φ comes in.
     steps = torch.where(mask[:, 1:].bool(), intermediate.log_normaliser[:, 1:] - log_psi[:, :-1], 0.0)
-    log_w = torch.cat([steps, end.unsqueeze(-1)], -1)
+    log_w = torch.cat([steps, end(intermediate) - log_psi[:, -1:]], -1)
     # Weights come without gradient; this factor is 1 and has the gradient of π_t's own.
     unnormalised = intermediate.weights * (log_psi - log_psi.detach()).exp()
     weights = unnormalised / unnormalised.sum(0)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from twistlm.losses import LOWEST, loss
+from twistlm.losses import end, loss
 from twistlm.types import Scored
 
 
@@ -20,6 +20,5 @@ def pcl(drawn: Scored) -> Tensor:
     assert drawn.log_normaliser is not None
     log_ratio = (drawn.log_psi - drawn.log_normaliser) * drawn.mask
     after = log_ratio.flip(-1).cumsum(-1).flip(-1) - log_ratio
-    end = drawn.log_phi.clamp_min(LOWEST).to(drawn.log_psi.dtype).unsqueeze(-1)
-    error = drawn.log_psi + after - end
+    error = drawn.log_psi + after - end(drawn)
     return (drawn.weights.unsqueeze(-1) * drawn.mask * error.square()).sum(0).mean()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from twistlm.losses import LOWEST, loss
+from twistlm.losses import end, loss
 from twistlm.types import Scored
 
 # The probability ratio may move so far from 1 before its gradient is cut (Schulman et al. 2017).
@@ -26,8 +26,7 @@ def ppo(drawn: Scored) -> Tensor:
     mask, weights = drawn.mask, drawn.weights.unsqueeze(-1)
     log_p, log_q = drawn.log_p.to(drawn.log_psi.dtype), drawn.log_q.to(drawn.log_psi.dtype)
     cost = (log_q - log_p) * mask
-    end = drawn.log_phi.clamp_min(LOWEST).to(cost.dtype).unsqueeze(-1)
-    to_go = end - cost.flip(-1).cumsum(-1).flip(-1)
+    to_go = end(drawn) - cost.flip(-1).cumsum(-1).flip(-1)
     active = (weights * mask).sum(0).clamp_min(1e-12)
     advantage = (to_go - (weights * mask * to_go).sum(0) / active) * mask
     advantage = advantage / ((weights * advantage.square()).sum() / active.sum()).sqrt().clamp_min(1e-8)

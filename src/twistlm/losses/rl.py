@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from twistlm.losses import LOWEST, loss
+from twistlm.losses import end, loss
 from twistlm.types import Scored
 
 
@@ -26,5 +26,4 @@ def rl(drawn: Scored) -> Tensor:
 def following(scored: Scored, values: Tensor) -> Tensor:
     """`values` [B, T] one step later, and log φ after the last random choice."""
     goes_on = torch.nn.functional.pad(scored.mask, (0, 1))[:, 1:].bool()
-    end = scored.log_phi.clamp_min(LOWEST).to(values.dtype).unsqueeze(-1)
-    return torch.where(goes_on, torch.nn.functional.pad(values, (0, 1))[:, 1:], end)
+    return torch.where(goes_on, torch.nn.functional.pad(values, (0, 1))[:, 1:], end(scored))

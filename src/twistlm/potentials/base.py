@@ -36,6 +36,18 @@ class BasePotential(Potential, ABC):
         object.__setattr__(bound, "lm", lm)  # the built-in potentials are frozen dataclasses
         return bound
 
+    def bound_lm(self) -> BaseLM:
+        """The model it was bound to.
+
+        Raises:
+            PotentialError: not bound to a model.
+        """
+        if self.lm is None:
+            raise PotentialError(
+                f"{type(self).__name__} is not bound to a model: use it through twistlm.Target, or call .bind(lm) first"
+            )
+        return self.lm
+
     @abstractmethod
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log φ [B] of B prompts followed by tokens [B, T], in nats; call it through `evaluate`."""

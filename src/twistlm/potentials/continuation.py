@@ -47,23 +47,20 @@ class Continuation(BasePotential):
             PotentialError: not bound to a model, or the continuation is not in its vocabulary.
             PromptError: prompt, tokens and continuation together exceed the model's context.
         """
-        if self.lm is None:
-            raise PotentialError(
-                "Continuation is not bound to a model: use it through twistlm.Target, or call .bind(lm) first"
-            )
-        suffix = self._suffix(self.lm).to(tokens.device)
-        check_length(self.lm, prompts, tokens.shape[1] + len(suffix))
+        lm = self.bound_lm()
+        suffix = self._suffix(lm).to(tokens.device)
+        check_length(lm, prompts, tokens.shape[1] + len(suffix))
         log_phi = torch.full((len(tokens),), -torch.inf, dtype=torch.float64, device=tokens.device)
         rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         for b, (prompt, new) in enumerate(zip(prompts, tokens.tolist(), strict=True)):
-            if not (self.absorbing_eos and self.lm.eos_token_id in new):
+            if not (self.absorbing_eos and lm.eos_token_id in new):
                 rows.setdefault((tuple(prompt.tolist()), tuple(new)), []).append(b)
         distinct = list(rows.values())
         for start in range(0, len(distinct), self.batch_size):
             chunk = distinct[start : start + self.batch_size]
             first = [copies[0] for copies in chunk]
             suffixes = suffix.expand(len(first), -1)
-            values = log_p_after(self.lm, [prompts[b] for b in first], tokens[first], suffixes)
+            values = log_p_after(lm, [prompts[b] for b in first], tokens[first], suffixes)
             for copies, value in zip(chunk, values, strict=True):
                 log_phi[copies] = value
         return log_phi

@@ -49,9 +49,8 @@ class Infilling(BasePotential):
         Raises:
             PotentialError: not bound to a model.
         """
-        if self.lm is None:
-            raise PotentialError("Infilling is not bound to a model: use it through twistlm.Target")
-        return without_start(self.lm, self.lm.encode(given))
+        lm = self.bound_lm()
+        return without_start(lm, lm.encode(given))
 
     def draw_condition(
         self, uniforms: Tensor, prompts: Prompts, tokens: Tensor, following: Tensor, log_p: Tensor
@@ -75,15 +74,12 @@ class Infilling(BasePotential):
             PotentialError: not bound to a model, or a condition is not in its vocabulary.
             PromptError: prompt, tokens and condition together exceed the model's context.
         """
-        if self.lm is None:
-            raise PotentialError(
-                "Infilling is not bound to a model: use it through twistlm.Target, or call .bind(lm) first"
-            )
-        if int(conditions.min()) < 0 or int(conditions.max()) >= self.lm.vocab_size:
-            raise PotentialError(f"a condition holds a token that is not among those below {self.lm.vocab_size}")
-        check_length(self.lm, prompts, tokens.shape[1] + conditions.shape[1])
+        lm = self.bound_lm()
+        if int(conditions.min()) < 0 or int(conditions.max()) >= lm.vocab_size:
+            raise PotentialError(f"a condition holds a token that is not among those below {lm.vocab_size}")
+        check_length(lm, prompts, tokens.shape[1] + conditions.shape[1])
         values = []
         for at in range(0, len(tokens), self.batch_size):
             part = slice(at, at + self.batch_size)
-            values.append(log_p_after(self.lm, prompts[part], tokens[part], conditions[part].to(tokens.device)))
+            values.append(log_p_after(lm, prompts[part], tokens[part], conditions[part].to(tokens.device)))
         return torch.cat(values)

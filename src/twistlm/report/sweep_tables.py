@@ -110,7 +110,8 @@ def _half(estimate: Estimate) -> float | str:
     return estimate.half_width if math.isfinite(estimate.half_width) else ""
 
 
-def _plain(estimate: Estimate | None, digits: int) -> str:
+def plain(estimate: Estimate | None, digits: int) -> str:
+    """A number with its half-width, as text; a dash for one that is not known."""
     if estimate is None:
         return "—"
     # One seed says nothing about its scatter.
@@ -119,10 +120,10 @@ def _plain(estimate: Estimate | None, digits: int) -> str:
 
 
 def _math(estimate: Estimate | None, digits: int) -> str:
-    plain = _plain(estimate, digits)
-    return "---" if estimate is None else f"${plain.replace('±', PLUS_MINUS).replace('inf', INFINITY)}$"
+    text = plain(estimate, digits)
+    return "---" if estimate is None else f"${text.replace('±', PLUS_MINUS).replace('inf', INFINITY)}$"
 
 
-def _cells(row: Row, shown: Callable[[Estimate | None, int], str] = _plain) -> list[str]:
+def _cells(row: Row, shown: Callable[[Estimate | None, int], str] = plain) -> list[str]:
     estimates = [shown(getattr(row, name), 1 if name == "seconds" else 2) for name in NAMES]
     return [row.method, *estimates, str(row.num_seeds)]

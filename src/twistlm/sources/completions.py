@@ -28,7 +28,7 @@ def completions(rng: Rng, setting: Setting, count: int) -> Batch:
     model = setting.model
     if model.absorbing is not None:
         raise ConfigError("source 'completions' needs sequences of a fixed length: set eos='ignore'")
-    exact = setting.joint is not None or (setting.collection is not None and len(setting.collection.exact) > 0)
+    exact = setting.joint is not None or (setting.collection is not None and bool(setting.collection.accepted.any()))
     batch = (from_exact if exact else from_proposal)(rng, setting, count)
     samples = batch.samples
     plain = TwistedLM(model.lm, None, model.eos)

@@ -21,10 +21,20 @@ class Backbone(nn.Module):
 @register("twist", "backbone")
 def backbone(lm: BaseLM, num_layers: int = 1, width: int | None = None) -> Twist:
     """A separate transformer, fully fine-tuned, with a linear (`num_layers=1`) or MLP head."""
-    head = head_of_its_own(lm, "backbone", num_layers, width)
+    return fine_tuned(
+        lm, head_of_its_own(lm, "backbone", num_layers, width), "backbone", "use it with a transformers model"
+    )
+
+
+def fine_tuned(lm: BaseLM, head: VocabularyHead, twist: str, remedy: str) -> Twist:
+    """A head with a copy of the base model's network that trains with it.
+
+    Raises:
+        ConfigError: the model has no transformer to copy; `remedy` says what to do.
+    """
     copier: Any = getattr(lm, "trainable_copy", None)
     if copier is None:
-        raise ConfigError("twist 'backbone' needs a transformer to copy; use it with a transformers model")
+        raise ConfigError(f"twist {twist!r} needs a transformer to copy; {remedy}")
     decoder: Decoder = copier()
     network: nn.Module = decoder.module  # type: ignore[attr-defined]
     return Twist(head, Backbone(network, head), decoder)

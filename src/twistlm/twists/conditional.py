@@ -5,16 +5,16 @@ on infilling), and an MLP turns both into log ψ over V.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from twistlm.errors import ConfigError
 from twistlm.registry import register
-from twistlm.twists.backbone import Backbone
-from twistlm.twists.head import VocabularyHead, _layers, _zero_output
+from twistlm.twists.backbone import fine_tuned
+from twistlm.twists.head import VocabularyHead, _layers, _twist, _zero_output
 from twistlm.types import BaseLM, Decoder, Twist
 
 
@@ -37,16 +37,12 @@ def conditional(lm: BaseLM, num_layers: int = 2, width: int | None = None, own_n
     width = width or lm.feature_size
     trunk = _layers([2 * lm.feature_size, *[width] * (num_layers - 1)], zero_last=False)
     head = VocabularyHead(trunk, _zero_output(lm.vocab_size, width))
+    plain = _twist(head, lm)
     if not own_network:
-        head.to(getattr(lm, "device", torch.device("cpu")))
-        return Twist(head, head, reader=torch.no_grad()(last_state_of(lm)))
-    copier: Any = getattr(lm, "trainable_copy", None)
-    if copier is None:
-        raise ConfigError("twist 'conditional' with own_network needs a transformer to copy; leave own_network out")
-    decoder: Decoder = copier()
-    network: nn.Module = decoder.module  # type: ignore[attr-defined]
-    module = Backbone(network, head).to(next(network.parameters()).device)
-    return Twist(head, module, decoder, last_state_of(decoder))
+        return replace(plain, reader=torch.no_grad()(last_state_of(lm)))
+    made = fine_tuned(lm, head, "conditional", "leave own_network out")
+    assert made.decoder is not None
+    return replace(made, reader=last_state_of(made.decoder))
 
 
 def last_state_of(decoder: Decoder) -> Callable[[Tensor], Tensor]:
