@@ -1,6 +1,7 @@
 """What a sweep found: statistics by hand on fabricated certificates, and the tables and pictures made of them."""
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -130,6 +131,22 @@ def test_where_the_target_differs_by_condition_paired_divergences_stand(tmp_path
     (row,) = read(tmp_path / "sweep").rows
     assert row.kl_q_target is not None
     assert row.kl_q_target.value == 0.7
+
+
+def test_a_reference_serves_every_run_where_the_target_differs_by_condition(tmp_path: Path) -> None:
+    """log Z = −2.9 whatever the runs' own sandwiches say: KL(q‖σ) = −2.9 + 4.0, KL(σ‖q) = −2.0 + 2.9."""
+    fields = {**certificate(-4.0, -2.0, -3.5, -2.5), "ess_fraction": None}
+    worse = {**certificate(-4.5, -2.0, -3.5, -2.5), "ess_fraction": None}
+    folder = fabricate(tmp_path / "sweep", {("ctl", 0): worse, ("dpg", 0): fields}, seeds=1)
+    assert read(tmp_path / "sweep").best.cell == Cell("dpg", 0)
+    reference = {**certificate(-4.0, -2.0, -3.1, -2.7), "log_Z": exactly(-2.9), "ess_fraction": None}
+    folder.reference.write_text(json.dumps({"run": "dpg, seed 0", "certificate": reference}))
+    pooled = read(tmp_path / "sweep")
+    _, row = pooled.rows
+    assert row.kl_q_target is not None
+    assert row.kl_target_q is not None
+    assert (row.kl_q_target.value, row.kl_target_q.value) == (pytest.approx(1.1), pytest.approx(0.9))
+    assert "over 2 of them is -2.900, the middle of -3.100 and -2.700 (SMC, 8 particles, dpg" in markdown([pooled])
 
 
 def test_pictures_of_two_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

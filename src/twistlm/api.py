@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from twistlm import exact, smc
-from twistlm.bounds import log_Z_from_draws
+from twistlm.bounds import METHODS, log_Z_from_draws
 from twistlm.certificate import Certificate, Subject, certify
 from twistlm.conditional import certify_conditional
 from twistlm.errors import ConfigError, NoneAcceptedError
@@ -44,8 +44,8 @@ class EvaluationConfig:
     Attributes:
         num_particles: N of the sandwiches.
         num_samples: proposal samples for KL(q‖σ).
-        budget: sequences spent on each bound at each N.
-        during_training: certify after 0, 1, 2, 4, 8, … updates as well, for curves.
+        budget: sequences spent on each bound at each N (at the largest, where targets differ by condition).
+        during_training: certify after 0, 1, 2, 4, 8, … updates as well, for curves: by IWAE, a quarter of the budget.
     """
 
     num_particles: tuple[int, ...] = (4, 16, 64)
@@ -288,6 +288,7 @@ class Run:
         budget: int | None = None,
         seed: int = 1,
         before: bool = False,
+        methods: Sequence[str] = METHODS,
         **options: Any,
     ) -> Certificate:
         """Certify the run's proposal and SMC: sandwiches of log Z, KL both ways.
@@ -298,6 +299,7 @@ class Run:
             budget: sequences spent on each bound at each N.
             seed: of the evaluation.
             before: certify the base model instead, with the same exact samples.
+            methods: of the sandwiches, "iwae" and "smc".
             **options: of `subject`: proposal, resampler, ess_threshold, proposal_run.
         """
         evaluation, settings = self.fold("evaluation"), self.config.evaluation
@@ -312,13 +314,14 @@ class Run:
             if evaluation is None:
                 raise ConfigError("a target with conditions is evaluated on collected draws: set num_draws above 0")
             return certify_conditional(
-                rng, subject, evaluation.exact, num_particles=counts, num_samples=num_samples, budget=budget
-            )
+                rng, subject, evaluation.exact, num_particles=counts, num_samples=num_samples, budget=budget,
+                methods=methods,
+            )  # fmt: skip
         spare = self.fold("training") if before else None
         return certify(
             rng, subject, evaluation.exact if evaluation is not None else None, num_particles=counts,
             num_samples=num_samples, budget=budget, drawn=spare.draws if spare is not None else None,
-            log_Z=self.log_Z,
+            log_Z=self.log_Z, methods=methods,
         )  # fmt: skip
 
     @property
@@ -401,7 +404,8 @@ def train(
 def _certified(run: Run, update: int) -> dict[str, Any]:
     """What is recorded of a certificate during training, with a few texts."""
     # Of its own for every seed: the scatter of certificates over seeds is to include that of evaluation.
-    found = run.evaluate(seed=(run.config.seed << 32) + update).as_dict()
+    seed = (run.config.seed << 32) + update
+    found = run.evaluate(seed=seed, budget=run.config.evaluation.budget // 4, methods=("iwae",)).as_dict()
     evaluation, condition = run.fold("evaluation"), None
     if evaluation is not None and evaluation.draws.conditions is not None:
         condition = evaluation.draws.conditions[0]

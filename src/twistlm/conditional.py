@@ -9,7 +9,7 @@ F and G, and a KL's interval is that of the differences. With the sandwich of ea
 import time
 from collections.abc import Sequence
 
-from twistlm.bounds import Bounds, main_bounds
+from twistlm.bounds import METHODS, Bounds, main_bounds
 from twistlm.certificate import Certificate, Subject
 from twistlm.divergences import Divergences, exact_log_ratios, log_ratios
 from twistlm.errors import ExactSamplesError
@@ -20,8 +20,9 @@ from twistlm.rng import Rng
 
 
 def certify_conditional(
-    rng: Rng, subject: Subject, exact: ExactSamples, *, num_particles: Sequence[int], num_samples: int, budget: int
-) -> Certificate:
+    rng: Rng, subject: Subject, exact: ExactSamples, *, num_particles: Sequence[int], num_samples: int, budget: int,
+    methods: Sequence[str] = METHODS,
+) -> Certificate:  # fmt: skip
     """Certify a proposal over the conditions of exact samples, and SMC with it.
 
     Args:
@@ -30,7 +31,9 @@ def certify_conditional(
         exact: one exact sample for each condition; they took no part in training.
         num_particles: N of the sandwiches.
         num_samples: conditions at most, with one proposal sample each.
-        budget: sequences spent on each bound at each N: budget / N conditions, at least 2.
+        budget: sequences spent on each bound at the largest N: budget / N conditions, at least 2, which serve every N
+            so that bounds at different N are of the same mean.
+        methods: of the sandwiches.
 
     Raises:
         ExactSamplesError: fewer than 2 exact samples.
@@ -44,10 +47,10 @@ def certify_conditional(
     drawn = subject.draw_given(rng.fork("samples"), conditions)
     below, above = log_ratios(drawn), exact_log_ratios(subject.model, exact, subject.proposal)
     bounds: list[Bounds] = []
+    runs = max(2, budget // max(num_particles))
     with bar("bounds on log Z", len(num_particles)) as report:
         for done, n in enumerate(num_particles):
-            runs = max(2, budget // n)
-            bounds += [subject.bounds(rng.fork("bounds"), exact, n, runs, method) for method in ("iwae", "smc")]
+            bounds += [subject.bounds(rng.fork("bounds"), exact, n, runs, method) for method in methods]
             report(done + 1, f"N = {n}")
     chosen = main_bounds(bounds)
     assert chosen.lowers is not None

@@ -14,19 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from twistlm import api
+from twistlm.bounds import main_bounds
 from twistlm.engines import local
 from twistlm.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundError
 from twistlm.experiments import Preset, get_preset
 from twistlm.losses import objective
+from twistlm.pooling import Pooled
 from twistlm.rng import Rng
 from twistlm.sources import training_sources
+from twistlm.storage import save_json
 from twistlm.sweeps import METHODS, Cell, SweepFolder, in_order
 from twistlm.target import Target
 
 logger = logging.getLogger("twistlm")
 
-# When SMC resamples, in each certificate of a run: "after" training as usual, and at every step.
-THRESHOLDS = {"after": 0.5, "every_step": 1.0}
+# When SMC resamples, in each certificate of a run: "after" training as usual, and at every step. IWAE never does.
+CERTIFICATES: dict[str, dict[str, Any]] = {
+    "after": {"ess_threshold": 0.5},
+    "every_step": {"ess_threshold": 1.0, "methods": ("smc",)},
+}
+# A reference takes so many times the particles of a certificate.
+REFERENCE = 2
 # A certificate bounds log Z from above by at least so many exact samples.
 FEWEST_EXACT = 2
 
@@ -112,6 +120,7 @@ def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False
     if todo:
         draws = _collect(folder, target, settings)
         _run(folder, partial(_do, request, folder, draws), todo, jobs)
+        _refer(request, folder)
     if failures := folder.failures:
         reasons: dict[tuple[str, str], list[str]] = {}
         for cell, failure in failures.items():
@@ -165,10 +174,21 @@ def _do(request: Request, folder: SweepFolder, draws: Path | None, cell: Cell) -
             seed=cell.seed, out=folder.run(cell).path, exists="resume", draws=draws,
         )  # fmt: skip
         # A seed of its own: the scatter over seeds is to include that of evaluation.
-        certificates = {
-            name: run.evaluate(seed=cell.seed, ess_threshold=threshold) for name, threshold in THRESHOLDS.items()
-        }
+        certificates = {name: run.evaluate(seed=cell.seed, **how) for name, how in CERTIFICATES.items()}
     folder.run(cell).save_json("certificate.json", {name: each.as_dict() for name, each in certificates.items()})
+
+
+def _refer(request: Request, folder: SweepFolder) -> None:
+    """Bound log Z over all conditions by the best run, if the target differs by condition."""
+    pooled = Pooled(folder)
+    if not pooled.conditional:
+        return
+    cell, sandwich = pooled.best.cell, main_bounds(pooled.best.after.bounds)
+    print(f"bounding log Z over all conditions by the best run ({cell})", flush=True)
+    run = api.Run.load(folder.run(cell).path, request.chosen().target())
+    particles, conditions = REFERENCE * sandwich.num_particles, run.config.evaluation.num_samples
+    found = run.evaluate(particles, budget=particles * conditions, seed=0, methods=(sandwich.method,))
+    save_json(folder.reference, {"run": str(cell), "certificate": found.as_dict()})
 
 
 @contextmanager

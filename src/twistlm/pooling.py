@@ -3,7 +3,8 @@
 All runs of a sweep have one target, so they share one log Z: the median over all methods and seeds of the midpoint of
 each run's main sandwich (Zhao et al. 2024, section 7.1). With it KL(q‖σ) = log Z − F and KL(σ‖q) = G − log Z, whose
 scatter over seeds is then that of F and G alone; they share the exact samples too, whose own error is not in it. Where
-the target differs by condition, each run has its own log Z per condition, and its certificate's paired divergences
+the target differs by condition, log Z is the mean over the conditions that F and G are means over, bounded by the best
+run with more particles (the paper's rule for infilling); until that is there, each certificate's paired divergences
 stand as they are.
 """
 
@@ -72,6 +73,14 @@ class Row:
         return self.log_phi.n
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A certificate for log Z alone where the target differs by condition, and the run it is of."""
+
+    run: str
+    certificate: Certificate
+
+
 class Pooled:
     """The results of a sweep's finished runs.
 
@@ -80,6 +89,7 @@ class Pooled:
         asked: what was asked.
         results: of every finished run.
         num_missing: runs that are not finished.
+        reference: whose log Z counts where the target differs by condition; None elsewhere, and until it is there.
     """
 
     def __init__(self, folder: SweepFolder) -> None:
@@ -87,6 +97,8 @@ class Pooled:
         done = [cell for cell in folder.cells if folder.finished(cell)]
         self.results = [_result(folder, cell) for cell in done]
         self.num_missing = len(folder.cells) - len(done)
+        found = load_json(folder.reference) if folder.reference.exists() else None
+        self.reference = None if found is None else Reference(found["run"], Certificate.from_dict(found["certificate"]))
 
     @property
     def beta(self) -> float:
@@ -108,13 +120,25 @@ class Pooled:
 
     @cached_property
     def log_Z(self) -> float | None:
-        """Their median; None without exact samples."""
+        """The reference's if there is one, else their median; None without exact samples."""
+        if self.reference is not None:
+            return self.reference.certificate.divergences.log_Z.value
         return statistics.median(self.midpoints) if self.midpoints else None
 
     @property
     def conditional(self) -> bool:
         """Whether the target differs by condition."""
         return any(result.after.ess_fraction is None for result in self.results)
+
+    @property
+    def best(self) -> Result:
+        """The run with the least KL(q‖σ) + KL(σ‖q), which is G − F whatever log Z is."""
+
+        def total(result: Result) -> float:
+            found = result.after.divergences
+            return math.inf if found.g is None else found.g.value - found.f.value
+
+        return min(self.results, key=total)
 
     def of(self, method: str) -> list[Result]:
         """A method's results."""
@@ -140,14 +164,14 @@ class Pooled:
     def kl_q_target(self, certificate: Certificate) -> float | None:
         """KL(q‖σ) with the pooled log Z; None without exact samples."""
         found = certificate.divergences
-        if self.conditional:
+        if self.conditional and self.reference is None:
             return found.kl_q_target.value
         return None if self.log_Z is None else self.log_Z - found.f.value
 
     def kl_target_q(self, certificate: Certificate) -> float | None:
         """KL(σ‖q) with the pooled log Z; None without exact samples."""
         found = certificate.divergences
-        if self.conditional:
+        if self.conditional and self.reference is None:
             return None if found.kl_target_q is None else found.kl_target_q.value
         return None if self.log_Z is None or found.g is None else found.g.value - self.log_Z
 

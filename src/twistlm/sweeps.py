@@ -3,6 +3,7 @@
     sweep.json                       what was asked, and the versions that did it
     draws.safetensors                base draws and exact samples, collected once and shared by all runs
     METHOD/seed-K/                   a run folder (`twistlm.runs`); its certificate.json says that the run is finished
+    reference.json                   log Z where the target differs by condition, under the best of the runs
     failures.json                    runs that could not be done, and why; absent if there are none
     table.md, table.csv, table.tex   what `twistlm table` writes
     plots/                           what `twistlm plot` writes
@@ -52,6 +53,7 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.draws = path / "draws.safetensors"
+        self.reference = path / "reference.json"
         self._failures = path / "failures.json"
 
     @staticmethod

@@ -31,15 +31,17 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
     # CTL wants several particles for each condition, the others as many conditions as there are.
     many = {"num_conditions": training.num_particles}
     others: dict[str, dict[str, Any]] = {method: many for method in (*PAPER_RATES, "gkl") if method != "ctl"}
-    # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples.
-    others["fudge"] = {**many, "intermediate_source": "completions"}
+    # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples, each with
+    # a fresh end: so few that all methods draw as many sequences.
+    few = -(-training.num_particles // num_tokens)
+    others["fudge"] = {"num_particles": few, "num_conditions": few, "intermediate_source": "completions"}
     small = replace(
         PAPER_LIKE,
         twist="conditional",
         num_draws=4096,
         folds=(0.01, 0.19, 0.8),
         training=training,
-        evaluation=EvaluationConfig((4, 32), 512, 2048, during_training=True),
+        evaluation=EvaluationConfig((4, 32), 256, 1024, during_training=True),
     )
     paper = replace(
         small,

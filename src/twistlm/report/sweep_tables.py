@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from twistlm.bounds import main_bounds
 from twistlm.estimates import Estimate
 from twistlm.pooling import Pooled, Row
 
@@ -30,7 +31,16 @@ def title(pooled: Pooled) -> str:
 def remarks(pooled: Pooled) -> list[str]:
     """What a reader has to know: the log Z that was used, what ± means, what is missing."""
     lines = []
-    if pooled.log_Z is None:
+    if pooled.reference is not None:
+        found = pooled.reference.certificate
+        bounds = main_bounds(found.bounds)
+        assert bounds.upper is not None
+        lines.append(
+            f"log Z differs by condition; its mean over {bounds.lower.n} of them is {pooled.log_Z:.3f}, the middle of "
+            f"{bounds.lower.value:.3f} and {bounds.upper.value:.3f} ({bounds.method.upper()}, {bounds.num_particles} "
+            f"particles, {pooled.reference.run}); F and G are of the same conditions."
+        )
+    elif pooled.log_Z is None:
         lines.append(
             "log Z: no run has exact samples, so it is not bounded from above and no KL to the target is known."
         )
@@ -40,7 +50,7 @@ def remarks(pooled: Pooled) -> list[str]:
             f"log Z = {pooled.log_Z:.3f}: the median of {len(points)} runs' sandwich midpoints "
             f"({min(points):.3f} to {max(points):.3f})."
         )
-    if pooled.conditional:
+    if pooled.conditional and pooled.reference is None:
         lines.append(
             "It differs by condition, so each run's KLs are those of its own certificate, paired by condition."
         )
