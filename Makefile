@@ -47,7 +47,9 @@ bench: $(READY) ## Time and memory against transformers' generate (over an hour;
 results: $(READY) ## Compare the methods: 7 methods, 5 seeds, 4 settings, into docs/results.md (three hours, resumable)
 	$(BIN)/python results/methods.py $(ARGS)
 
-ablations: $(READY) ## Exact positives, powers of the potential, the threshold, into docs/results.md
+ablations: $(READY) ## Exact positives, powers of the potential, the threshold, exact divergences, into docs/results.md
+	$(BIN)/python results/exact_tabular.py
+	test ! -e runs/results/infilling-2-1 || $(BIN)/python results/exact_infilling.py
 	$(BIN)/python results/methods.py --ablations $(ARGS)
 
 docs: $(READY_DOCS) ## Build the API reference into docs/_build and check the links of every page

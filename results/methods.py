@@ -3,6 +3,7 @@
     python results/methods.py                  # seven methods, five seeds, four settings: three hours on two cores
     python results/methods.py --ablations      # exact positives, powers of φ, the threshold
     python results/methods.py --seeds 1 --only infilling-2-1
+    python results/methods.py --redraw         # nothing is run; the page is written anew from what is there
 
 Every run is resumable, and so is the whole. Writes the tables into docs/results.md and the pictures beside it.
 """
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import tyro
 
-from page import write
+from page import EXACT, write
 from twistlm import grid
 from twistlm.errors import RunError
 from twistlm.pooling import read
 from twistlm.report.sweep_plots import plot_frontier, plot_sweep
+from twistlm.storage import load_json
 
 SMALL = "small"
 MAIN = {
@@ -43,6 +45,7 @@ class Options:
     Attributes:
         ablations: these instead of the main tables.
         only: names of sweeps; all by default.
+        redraw: run nothing; write the page.
         seeds: of every method; by default five in the main tables.
         jobs: runs at a time, each in a process of its own.
         out: where the runs are.
@@ -50,6 +53,7 @@ class Options:
 
     ablations: bool = False
     only: tuple[str, ...] = ()
+    redraw: bool = False
     seeds: int | None = None
     jobs: int = 2
     out: Path = Path("runs/results")
@@ -60,7 +64,7 @@ def main(options: Options) -> None:
     requests = ABLATIONS if options.ablations else MAIN
     if unknown := sorted(set(options.only) - requests.keys()):
         raise SystemExit(f"no such sweep: {', '.join(unknown)}; choose from {', '.join(requests)}")
-    for name in options.only or requests:
+    for name in () if options.redraw else options.only or requests:
         request = requests[name]
         if options.seeds is not None:
             request = replace(request, num_seeds=options.seeds)
@@ -81,7 +85,9 @@ def main(options: Options) -> None:
     if len(betas) > 1:
         plot_frontier(betas, options.out)
         shutil.copy(options.out / "frontier.png", "docs/images/results-frontier.png")
-    write(done, Path("docs/results.md"))
+    found = {title: Path("results") / file for title, file in EXACT.items()}
+    exact = {title: load_json(file) for title, file in found.items() if file.exists()}
+    write(done, Path("docs/results.md"), exact)
 
 
 if __name__ == "__main__":

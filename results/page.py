@@ -1,9 +1,12 @@
 """The generated part of docs/results.md: our tables beside the published ones, and the pictures."""
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from twistlm.errors import ConfigError
+from twistlm.estimates import student
 from twistlm.pooling import Pooled
 from twistlm.report.sweep_tables import plain, remarks, title
 from twistlm.storage import save_text
@@ -24,8 +27,20 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
 }  # fmt: skip
 
 
-def write(sweeps: Mapping[str, Pooled], path: Path) -> None:
+# What results/exact_*.py write, by the title of its section.
+EXACT = {
+    "Infilling of two tokens before one: estimates beside exact values": "exact_infilling.json",
+    "A tabular model: estimates beside exact values": "exact_tabular.json",
+}
+
+
+def write(sweeps: Mapping[str, Pooled], path: Path, exact: Mapping[str, Mapping[str, Any]]) -> None:
     """Replace what is between the two marks in the page at `path`.
+
+    Args:
+        sweeps: by name.
+        path: the page.
+        exact: what results/exact_*.py found, by the title of its section.
 
     Raises:
         ConfigError: the page has no such marks.
@@ -35,8 +50,9 @@ def write(sweeps: Mapping[str, Pooled], path: Path) -> None:
         raise ConfigError(f"{path} has lost the lines {BEGIN!r} and {END!r}; put them back")
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    sections = "\n".join(section(name, pooled, path.parent) for name, pooled in sweeps.items())
-    save_text(path, f"{before}{BEGIN}\n\n{sections}\n{END}{after}")
+    sections = [section(name, pooled, path.parent) for name, pooled in sweeps.items()]
+    sections += [beside_exact(title, found["runs"]) for title, found in exact.items()]
+    save_text(path, "\n".join([f"{before}{BEGIN}\n", *sections, f"{END}{after}"]))
 
 
 def section(name: str, pooled: Pooled, folder: Path) -> str:
@@ -59,6 +75,33 @@ def section(name: str, pooled: Pooled, folder: Path) -> str:
     ]
     text = [f"### {title(pooled)}", " ".join(remarks(pooled)), "\n".join(lines), *_orders(pooled, published), *pictures]
     return "\n\n".join(text) + "\n"
+
+
+def beside_exact(heading: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    """Means over seeds of exact and estimated divergences, and how many intervals hold the exact value."""
+    lines = [
+        "| method | KL(q‖σ) exact | estimated | KL(σ‖q) exact | estimated | intervals that hold it |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    names = ("kl_q_target", "kl_target_q")
+    for method in dict.fromkeys(run["method"] for run in runs):
+        mine = [run for run in runs if run["method"] == method]
+        cells = []
+        for name in names:
+            exact = student([run["exact"][name] for run in mine])
+            cells += [plain(exact, 3), plain(student([run["estimate"][name]["value"] for run in mine]), 3)]
+        lines.append("| " + " | ".join([method, *cells, _held(mine, names)]) + " |")
+    log_Z = statistics.mean(run["exact"]["log_Z"] for run in runs)
+    remark = (
+        f"Exact log Z = {log_Z:.4f}; {_held(runs, ('log_Z',))} of the certificates' intervals of log Z hold it, and "
+        f"{_held(runs, names)} of those of the divergences. Mean ± 95 % over seeds."
+    )
+    return "\n\n".join([f"### {heading}", remark, "\n".join(lines)]) + "\n"
+
+
+def _held(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    held = [run["estimate"][n]["low"] <= run["exact"][n] <= run["estimate"][n]["high"] for run in runs for n in names]
+    return f"{sum(held)} of {len(held)}"
 
 
 def _orders(pooled: Pooled, published: Mapping[str, tuple[float, float]]) -> list[str]:

@@ -36,19 +36,30 @@ def test_tables_go_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         grid.Request("toxicity", "tiny", methods=("ctl", "dpg"), num_seeds=2, learning_rate=0.25), tmp_path / "s"
     )
     page = tmp_path / "results.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write({"toxicity": read(tmp_path / "s")}, page)
+    page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+    run = {
+        "method": "ctl", "exact": {"kl_q_target": 0.5, "kl_target_q": 0.25, "log_Z": -2.0},
+        "estimate": {
+            "kl_q_target": {"value": 0.75, "low": 0.6, "high": 0.9},
+            "kl_target_q": {"value": 0.3, "low": 0.2, "high": 0.4},
+            "log_Z": {"value": -2.1, "low": -2.2, "high": -1.9},
+        },
+    }  # fmt: skip
+    write({"toxicity": read(tmp_path / "s")}, page, {"A table": {"runs": [run, run]}})
     text = page.read_text()
+    assert "### A table" in text
+    assert "Exact log Z = -2.0000; 2 of 2 of the certificates'" in text
+    assert "| ctl | 0.500 ± 0.000 | 0.750 ± 0.000 | 0.250 ± 0.000 | 0.300 ± 0.000 | 2 of 4 |" in text
     assert text.startswith(f"before\n{BEGIN}")
     assert text.endswith(f"{END}\nafter\n")
-    assert "old" not in text
+    assert "stale" not in text
     row = next(line for line in text.splitlines() if line.startswith("| dpg |"))
     assert "| 1.09 / 1.12 |" in row
     assert "| 0.25 |" in row
     assert "published ctl, dpg" in text
     page.write_text("no marks")
     with pytest.raises(ConfigError, match="has lost the lines"):
-        write({}, page)
+        write({}, page, {})
     assert page.read_text() == "no marks"
 
 

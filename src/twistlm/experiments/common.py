@@ -17,6 +17,7 @@ PAPER_LIKE = RunConfig(
     ),
     folds=(0.4, 0.1, 0.5),
     num_siblings=0,
+    chunk=2048,
     evaluation=EvaluationConfig((16, 64), 512, 512, during_training=True),
 )  # fmt: skip
 

@@ -24,7 +24,8 @@ class TabularLM:
     """p₀ given by a table of logits [prefixes, V] over all prefixes of fewer than `max_length` tokens."""
 
     def __init__(self, table: Tensor, max_length: int, eos_token_id: int | None = None) -> None:
-        self.table, self.max_length, self.eos_token_id = table, max_length, eos_token_id
+        self.table, self.eos_token_id = table, eos_token_id
+        self.max_length: int | None = max_length
         self.vocab_size = table.shape[1]
         self.feature_size = 1
         if self.vocab_size > 6 or table.shape[0] != num_nodes(self.vocab_size, max_length):
