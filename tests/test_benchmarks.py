@@ -14,10 +14,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from suite import curves, limits, memory, models, plots, table, times  # noqa: E402 (of the path above)
+from suite import curves, limits, memory, methods, models, plots, table, times  # noqa: E402 (of the path above)
 from suite.attention import Stopwatch, split  # noqa: E402
 from suite.main import _start, main  # noqa: E402
-from suite.options import GROUPS, PAGE, QUICK, RESULTS, Batch, Options  # noqa: E402
+from suite.options import GROUPS, MODELS, PAGE, QUICK, RESULTS, Batch, Options  # noqa: E402
 from suite.record import Curve, Record, Row, load  # noqa: E402
 from suite.tasks import Bench  # noqa: E402
 
@@ -27,7 +27,8 @@ def test_a_quick_run_of_everything_leaves_a_complete_record(tmp_path: Path) -> N
     main(Options(quick=True, output=output))
     fields: dict[str, Any] = json.loads(output.read_text())
     assert (tmp_path / "bench-per-token.png").exists()
-    assert fields["machine"]["torch"] == torch.__version__
+    assert {found["torch"] for found in fields["machines"].values()} == {torch.__version__}
+    assert fields["machines"].keys() == set(MODELS)
     assert all({"before", "after"} <= load.keys() for load in fields["load_average"].values())
     _check_which_rows(fields["rows"])
     _check_values(fields["rows"])
@@ -42,7 +43,16 @@ def _check_which_rows(rows: list[dict[str, Any]]) -> None:
         if not task.startswith("never")
         for dtype in ("fp32", "bf16")
     }
-    assert {(row["name"], row["model"], row["dtype"]) for row in rows if row["kind"] == "time"} == expected
+    bundled = [row for row in rows if row["model"] == "stories"]
+    others = [row for row in rows if row["model"] != "stories"]
+    assert {(row["name"], row["model"], row["dtype"]) for row in others if row["kind"] == "time"} == expected
+    assert {row["task"] for row in bundled if row["kind"] == "update"} == set(methods.UPDATES)
+    assert {row["task"] for row in bundled if row["kind"] == "time"} == {
+        "generate",
+        "base",
+        "never_mlp",
+        "never_backbone",
+    }
     scaling = {row["task"] for row in rows if row["kind"] == "scaling"}
     assert scaling == {"resampling", *(f"growth_{task}" for task in curves.LENGTH_TASKS)}
     assert {row["task"] for row in rows if row["kind"] == "growth"} == {"ctl_mlp", "dpg_mlp"}
@@ -88,7 +98,7 @@ def test_a_group_alone_replaces_its_rows_and_keeps_the_others(tmp_path: Path) ->
 
 def test_results_of_another_machine_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
-    foreign = Record({"cpu": "another"}, True)
+    foreign = Record({"gpt2": {"cpu": "another"}}, True)
     foreign.put(Row("kept_1x1", "gpt2", "fp32", "time", 1.0, None, 1.0, None, "base", 1, 1))
     foreign.save(output)
     before = output.read_text()
@@ -96,11 +106,13 @@ def test_results_of_another_machine_are_not_mixed_with_new_ones(tmp_path: Path) 
         main(Options(quick=True, output=output, models=("gpt2",), dtypes=("fp32",), only=("large",)))
     assert output.read_text() == before
     assert not _start(Options(quick=True, output=output), output).rows
+    # Other models are none of its business.
+    assert _start(Options(quick=True, output=output, models=("stories",)), output).rows == foreign.rows
     assert _start(Options(redraw=True, output=output), output).rows == foreign.rows
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
-    record = Record({"cpu": "one"}, False)
+    record = Record({"gpt2": {"cpu": "one"}}, False)
     record.put(Row("smc_mlp_1x2", "gpt2", "fp32", "time", 0.5, 0.8, 1.0, None, "smc_mlp", 1, 2, (1.0, 2.0), 0.3))
     record.put(Curve("time_n", "gpt2", "fp32", (1, 2), {"generate": (1.0, None)}, "T = 2"))
     record.save(tmp_path / "results.json")
@@ -126,6 +138,14 @@ def test_unknown_groups_are_refused() -> None:
 )  # fmt: skip
 def test_limits_are_those_of_the_issue(task: str, batch: str, dtype: str, limit: float | None) -> None:
     assert limits.of_time(task, batch, dtype) == limit
+
+
+@pytest.mark.parametrize(
+    ("task", "limit"),
+    [("ctl_mlp", 1.3), ("rl_mlp", 2.0), ("sixo_backbone", 4.0), ("ppo_mlp", None), ("ppo_backbone", None)],
+)
+def test_limits_of_updates_are_those_of_the_issue(task: str, limit: float | None) -> None:
+    assert limits.of_update(task) == limit
 
 
 def test_limits_of_memory_are_those_of_the_issue() -> None:
@@ -207,8 +227,8 @@ def test_every_row_that_is_not_met_is_explained_on_the_page() -> None:
 
 
 def test_tables_mark_what_is_above_its_limit() -> None:
-    record = Record({**dict.fromkeys(("cpu", "cores", "threads", "system", "python", "torch", "transformers"), "?"),
-                     "memory_gb": 1.0, "omp_wait_policy": None}, False)  # fmt: skip
+    machine = dict.fromkeys(("cpu", "cores", "threads", "system", "python", "torch", "transformers"), "?")
+    record = Record({"gpt2": {**machine, "memory_gb": 1.0, "omp_wait_policy": None}}, False)
     record.put(Row("smc_mlp_100x20", "gpt2", "fp32", "time", 0.5, 0.8, 1.0, None, "smc_mlp", 100, 20))
     record.put(Row("smc_mlp_100x20", "gpt2", "bf16", "time", 0.6, 0.5, 1.0, None, "smc_mlp", 100, 20))
     found = table.tables(record)

@@ -50,6 +50,10 @@ class ProductHead(nn.Module):
         """[...] of the chosen tokens alone."""
         return features + self.log_f[tokens]
 
+    def start_at(self, log_psi: float) -> None:
+        """Nothing here is trained."""
+        raise NotImplementedError
+
     def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
         """[n] of features [n]."""
         return normaliser.of_head(self, features, logits, rows)

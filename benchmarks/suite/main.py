@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from suite import curves, machine, memory, table, times
-from suite.options import IMAGES, PAGE, RESULTS, Options
+from suite import curves, machine, memory, methods, table, times
+from suite.options import IMAGES, OF_MODEL, PAGE, RESULTS, Options
 from suite.record import Record, load
 
 
@@ -41,27 +41,33 @@ def _publish(record: Record, place: Path) -> None:
 
 
 def _start(options: Options, place: Path | None) -> Record:
-    """The earlier record, to be added to; a new one if there is none, or it is of another machine.
+    """The earlier record, to be added to, without models that were measured on another machine and now all over again.
 
     Raises:
-        SystemExit: some groups alone were to be measured, and the others' results are of another machine.
+        SystemExit: only a part of a model's groups was to be measured, and its other results are of another machine.
     """
-    new = Record(machine.describe(), options.quick)
+    here = machine.describe()
     earlier = None if place is None else load(place)
-    if earlier is None or options.redraw:
-        return earlier or new
-    differs = [name for name, value in new.machine.items() if value != earlier.machine.get(name)]
-    if not differs and earlier.quick == new.quick:
+    if options.redraw and earlier is not None:
         return earlier
-    if options.only:
-        raise SystemExit(
-            f"{place} is of another machine or a quick run ({', '.join(differs) or 'quick'}), and results are never "
-            "mixed: measure every group, or write to another file with --output"
-        )
-    return new
+    if earlier is None or earlier.quick != options.quick:
+        earlier = Record({}, options.quick)
+    for model in options.measured:
+        there = earlier.machines.setdefault(model, here)
+        differs = [name for name, value in here.items() if value != there.get(name)]
+        if differs and set(OF_MODEL[model]) - set(options.groups):
+            raise SystemExit(
+                f"{place} holds results of {model} from another machine ({', '.join(differs)}), and a model's results "
+                "are never mixed: measure all of its groups, or write to another file with --output"
+            )
+        if differs:
+            earlier.forget(model)
+            earlier.machines[model] = here
+    return earlier
 
 
 def _measure(options: Options, record: Record) -> Iterator[str]:
     yield from times.measure(options, record)
+    yield from methods.measure(options, record)
     yield from memory.measure(options, record)
     yield from curves.measure(options, record)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
-from suite import limits, machine
+from suite import limits, machine, methods
 from suite.options import Batch, Options
 from suite.record import Record, Row
 from suite.tasks import Bench
@@ -27,10 +27,17 @@ SHORT = (
 CASES: dict[str, dict[str, tuple[str, ...]]] = {
     "gpt2": {"short": SHORT, "long": ("generate", "smc_mlp"), "large": ("generate", "smc_mlp")},
     "smollm2": {"short": ("generate", "base", "smc_mlp", "smc_low_rank", "ctl_mlp", "dpg_mlp")},
+    "stories": {"short": ("generate", *methods.UPDATES)},
+}
+QUICK_CASES: dict[str, dict[str, tuple[str, ...]]] = {
+    "gpt2": {"short": ("generate", "smc_mlp", "ctl_mlp")},
+    "smollm2": {"short": ("generate", "smc_mlp", "ctl_mlp")},
+    "stories": {"short": ("generate", "sixo_mlp")},
 }
 IMPORTS = [
     "torch", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
     "transformers.generation.utils", "twistlm.certificate", "twistlm.models.huggingface", "twistlm.training",
+    "twistlm.experiments",
 ]  # fmt: skip
 # The first growth is the allocator's own; from here on nothing may be added.
 SETTLED = 50
@@ -67,7 +74,7 @@ def peak(job: Job) -> Peak:
     task = bench.task(job.task, job.batch)
     if job.task != "generate":
         bench.forget_model()
-    trains = job.task.partition("_")[0] in ("ctl", "dpg")
+    trains = job.task.partition("_")[0] in available("loss")
     for _ in range(2 if trains else 1):
         task.run()
     return Peak(machine.peak_mb() - before, bench.twist_mb)
@@ -109,7 +116,7 @@ def measure(options: Options, record: Record) -> Iterator[str]:
     processes = Processes()
     for model in options.models if "memory" in options.groups else ():
         for dtype in options.dtypes:
-            cases = CASES[model] if not options.quick else {"short": ("generate", "smc_mlp", "ctl_mlp")}
+            cases = CASES[model] if not options.quick else QUICK_CASES[model]
             jobs = [(batch, task) for batch, tasks in cases.items() for task in tasks]
             with bar(f"{model} {dtype} memory", len(jobs)) as report:
                 for done, (size, task) in enumerate(jobs):
@@ -118,7 +125,7 @@ def measure(options: Options, record: Record) -> Iterator[str]:
                     found = processes.peak(Job(model, dtype, task, batch, options.quick))
                     record.put(_row(record, model, dtype, task, batch, found, limits.of_memory(task, size)))
             yield f"{model} {dtype} memory"
-    if "updates" in options.groups:
+    if "updates" in options.groups and "gpt2" in options.models:
         batch, updates = options.sizes.updates
         for task in ("ctl_mlp", "dpg_mlp"):
             grown = processes.growth(Job("small", "fp32", task, batch, options.quick, updates))

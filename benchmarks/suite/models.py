@@ -1,5 +1,6 @@
 """The models that are measured, and twists that are not the zero they start from."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from twistlm.bundled import folder
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.models.packaged import packaged_model, without_progress_bars
 from twistlm.registry import lookup
@@ -22,7 +24,10 @@ from twistlm.types import Twist
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROMPT_LENGTH = 8
-PROMPT = "The man in the bar shouted, and everybody"
+PROMPTS = {
+    "smollm2": "The man in the bar shouted, and everybody",
+    "stories": "Once upon a time, there was a little",
+}
 # Standard deviation of log ψ over the vocabulary: with it, weights vary enough for every resampling to be real.
 SPREAD = 1.0
 
@@ -33,10 +38,10 @@ def build(name: str, dtype: str, *, quick: bool = False, vocab_size: int | None 
     "gpt2" has random weights; "small" is the same with fewer of them; in a quick run every model is tiny and random.
     """
     torch.manual_seed(0)
-    if name == "smollm2" and not quick:
+    if name in PROMPTS and not quick:
         with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(packaged_model(name), dtype=TORCH_DTYPES[dtype])
-    elif name == "smollm2":
+            model = AutoModelForCausalLM.from_pretrained(_place(name), dtype=TORCH_DTYPES[dtype])
+    elif name in PROMPTS:
         shape = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
         model = LlamaForCausalLM(
             LlamaConfig(**shape, num_key_value_heads=2, vocab_size=300, eos_token_id=2, tie_word_embeddings=True)
@@ -65,11 +70,16 @@ def build(name: str, dtype: str, *, quick: bool = False, vocab_size: int | None 
 
 def prompt_of(name: str, model: Any, *, quick: bool = False) -> Tensor:
     """Eight tokens [P]: of a text for a model that knows English, random ones for the others."""
-    if name == "smollm2" and not quick:
-        tokens: Tensor = AutoTokenizer.from_pretrained(packaged_model(name))(PROMPT, return_tensors="pt")["input_ids"]
+    if name in PROMPTS and not quick:
+        tokens: Tensor = AutoTokenizer.from_pretrained(_place(name))(PROMPTS[name], return_tensors="pt")["input_ids"]
         return tokens[0, :PROMPT_LENGTH]
     torch.manual_seed(1)
     return torch.randint(1, model.get_output_embeddings().weight.shape[0], (PROMPT_LENGTH,))
+
+
+def _place(name: str) -> Path:
+    """The folder of a model with weights."""
+    return folder(name) if name == "stories" else packaged_model(name)
 
 
 def spread_twist(lm: HuggingFaceLM, kind: str, prompt: Tensor) -> Twist:

@@ -14,13 +14,20 @@ GROUPS = {
     "resampling": "resampling at every step against never",
     "long": "SMC, 32 × 200",
     "large": "SMC, 1,000 × 20",
+    "methods": "updates of every method against sampling their sequences, 100 × 20, on the bundled model",
     "certificate": "a certificate with four runs of IWAE and SMC at N = 500",
     "memory": "memory above weights, one process per row",
     "updates": "memory over 500 updates",
     "length": "time per token up to 1,000 tokens, with and without attention",
     "curves": "time against N and V, memory against N",
 }
-MODELS = ("gpt2", "smollm2")
+# The groups that measure a model.
+OF_MODEL = {
+    "gpt2": tuple(group for group in GROUPS if group != "methods"),
+    "smollm2": ("sampling", "training", "memory"),
+    "stories": ("methods", "memory"),
+}
+MODELS = tuple(OF_MODEL)
 DTYPES = ("fp32", "bf16")
 
 
@@ -30,7 +37,7 @@ class Options:
 
     Attributes:
         only: groups, separated by spaces or commas; all of them if none is named.
-        models: gpt2 (random weights) and smollm2; curves and lengths are the former's alone.
+        models: gpt2 (random weights), smollm2 and stories (the bundled one); curves and lengths are the first's alone.
         dtypes: precisions; curves and lengths are in the first of them.
         repeats: timed runs of each task (2 in a quick run).
         quick: tiny models and few tokens: shows in seconds that everything runs, and is written nowhere by itself.
@@ -60,6 +67,11 @@ class Options:
     def groups(self) -> tuple[str, ...]:
         """The groups that `only` chooses."""
         return tuple(name for part in self.only for name in part.split(",") if name) or tuple(GROUPS)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The models of which anything is measured."""
+        return tuple(model for model in self.models if set(OF_MODEL[model]) & set(self.groups))
 
     @property
     def sizes(self) -> "Sizes":

@@ -9,7 +9,7 @@ from typing import Any
 
 from twistlm.storage import save_json
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Row:
         model: whose.
         dtype: precision of the model.
         kind: "time" (`ratio` is that of medians to `generate`'s), "scaling" (`ratio` is that of two of our own
-            times), "memory" (`peak_mb` counts) or "growth" (`peak_mb` does, and is how much memory grew).
+            times), "update" (to the time of sampling the update's sequences), "memory" (`peak_mb` counts) or "growth"
+            (`peak_mb` does, and is how much memory grew).
         ratio: see `kind`; of a row of memory, to `generate`'s peak at the same size.
         limit: upper limit of `ratio`, or of `peak_mb` in rows of memory and growth; None if there is none.
         median_s: median seconds.
@@ -95,14 +96,14 @@ class Record:
     """Everything that is kept.
 
     Attributes:
-        machine: what `machine.describe` said.
+        machines: what `machine.describe` said, by model: the figures of a model are all of one machine.
         quick: tiny sizes, which mean nothing.
         rows: in the order in which they first came.
         curves: likewise.
         load: by case, the machine's load averages before and after, and when it ended.
     """
 
-    machine: dict[str, Any]
+    machines: dict[str, dict[str, Any]]
     quick: bool
     rows: dict[tuple[str, ...], Row] = field(default_factory=dict)
     curves: dict[tuple[str, ...], Curve] = field(default_factory=dict)
@@ -115,6 +116,13 @@ class Record:
                 self.rows[each.key] = each
             else:
                 self.curves[each.key] = each
+
+    def forget(self, model: str) -> None:
+        """Drop what is known of a model ("small" is gpt2's)."""
+        names = {model, "small"} if model == "gpt2" else {model}
+        self.rows = {key: row for key, row in self.rows.items() if row.model not in names}
+        self.curves = {key: curve for key, curve in self.curves.items() if curve.model not in names}
+        self.load = {case: load for case, load in self.load.items() if case.split()[0] not in names}
 
     def put_load(self, case: str, before: tuple[float, ...], after: tuple[float, ...]) -> None:
         """Note how busy the machine was."""
@@ -137,7 +145,7 @@ class Record:
         fields = {
             "format": FORMAT,
             "quick": self.quick,
-            "machine": self.machine,
+            "machines": self.machines,
             "load_average": self.load,
             "rows": [asdict(row) for row in self.with_peaks()],
             "curves": [asdict(curve) for curve in self.curves.values()],
@@ -153,7 +161,7 @@ def load(path: Path) -> Record | None:
         return None
     if fields.get("format") != FORMAT:
         return None
-    record = Record(fields["machine"], fields["quick"], load=fields["load_average"])
+    record = Record(fields["machines"], fields["quick"], load=fields["load_average"])
     record.put(*(Row(**{**row, "runs_s": tuple(row["runs_s"])}) for row in fields["rows"]))
     for curve in fields["curves"]:
         series = {name: tuple(values) for name, values in curve["series"].items()}

@@ -16,12 +16,13 @@ from suite.options import DTYPES, ROOT
 from suite.record import Record, Row
 
 PEERS = ROOT / "benchmarks" / "peers" / "results.md"
-MODELS = {"gpt2": "GPT-2 shape", "smollm2": "SmolLM2", "small": "GPT-2 shape, 2 × 256"}
+MODELS = {"gpt2": "GPT-2 shape", "smollm2": "SmolLM2", "small": "GPT-2 shape, 2 × 256", "stories": "stories"}
 TWISTS = {"mlp": "MLP head", "tied": "tied head", "low_rank": "low-rank head", "backbone": "separate transformer"}
-VERBS = {"smc": "SMC", "never": "SMC without resampling", "ctl": "CTL update", "dpg": "DPG update"}
+VERBS = {"smc": "SMC", "never": "SMC without resampling"}
 KINDS = {
     "times": ("time",),
     "scaling": ("scaling",),
+    "methods": ("update",),
     "memory": ("memory", "growth"),
 }
 # Columns of the terminal's tables where there is no terminal.
@@ -51,7 +52,7 @@ def describe(task: str) -> str:
         "base": "base sampling",
         "certificate": "certificate, 4 runs each of IWAE and SMC",
     }
-    text = words.get(plain) or f"{VERBS[kind]}, {TWISTS[twist]}"
+    text = words.get(plain) or f"{VERBS.get(kind, f'{kind.upper()} update')}, {TWISTS[twist]}"
     return text if plain == task else f"{text}, apart from attention"
 
 
@@ -114,7 +115,7 @@ def between(text: str, name: str) -> str:
 def _cells(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
     """A heading, and one line for each task and model with both precisions beside each other."""
     kind = rows[0].kind
-    columns = {"time": ("s", "MB"), "scaling": ("s",)}.get(kind, ("÷ `generate`",))
+    columns = {"time": ("s", "MB"), "scaling": ("s",), "update": ("s",)}.get(kind, ("÷ `generate`",))
     ess = ["ESS"] if kind == "time" else []
     yield ("", "model", *(name for dtype in DTYPES for name in (f"{dtype} (limit)", *columns)), *ess)
     lines: dict[tuple[str, str], dict[str, Row]] = {}
@@ -161,8 +162,17 @@ def _markdown(rows: Sequence[Row]) -> str:
 
 
 def _machine(record: Record) -> str:
-    found = record.machine
-    loads = [load["before"][0] for load in record.load.values()]
+    alike: dict[str, list[str]] = {}
+    for model in record.machines:
+        alike.setdefault(_described(record, model), []).append(MODELS[model])
+    lines = [f"{', '.join(models)}: {text}" for text, models in alike.items()]
+    return "\n\n".join([*lines, f"1 MB = {MB:,.0f} bytes."])
+
+
+def _described(record: Record, model: str) -> str:
+    found = record.machines[model]
+    machines = [load for case, load in record.load.items() if record.machines.get(case.split()[0]) == found]
+    loads = [load["before"][0] for load in machines]
     parts = [
         f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, {found['memory_gb']:.0f} GB",
         f"{found['system']}; Python {found['python']}, torch {found['torch']}, transformers {found['transformers']}",
@@ -173,7 +183,7 @@ def _machine(record: Record) -> str:
         parts.append(f"load average before each case {min(loads):.1f}–{max(loads):.1f}")
     if record.quick:
         parts.append("**a quick run on tiny models: no result**")
-    return "; ".join(parts) + f". 1 MB = {MB:,.0f} bytes."
+    return "; ".join(parts) + "."
 
 
 def _not_met(rows: Sequence[Row]) -> str:

@@ -10,8 +10,9 @@
 | `certificate` | a certificate of the MLP twist: four runs each of IWAE and SMC, lower and upper |
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,13 +26,16 @@ from twistlm import smc
 from twistlm.certificate import Subject, certify
 from twistlm.estimates import Estimate
 from twistlm.exact import collect
+from twistlm.experiments import get_preset
+from twistlm.losses import objective
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.potentials.base import BasePotential
 from twistlm.proposals import base
 from twistlm.rng import Rng
 from twistlm.sources import Setting
-from twistlm.training import Trainer, TrainingConfig
+from twistlm.training import Trainer
 from twistlm.twisted import TwistedLM
+from twistlm.twists.link import probability
 from twistlm.types import Prompts, SMCResult, Twist
 
 # Runs of IWAE and of SMC in a certificate.
@@ -112,9 +116,11 @@ class Bench:
 
     def trainer(self, loss: str, twist: str, batch: Batch) -> Trainer:
         """A trainer with a twist of its own."""
-        model = TwistedLM(self.lm, self._new_twist(twist), "ignore")
+        made = self._new_twist(twist)
+        model = TwistedLM(self.lm, probability(made) if objective(loss).probability else made, "ignore")
         setting = Setting(model, Halves(self.lm.vocab_size), self.prompt, batch.steps)
-        return Trainer(Rng(0), setting, TrainingConfig(loss=loss, num_particles=batch.particles), _no_criterion)
+        training = get_preset("toxicity", "small").config(loss).training
+        return Trainer(Rng(0), setting, replace(training, num_particles=batch.particles), _no_criterion)
 
     def _twist(self, kind: str) -> Twist:
         """The twist that every task but training shares."""
@@ -181,8 +187,10 @@ def _ess_fraction(result: SMCResult) -> float:
     return float(torch.stack([info.ess for info in result.infos]).mean()) / result.particles.log_w.shape[1]
 
 
-def _update(trainer: Trainer) -> float:
-    return float(trainer._update()["ess"]) / trainer.config.num_particles
+def _update(trainer: Trainer) -> float | None:
+    ess = float(trainer._update()["ess"])
+    # Losses without target samples have no weights towards the target.
+    return None if math.isnan(ess) else ess / trainer.config.num_particles
 
 
 def _no_criterion(rng: Rng, model: TwistedLM) -> Estimate:
