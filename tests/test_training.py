@@ -204,6 +204,31 @@ def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
     assert case.truth.kl_q_target(model) < 0.5 * case.truth.kl_q_target(case.base)
 
 
+def rare(texts: list[str]) -> list[float]:
+    """log φ = −8, or −4 where the last word is a small number: far from where a twist would start by itself."""
+    return [-4.0 - 4.0 * (int(text.split()[-1]) > 100) for text in texts]
+
+
+@pytest.mark.parametrize(("loss", "scaled"), [("rl", True), ("fudge", True), ("ctl", False)])
+def test_losses_that_ask_for_psi_itself_start_at_its_scale(loss: str, scaled: bool) -> None:
+    target = Target(tiny_lm(), Function(rare, log_upper_bound=0.0), "5", 3, eos="ignore")
+    config = replace(
+        CONFIG, num_draws=2048, num_siblings=0, twist="mlp",
+        training=replace(
+            CONFIG.training, loss=loss, target_source="proposal", num_updates=12, evaluate_every=4, learning_rate=3e-3,
+            intermediate_source="base" if loss == "fudge" else "proposal", shrinkages=(),
+        ),
+    )  # fmt: skip
+    run = train(target, config=config)
+    starts = [row["log_psi"] for row in run.history if row["kind"] == "start"]
+    assert run.log_Z is not None
+    assert starts == ([pytest.approx(run.log_Z.value, abs=0.4)] if scaled else [])
+    # From ψ = 1 every update would be away from what was drawn: the held-out divergence only rises.
+    values = [row["held_out"]["value"] for row in run.history if row["kind"] == "evaluation"]
+    assert min(values) < values[0] - 0.02
+    assert max(values) < values[0] + 0.5
+
+
 def test_a_hopeless_learning_rate_does_no_harm_and_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)

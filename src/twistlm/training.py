@@ -22,8 +22,8 @@ from twistlm.divergences import log_ratios, proposal_samples
 from twistlm.errors import ConfigError, RunError, TrainingError
 from twistlm.estimates import Estimate, difference, mean
 from twistlm.exact import Collection, joint_samples
-from twistlm.logmath import normalise
-from twistlm.losses import ROLES, objective
+from twistlm.logmath import log_mean_exp, normalise
+from twistlm.losses import ROLES, finite, objective
 from twistlm.pool import Pool, snapshot, updates_until_growth
 from twistlm.progress import bar
 from twistlm.resampling import invert
@@ -251,6 +251,8 @@ class Trainer:
         start, number = time.perf_counter(), self.progress.done
         self._grow_pool(number)
         batches = self._batches(self.rng.fork("update", number))
+        if number == 0 and self.objective.scale:
+            self._start_at_scale(batches)
         # All of a batch's steps are one update: methods are compared by the sequences that they draw.
         for _ in range(self.objective.inner_steps):
             scoring = score(self.setting.model, batches, normaliser=self.objective.normaliser)
@@ -264,6 +266,18 @@ class Trainer:
         self._record(record)
         self._detect_collapse(scoring, record)
         return record
+
+    def _start_at_scale(self, batches: dict[str, Batch]) -> None:
+        """Start at a constant ψ near the mean of the optimal one, which is Z (of each target, where they differ).
+
+        From ψ = 1 whatever was drawn would fall behind all that was not, and the proposal run after rare tokens until
+        it has seen them all.
+        """
+        batch = next(iter(batches.values()))
+        log_phi = finite(batch.samples.log_phi).view(batch.num_targets, -1)
+        level = float(log_mean_exp(log_phi).mean())
+        self.twist.head.start_at(level)
+        self._record({"kind": "start", "update": 0, "log_psi": level})
 
     def _step(self, value: Tensor) -> float:
         """One optimiser step; returns the gradient's norm before clipping."""

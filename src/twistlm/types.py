@@ -81,6 +81,9 @@ class Head(Protocol):
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ(prefix, token) for the chosen tokens [...] alone, float32 or wider."""
 
+    def start_at(self, log_psi: float) -> None:
+        """Before training, when log ψ is 0 (ψ a half, if it is a probability) everywhere: make it this everywhere."""
+
     def log_normaliser(self, features: Tensor, logits: Callable[[slice], Tensor], rows: int) -> Tensor:
         """log Σ_v p₀(v) ψ(prefix, v) [n] of features [n, …], with gradient to the twist, `rows` of them at a time.
 

@@ -11,6 +11,7 @@ from twistlm.models.tabular import TabularLM
 from twistlm.registry import available, lookup
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
+from twistlm.twists.link import probability
 from twistlm.types import Twist
 
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([9])]
@@ -44,6 +45,20 @@ def test_starts_at_log_psi_zero(name: str) -> None:
     assert twist.head(features).shape == (2, 3, VOCAB)
     result = drawn(TwistedLM(lm, twist, "ignore"))
     torch.testing.assert_close(result.particles.log_w, result.log_phi, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_probability", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_can_start_at_any_constant_which_leaves_the_proposal_alone(name: str, is_probability: bool) -> None:
+    lm = tiny_lm("llama")
+    twist = lookup("twist", name).value(lm)
+    twist = probability(twist) if is_probability else twist
+    twist.head.start_at(-3.0)
+    features = torch.randn(2, 3, lm.feature_size)
+    torch.testing.assert_close(twist.head(features).float(), torch.full((2, 3, VOCAB), -3.0))
+    result = drawn(TwistedLM(lm, twist, "ignore"), ess_threshold=0.0)
+    torch.testing.assert_close(result.particles.log_q, result.particles.log_p, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.particles.log_w, result.log_phi, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

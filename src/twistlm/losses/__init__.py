@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from twistlm.errors import ConfigError
@@ -33,13 +34,20 @@ LOWEST = -40.0
 
 
 def end(scored: Scored) -> Tensor:
-    """log φ [B, 1] in log ψ's precision, at least `LOWEST`."""
-    return scored.log_phi.clamp_min(LOWEST).to(scored.log_psi.dtype).unsqueeze(-1)
+    """log φ [B, 1] in log ψ's precision, finite."""
+    return finite(scored.log_phi).to(scored.log_psi.dtype).unsqueeze(-1)
+
+
+def finite(log_phi: Tensor) -> Tensor:
+    """log φ with `LOWEST` for −∞, or the lowest of the others if that is lower still."""
+    impossible = log_phi.isneginf()
+    others = log_phi[~impossible]
+    return torch.where(impossible, others.min().clamp_max(LOWEST) if others.numel() else LOWEST, log_phi)
 
 
 def loss(
     name: str, *, sources: tuple[str, ...], normaliser: bool = False, probability: bool = False,
-    on_policy: bool = False, inner_steps: int = 1,
+    on_policy: bool = False, inner_steps: int = 1, scale: bool = False,
 ) -> Callable[[F], F]:  # fmt: skip
     """Decorator: register a loss under the method's published name.
 
@@ -50,10 +58,11 @@ def loss(
         probability: whether ψ must be a probability: the twist's log ψ is then read as a logit; needs φ ≤ 1.
         on_policy: whether its sequences must be fresh draws from the current proposal.
         inner_steps: optimiser steps on each batch.
+        scale: whether it asks for ψ itself, not just up to a factor, so that training has to start at its scale.
     """
     return register(
         "loss", name, sources=sources, normaliser=normaliser, probability=probability, on_policy=on_policy,
-        inner_steps=inner_steps,
+        inner_steps=inner_steps, scale=scale,
     )  # fmt: skip
 
 
@@ -94,6 +103,11 @@ class Objective:
     def on_policy(self) -> bool:
         """Whether a part needs fresh draws from the current proposal."""
         return any(entry.options["on_policy"] for _, entry in self.parts)
+
+    @property
+    def scale(self) -> bool:
+        """Whether a part asks for ψ itself, not just up to a factor."""
+        return any(entry.options["scale"] for _, entry in self.parts)
 
     @property
     def inner_steps(self) -> int:

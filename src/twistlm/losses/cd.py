@@ -8,7 +8,7 @@ from twistlm.losses.rl import following
 from twistlm.types import Scored
 
 
-@loss("cd", sources=("base",))
+@loss("cd", sources=("base",), scale=True)
 def cd(base: Scored) -> Tensor:
     """Squared error of log ψ_t against log ψ_{t+1} of what the base model says next, and against log φ at the end.
 

@@ -6,7 +6,7 @@ from twistlm.losses import end, loss
 from twistlm.types import Scored
 
 
-@loss("pcl", sources=("drawn",), normaliser=True)
+@loss("pcl", sources=("drawn",), normaliser=True, scale=True)
 def pcl(drawn: Scored) -> Tensor:
     """Squared error of log ψ_t + Σ_{k>t} (log ψ_k − log Σ_v p₀ψ_k) − log φ, at every t of any sequences.
 

@@ -7,7 +7,7 @@ from twistlm.losses import end, loss
 from twistlm.types import Scored
 
 
-@loss("rl", sources=("drawn",), normaliser=True)
+@loss("rl", sources=("drawn",), normaliser=True, scale=True)
 def rl(drawn: Scored) -> Tensor:
     """Squared inconsistency of log ψ_t with its own expectation one step later, on any sequences.
 

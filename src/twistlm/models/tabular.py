@@ -97,6 +97,11 @@ class TabularHead(nn.Module):
         """Entries of the table [...]."""
         return self.shrinkage * self.table[features, tokens]
 
+    def start_at(self, log_psi: float) -> None:
+        """Every entry is raised by this."""
+        with torch.no_grad():
+            self.table.add_(log_psi)
+
     def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
         """log Σ_v p₀ψ [n]."""
         return normaliser.of_head(self, features, logits, rows)

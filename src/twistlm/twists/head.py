@@ -25,10 +25,9 @@ class VocabularyHead(nn.Module):
     Args:
         trunk: features [..., d] to [..., k], float32.
         weight: output matrix [V, k]; a parameter of the head, or a frozen tensor that it borrows.
-        bias: learn one value per token.
     """
 
-    def __init__(self, trunk: nn.Module, weight: Tensor, *, bias: bool = True) -> None:
+    def __init__(self, trunk: nn.Module, weight: Tensor) -> None:
         super().__init__()
         self.trunk = trunk
         if isinstance(weight, nn.Parameter) and weight.requires_grad:
@@ -36,7 +35,7 @@ class VocabularyHead(nn.Module):
         else:
             # Borrowed (the model's unembedding): not saved with the twist, not trained, not copied.
             self.register_buffer("weight", weight.detach(), persistent=False)
-        self.bias = nn.Parameter(torch.zeros(weight.shape[0])) if bias else None
+        self.bias = nn.Parameter(torch.zeros(weight.shape[0]))
         self.shrinkage: Tensor
         self.register_buffer("shrinkage", torch.ones(()))
         self._product: tuple[object, PackedProduct] | None = None
@@ -49,18 +48,20 @@ class VocabularyHead(nn.Module):
         """
         inner: Tensor = self.trunk(features.float())
         if torch.is_grad_enabled():
-            log_psi: Tensor = inner @ self.weight.float().T
-            return (log_psi if self.bias is None else log_psi + self.bias) * self.shrinkage
-        log_psi = self._packed(features.dtype)(inner.to(features.dtype))
+            return (inner @ self.weight.float().T + self.bias) * self.shrinkage
+        log_psi: Tensor = self._packed(features.dtype)(inner.to(features.dtype))
         return log_psi if bool(self.shrinkage == 1.0) else log_psi * self.shrinkage
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ of the chosen tokens [...], float32: k multiplications each instead of V·k."""
         inner: Tensor = self.trunk(features.float())
-        log_psi: Tensor = (inner * self.weight[tokens].float()).sum(-1)
-        if self.bias is not None:
-            log_psi = log_psi + self.bias[tokens]
+        log_psi: Tensor = (inner * self.weight[tokens].float()).sum(-1) + self.bias[tokens]
         return log_psi * self.shrinkage
+
+    def start_at(self, log_psi: float) -> None:
+        """Every bias is raised by this."""
+        with torch.no_grad():
+            self.bias.add_(log_psi)
 
     def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
         """log Σ_v p₀ψ [n] of features [n, d] with gradient, multiplied in their precision; see `normaliser`."""
@@ -71,7 +72,7 @@ class VocabularyHead(nn.Module):
 
     def _packed(self, dtype: torch.dtype) -> PackedProduct:
         """The output layer in `dtype`, made once per version of its parameters."""
-        tensors = [self.weight] if self.bias is None else [self.weight, self.bias]
+        tensors = [self.weight, self.bias]
         version = (dtype, *[(tensor.data_ptr(), tensor._version) for tensor in tensors])
         if self._product is None or self._product[0] != version:
             self._product = (version, PackedProduct(*[tensor.detach().to(dtype) for tensor in tensors]))

@@ -1,5 +1,6 @@
 """Twists that are probabilities: ψ = sigmoid(x), with x whatever another twist calls its log ψ."""
 
+import math
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -28,6 +29,11 @@ class ProbabilityHead(nn.Module):
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ of the chosen tokens [...]."""
         return logsigmoid(self.inner.gather(features, tokens))
+
+    def start_at(self, log_psi: float) -> None:
+        """x = log ψ − log (1 − ψ). At most 0.9: from near 1 the logistic function would not come back."""
+        log_psi = min(log_psi, math.log(0.9))
+        self.inner.start_at(log_psi - math.log(-math.expm1(log_psi)))
 
     def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
         """log Σ_v p₀ψ [n] of features [n, d], with gradient."""

@@ -59,6 +59,11 @@ class LowRankHead(nn.Module):
         steering = (inner * directions[tokens]).sum(-1) + shared[tokens]
         return steering * self.shrinkage + value
 
+    def start_at(self, log_psi: float) -> None:
+        """Every bias is raised by this."""
+        with torch.no_grad():
+            self.bias.add_(log_psi)
+
     def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
         """log Σ_v p₀ψ [n] of features [n, d], with gradient."""
         directions, shared = self._token_side()
