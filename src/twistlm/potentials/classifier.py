@@ -113,16 +113,15 @@ class Classifier(TextPotential):
         network, tokenizer = self._parts()
         network.eval()
         limit = _max_length(network, tokenizer)
-        encoded = [tokenizer(text, truncation=limit is not None, max_length=limit) for text in texts]
-        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]["input_ids"]))
+        encoded = tokenizer(texts, truncation=limit is not None, max_length=limit)
+        order = sorted(range(len(texts)), key=lambda i: len(encoded["input_ids"][i]))
         # Without a padding token (GPT-2) texts cannot share a batch.
         size = self.batch_size if tokenizer.pad_token_id is not None else 1
         logits = torch.empty(len(texts), network.config.num_labels, dtype=torch.float64)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            batch = tokenizer.pad([encoded[i] for i in chosen], padding=size > 1, return_tensors="pt").to(
-                network.device
-            )
+            rows = {name: [values[i] for i in chosen] for name, values in encoded.items()}
+            batch = tokenizer.pad(rows, padding=size > 1, return_tensors="pt").to(network.device)
             logits[chosen] = network(**batch).logits.double().cpu()
         return logits
 
