@@ -1,0 +1,47 @@
+"""`twistlm collect`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from twistlm.cli.options import NONE_GIVEN, ExperimentName, ExperimentOptions, PresetName, Seed, if_exists
+from twistlm.errors import ConfigError
+
+
+def collect(
+    experiment: ExperimentName,
+    out: Annotated[Path, arg(help="File to write (safetensors); `train --draws` reads it.")],
+    preset: PresetName = "demo",
+    num_samples: Annotated[int | None, arg(help="Stop once so many exact samples are accepted.")] = None,
+    max_draws: Annotated[int, arg(help="Draw at most so many sequences from the base model.")] = 8192,
+    options: ExperimentOptions = NONE_GIVEN,
+    seed: Seed = 0,
+    resume: Annotated[bool, arg(help="Add to the file if it exists.")] = False,
+    overwrite: Annotated[bool, arg(help="Replace the file if it exists.")] = False,
+) -> None:
+    """Collect exact samples of an experiment's target by rejection.
+
+    Draws from the base model and accepts each with probability φ / sup φ. All draws are kept: weighted by φ they are
+    training data.
+    """
+    from twistlm.errors import RunError
+    from twistlm.experiments import get_preset
+    from twistlm.rng import Rng
+
+    policy = if_exists(resume, overwrite)
+    if out.exists() and policy == "refuse":
+        raise RunError(
+            f"{out} exists already; add to it with --resume, replace it with --overwrite, or choose another --out"
+        )
+    if policy == "overwrite":
+        out.unlink(missing_ok=True)
+    if max_draws < 1:
+        raise ConfigError(f"max_draws must be at least 1, not {max_draws}")
+    chosen = get_preset(experiment, preset, **options.given)
+    found = chosen.target().collect(
+        Rng(seed), num_samples=num_samples, max_draws=max_draws, path=out, chunk=min(chosen.run.chunk, max_draws),
+        keep_features=True, num_siblings=chosen.run.num_siblings,
+    )  # fmt: skip
+    n, hits = len(found.draws), len(found.exact)
+    print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {found.ess:.0f}): {out}")

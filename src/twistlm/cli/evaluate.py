@@ -1,0 +1,50 @@
+"""`twistlm evaluate`."""
+
+from typing import Annotated
+
+from tyro.conf import arg
+
+from twistlm.cli.options import ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold
+
+
+def evaluate(
+    run: RunPath,
+    num_particles: Annotated[
+        tuple[int, ...] | None, arg(help="Numbers of particles of the sandwiches; default here and below: the run's.")
+    ] = None,
+    num_samples: Annotated[int | None, arg(help="Proposal samples for KL(q‖σ).")] = None,
+    budget: Annotated[int | None, arg(help="Sequences spent on each bound at each number of particles.")] = None,
+    proposal: ProposalName = "twist_induced",
+    resampler: ResamplerName = "systematic",
+    ess_threshold: Threshold = 0.5,
+    proposal_run: ProposalRun = None,
+    seed: Seed = 1,
+) -> None:
+    """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json."""
+    from rich.console import Console
+
+    from twistlm.api import Run
+    from twistlm.report.tables import bounds_table, certificate_table
+
+    opened = Run.load(run)
+    proposes = None if proposal_run is None else Run.load(proposal_run)
+    certificates = {
+        name: opened.evaluate(
+            num_particles,
+            num_samples=num_samples,
+            budget=budget,
+            seed=seed,
+            before=name == "before",
+            proposal=proposal,
+            resampler=resampler,
+            ess_threshold=ess_threshold,
+            proposal_run=proposes,
+        )
+        for name in ("before", "after")
+    }
+    assert opened.folder is not None
+    path = opened.folder.save_json("certificate.json", {name: c.as_dict() for name, c in certificates.items()})
+    console = Console()
+    console.print(certificate_table(certificates))
+    console.print(bounds_table(certificates))
+    console.print(f"Written to {path}")

@@ -1,0 +1,34 @@
+"""`twistlm plot`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from twistlm.cli.options import SweepPaths, some
+
+
+def plot(
+    sweeps: SweepPaths,
+    out: Annotated[Path | None, arg(help="Folder for the pictures; default: `plots` in each sweep's folder.")] = None,
+) -> None:
+    """Draw sweeps, as PNG and PDF.
+
+    Leaves for each sweep divergences (both KLs against updates, with bands over seeds), bounds (on log Z against
+    particles) and resampling (never, when ESS halves, at every step); and in the first one's folder frontier (expected
+    log φ / β against KL to the prior, which wants sweeps with several --beta).
+    """
+    from twistlm.pooling import read
+    from twistlm.report.sweep_plots import plot_frontier, plot_sweep
+
+    pooled = [read(path) for path in some(sweeps)]
+    for path, each in zip(sweeps, pooled, strict=True):
+        if each.num_missing:
+            print(f"{path}: {each.num_missing} runs are missing; this is what is there")
+        if not each.has_curves:
+            print(f"{path}: no divergences against updates; they need exact samples, and certificates during training")
+    folders = [path / "plots" if out is None else out / each.name if len(pooled) > 1 else out
+               for path, each in zip(sweeps, pooled, strict=True)]  # fmt: skip
+    written = [made for each, folder in zip(pooled, folders, strict=True) for made in plot_sweep(each, folder)]
+    for path in written + plot_frontier(pooled, folders[0] if out is None else out):
+        print(path)

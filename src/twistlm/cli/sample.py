@@ -1,0 +1,47 @@
+"""`twistlm sample`."""
+
+from typing import Annotated
+
+from tyro.conf import arg
+
+from twistlm.cli.options import ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold
+from twistlm.errors import ConfigError
+
+
+def sample(
+    run: RunPath,
+    num_samples: Annotated[int, arg(help="How many.")] = 16,
+    num_particles: Annotated[
+        int | None,
+        arg(help="SMC runs of so many particles, one drawn by weight from each; default: one run, all with weights."),
+    ] = None,
+    proposal: ProposalName = "twist_induced",
+    resampler: ResamplerName = "systematic",
+    ess_threshold: Threshold = 0.5,
+    proposal_run: ProposalRun = None,
+    condition: Annotated[str | None, arg(help="What must follow, for a run of infilling.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Sample from the target by SMC with a run's twist. Prints the texts and writes samples.jsonl."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from twistlm.api import Run
+
+    if num_samples < 1:
+        raise ConfigError(f"num_samples must be at least 1, not {num_samples}")
+    opened = Run.load(run)
+    found = opened.sample(
+        num_samples, num_particles=num_particles, condition=condition, seed=seed, proposal=proposal,
+        resampler=resampler, ess_threshold=ess_threshold,
+        proposal_run=None if proposal_run is None else Run.load(proposal_run),
+    )  # fmt: skip
+    assert opened.folder is not None
+    path = opened.folder.save_samples(found.rows())
+    table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompt!r}", box=None)
+    for row in sorted(found.rows(), key=lambda row: -row["weight"]):
+        table.add_row(f"{row['weight']:.4f}", f"{row['log_phi']:.2f}", f"{row['log_p']:.1f}", Text(repr(row["text"])))
+    console = Console()
+    console.print(table)
+    console.print(f"log Z ≈ {found.log_Z_hat:.3f}. Written to {path}")

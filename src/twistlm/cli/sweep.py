@@ -1,0 +1,40 @@
+"""`twistlm sweep`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from twistlm.cli.options import NONE_GIVEN, ExperimentName, ExperimentOptions, PresetName
+
+
+def sweep(
+    experiment: ExperimentName,
+    out: Annotated[Path, arg(help="The sweep's folder. Asking the same again continues it.")],
+    preset: PresetName = "small",
+    methods: Annotated[
+        str, arg(help="Losses with commas between, or 'all': ctl, rl, sixo, fudge, dpg, ppo and gkl.")
+    ] = "all",
+    seeds: Annotated[int, arg(help="So many runs of every method, with seeds 0, 1, …")] = 5,
+    num_updates: Annotated[int | None, arg(help="At most so many updates; default: the preset's.")] = None,
+    learning_rate: Annotated[float | None, arg(help="Of every method; default: the preset's for each.")] = None,
+    source: Annotated[str | None, arg(help="Of the target's samples, e.g. exact; default: the preset's.")] = None,
+    options: ExperimentOptions = NONE_GIVEN,
+    jobs: Annotated[
+        int, arg(help="So many runs at a time, each in a process of its own with its share of the cores.")
+    ] = 1,
+    overwrite: Annotated[bool, arg(help="Delete the sweep in the folder and start again.")] = False,
+) -> None:
+    """Compare methods on an experiment: every method with every seed, judged by the same exact samples.
+
+    Killed at any moment, the same command continues it, run by run. Runs that fail are reported at the end, and the
+    others are done. Leaves in the folder: sweep.json (what was asked), draws.safetensors (shared by all runs),
+    METHOD/seed-K/ (a run folder each, with certificate.json) and failures.json (if any). `twistlm table` and
+    `twistlm plot` read it, at any time.
+    """
+    from twistlm import grid
+
+    request = grid.Request(
+        experiment, preset, options.given, grid.parse_methods(methods), seeds, num_updates, learning_rate, source
+    )
+    grid.sweep(request, out, jobs=jobs, overwrite=overwrite)

@@ -1,0 +1,70 @@
+"""`twistlm train`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from twistlm.cli.options import (
+    NONE_GIVEN,
+    ExperimentName,
+    ExperimentOptions,
+    Out,
+    Overwrite,
+    PresetName,
+    Resume,
+    Seed,
+    given,
+    if_exists,
+)
+
+
+def train(
+    experiment: ExperimentName,
+    out: Out,
+    preset: PresetName = "demo",
+    method: Annotated[str | None, arg(help="Loss, e.g. ctl, dpg or '0.7*ctl + 0.3*rl'; default: the preset's.")] = None,
+    twist: Annotated[str | None, arg(help="Twist, e.g. lexical, low_rank, tied, mlp; default: the preset's.")] = None,
+    num_particles: Annotated[int | None, arg(help="Sequences per update.")] = None,
+    num_updates: Annotated[
+        int | None, arg(help="At most so many updates; training stops early when it overfits.")
+    ] = None,
+    learning_rate: Annotated[float | None, arg(help="Of AdamW.")] = None,
+    weight_decay: Annotated[float | None, arg(help="Of AdamW, towards log ψ = 0.")] = None,
+    source: Annotated[
+        str | None,
+        arg(
+            help="Where training samples come from: draws, base, proposal, or exact, smc (for roles that need no "
+            "density), or several: proposal+exact."
+        ),
+    ] = None,
+    num_draws: Annotated[int | None, arg(help="Base draws to collect first; 0 for none.")] = None,
+    draws: Annotated[Path | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
+    options: ExperimentOptions = NONE_GIVEN,
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn a twist for an experiment's target.
+
+    Base draws are collected first; they train the twist, judge it (held out) and evaluate it (never seen). The best
+    twist by the held-out criterion is kept. Killed at any moment, it continues with --resume.
+    """
+    from twistlm import api
+    from twistlm.experiments import get_preset
+    from twistlm.sources import training_sources
+
+    chosen = get_preset(experiment, preset, **options.given)
+    changes = given(learning_rate=learning_rate, weight_decay=weight_decay)
+    if source is not None:
+        changes |= training_sources(method or chosen.run.training.loss, source)
+    config = chosen.config(method)
+    if num_draws is not None:
+        config = replace(config, num_draws=num_draws)
+    run = api.train(
+        chosen.target(), config=config, twist=twist, num_particles=num_particles, num_updates=num_updates, seed=seed,
+        out=out, exists=if_exists(resume, overwrite), draws=draws, **changes,
+    )  # fmt: skip
+    best = min((row for row in run.history if row["kind"] == "evaluation"), key=lambda row: row["held_out"]["value"])
+    print(f"Best twist at update {best['update']}, saved in {out}. Next: twistlm evaluate {out}, twistlm sample {out}")
