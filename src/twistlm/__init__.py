@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from twistlm import potentials
     from twistlm.api import Run, RunConfig, train
     from twistlm.certificate import Certificate
+    from twistlm.certifying import certify
     from twistlm.target import Target
     from twistlm.training import TrainingConfig
 
-__all__ = ["Certificate", "Run", "RunConfig", "Target", "TrainingConfig", "potentials", "train"]
+__all__ = ["Certificate", "Run", "RunConfig", "Target", "TrainingConfig", "certify", "potentials", "train"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "Target": "twistlm.target",
     "train": "twistlm.api",
     "Certificate": "twistlm.certificate",
+    "certify": "twistlm.certifying",
     "TrainingConfig": "twistlm.training",
 }
 

@@ -147,10 +147,10 @@ def main_bounds(bounds: Sequence[Bounds]) -> Bounds:
     Taking the best of all lower and of all upper bounds would select their errors too, until they cross.
     """
     largest = max(b.num_particles for b in bounds)
-    return min((b for b in bounds if b.num_particles == largest), key=_width)
+    return min((b for b in bounds if b.num_particles == largest), key=width)
 
 
-def _width(bounds: Bounds) -> float:
+def width(bounds: Bounds) -> float:
     """From the least that the lower bound may be to the most that the upper one may."""
     return (bounds.lower.high if bounds.upper is None else bounds.upper.high) - bounds.lower.low
 

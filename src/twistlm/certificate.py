@@ -1,13 +1,15 @@
 """A certificate: what is known about a sampler and its target, every number with its interval."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from twistlm.bounds import METHODS, Bounds, best_log_Z, iwae_from_ratios, log_Z_bounds, main_bounds
+from twistlm.bounds import METHODS, Bounds, best_log_Z, iwae_from_ratios, log_Z_bounds, main_bounds, width
 from twistlm.divergences import Divergences, divergences, exact_log_ratios, log_ratios, proposal_samples
 from twistlm.errors import ConfigError, ExactSamplesError
 from twistlm.estimates import Estimate, mean
@@ -19,6 +21,9 @@ from twistlm.resampling import Resampler, systematic
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
 from twistlm.types import Potential, Samples
+
+# Runs of IWAE that a search for a tight sandwich has samples for at every N.
+IWAE_RUNS = 8
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class Certificate:
             has a target of its own.
         num_sequences: sequences drawn from the proposal or by SMC to make this.
         seconds: wall-clock time.
+        num_tokens: tokens of those sequences, each a call of the model.
+        stopped: where a gap was asked for: "gap" if the sandwich is that tight, else "budget"; "" where none was.
+        acceptance: share of base draws that rejection accepts, the mean of φ / sup φ; None if none were collected.
     """
 
     bounds: tuple[Bounds, ...]
@@ -42,6 +50,18 @@ class Certificate:
     ess_fraction: float | None
     num_sequences: int
     seconds: float
+    num_tokens: int = 0
+    stopped: str = ""
+    acceptance: Estimate | None = None
+
+    @property
+    def smc_symmetrised_kl(self) -> float | None:
+        """A bound on KL(q‖σ) + KL(σ‖q) of one sample of SMC with the most particles: the gap of its sandwich.
+
+        In expectation (Zhao et al. 2024, section 4); with both bounds' errors. None without SMC or exact samples.
+        """
+        found = [b for b in self.bounds if b.method == "smc" and b.upper is not None]
+        return None if not found else width(max(found, key=lambda b: b.num_particles))
 
     @property
     def log_Z_lower(self) -> Estimate:
@@ -78,7 +98,11 @@ class Certificate:
                 }
                 for b in self.bounds
             ],
+            "smc_symmetrised_kl": self.smc_symmetrised_kl,
             "num_sequences": self.num_sequences,
+            "num_tokens": self.num_tokens,
+            "stopped": self.stopped,
+            "acceptance": _optional(self.acceptance),
             "seconds": self.seconds,
         }
 
@@ -108,18 +132,40 @@ class Certificate:
             f=estimate("f"),
             g=None if fields["g"] is None else estimate("g"),
         )
+        accepted = fields.get("acceptance")
         return Certificate(
-            bounds, found, fields["log_Z_source"], fields["ess_fraction"], fields["num_sequences"], fields["seconds"]
-        )
+            bounds, found, fields["log_Z_source"], fields["ess_fraction"], fields["num_sequences"], fields["seconds"],
+            fields.get("num_tokens", 0), fields.get("stopped", ""),
+            None if accepted is None else Estimate.from_dict(accepted),
+        )  # fmt: skip
 
 
 def _optional(estimate: Estimate | None) -> dict[str, Any] | None:
     return None if estimate is None else estimate.as_dict()
 
 
+class Sampler(Protocol):
+    """What can be certified: anything that samples, and says how likely it was to sample what it is shown."""
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+
+    def draw(self, rng: Rng, num_samples: int) -> Samples:
+        """Independent samples, with their log p₀, log q and log φ."""
+
+    def exact_ratios(self, exact: ExactSamples) -> Tensor:
+        """log p₀φ − log q of exact samples [m]."""
+
+    def smc_bounds(
+        self, rng: Rng, exact: ExactSamples | None, num_particles: int, num_runs: int, iwae: Bounds
+    ) -> Bounds | None:
+        """A sandwich by SMC; `iwae`, the one without resampling, if that is the same; None where there is no SMC."""
+
+
 @dataclass(frozen=True)
 class Subject:
-    """What is certified.
+    """A sampler of ours: proposal and SMC.
 
     Attributes:
         model: base model and twist; without a twist, the base model itself.
@@ -146,6 +192,18 @@ class Subject:
             proposal=self.proposal,
         )  # fmt: skip
 
+    def exact_ratios(self, exact: ExactSamples) -> Tensor:
+        """log p₀φ − log q of exact samples [m]."""
+        return exact_log_ratios(self.model, exact, self.proposal)
+
+    def smc_bounds(
+        self, rng: Rng, exact: ExactSamples | None, num_particles: int, num_runs: int, iwae: Bounds
+    ) -> Bounds | None:
+        """A sandwich by SMC. Without a twist all weights are equal until φ comes in, so it never resamples: IWAE."""
+        if self.model.twist is None:
+            return replace(iwae, method="smc")
+        return self.bounds(rng, exact, num_particles, num_runs)
+
     def draw_given(self, rng: Rng, conditions: Tensor) -> Samples:
         """One independent proposal sample for each of conditions [R, c]."""
         return proposal_samples(
@@ -165,9 +223,33 @@ class Subject:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How hard to try for a tight sandwich: N doubles until it is so tight, or too much has been spent.
+
+    Attributes:
+        gap: nats from the low end of the lower bound's interval to the high end of the upper one's.
+        num_sequences: at most so many sequences in all.
+        seconds: at most so long.
+
+    Raises:
+        ConfigError: a number is not positive.
+    """
+
+    gap: float
+    num_sequences: float = math.inf
+    seconds: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("gap", "num_sequences", "seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+
+
 def certify(
     rng: Rng,
-    subject: Subject,
+    subject: Sampler,
     exact: ExactSamples | None,
     *,
     num_particles: Sequence[int] = (4, 16, 64),
@@ -176,12 +258,14 @@ def certify(
     drawn: Samples | None = None,
     log_Z: Estimate | None = None,
     methods: Sequence[str] = METHODS,
+    effort: Effort | None = None,
+    acceptance: Estimate | None = None,
 ) -> Certificate:
-    """Certify a proposal, and SMC with it.
+    """Certify a sampler, and SMC with it.
 
     Args:
         rng: source of randomness.
-        subject: model, potential, prompt, proposal.
+        subject: what samples.
         exact: exact samples that took no part in training; None leaves only lower bounds, which then stand
             for log Z, so that KL(q‖σ) is bounded from below.
         num_particles: N of the sandwiches.
@@ -191,9 +275,13 @@ def certify(
         log_Z: a reference; whichever is narrower, this or the main sandwich, is used.
         methods: of the sandwiches. Those of "iwae" come from the samples that F and G need in any case, so without
             "smc" a certificate costs little more than the divergences.
+        effort: double N from the smallest of `num_particles` on, with as many runs at each N as there, instead of
+            taking them all. The bounds that are tight enough are made anew before they count: those that stopped the
+            search were selected for being tight.
+        acceptance: what rejection accepts, for the record.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or a gap is asked for without exact samples.
         ExactSamplesError: fewer than 2 exact samples.
     """
     if not num_particles or min(num_particles) < 1:
@@ -202,43 +290,105 @@ def certify(
         raise ConfigError(f"num_samples must be at least 2 and the largest num_particles, not {num_samples}")
     if exact is not None and len(exact) < 2:
         raise ExactSamplesError(f"a certificate needs at least 2 exact samples, not {len(exact)}; raise --num-draws")
+    if exact is None and effort is not None:
+        raise ConfigError(
+            f"gap = {effort.gap:g} needs an upper bound on log Z, and there are no exact samples; collect some, or "
+            "leave gap out"
+        )
     start = time.perf_counter()
-    num_drawn = num_samples if drawn is None else 0
-    drawn = subject.draw(rng.fork("samples"), num_samples) if drawn is None else drawn
-    ratios = log_ratios(drawn)
-    exact_ratios = None if exact is None else exact_log_ratios(subject.model, exact, subject.proposal)
-    bounds = []
-    with bar("bounds on log Z", len(num_particles)) as report:
-        for done, n in enumerate(num_particles):
-            iwae = iwae_from_ratios(ratios, exact_ratios, n)
-            if "iwae" in methods:
-                bounds.append(iwae)
-            if "smc" in methods:
-                bounds.append(_smc_bounds(rng, subject, exact, n, max(2, budget // n), iwae))
-            report(done + 1, f"N = {n}")
-    sandwich = best_log_Z(bounds) if exact is not None else main_bounds(bounds).lower
+    work = _Work(rng, subject, exact, tuple(methods), subject.draw(rng.fork("samples"), num_samples) if drawn is None
+                 else drawn, num_samples if drawn is None else 0)  # fmt: skip
+    stopped = ""
+    if effort is None:
+        bounds: list[Bounds] = []
+        with bar("bounds on log Z", len(num_particles)) as report:
+            for done, n in enumerate(num_particles):
+                bounds += work.sandwiches(n, max(2, budget // n))
+                report(done + 1, f"N = {n}")
+    else:
+        bounds, stopped = _tightened(work, effort, min(num_particles), max(2, budget // min(num_particles)), start)
+    chosen = best_log_Z(bounds) if exact is not None else main_bounds(bounds).lower
     source = "main sandwich" if exact is not None else "lower bound only"
-    if log_Z is not None and (exact is None or log_Z.half_width < sandwich.half_width):
-        sandwich, source = log_Z, "reference"
-    sides = 1 if exact is None else 2
-    spent = sum(sides * b.num_particles * b.lower.n for b in bounds if b.method == "smc")
+    if log_Z is not None and (exact is None or log_Z.half_width < chosen.half_width):
+        chosen, source = log_Z, "reference"
     return Certificate(
         bounds=tuple(bounds),
-        divergences=divergences(drawn, exact_ratios, sandwich),
+        divergences=divergences(work.drawn, work.exact_ratios, chosen),
         log_Z_source=source,
-        ess_fraction=float(ess(ratios)) / len(drawn),
-        num_sequences=num_drawn + (spent if subject.model.twist is not None else 0),
+        ess_fraction=float(ess(log_ratios(work.drawn))) / len(work.drawn),
+        num_sequences=work.spent,
         seconds=time.perf_counter() - start,
+        num_tokens=work.spent * subject.num_steps,
+        stopped=stopped,
+        acceptance=acceptance,
     )
 
 
-def _smc_bounds(
-    rng: Rng, subject: Subject, exact: ExactSamples | None, num_particles: int, num_runs: int, iwae: Bounds
-) -> Bounds:
-    if subject.model.twist is None:
-        # Without a twist all weights are equal until φ comes in at the last step, so SMC never resamples: it is IWAE.
-        return replace(iwae, method="smc")
-    return subject.bounds(rng.fork("smc"), exact, num_particles, num_runs)
+@dataclass
+class _Work:
+    """A certificate in the making.
+
+    Attributes:
+        rng, subject, exact, methods: as for `certify`.
+        drawn: the proposal's samples so far.
+        spent: sequences drawn so far.
+    """
+
+    rng: Rng
+    subject: Sampler
+    exact: ExactSamples | None
+    methods: tuple[str, ...]
+    drawn: Samples
+    spent: int
+
+    @cached_property
+    def exact_ratios(self) -> Tensor | None:
+        """log p₀φ − log q of the exact samples [m]."""
+        return None if self.exact is None else self.subject.exact_ratios(self.exact)
+
+    def draw_up_to(self, count: int) -> None:
+        """Have at least so many of the proposal's samples."""
+        short = count - len(self.drawn)
+        if short > 0:
+            self.drawn = Samples.concatenate([self.drawn, self.subject.draw(self.rng.fork("samples", count), short)])
+            self.spent += short
+
+    def sandwiches(self, num_particles: int, num_runs: int, again: int = 0) -> list[Bounds]:
+        """One by each method; `again` numbers repetitions with other random numbers."""
+        iwae = iwae_from_ratios(log_ratios(self.drawn), self.exact_ratios, num_particles)
+        found = [iwae] if "iwae" in self.methods else []
+        stream = self.rng.fork("smc", again) if again else self.rng.fork("smc")
+        if "smc" in self.methods and (
+            smc := self.subject.smc_bounds(stream, self.exact, num_particles, num_runs, iwae)
+        ):
+            found.append(smc)
+            # One that is IWAE under another name has drawn nothing.
+            if smc.lowers is not None:
+                self.spent += (1 if self.exact is None else 2) * num_particles * smc.lower.n
+        return found
+
+
+def _tightened(work: _Work, effort: Effort, start: int, num_runs: int, since: float) -> tuple[list[Bounds], str]:
+    """Sandwiches at N = start, 2·start, … until the last is tight enough or the next too much; and which it was."""
+    bounds: list[Bounds] = []
+    n = start
+    with bar("bounds on log Z", 1) as report:
+        while True:
+            before = work.spent
+            work.draw_up_to(n * min(num_runs, IWAE_RUNS))
+            found = work.sandwiches(n, num_runs)
+            gap = width(main_bounds(found))
+            report(0, f"N = {n}, gap {gap:.3f}")
+            if gap <= effort.gap:
+                return bounds + work.sandwiches(n, num_runs, again=1), "gap"
+            bounds += found
+            # The next N takes twice what this one took, and as long as all before it.
+            if (
+                work.spent + 2 * (work.spent - before) > effort.num_sequences
+                or 2 * (time.perf_counter() - since) > effort.seconds
+            ):
+                return bounds, "budget"
+            n *= 2
 
 
 def improvement(model: TwistedLM, exact: ExactSamples, proposal: Proposal = twist_induced) -> Estimate:

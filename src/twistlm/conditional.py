@@ -67,11 +67,13 @@ def certify_conditional(
         f=mean(below),
         g=mean(above),
     )
+    spent = len(drawn) + sum(2 * b.num_particles * b.lower.n for b in bounds)
     return Certificate(
         bounds=tuple(bounds),
         divergences=found,
         log_Z_source="main sandwich, mean over conditions",
         ess_fraction=None,
-        num_sequences=len(drawn) + sum(2 * b.num_particles * b.lower.n for b in bounds),
+        num_sequences=spent,
+        num_tokens=spent * subject.num_steps,
         seconds=time.perf_counter() - start,
     )

@@ -1,0 +1,153 @@
+"""Certify any sampler of a target: a run of ours, the base model, or a language model that was tuned elsewhere."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from twistlm import certificate, exact
+from twistlm.api import Run
+from twistlm.bounds import METHODS, log_Z_from_draws
+from twistlm.certificate import Certificate, Effort, Subject
+from twistlm.conditional import certify_conditional
+from twistlm.errors import ConfigError, NoneAcceptedError, UpperBoundError
+from twistlm.estimates import Estimate, mean
+from twistlm.exact import Collection, ExactSamples
+from twistlm.models.huggingface import load
+from twistlm.other_model import OtherModel
+from twistlm.rng import Rng
+from twistlm.target import Target
+from twistlm.types import BaseLM, ConditionalPotential
+
+logger = logging.getLogger("twistlm")
+
+
+def certify(
+    target: Target | Run,
+    proposal: str | Path | Run | BaseLM = "base",
+    *,
+    draws: str | Path | None = None,
+    num_draws: int = 4096,
+    num_particles: Sequence[int] = (4, 16, 64),
+    num_samples: int = 512,
+    budget: int = 512,
+    effort: Effort | None = None,
+    methods: Sequence[str] = METHODS,
+    seed: int = 1,
+) -> Certificate:
+    """How far a sampler is from a target, with both bounds and intervals.
+
+    Args:
+        target: what should be sampled; a run stands for its target, and brings the draws that it kept for evaluation.
+        proposal: "base"; a run, or its folder; a causal language model with the base model's tokenizer, by folder, hub
+            name or loaded.
+        draws: file of `twistlm collect` for the target. They must not have trained the proposal.
+        num_draws: base draws to collect for exact samples where neither a run nor a file brings them; 0 for none, which
+            leaves lower bounds and one-sided statements.
+        num_particles: N of the sandwiches.
+        num_samples: the proposal's samples for KL(q‖σ).
+        budget: sequences spent on each bound at each N.
+        effort: double N until the sandwich is tight enough, instead; see `Effort`.
+        methods: of the sandwiches, "iwae" and "smc".
+        seed: of everything random.
+
+    Raises:
+        ConfigError: a setting is out of range, or the proposal is of another base model.
+        ModelError: the proposal cannot be loaded, or has another tokenizer.
+        ExactSamplesError: the file belongs to another target.
+    """
+    goal, rng = target.target if isinstance(target, Run) else target, Rng(seed, ("certify",))
+    proposes = _opened(proposal, goal)
+    known = next((run for run in (target, proposes) if isinstance(run, Run) and _knows(run, goal)), None)
+    evidence = (
+        _of_run(known) if known is not None and draws is None else _of_draws(goal, rng.fork("draws"), draws, num_draws)
+    )
+    ours = _subject(goal, proposes) if proposes is None or isinstance(proposes, Run) else None
+    if isinstance(goal.potential, ConditionalPotential):
+        if ours is None or evidence.exact is None or effort is not None:
+            raise ConfigError(
+                "a target that differs by its condition is certified for runs, on draws, and without a gap"
+            )
+        return certify_conditional(
+            rng, ours, evidence.exact, num_particles=num_particles, num_samples=num_samples, budget=budget,
+            methods=methods,
+        )  # fmt: skip
+    return certificate.certify(
+        rng, ours or OtherModel(goal, cast(BaseLM, proposes)), evidence.exact, num_particles=num_particles,
+        num_samples=num_samples, budget=budget, methods=methods, effort=effort, log_Z=evidence.log_Z,
+        acceptance=evidence.acceptance,
+    )  # fmt: skip
+
+
+def _opened(proposal: str | Path | Run | BaseLM, goal: Target) -> Run | BaseLM | None:
+    """The proposal, loaded; None for the base model."""
+    if not isinstance(proposal, str | Path):
+        return proposal
+    if str(proposal) == "base":
+        return None
+    # A folder of a language model has a config.json too, but never this.
+    if (Path(proposal) / "metrics.jsonl").exists():
+        return Run.load(proposal)
+    return load(str(proposal), dtype=goal.dtype, device=goal.device)
+
+
+def _subject(goal: Target, proposes: Run | None) -> Subject:
+    """The base model, or a run's twist, asked to sample the goal.
+
+    Raises:
+        ConfigError: it is a run on another base model.
+    """
+    if proposes is not None and proposes.target.model_name != goal.model_name:
+        raise ConfigError(
+            f"the proposal is a run on {proposes.target.model_name!r} and the target is of {goal.model_name!r}; choose "
+            "one on the same base model"
+        )
+    twist = None if proposes is None else proposes.model.twist
+    return Subject(goal.twisted(twist), goal.bound_potential, goal.prompt_tokens, goal.num_tokens)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a target: exact samples, log Z from other draws than those, and how many are accepted."""
+
+    exact: ExactSamples | None
+    log_Z: Estimate | None
+    acceptance: Estimate | None
+
+
+def _knows(run: Run, goal: Target) -> bool:
+    return run.collection is not None and run.target.fingerprint == goal.fingerprint
+
+
+def _of_run(run: Run) -> Evidence:
+    """What a run kept for its evaluation."""
+    evaluation = run.fold("evaluation")
+    assert evaluation is not None
+    return _evidence(evaluation, run.log_Z)
+
+
+def _of_draws(goal: Target, rng: Rng, path: str | Path | None, num_draws: int) -> Evidence:
+    """Half of the draws serve log Z, the other half are the exact samples."""
+    if path is not None:
+        collection = exact.load(Path(path), goal.fingerprint)
+    elif num_draws == 0:
+        return Evidence(None, None, None)
+    else:
+        try:
+            collection = goal.collect(rng, num_samples=None, max_draws=num_draws, chunk=min(2048, num_draws))
+        except (NoneAcceptedError, UpperBoundError) as error:
+            logger.warning("%s", error)
+            return Evidence(None, None, None)
+    if isinstance(goal.potential, ConditionalPotential):
+        return _evidence(collection, None)
+    rest, evaluation = collection.split((0.5, 0.5))
+    return _evidence(evaluation, log_Z_from_draws(rest.draws.log_phi))
+
+
+def _evidence(evaluation: Collection, log_Z: Estimate | None) -> Evidence:
+    accepted = evaluation.exact
+    if len(accepted) < 2:
+        logger.warning("%d exact samples are too few for upper bounds: raise num_draws", len(accepted))
+    acceptance = mean((evaluation.draws.log_phi - evaluation.log_upper_bound).exp())
+    return Evidence(accepted if len(accepted) >= 2 else None, log_Z, acceptance)
