@@ -25,7 +25,7 @@ def test_import_is_fast_and_light() -> None:
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("demo", "list", "collect", "train", "evaluate", "sample", "sweep", "table", "plot"):
+    for command in ("demo", "list", "collect", "train", "evaluate", "certify", "sample", "sweep", "table", "plot"):
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
         assert stopped.value.code == 0
@@ -65,6 +65,8 @@ def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "toxicity", "--source", "web", "--out", "x"], "unknown source 'web'"),
         (["train", "toxicity", "--num-updates", "0", "--out", "x"], "num_updates must be positive, not 0"),
         (["train", "toxicity", "--out", "x", "--resume", "--overwrite"], "exclude each other"),
+        (["certify", "toxicity", "--gap", "0", "--num-draws", "0"], "gap must be above 0, not 0"),
+        (["certify", "toxicity", "--gap", "1", "--num-draws", "0"], "needs an upper bound on log Z"),
         (["evaluate", "no-such-run"], "does not exist; is this a run folder?"),
         (["sample", "no-such-run", "--num-samples", "0"], "num_samples must be at least 1, not 0"),
         (["collect", "toxicity", "--out", "x", "--max-draws", "0"], "max_draws must be at least 1"),
@@ -122,6 +124,15 @@ def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFix
         ]  # fmt: skip
     for name in ("bounds.png", "divergences.png"):
         assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
+    certified = str(tmp_path / "certified.json")
+    arguments = ["certify", str(tmp_path / "demo"), "--proposal", str(out), "--num-particles", "2", "--num-samples"]
+    assert main([*arguments, "32", "--budget", "16", "--gap", "50", "--out", certified]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("A sample of SMC with 2 particles", "Rejection accepts", "as tight as was asked for", "Written to"):
+        assert text in shown
+    assert json.loads(Path(certified).read_text())["stopped"] == "gap"
+    assert main([*arguments, "32", "--out", certified]) == 2
+    assert "exists already; choose another --out" in capsys.readouterr().err
     assert (
         main(["evaluate", str(tmp_path / "demo"), "--num-particles", "2", "--num-samples", "32", "--budget", "16"]) == 0
     )

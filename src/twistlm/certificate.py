@@ -353,14 +353,20 @@ class _Work:
             self.drawn = Samples.concatenate([self.drawn, self.subject.draw(self.rng.fork("samples", count), short)])
             self.spent += short
 
-    def sandwiches(self, num_particles: int, num_runs: int, again: int = 0) -> list[Bounds]:
-        """One by each method; `again` numbers repetitions with other random numbers."""
+    def anew(self) -> None:
+        """Draw the proposal's samples again, with other random numbers, and SMC's from now on."""
+        self.rng = self.rng.fork("again")
+        self.drawn = self.subject.draw(self.rng.fork("samples"), len(self.drawn))
+        self.spent += len(self.drawn)
+
+    def sandwiches(self, num_particles: int, num_runs: int) -> list[Bounds]:
+        """One by each method."""
         iwae = iwae_from_ratios(log_ratios(self.drawn), self.exact_ratios, num_particles)
         found = [iwae] if "iwae" in self.methods else []
-        stream = self.rng.fork("smc", again) if again else self.rng.fork("smc")
-        if "smc" in self.methods and (
-            smc := self.subject.smc_bounds(stream, self.exact, num_particles, num_runs, iwae)
-        ):
+        if "smc" not in self.methods:
+            return found
+        smc = self.subject.smc_bounds(self.rng.fork("smc"), self.exact, num_particles, num_runs, iwae)
+        if smc is not None:
             found.append(smc)
             # One that is IWAE under another name has drawn nothing.
             if smc.lowers is not None:
@@ -380,7 +386,8 @@ def _tightened(work: _Work, effort: Effort, start: int, num_runs: int, since: fl
             gap = width(main_bounds(found))
             report(0, f"N = {n}, gap {gap:.3f}")
             if gap <= effort.gap:
-                return bounds + work.sandwiches(n, num_runs, again=1), "gap"
+                work.anew()
+                return bounds + work.sandwiches(n, num_runs), "gap"
             bounds += found
             # The next N takes twice what this one took, and as long as all before it.
             if (

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
+from twistlm.cli.certify import certify
 from twistlm.cli.collect import collect
 from twistlm.cli.demo import demo
 from twistlm.cli.evaluate import evaluate
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "collect": collect,
     "train": train,
     "evaluate": evaluate,
+    "certify": certify,
     "sample": sample,
     "gallery": gallery,
     "sweep": sweep,

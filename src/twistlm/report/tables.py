@@ -46,6 +46,26 @@ def bounds_table(certificates: Mapping[str, Certificate]) -> Table:
     return table
 
 
+def effort_lines(certificate: Certificate) -> list[str]:
+    """What a certificate cost, whether a gap was met, and what the sandwich says of SMC's own samples."""
+    lines = [
+        f"{certificate.num_sequences:,} sequences, {certificate.num_tokens:,} tokens, {certificate.seconds:.0f} s."
+    ]
+    if certificate.acceptance is not None:
+        low, high = certificate.acceptance.low, certificate.acceptance.high
+        lines.append(f"Rejection accepts {certificate.acceptance.value:.3%} of base draws [{low:.3%}, {high:.3%}].")
+    if certificate.smc_symmetrised_kl is not None:
+        most = max(b.num_particles for b in certificate.bounds)
+        lines.append(
+            f"A sample of SMC with {most} particles: KL(q‖σ) + KL(σ‖q) is at most {certificate.smc_symmetrised_kl:.3f}."
+        )
+    if certificate.stopped == "gap":
+        lines.append("The sandwich is as tight as was asked for.")
+    elif certificate.stopped == "budget":
+        lines.append("The budget was spent before the sandwich was as tight as was asked for; raise it, or the gap.")
+    return lines
+
+
 def samples_table(columns: Mapping[str, Sequence[tuple[str, float]]]) -> Table:
     """Samples side by side: (text, score) pairs, one column per sampler."""
     table = Table(title="Samples, unpicked (score, text after the prompt)", title_justify="left", show_lines=True)

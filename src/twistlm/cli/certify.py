@@ -1,0 +1,73 @@
+"""`twistlm certify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from twistlm.cli.options import NONE_GIVEN, ExperimentOptions, PresetName, Seed
+from twistlm.errors import ConfigError, RunError
+
+
+def certify(
+    target: Annotated[Positional[str], arg(help="What should be sampled: an experiment, or a run folder.")],
+    proposal: Annotated[
+        str | None,
+        arg(
+            help="What samples: 'base', a run folder, or a causal language model with the base model's tokenizer (a "
+            "folder or hub name). Default: the run itself, or 'base' for an experiment."
+        ),
+    ] = None,
+    out: Annotated[Path | None, arg(help="JSON file for the certificate; an existing one is refused.")] = None,
+    preset: PresetName = "small",
+    draws: Annotated[
+        Path | None, arg(help="File of `twistlm collect`, which trained nothing that is certified.")
+    ] = None,
+    num_draws: Annotated[int, arg(help="Base draws to collect for exact samples otherwise; 0 for none.")] = 4096,
+    num_particles: Annotated[tuple[int, ...], arg(help="Numbers of particles of the sandwiches.")] = (4, 16, 64),
+    num_samples: Annotated[int, arg(help="The proposal's samples for KL(q‖σ).")] = 512,
+    budget: Annotated[int, arg(help="Sequences spent on each bound at each number of particles.")] = 512,
+    gap: Annotated[
+        float | None, arg(help="Double the smallest number of particles until the sandwich is so tight (nats).")
+    ] = None,
+    max_sequences: Annotated[float, arg(help="With --gap: spend at most so many sequences.")] = float("inf"),
+    max_seconds: Annotated[float, arg(help="With --gap: spend about so long at most.")] = float("inf"),
+    options: ExperimentOptions = NONE_GIVEN,
+    seed: Seed = 1,
+) -> None:
+    """How far is a sampler from its target? Bounds on log Z and KL both ways, every number with its interval.
+
+    The sampler may be a run of ours, the base model, or a language model that was tuned elsewhere (by PPO, GRPO, SFT).
+    Upper bounds and KL(σ‖q) need exact samples, which rejection collects if φ has an upper bound; without them only
+    lower bounds and one-sided statements are made.
+    """
+    from rich.console import Console
+
+    from twistlm import certifying
+    from twistlm.api import Run
+    from twistlm.certificate import Effort
+    from twistlm.experiments import get_preset
+    from twistlm.report.tables import bounds_table, certificate_table, effort_lines
+    from twistlm.storage import save_json
+
+    if out is not None and out.exists():
+        raise RunError(f"{out} exists already; choose another --out, or delete it")
+    is_run = (Path(target) / "config.json").exists()
+    if is_run and options.given:
+        raise ConfigError(f"{', '.join(options.given)}: options are an experiment's, and {target} is a run")
+    goal = Run.load(target) if is_run else get_preset(target, preset, **options.given).target()
+    sampler = proposal if proposal is not None else goal if isinstance(goal, Run) else "base"
+    effort = None if gap is None else Effort(gap, max_sequences, max_seconds)
+    found = certifying.certify(
+        goal, sampler, draws=draws, num_draws=num_draws, num_particles=num_particles, num_samples=num_samples,
+        budget=budget, effort=effort, seed=seed,
+    )  # fmt: skip
+    certificates = {str(proposal or target if is_run else sampler): found}
+    console = Console()
+    console.print(certificate_table(certificates))
+    console.print(bounds_table(certificates))
+    for line in effort_lines(found):
+        console.print(line)
+    if out is not None:
+        save_json(out, found.as_dict())
+        console.print(f"Written to {out}")
