@@ -18,7 +18,7 @@ from typing import NamedTuple
 import tyro
 
 from methods import MAIN
-from twistlm import api
+from twistlm import api, grid
 from twistlm.engines import local
 from twistlm.rng import Rng
 from twistlm.storage import load_json, save_json
@@ -66,7 +66,7 @@ def main(options: Options) -> None:
         api.collect(request.chosen().target(), config, Rng(0, ("sweep",)), draws, training=False)
         trials = [Trial(setting, method, rate) for method in request.methods for rate in GRID]
         todo = [trial for trial in trials if not trial.file(options.out).exists()]
-        with closing(local.run(partial(run, options.out, draws), todo, options.jobs)) as outcomes:
+        with closing(local.run(partial(run, options.out, draws), todo, options.jobs, grid.PRELOAD)) as outcomes:
             for trial, failure in outcomes:
                 # A rate at which training breaks down is not chosen.
                 if failure is not None:

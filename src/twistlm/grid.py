@@ -35,6 +35,8 @@ CERTIFICATES: dict[str, dict[str, Any]] = {
 }
 # A reference takes so many times the particles of a certificate.
 REFERENCE = 2
+# What every run imports, most of it from transformers.
+PRELOAD = ("twistlm.api", "twistlm.models.huggingface")
 # A certificate bounds log Z from above by at least so many exact samples.
 FEWEST_EXACT = 2
 
@@ -155,7 +157,7 @@ def _run(folder: SweepFolder, do: Callable[[Cell], None], todo: list[Cell], jobs
     print(f"{total} runs, {before} of them done already, {jobs} at a time")
     failures, start = {}, time.monotonic()
     folder.failures = {}
-    with closing(local.run(do, todo, jobs)) as outcomes:
+    with closing(local.run(do, todo, jobs, PRELOAD)) as outcomes:
         for done, (cell, failure) in enumerate(outcomes, 1):
             if failure is not None:
                 failures[cell] = failure

@@ -2,40 +2,44 @@
 
 A process per task, not a pool: what a task took is given back when it ends, and one that is killed for want of memory
 takes no other with it. The processes end with this one, however that ends, so that nothing goes on writing unseen.
+They are forked, where the system can, from a server that has done the imports once (seconds each).
 """
 
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection, get_context, parent_process
-from multiprocessing.context import SpawnProcess
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from twistlm.engines import Failure
 from twistlm.errors import TwistError
 
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+
 T = TypeVar("T")
 
 
 def run(
-    function: Callable[[T], None], tasks: Sequence[T], jobs: int
+    function: Callable[[T], None], tasks: Sequence[T], jobs: int, preload: Sequence[str] = ()
 ) -> Generator[tuple[T, Failure | None], None, None]:
     """Do every task, `jobs` at a time; yields each as it ends.
 
     With one job everything happens in this process, and an error that is a bug comes through with its traceback. With
-    more, each process gets an equal share of torch's threads.
+    more, each process gets an equal share of torch's threads. `preload` names modules that every task imports.
     """
     if jobs == 1:
         for task in tasks:
             yield task, _attempt(function, task)
         return
-    context = get_context("spawn")
+    context = _context(preload)
     waiting, threads = list(reversed(tasks)), max(1, torch.get_num_threads() // jobs)
-    running: dict[Any, tuple[SpawnProcess, connection.Connection, T]] = {}
+    running: dict[Any, tuple[ForkServerProcess | SpawnProcess, connection.Connection, T]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -53,6 +57,15 @@ def run(
         for process, _, _ in running.values():
             process.terminate()
             process.join()
+
+
+def _context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
+    if sys.platform == "win32":
+        return get_context("spawn")
+    # Not plain fork: this process may have threads by now, and the server never has.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
 
 
 def _attempt(function: Callable[[T], None], task: T) -> Failure | None:
