@@ -3,8 +3,9 @@
     python results/rates.py                      # every setting; forty minutes on two cores, resumable
     python results/rates.py --only sentiment
 
-Each rate gets one run of a quarter of the updates; the best has the least KL(q‖σ) + KL(σ‖q), which is G − F whatever
-log Z is. Writes all of them into results/rates.json; the presets in src/twistlm/experiments hold what was chosen.
+Each rate gets one run of half of the updates; the best has the least KL(q‖σ) + KL(σ‖q), which is G − F whatever
+log Z is. Where the best is the lowest or the highest tried, the next one is tried too. Writes all of them into
+results/rates.json; the presets in src/twistlm/experiments hold what was chosen.
 """
 
 import json
@@ -23,8 +24,12 @@ from twistlm.engines import local
 from twistlm.rng import Rng
 from twistlm.storage import load_json, save_json
 
-GRID = (1e-4, 3e-4, 1e-3, 3e-3)
+LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+FIRST = range(2, 5)
 UPDATES = 64
+
+
+Sums = dict[float, float | None]
 
 
 class Trial(NamedTuple):
@@ -64,19 +69,20 @@ def main(options: Options) -> None:
         config = request.config(request.methods[0])
         draws = options.out / setting / "draws.safetensors"
         api.collect(request.chosen().target(), config, Rng(0, ("sweep",)), draws, training=False)
-        trials = [Trial(setting, method, rate) for method in request.methods for rate in GRID]
-        todo = [trial for trial in trials if not trial.file(options.out).exists()]
-        with closing(local.run(partial(run, options.out, draws), todo, options.jobs, grid.PRELOAD)) as outcomes:
-            for trial, failure in outcomes:
-                # A rate at which training breaks down is not chosen.
-                if failure is not None:
-                    save_json(trial.file(options.out), {"sum": None, "why": failure.message})
-                print(*trial, load_json(trial.file(options.out)), flush=True)
-        sums: dict[str, dict[str, float | None]] = {}
-        for trial in trials:
-            sums.setdefault(trial.method, {})[f"{trial.rate:g}"] = load_json(trial.file(options.out))["sum"]
-        best = {method: min(values, key=partial(_order, values)) for method, values in sums.items()}
-        found[setting] = {"KL(q‖σ) + KL(σ‖q) by learning rate": sums, "best": best}
+        sums: dict[str, Sums] = {method: {} for method in request.methods}
+        while todo := [Trial(setting, method, rate) for method in sums for rate in _missing(sums[method])]:
+            fresh = [trial for trial in todo if not trial.file(options.out).exists()]
+            with closing(local.run(partial(run, options.out, draws), fresh, options.jobs, grid.PRELOAD)) as outcomes:
+                for trial, failure in outcomes:
+                    # A rate at which training breaks down is not chosen.
+                    if failure is not None:
+                        save_json(trial.file(options.out), {"sum": None, "why": failure.message})
+                    print(*trial, load_json(trial.file(options.out)), flush=True)
+            for trial in todo:
+                sums[trial.method][trial.rate] = load_json(trial.file(options.out))["sum"]
+        table = {method: {f"{rate:g}": values[rate] for rate in sorted(values)} for method, values in sums.items()}
+        best = {method: _best(values) for method, values in sums.items()}
+        found[setting] = {"KL(q‖σ) + KL(σ‖q) by learning rate": table, "best": best}
         save_json(options.file, found)
         print(setting, best, flush=True)
 
@@ -92,9 +98,20 @@ def run(out: Path, draws: Path, trial: Trial) -> None:
     save_json(trial.file(out), {"sum": found.g.value - found.f.value, "f": found.f.value, "g": found.g.value})
 
 
-def _order(sums: dict[str, float | None], rate: str) -> float:
-    value = sums[rate]
-    return math.inf if value is None or math.isnan(value) else value
+def _best(sums: Sums) -> float:
+    def order(rate: float) -> float:
+        value = sums[rate]
+        return math.inf if value is None or math.isnan(value) else value
+
+    return min(sums, key=order)
+
+
+def _missing(sums: Sums) -> list[float]:
+    """What to try next: the middle of the ladder, then beyond the end at which the best is."""
+    if not sums:
+        return [LADDER[at] for at in FIRST]
+    at = LADDER.index(_best(sums))
+    return [rate for rate in LADDER[max(at - 1, 0) : at + 2] if rate not in sums]
 
 
 if __name__ == "__main__":

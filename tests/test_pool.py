@@ -56,8 +56,24 @@ def test_weights_against_the_mixture_are_unbiased_for_every_prefix_and_for_z(cas
             truth = case.truth
             expected = float((truth.log_p.exp() * (truth.tokens[:, t] == token)).sum())
             assert_mean(log_ratio[:, t].exp() * hit, expected)
-    # The balance heuristic bounds the weights by 1 / (share of p₀).
-    assert log_ratio.exp().max() <= sum(GENERATIONS) / GENERATIONS[0] + 1e-9
+    # The balance heuristic bounds the weights by 1 / (share of p₀); what is drawn by weight at most doubles them.
+    assert pool.log_ratio.exp().max() <= sum(GENERATIONS) / GENERATIONS[0] + 1e-9
+    assert log_ratio.exp().max() <= 2 * sum(GENERATIONS) / GENERATIONS[0] + 1e-9
+
+
+def test_half_of_a_part_is_drawn_by_weight(case: Case) -> None:
+    """A target that the pool hardly has: few draws of it, and every part of the pool shows them."""
+    pool, _ = grown(case)
+    rare = torch.full_like(pool.samples.log_phi, -torch.inf)
+    rare[::500] = 0.0
+    pool.samples = replace(pool.samples, log_phi=rare)
+    samples, _ = pool.draw(Rng(0), 100)
+    assert samples.log_phi.isfinite().sum() >= 45
+    parts = [pool.draw(Rng(k), 100) for k in range(2000)]
+    found = torch.stack([(ratio[:, -1] + part.log_phi).exp().mean() for part, ratio in parts])
+    assert_mean(found, float((pool.log_ratio[:, -1] + rare).exp().mean()))
+    pool.samples = replace(pool.samples, log_phi=torch.full_like(rare, -torch.inf))
+    assert pool.draw(Rng(0), 100)[1].isfinite().all()
 
 
 def test_it_grows_by_what_the_others_draw() -> None:

@@ -49,7 +49,7 @@ class Divergences:
 def proposal_samples(
     rng: Rng,
     model: TwistedLM,
-    potential: Potential,
+    potential: Potential | None,
     *,
     prompts: Prompts,
     num_samples: int,
@@ -62,7 +62,7 @@ def proposal_samples(
 ) -> Samples:
     """`num_samples` independent draws from q for each of the prompts, in batches of about `max_batch` sequences.
 
-    With `conditions` [R, c] for R prompts, the draws of each come one after the other.
+    With `conditions` [R, c] for R prompts, the draws of each come one after the other. Without a potential φ = 1.
     """
 
     def drawn(at: int, which: slice, count: int) -> Samples:

@@ -5,13 +5,16 @@ density of a draw is q̄ = Σ_j (n_j / n) q_j whichever of them it came from, an
 near p₀. So draws from early, bad proposals go on teaching beside those from later, better ones.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from twistlm.divergences import proposal_samples
+from twistlm.logmath import normalise
+from twistlm.potentials.base import evaluate
 from twistlm.proposals import Proposal
+from twistlm.resampling import invert
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
 from twistlm.types import Potential, Samples
@@ -62,10 +65,12 @@ class Pool:
         assert model.twist is not None
         module = model.twist.module
         now = snapshot(module)
+        # φ is taken apart from SMC, which refuses a batch of which every sequence has φ = 0.
         fresh = proposal_samples(
-            rng.fork("pool", len(self.twists)), model, potential, prompts=[prompt], num_samples=count,
+            rng.fork("pool", len(self.twists)), model, None, prompts=[prompt], num_samples=count,
             num_steps=num_steps, proposal=proposal, max_batch=BATCH, record_features=model.features_are_reusable,
         )  # fmt: skip
+        fresh = replace(fresh, log_phi=evaluate(potential, fresh.prompts, fresh.tokens).to(fresh.log_p.device))
         rows = [fresh.log_q.cumsum(-1)]
         for earlier in reversed(self.twists):
             module.load_state_dict(earlier)
@@ -81,14 +86,38 @@ class Pool:
         self.counts.append(count)
 
     def draw(self, rng: Rng, count: int) -> tuple[Samples, Tensor]:
-        """A random part of the pool, and log p₀(s_1:t) − log q̄(s_1:t) of each [count, T]."""
+        """A random part of the pool, and log p₀(s_1:t) − log q̄(s_1:t) of each [count, T].
+
+        Half of it is drawn evenly and half by the weight towards σ, and the ratios make up for that: the few draws
+        that σ would make are seen often, and no ratio more than doubles.
+        """
+        assert self.samples is not None
+        log_w = self._log_ratio(slice(-1, None))[:, 0] + self.samples.log_phi
+        evenly = torch.full_like(log_w, 1 / len(log_w))
+        chance = (evenly + normalise(log_w)) / 2 if bool(log_w.isfinite().any()) else evenly
+        points = (torch.arange(count) + rng.uniform((1, count))) / count
+        index = invert(chance.unsqueeze(0), points.to(chance.device))[0]
+        part = self.select(index)
+        assert part.samples is not None
+        return part.samples, part.log_ratio + (evenly / chance).log()[index].unsqueeze(-1)
+
+    def select(self, index: Tensor) -> "Pool":
+        """The draws at `index`, still weighed against all generations as they were."""
         assert self.samples is not None
         assert self.log_q is not None
-        index = rng.uniform((1, len(self.samples)))[0].argsort()[:count].to(self.log_q.device)
+        return replace(self, samples=self.samples.select(index), log_q=self.log_q[:, index])
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log p₀(s_1:t) − log q̄(s_1:t) of every draw [n, T]."""
+        return self._log_ratio(slice(None))
+
+    def _log_ratio(self, steps: slice) -> Tensor:
+        assert self.samples is not None
+        assert self.log_q is not None
         shares = torch.tensor(self.counts, dtype=torch.float64, device=self.log_q.device) / sum(self.counts)
-        mixture = torch.logsumexp(self.log_q[:, index] + shares.log().view(-1, 1, 1), 0)
-        chosen = self.samples.select(index)
-        return chosen, chosen.log_p.cumsum(-1) - mixture
+        mixture = torch.logsumexp(self.log_q[:, :, steps] + shares.log().view(-1, 1, 1), 0)
+        return self.samples.log_p.cumsum(-1)[:, steps] - mixture
 
 
 def _log_q(model: TwistedLM, samples: Samples, proposal: Proposal) -> Tensor:
