@@ -43,11 +43,11 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 @dataclass
 class Pool:
-    """Draws of G generations, n in all.
+    """Draws of G generations, n in all, in the order in which they came.
 
     Attributes:
         twists: parameters of each generation's twist.
-        counts: how many draws it made.
+        counts: how many draws each made.
         samples: all draws.
         log_q: log q_j(s_1:t) of every draw under every generation [G, n, T], float64.
     """
@@ -59,31 +59,34 @@ class Pool:
 
     def grow(
         self, rng: Rng, model: TwistedLM, potential: Potential, *, prompt: Tensor, num_steps: int, count: int,
-        proposal: Proposal,
+        proposal: Proposal, generation: int | None = None,
     ) -> None:  # fmt: skip
-        """Add `count` draws from the proposal of `model`, whose twist is left as it is."""
+        """Add `count` draws from the proposal of `model`, or of an earlier generation; its twist is left as it is."""
         assert model.twist is not None
         module = model.twist.module
         now = snapshot(module)
+        if generation is not None:
+            module.load_state_dict(self.twists[generation])
         # φ is taken apart from SMC, which refuses a batch of which every sequence has φ = 0.
         fresh = proposal_samples(
-            rng.fork("pool", len(self.twists)), model, None, prompts=[prompt], num_samples=count,
+            rng.fork("pool", sum(self.counts)), model, None, prompts=[prompt], num_samples=count,
             num_steps=num_steps, proposal=proposal, max_batch=BATCH, record_features=model.features_are_reusable,
         )  # fmt: skip
         fresh = replace(fresh, log_phi=evaluate(potential, fresh.prompts, fresh.tokens).to(fresh.log_p.device))
-        rows = [fresh.log_q.cumsum(-1)]
-        for earlier in reversed(self.twists):
-            module.load_state_dict(earlier)
-            rows.insert(0, _log_q(model, fresh, proposal))
+        drawn_by, rows = len(self.twists) if generation is None else generation, []
+        for j, twist in enumerate(self.twists):
+            module.load_state_dict(twist)
+            rows.append(fresh.log_q.cumsum(-1) if j == drawn_by else _log_q(model, fresh, proposal))
         module.load_state_dict(now)
-        if self.samples is None or self.log_q is None:
-            self.samples, self.log_q = fresh, torch.stack(rows)
-        else:
-            before = torch.cat([self.log_q, _log_q(model, self.samples, proposal).unsqueeze(0)])
-            self.samples = Samples.concatenate([self.samples, fresh])
-            self.log_q = torch.cat([before, torch.stack(rows)], 1)
-        self.twists.append(now)
-        self.counts.append(count)
+        if generation is None:
+            rows.append(fresh.log_q.cumsum(-1))
+            if self.samples is not None and self.log_q is not None:
+                self.log_q = torch.cat([self.log_q, _log_q(model, self.samples, proposal).unsqueeze(0)])
+            self.twists.append(now)
+            self.counts.append(0)
+        self.counts[drawn_by] += count
+        self.samples = fresh if self.samples is None else Samples.concatenate([self.samples, fresh])
+        self.log_q = torch.stack(rows) if self.log_q is None else torch.cat([self.log_q, torch.stack(rows)], 1)
 
     def draw(self, rng: Rng, count: int) -> tuple[Samples, Tensor]:
         """A random part of the pool, and log p₀(s_1:t) − log q̄(s_1:t) of each [count, T].

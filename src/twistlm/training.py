@@ -128,10 +128,15 @@ def held_out_divergence(rng: Rng, held_out: Collection, setting: Setting, count:
     draws = held_out.draws
     if draws.conditions is not None:
         return _mean_log_ratio(draws.select(torch.arange(min(count, len(draws)))), None, setting)
-    weights = normalise(draws.log_phi).unsqueeze(0)
+    return weighted_divergence(rng, draws, draws.log_phi, setting, count)
+
+
+def weighted_divergence(rng: Rng, samples: Samples, log_w: Tensor, setting: Setting, count: int = 128) -> Criterion:
+    """The same on samples with any log weights [n] towards σ."""
+    weights = normalise(log_w).unsqueeze(0)
     points = (torch.arange(count) + rng.uniform((1, 1))) / count
     index, copies = invert(weights, points.to(weights.device)).unique(return_counts=True)
-    return _mean_log_ratio(draws.select(index), copies, setting)
+    return _mean_log_ratio(samples.select(index), copies, setting)
 
 
 def _mean_log_ratio(chosen: Samples, copies: Tensor | None, setting: Setting) -> Criterion:
@@ -181,6 +186,7 @@ class Trainer:
         folder: where metrics and checkpoints go; None keeps them in memory only.
         held_out: base draws that took no part in training.
         certify: what to record after 0, 1, 2, 4, 8, … updates and after the last, given their number; None for nothing.
+        pool: draws for the source "pool" that are there already; without them it makes its own as it goes.
 
     Raises:
         ConfigError: the model has no twist.
@@ -195,6 +201,7 @@ class Trainer:
         folder: RunFolder | None = None,
         held_out: Collection | None = None,
         certify: Callable[[int], dict[str, Any]] | None = None,
+        pool: Pool | None = None,
     ) -> None:
         if setting.model.twist is None:
             raise ConfigError("there is nothing to train: build the model with a twist")
@@ -206,7 +213,9 @@ class Trainer:
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.objective = objective(config.loss)
-        self.pool = Pool() if any(uses(getattr(config, name), "pool") for name in set(ROLES.values())) else None
+        self.given_pool = pool is not None
+        wants_pool = any(uses(getattr(config, name), "pool") for name in set(ROLES.values()))
+        self.pool = pool if pool is not None else Pool() if wants_pool else None
         if self.pool is not None and isinstance(setting.potential, ConditionalPotential):
             raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
         self.progress = Progress()
@@ -296,7 +305,7 @@ class Trainer:
 
     def _grow_pool(self, number: int) -> None:
         """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
-        ahead = None if self.pool is None else updates_until_growth(number)
+        ahead = None if self.pool is None or self.given_pool else updates_until_growth(number)
         if ahead is None:
             return
         if number % self.config.evaluate_every != 0:

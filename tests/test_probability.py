@@ -1,0 +1,149 @@
+"""Rare events against enumeration: unbiased, with intervals that hold it, from few draws."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from architectures import tiny_lm
+from twistlm import Target, registry
+from twistlm.errors import ConfigError
+from twistlm.estimates import Estimate
+from twistlm.models.tabular import TabularHead, TabularLM, num_nodes
+from twistlm.potentials import Function, Regex
+from twistlm.probability import Probability, Search, _Climb, probability
+from twistlm.rng import Rng
+from twistlm.testing import Enumeration, assert_mean
+from twistlm.types import Twist
+
+STEPS = 4
+SEARCH = Search(num_draws=256, num_samples=512, min_ess=10, twist="tilt", twist_options=())
+REPEATS = 400
+
+
+def fours(texts: list[str]) -> list[float]:
+    """log of a score that counts how often 4 was said after the prompt: 4 times reaches 1."""
+    return [text[1:].count("4") - 4.0 for text in texts]
+
+
+class Tilt(TabularHead):
+    """log ψ(prefix, v) by the step and v alone, so that tokens which were never seen together are expected together."""
+
+    def __init__(self, lm: TabularLM) -> None:
+        super().__init__(torch.zeros((STEPS + 2, lm.vocab_size), dtype=torch.float64))
+        starts = torch.tensor([num_nodes(lm.vocab_size, depth) for depth in range(STEPS + 2)])
+        nodes = torch.arange(len(lm.table))
+        self.register_buffer("depth", torch.searchsorted(starts, nodes, right=True) - 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(self.depth[features])
+
+    def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
+        return super().gather(self.depth[features], tokens)
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> Target:
+    """A tabular model that rarely says 4; P[four times] is 6e-5."""
+    monkeypatch.setitem(registry._ENTRIES, "twist", {**registry.available("twist")})
+
+    @registry.register("twist", "tilt")
+    def tilt(lm: TabularLM) -> Twist:
+        """log ψ of every step and token."""
+        head = Tilt(lm)
+        return Twist(head, head)
+
+    lm = TabularLM.random(5, STEPS + 1, seed=3, scale=0.7)
+    lm.table[:, 4] -= 0.6
+    return Target(lm, Function(fours, log_upper_bound=0.0), "1", STEPS, eos="ignore")
+
+
+def truth(target: Target, threshold: float) -> float:
+    every = Enumeration.of(target.twisted(), target.bound_potential, target.prompt_tokens, STEPS)
+    return float(every.log_p[every.log_phi >= math.log(threshold)].exp().sum())
+
+
+@pytest.mark.parametrize("log_threshold", [-2.0, 0.0])
+def test_estimates_are_unbiased_and_their_intervals_hold_the_truth(target: Target, log_threshold: float) -> None:
+    """What was learned once, and 400 estimates: the binomial 99 % interval of the coverage contains 95 %."""
+    threshold = math.exp(log_threshold)
+    climb, exact = _Climb(target, SEARCH, Rng(0)), truth(target, threshold)
+    climb.reach(threshold)
+    found = []
+    for k in range(REPEATS):
+        climb.rng = Rng(k + 1)
+        found.append(climb._estimate(threshold, 0))
+    assert_mean(torch.tensor([each.value.value for each in found], dtype=torch.float64), exact)
+    for name in ("value", "self_normalised"):
+        held = sum(getattr(each, name).low <= exact <= getattr(each, name).high for each in found)
+        coverage = stats.binomtest(held, REPEATS).proportion_ci(0.99, "exact")
+        assert coverage.low <= 0.95 <= coverage.high, (name, held)
+
+
+def test_a_rare_event_takes_a_fraction_of_the_tokens(target: Target) -> None:
+    """Every seed's whole search, and fewer draws than plain Monte Carlo needs to see the event once."""
+    exact = truth(target, 1.0)
+    assert exact < 1e-4
+    found = [probability(target, [1.0], search=SEARCH, seed=seed)[0] for seed in range(5)]
+    # Of five intervals of 95 %, fewer than three hold the truth once in a thousand times.
+    assert sum(each.value.low <= exact <= each.value.high for each in found) >= 3
+    for each in found:
+        assert each.num_tokens < STEPS / exact
+        assert each.plain_tokens(STEPS) > 100 * each.num_tokens
+        low, high = each.log10[1:]
+        assert high - low < 0.25
+
+
+def test_a_common_event_is_no_harder_than_by_counting(target: Target) -> None:
+    (found,) = probability(target, [math.exp(-4.0)], search=SEARCH)
+    assert found.value.value == pytest.approx(1.0, abs=0.05)
+    assert found.self_normalised.value == pytest.approx(1.0)
+    assert found.log10[0] == pytest.approx(0.0, abs=0.03)
+
+
+def test_thresholds_go_from_easy_to_hard_and_share_what_was_learned(target: Target) -> None:
+    easy, hard = probability(target, [1.0, math.exp(-2.0)], search=SEARCH)
+    assert (easy.threshold, hard.threshold) == (math.exp(-2.0), 1.0)
+    assert easy.value.value > hard.value.value
+    assert hard.num_tokens > easy.num_tokens
+    (alone,) = probability(target, [1.0], search=SEARCH)
+    assert hard.rounds <= alone.rounds
+    assert alone == probability(target, [1.0], search=SEARCH)[0]
+
+
+def test_an_upper_bound_where_the_base_model_shows_the_event(target: Target) -> None:
+    (found,) = probability(target, [math.exp(-3.0)], search=SEARCH)
+    assert found.log_upper is not None
+    assert found.log_upper.high > math.log(truth(target, math.exp(-3.0)))
+
+
+def test_an_event_that_is_never_seen_has_an_upper_limit_and_no_zero() -> None:
+    never = Regex("no such words")
+    (found,) = probability(
+        Target(tiny_lm(), never, "5", 3, eos="ignore"), [1.0],
+        search=Search(num_draws=64, num_samples=64, max_rounds=2, twist="low_rank"),
+    )  # fmt: skip
+    assert found.hits == 0
+    assert (found.value.value, found.value.low) == (0.0, 0.0)
+    # Seventy base draws without it: below 4.2 % with 95 % confidence.
+    assert found.value.high == pytest.approx(1 - 0.05 ** (1 / 70))
+    assert found.log10[0] == -math.inf
+    assert isinstance(found.as_dict()["probability"]["high"], float)
+
+
+def test_what_is_refused() -> None:
+    target = Target(tiny_lm(), Regex("7"), "5", 3)
+    for thresholds in ([], [0.0], [0.5, -1.0]):
+        with pytest.raises(ConfigError, match="thresholds must be above 0, at least one"):
+            probability(target, thresholds)
+    with pytest.raises(ConfigError, match="num_draws must be at least 64, not 10"):
+        Search(num_draws=10)
+
+
+def test_plain_monte_carlo_would_need_what_the_textbook_says() -> None:
+    half = 1.96e-4
+    p = Estimate(0.01, 0.01 - half, 0.01 + half, 2)
+    found = Probability(0.5, p, p, None, 2, 2, 2.0, 10, 1)
+    assert found.plain_tokens(20) == pytest.approx(20 * 0.01 * 0.99 / 1e-8, rel=1e-3)
