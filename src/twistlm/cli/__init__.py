@@ -17,6 +17,7 @@ from twistlm.cli.evaluate import evaluate
 from twistlm.cli.gallery import gallery
 from twistlm.cli.list import list_
 from twistlm.cli.plot import plot
+from twistlm.cli.probability import probability
 from twistlm.cli.sample import sample
 from twistlm.cli.sweep import sweep
 from twistlm.cli.table import table
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "certify": certify,
+    "probability": probability,
     "sample": sample,
     "gallery": gallery,
     "sweep": sweep,

@@ -42,9 +42,11 @@ def smoke(config: RunConfig, num_draws: int = 2048) -> RunConfig:
     )
 
 
-def rates(by_method: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Each method with its learning rate."""
-    return {method: {"learning_rate": rate} for method, rate in by_method.items()}
+def rates(
+    by_method: Mapping[str, float], others: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Each method with its learning rate, besides what `others` says of it."""
+    return {method: {**(others or {}).get(method, {}), "learning_rate": rate} for method, rate in by_method.items()}
 
 
 # Our seventh method: the pool of all draws, and few parameters to fit to them (docs/results.md).

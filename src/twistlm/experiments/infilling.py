@@ -5,7 +5,7 @@ from typing import Any
 
 from twistlm.api import EvaluationConfig
 from twistlm.experiments import Preset, Presets, experiment
-from twistlm.experiments.common import PAPER_LIKE, smoke
+from twistlm.experiments.common import PAPER_LIKE, rates, smoke
 from twistlm.experiments.toxicity import PROMPT
 from twistlm.potentials import Infilling
 from twistlm.target import Target
@@ -13,6 +13,9 @@ from twistlm.target import Target
 # Adam's learning rates, the best of the paper's grid for each method, for 15 tokens before 10 and for 2 before 1.
 PAPER_RATES = {"ctl": 3e-6, "rl": 3e-5, "sixo": 1e-4, "fudge": 1e-6, "dpg": 1e-4, "ppo": 3e-5}
 PAPER_RATES_SHORT = {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-4, "dpg": 1e-4, "ppo": 3e-5}
+# The same for the bundled model, by results/rates.py.
+RATES = {"ctl": 1e-3, "rl": 1e-3, "sixo": 1e-3, "fudge": 1e-3, "dpg": 1e-3, "ppo": 1e-3, "gkl": 1e-3}
+RATES_SHORT = {"ctl": 1e-3, "rl": 1e-3, "sixo": 1e-3, "fudge": 1e-3, "dpg": 1e-3, "ppo": 1e-3, "gkl": 1e-3}
 
 
 @experiment("infilling")
@@ -26,8 +29,11 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
         return Target("roneneldan/TinyStories-33M", Infilling(num_condition), PROMPT, num_tokens, eos="ignore")
 
     short = num_tokens <= 2
-    published_rates = PAPER_RATES_SHORT if short else PAPER_RATES
-    training = replace(PAPER_LIKE.training, target_source="exact", num_conditions=10 if short else 25)
+    published_rates, chosen_rates = (PAPER_RATES_SHORT, RATES_SHORT) if short else (PAPER_RATES, RATES)
+    training = replace(
+        PAPER_LIKE.training, target_source="exact", num_conditions=10 if short else 25,
+        learning_rate=chosen_rates["ctl"],
+    )  # fmt: skip
     # CTL wants several particles for each condition, the others as many conditions as there are.
     many = {"num_conditions": training.num_particles}
     others: dict[str, dict[str, Any]] = {method: many for method in (*PAPER_RATES, "gkl") if method != "ctl"}
@@ -52,7 +58,7 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
     return {
         "smoke": Preset("seconds, to see that everything runs", bundled, smoke(small, 256), others),
         "small": Preset("every method on the bundled model, minutes each on two cores", bundled, small,
-                        others),
+                        rates(chosen_rates, others)),
         "paper": Preset("the paper's model and settings: a GPU and hours", published, paper,
-                        {m: {**others.get(m, {}), "learning_rate": rate} for m, rate in published_rates.items()}),
+                        rates(published_rates, others)),
     }  # fmt: skip

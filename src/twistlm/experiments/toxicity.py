@@ -13,6 +13,8 @@ PROMPT = "Once upon a time, there was a"
 
 # Adam's learning rates, the best of the paper's grid for each method.
 PAPER_RATES = {"ctl": 1e-4, "rl": 3e-5, "sixo": 3e-5, "fudge": 1e-4, "dpg": 3e-5, "ppo": 1e-6}
+# The same for the bundled models, by results/rates.py.
+RATES = {"ctl": 1e-4, "rl": 1e-3, "sixo": 1e-4, "fudge": 1e-4, "dpg": 1e-4, "ppo": 1e-4, "gkl": 3e-3}
 
 
 @experiment("toxicity", gallery=[{"beta": 10.0, "num_tokens": 200}])
@@ -39,7 +41,8 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         chunk=2048,
         folds=(0.6, 0.1, 0.3),
     )  # fmt: skip
-    small = replace(PAPER_LIKE, num_draws=131_072, num_exact=1000)
+    training = replace(PAPER_LIKE.training, learning_rate=RATES["ctl"])
+    small = replace(PAPER_LIKE, num_draws=131_072, num_exact=1000, training=training)
     paper = replace(
         PAPER,
         twist="backbone",
@@ -53,6 +56,6 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         # Half the tokens for twice the draws: what can be learnt in a minute.
         "demo": Preset("under a minute on two cores: generalised KL on collected draws", lambda: bundled(10), demo),
         "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small,
-                        {"gkl": GKL_ON_THE_POOL}),
+                        rates(RATES, {"gkl": GKL_ON_THE_POOL})),
         "paper": Preset("the paper's models and settings: a GPU and hours", published, paper, rates(PAPER_RATES)),
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """Terminal tables of certificates and samples."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
@@ -7,6 +8,7 @@ from rich.text import Text
 
 from twistlm.certificate import Certificate
 from twistlm.estimates import Estimate
+from twistlm.rare_events import Probability
 
 
 def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
@@ -64,6 +66,31 @@ def effort_lines(certificate: Certificate) -> list[str]:
     elif certificate.stopped == "budget":
         lines.append("The budget was spent before the sandwich was as tight as was asked for; raise it, or the gap.")
     return lines
+
+
+def probability_table(found: Sequence[Probability], num_tokens: int) -> Table:
+    """One row for every threshold; `num_tokens` is the length of a text."""
+    table = Table(title="Probability of the event (95 % intervals)", title_justify="left")
+    headings = ("score ≥", "probability", "log10", "self-normalised", "upper bound", "effective events", "tokens",
+                "plain Monte Carlo")  # fmt: skip
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for each in found:
+        value, low, high = each.log10
+        seen = each.hits > 0
+        chance = f"{each.value.value:.2e} [{each.value.low:.2e}, {each.value.high:.2e}]"
+        ratio, plain = each.self_normalised.value, each.plain_tokens(num_tokens)
+        table.add_row(
+            f"{each.threshold:g}",
+            Text(chance if seen else f"never seen; below {each.value.high:.2e}"),
+            Text(f"{value:.2f} [{low:.2f}, {high:.2f}]" if seen else f"< {high:.2f}"),
+            f"{ratio:.2e}" if seen else "—",
+            "—" if each.log_upper is None else f"{math.exp(each.log_upper.high):.2e}",
+            f"{each.ess:.0f} of {each.num_draws:,}",
+            f"{each.num_tokens:,}",
+            f"{plain:.2g} tokens, {plain / each.num_tokens:.1f} times as many" if seen else "—",
+        )
+    return table
 
 
 def samples_table(columns: Mapping[str, Sequence[tuple[str, float]]]) -> Table:

@@ -13,7 +13,7 @@ from twistlm.errors import ConfigError
 from twistlm.estimates import Estimate
 from twistlm.models.tabular import TabularHead, TabularLM, num_nodes
 from twistlm.potentials import Function, Regex
-from twistlm.probability import Probability, Search, _Climb, probability
+from twistlm.rare_events import Probability, Search, _Climb, probability
 from twistlm.rng import Rng
 from twistlm.testing import Enumeration, assert_mean
 from twistlm.types import Twist

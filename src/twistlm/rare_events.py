@@ -11,7 +11,7 @@ estimate: no weight p₀/q̄ exceeds one over the base model's share, whatever t
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from twistlm.rng import Rng
 from twistlm.sources import Setting
 from twistlm.target import Target
 from twistlm.training import Trainer, TrainingConfig, weighted_divergence
+from twistlm.types import ConditionalPotential
 
 logger = logging.getLogger("twistlm")
 
@@ -133,8 +134,9 @@ class Probability:
 
 
 def probability(
-    target: Target, thresholds: Sequence[float], *, search: Search | None = None, seed: int = 0
-) -> list[Probability]:
+    target: Target, thresholds: Sequence[float], *, search: Search | None = None, seed: int = 0,
+    report: Callable[[str], None] = logger.info,
+) -> list[Probability]:  # fmt: skip
     """P[φ ≥ threshold] for each threshold, from easy to hard, each starting from the last one's twist.
 
     Args:
@@ -142,21 +144,24 @@ def probability(
         thresholds: of φ; any order.
         search: how hard to look.
         seed: of everything random.
+        report: is told of every round.
 
     Raises:
-        ConfigError: a threshold is not above 0, or none is given.
+        ConfigError: the target differs by a condition, a threshold is not above 0, or none is given.
     """
     if not thresholds or not min(thresholds) > 0:
         raise ConfigError(f"thresholds must be above 0, at least one, not {list(thresholds)}")
-    climb = _Climb(target, search or Search(), Rng(seed, ("probability",)))
+    if isinstance(target.potential, ConditionalPotential):
+        raise ConfigError("a target that differs by its condition has no single score; use a target without one")
+    climb = _Climb(target, search or Search(), Rng(seed, ("probability",)), report)
     return [climb.reach(threshold) for threshold in sorted(thresholds)]
 
 
 class _Climb:
     """The pool of all rounds' draws, and the twist as far as it has learned."""
 
-    def __init__(self, target: Target, search: Search, rng: Rng) -> None:
-        self.target, self.search, self.rng = target, search, rng
+    def __init__(self, target: Target, search: Search, rng: Rng, report: Callable[[str], None] = logger.info) -> None:
+        self.target, self.search, self.rng, self.report = target, search, rng, report
         twist = target.build_twist(rng.fork("twist"), search.twist, dict(search.twist_options))
         self.model = target.twisted(twist)
         self.module = twist.module
@@ -170,6 +175,10 @@ class _Climb:
             self._draw()
             rounds += 1
             level = min(goal, self._level())
+            self.report(
+                f"round {rounds}: of {sum(self.pool.counts):,} draws, {self._events(goal):.0f} effective ones reach "
+                f"{threshold:g}; learning to reach {math.exp(level):.3g}"
+            )
             self._learn(level)
             if level == goal and self._events(goal) >= ENOUGH * self.search.min_ess:
                 break

@@ -1,0 +1,78 @@
+"""`twistlm probability`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from twistlm.cli.options import Seed, given
+from twistlm.errors import ConfigError, RunError
+
+
+def probability(
+    prompt: Annotated[Positional[str], arg(help="The text that the model continues.")],
+    classifier: Annotated[
+        str | None, arg(help="The score is its probability of --label: bundled name, hub name or folder.")
+    ] = None,
+    label: Annotated[str | None, arg(help="Label of the classifier.")] = None,
+    logit_means: Annotated[
+        Literal["label", "not label"] | None, arg(help="What a high logit of a classifier with a single one means.")
+    ] = None,
+    regex: Annotated[str | None, arg(help="The event is that the text matches; the score is 0 or 1.")] = None,
+    function: Annotated[
+        str | None, arg(help="module:function of a list of texts that returns the score φ of each, 0 or more.")
+    ] = None,
+    thresholds: Annotated[
+        tuple[float, ...], arg(help="The event: the score is at least so much. Several go from easy to hard.")
+    ] = (0.5,),
+    model: Annotated[str, arg(help="Base model: `twistlm list model`, a folder or a hub name.")] = "stories",
+    num_tokens: Annotated[int, arg(help="New tokens.")] = 20,
+    eos: Annotated[
+        Literal["absorb", "ignore"], arg(help="End a text at its end-of-text token, or draw on.")
+    ] = "absorb",
+    num_draws: Annotated[int, arg(help="Draws of every round of learning.")] = 2048,
+    max_rounds: Annotated[int, arg(help="Rounds of learning for every threshold, at most.")] = 12,
+    num_samples: Annotated[int, arg(help="Fresh draws of every estimate; they have taught nothing.")] = 8192,
+    out: Annotated[Path | None, arg(help="JSON file for the result; an existing one is refused.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """How likely is a rare event? log10 of its probability with an interval, and what plain counting would need.
+
+    A twist is learned on the way: in rounds that reach higher and higher scores until the threshold is reached often.
+    Fresh draws then give an unbiased estimate. For example:
+
+    twistlm probability "Once upon a time, there was a" --classifier toxicity --label toxic --thresholds 0.5 0.9
+    """
+    from rich.console import Console
+
+    from twistlm import rare_events
+    from twistlm.potentials import from_spec
+    from twistlm.report.tables import probability_table
+    from twistlm.storage import save_json
+    from twistlm.target import Target
+
+    if out is not None and out.exists():
+        raise RunError(f"{out} exists already; choose another --out, or delete it")
+    wanted = given(classifier=classifier, regex=regex, function=function)
+    if len(wanted) != 1:
+        raise ConfigError(
+            f"the event needs one of --classifier, --regex and --function, not {', '.join(wanted) or 'none'}"
+        )
+    if (classifier is None) != (label is None):
+        raise ConfigError("--classifier and --label belong together; give both")
+    scores: dict[str, dict[str, Any]] = {
+        "classifier": {"name": "classifier", "model": classifier, "label": label, "logit_means": logit_means},
+        "regex": {"name": "regex", "pattern": regex},
+        "function": {"name": "function", "function": {"import": function}, "log": False},
+    }
+    (kind,) = wanted
+    target = Target(model, from_spec(scores[kind]), prompt, num_tokens, eos=eos)
+    search = rare_events.Search(num_draws=num_draws, max_rounds=max_rounds, num_samples=num_samples)
+    console = Console()
+    found = rare_events.probability(
+        target, thresholds, search=search, seed=seed, report=Console(stderr=True, highlight=False).print
+    )
+    console.print(probability_table(found, num_tokens))
+    if out is not None:
+        save_json(out, {"seed": seed, "target": target.spec(), "found": [each.as_dict() for each in found]})
+        console.print(f"Written to {out}")
