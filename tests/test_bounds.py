@@ -10,9 +10,11 @@ from twistlm.divergences import divergences, exact_log_ratios, proposal_samples
 from twistlm.errors import ConfigError, ExactSamplesError
 from twistlm.estimates import Estimate, difference, log_of_mean, mean
 from twistlm.exact import ExactSamples, collect
+from twistlm.models.tabular import TabularHead
 from twistlm.proposals import base, twist_induced
 from twistlm.rng import Rng
 from twistlm.testing import assert_mean
+from twistlm.twisted import TwistedLM
 
 
 def exact_of(case: Case, count: int, seed: int = 0) -> ExactSamples:
@@ -72,6 +74,9 @@ def test_exact_twist_closes_the_sandwich(case: Case) -> None:
     assert bounds.lower.value == pytest.approx(float(case.truth.log_Z), abs=1e-12)
 
 
+REPEATS = 400
+
+
 def binomial_interval_contains(hits: int, repeats: int, rate: float) -> bool:
     interval = stats.binomtest(hits, repeats).proportion_ci(0.99, "exact")
     return bool(interval.low <= rate <= interval.high)
@@ -83,13 +88,13 @@ def test_kl_intervals_cover_the_truth_at_the_stated_rate(proposal: object) -> No
     truth = case.truth
     z = float(truth.log_Z)
     reference = Estimate(z, z, z, 1)
-    exact = exact_of(case, 200 * 60)
+    exact = exact_of(case, REPEATS * 60)
     ratios = exact_log_ratios(case.twisted, exact, proposal)
     kl_q = truth.kl_q_target(case.twisted, proposal)
     kl_s = truth.kl_target_q(case.twisted, proposal)
     kl_p = truth.kl_q_prior(case.twisted, proposal)
     hits = torch.zeros(3, dtype=torch.long)
-    for repeat in range(200):
+    for repeat in range(REPEATS):
         drawn = proposal_samples(
             Rng(repeat), case.twisted, case.potential, prompts=[case.prompt], num_samples=60, num_steps=3,
             proposal=proposal,
@@ -98,12 +103,28 @@ def test_kl_intervals_cover_the_truth_at_the_stated_rate(proposal: object) -> No
         intervals = [found.kl_q_target, found.kl_target_q, found.kl_q_prior]
         for k, (interval, kl) in enumerate(zip(intervals, [kl_q, kl_s, kl_p], strict=True)):
             hits[k] += interval.low <= kl <= interval.high
-    assert binomial_interval_contains(int(hits[0]), 200, 0.95), hits
-    assert binomial_interval_contains(int(hits[1]), 200, 0.95), hits
+    assert binomial_interval_contains(int(hits[0]), REPEATS, 0.95), hits
+    assert binomial_interval_contains(int(hits[1]), REPEATS, 0.95), hits
     if proposal is base:
         assert found.kl_q_prior.value == pytest.approx(0.0, abs=1e-12)
     else:
-        assert binomial_interval_contains(int(hits[2]), 200, 0.95), hits
+        assert binomial_interval_contains(int(hits[2]), REPEATS, 0.95), hits
+
+
+def test_intervals_cover_where_few_and_skewed_values_defeat_a_plain_one() -> None:
+    """Ten log ratios of a bad proposal, skewness 1.5: KL(σ‖q) is in 95 % of our intervals, and not of ±1.96 errors."""
+    case = make_case(4, 4, seed=6)
+    generator = torch.Generator().manual_seed(77)
+    log_psi = 3 * torch.randn(case.lm.table.shape, generator=generator, dtype=torch.float64)
+    model = TwistedLM(case.lm, TabularHead.twist(log_psi), case.eos)
+    log_sigma, kl = case.truth.log_sigma, case.truth.kl_target_q(model)
+    index = torch.multinomial(log_sigma.exp(), REPEATS * 10, replacement=True, generator=generator)
+    values = (log_sigma - case.truth.log_q(model))[index].view(REPEATS, 10)
+    found = [mean(row) for row in values]
+    covered = sum(each.low <= kl <= each.high for each in found)
+    plain = int(((values.mean(1) - kl).abs() <= 1.96 * values.std(1) / 10**0.5).sum())
+    assert binomial_interval_contains(covered, REPEATS, 0.95), covered
+    assert not binomial_interval_contains(plain, REPEATS, 0.95), plain
 
 
 def test_kl_with_an_estimated_sandwich_covers_at_least_at_the_stated_rate() -> None:
