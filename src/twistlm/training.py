@@ -382,8 +382,11 @@ class Trainer:
         self.module.load_state_dict(self.best)
         alpha = self._choose_shrinkage()
         training = self.setting.collection
+        # Other sources have not paid for the collection, and the loss alone fits the value.
+        taught = any(uses(getattr(self.config, name), "draws") for name in set(ROLES.values()))
         if (
             isinstance(self.twist.head, LowRankHead)
+            and taught
             and training is not None
             and self.held_out is not None
             and alpha > 0
