@@ -47,7 +47,7 @@ def test_densities_are_those_of_every_generation(case: Case) -> None:
 
 def test_weights_against_the_mixture_are_unbiased_for_every_prefix_and_for_z(case: Case) -> None:
     pool, _ = grown(case)
-    samples, log_ratio = pool.draw(Rng(0), sum(GENERATIONS))
+    samples, log_ratio = pool.samples, pool.log_ratio
     assert_mean((log_ratio[:, -1] + samples.log_phi).exp(), float(case.truth.log_Z.exp()))
     assert_mean(log_ratio[:, -1].exp(), 1.0)
     for t in range(3):
@@ -57,8 +57,8 @@ def test_weights_against_the_mixture_are_unbiased_for_every_prefix_and_for_z(cas
             expected = float((truth.log_p.exp() * (truth.tokens[:, t] == token)).sum())
             assert_mean(log_ratio[:, t].exp() * hit, expected)
     # The balance heuristic bounds the weights by 1 / (share of p₀); what is drawn by weight at most doubles them.
-    assert pool.log_ratio.exp().max() <= sum(GENERATIONS) / GENERATIONS[0] + 1e-9
-    assert log_ratio.exp().max() <= 2 * sum(GENERATIONS) / GENERATIONS[0] + 1e-9
+    assert log_ratio.exp().max() <= sum(GENERATIONS) / GENERATIONS[0] + 1e-9
+    assert pool.draw(Rng(0), 500)[1].exp().max() <= 2 * sum(GENERATIONS) / GENERATIONS[0] + 1e-9
 
 
 def test_half_of_a_part_is_drawn_by_weight(case: Case) -> None:
@@ -69,7 +69,7 @@ def test_half_of_a_part_is_drawn_by_weight(case: Case) -> None:
     pool.samples = replace(pool.samples, log_phi=rare)
     samples, _ = pool.draw(Rng(0), 100)
     assert samples.log_phi.isfinite().sum() >= 45
-    parts = [pool.draw(Rng(k), 100) for k in range(2000)]
+    parts = [pool.draw(Rng(k), 100) for k in range(500)]
     found = torch.stack([(ratio[:, -1] + part.log_phi).exp().mean() for part, ratio in parts])
     assert_mean(found, float((pool.log_ratio[:, -1] + rare).exp().mean()))
     pool.samples = replace(pool.samples, log_phi=torch.full_like(rare, -torch.inf))
