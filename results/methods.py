@@ -1,6 +1,6 @@
 """The comparison of methods on the bundled models, and the page that shows it.
 
-    python results/methods.py                  # seven methods, five seeds, four settings: three hours on two cores
+    python results/methods.py                  # seven methods, five seeds, four settings: an hour and a half on two cores
     python results/methods.py --ablations      # exact positives, powers of φ, the threshold
     python results/methods.py --seeds 1 --only infilling-2-1
     python results/methods.py --redraw         # nothing is run; the page is written anew from what is there
@@ -30,8 +30,8 @@ MAIN = {
 }
 POSITIVES = ("ctl", "rl", "sixo", "dpg")
 ABLATIONS = {
-    "toxicity-exact": grid.Request("toxicity", SMALL, methods=POSITIVES, source="exact"),
-    "sentiment-exact": grid.Request("sentiment", SMALL, methods=POSITIVES, source="exact"),
+    "toxicity-exact": grid.Request("toxicity", SMALL, methods=POSITIVES, source="exact", num_seeds=2),
+    "sentiment-exact": grid.Request("sentiment", SMALL, methods=POSITIVES, source="exact", num_seeds=2),
     "toxicity-beta-2": grid.Request("toxicity", SMALL, {"beta": 2.0}, methods=("ctl", "dpg", "ppo"), num_seeds=2),
     "toxicity-beta-5": grid.Request("toxicity", SMALL, {"beta": 5.0}, methods=("ctl", "dpg", "ppo"), num_seeds=2),
     "toxicity-threshold": grid.Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
@@ -47,6 +47,7 @@ class Options:
         only: names of sweeps; all by default.
         redraw: run nothing; write the page.
         seeds: of every method; by default five in the main tables.
+        updates: of every run; by default those of the presets.
         jobs: runs at a time, each in a process of its own.
         out: where the runs are.
     """
@@ -55,6 +56,7 @@ class Options:
     only: tuple[str, ...] = ()
     redraw: bool = False
     seeds: int | None = None
+    updates: int | None = None
     jobs: int = 2
     out: Path = Path("runs/results")
 
@@ -68,6 +70,8 @@ def main(options: Options) -> None:
         request = requests[name]
         if options.seeds is not None:
             request = replace(request, num_seeds=options.seeds)
+        if options.updates is not None:
+            request = replace(request, num_updates=options.updates)
         print(f"--- {name}", flush=True)
         try:
             grid.sweep(request, options.out / name, jobs=options.jobs)

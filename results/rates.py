@@ -3,7 +3,7 @@
     python results/rates.py                      # every setting; forty minutes on two cores, resumable
     python results/rates.py --only sentiment
 
-Each rate gets one run of half of the updates; the best has the least KL(q‖σ) + KL(σ‖q), which is G − F whatever
+Each rate gets one run, as long as those of the tables; the best has the least KL(q‖σ) + KL(σ‖q), which is G − F whatever
 log Z is. Where the best is the lowest or the highest tried, the next one is tried too. Writes all of them into
 results/rates.json; the presets in src/twistlm/experiments hold what was chosen.
 """
@@ -26,7 +26,6 @@ from twistlm.storage import load_json, save_json
 
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 FIRST = range(2, 5)
-UPDATES = 64
 
 
 Sums = dict[float, float | None]
@@ -89,7 +88,7 @@ def main(options: Options) -> None:
 
 def run(out: Path, draws: Path, trial: Trial) -> None:
     """Train by the trial's rate, and write the sum of both divergences."""
-    request = replace(MAIN[trial.setting], num_updates=UPDATES, learning_rate=trial.rate)
+    request = replace(MAIN[trial.setting], learning_rate=trial.rate)
     config = request.config(trial.method)
     evaluation = replace(config.evaluation, during_training=False, budget=2 * max(config.evaluation.num_particles))
     trained = api.train(request.chosen().target(), config=replace(config, evaluation=evaluation), draws=draws)

@@ -15,7 +15,7 @@ PAPER_RATES = {"ctl": 3e-6, "rl": 3e-5, "sixo": 1e-4, "fudge": 1e-6, "dpg": 1e-4
 PAPER_RATES_SHORT = {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-4, "dpg": 1e-4, "ppo": 3e-5}
 # The same for the bundled model, by results/rates.py.
 RATES = {"ctl": 1e-3, "rl": 1e-3, "sixo": 1e-3, "fudge": 1e-3, "dpg": 1e-3, "ppo": 1e-3, "gkl": 1e-3}
-RATES_SHORT = {"ctl": 1e-3, "rl": 1e-3, "sixo": 1e-3, "fudge": 1e-3, "dpg": 1e-3, "ppo": 1e-3, "gkl": 1e-3}
+RATES_SHORT = {"ctl": 3e-3, "rl": 3e-4, "sixo": 3e-3, "fudge": 3e-4, "dpg": 3e-3, "ppo": 3e-5, "gkl": 1e-3}
 
 
 @experiment("infilling")

@@ -31,7 +31,7 @@ def toxicity_threshold(num_tokens: int = 10, threshold: float = 0.1) -> Presets:
         num_draws=131_072,
         num_exact=200,
         evaluation=EvaluationConfig((4, 16, 64, 256, 1024), 2048, 2048),
-        training=replace(PAPER_LIKE.training, num_particles=1000, num_updates=128, evaluate_every=16),
+        training=replace(PAPER_LIKE.training, num_particles=1000, num_updates=64, evaluate_every=16),
     )
     paper = replace(
         PAPER_LIKE,
