@@ -3,8 +3,8 @@
     python results/rates.py                      # every setting; forty minutes on two cores, resumable
     python results/rates.py --only sentiment
 
-Each rate gets one run, as long as those of the tables; the best has the least KL(q‖σ) + KL(σ‖q), which is G − F whatever
-log Z is. Where the best is the lowest or the highest tried, the next one is tried too. Writes all of them into
+Each rate gets one run, as long as those of the tables; the best has the least KL(q‖σ) + KL(σ‖q), which is G − F
+whatever log Z is. Where the best is the lowest or the highest tried, the next one is tried too. Writes all of them into
 results/rates.json; the presets in src/twistlm/experiments hold what was chosen.
 """
 
