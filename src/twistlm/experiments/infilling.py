@@ -30,17 +30,11 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
 
     short = num_tokens <= 2
     published_rates, chosen_rates = (PAPER_RATES_SHORT, RATES_SHORT) if short else (PAPER_RATES, RATES)
+    # Fifteen tokens and ten to be met cost twelve times as much as two and one.
     training = replace(
-        PAPER_LIKE.training, target_source="exact", num_conditions=10 if short else 25,
+        PAPER_LIKE.training, target_source="exact", num_conditions=10, num_particles=100 if short else 50,
         learning_rate=chosen_rates["ctl"],
     )  # fmt: skip
-    # CTL wants several particles for each condition, the others as many conditions as there are.
-    many = {"num_conditions": training.num_particles}
-    others: dict[str, dict[str, Any]] = {method: many for method in (*PAPER_RATES, "gkl") if method != "ctl"}
-    # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples, each with
-    # a fresh end: so few that all methods draw as many sequences.
-    few = -(-training.num_particles // num_tokens)
-    others["fudge"] = {"num_particles": few, "num_conditions": few, "intermediate_source": "completions"}
     small = replace(
         PAPER_LIKE,
         twist="conditional",
@@ -53,12 +47,31 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
         small,
         twist_options={"own_network": True},
         evaluation=EvaluationConfig((500,), 2000, 1_000_000, during_training=True),
-        training=replace(training, num_updates=2**14 if short else 5500, learning_rate=published_rates["ctl"]),
+        training=replace(
+            training,
+            num_updates=2**14 if short else 5500,
+            num_particles=100,
+            num_conditions=10 if short else 25,
+            learning_rate=published_rates["ctl"],
+        ),
     )
+    few, many = (_other_methods(preset.training.num_particles, num_tokens) for preset in (small, paper))
     return {
-        "smoke": Preset("seconds, to see that everything runs", bundled, smoke(small, 256), others),
+        "smoke": Preset("seconds, to see that everything runs", bundled, smoke(small, 256), few),
         "small": Preset("every method on the bundled model, minutes each on two cores", bundled, small,
-                        rates(chosen_rates, others)),
+                        rates(chosen_rates, few)),
         "paper": Preset("the paper's model and settings: a GPU and hours", published, paper,
-                        rates(published_rates, others)),
+                        rates(published_rates, many)),
     }  # fmt: skip
+
+
+def _other_methods(num_particles: int, num_tokens: int) -> dict[str, dict[str, Any]]:
+    """CTL wants several particles for each condition, the others as many conditions as there are."""
+    methods: dict[str, dict[str, Any]] = {
+        method: {"num_conditions": num_particles} for method in (*PAPER_RATES, "gkl") if method != "ctl"
+    }
+    # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples, each with
+    # a fresh end: so few that all methods draw as many sequences.
+    few = -(-num_particles // num_tokens)
+    methods["fudge"] = {"num_particles": few, "num_conditions": few, "intermediate_source": "completions"}
+    return methods
