@@ -55,7 +55,10 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
             learning_rate=published_rates["ctl"],
         ),
     )
-    few, many = (_other_methods(preset.training.num_particles, num_tokens) for preset in (small, paper))
+    # FUDGE draws a fresh end for each of a sequence's prefixes: so few that all methods draw as many sequences. What
+    # is published are batches.
+    few = _other_methods(training.num_particles, -(-training.num_particles // num_tokens))
+    many = _other_methods(paper.training.num_particles, paper.training.num_particles)
     return {
         "smoke": Preset("seconds, to see that everything runs", bundled, smoke(small, 256), few),
         "small": Preset("every method on the bundled model, minutes each on two cores", bundled, small,
@@ -65,13 +68,13 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
     }  # fmt: skip
 
 
-def _other_methods(num_particles: int, num_tokens: int) -> dict[str, dict[str, Any]]:
+def _other_methods(num_particles: int, for_fudge: int) -> dict[str, dict[str, Any]]:
     """CTL wants several particles for each condition, the others as many conditions as there are."""
     methods: dict[str, dict[str, Any]] = {
         method: {"num_conditions": num_particles} for method in (*PAPER_RATES, "gkl") if method != "ctl"
     }
-    # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples, each with
-    # a fresh end: so few that all methods draw as many sequences.
-    few = -(-num_particles // num_tokens)
-    methods["fudge"] = {"num_particles": few, "num_conditions": few, "intermediate_source": "completions"}
+    # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples.
+    methods["fudge"] = {
+        "num_particles": for_fudge, "num_conditions": for_fudge, "intermediate_source": "completions",
+    }  # fmt: skip
     return methods
