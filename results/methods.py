@@ -5,7 +5,8 @@
     python results/methods.py --seeds 1 --only infilling-2-1
     python results/methods.py --redraw         # nothing is run; the page is written anew from what is there
 
-Every run is resumable, and so is the whole. Writes the tables into docs/results.md and the pictures beside it.
+Every run is resumable, and so is the whole. Writes the tables into docs/results.md and the pictures beside it; what the
+page has of sweeps whose runs are not here stays.
 """
 
 import shutil
@@ -91,7 +92,7 @@ def main(options: Options) -> None:
         shutil.copy(options.out / "frontier.png", "docs/images/results-frontier.png")
     found = {title: Path("results") / file for title, file in EXACT.items()}
     exact = {title: load_json(file) for title, file in found.items() if file.exists()}
-    write(done, Path("docs/results.md"), exact)
+    write(done, Path("docs/results.md"), exact, [*MAIN, *ABLATIONS, *EXACT])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The generated part of docs/results.md: our tables beside the published ones, and the pictures."""
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,13 +35,16 @@ EXACT = {
 }
 
 
-def write(sweeps: Mapping[str, Pooled], path: Path, exact: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace what is between the two marks in the page at `path`.
+def write(
+    sweeps: Mapping[str, Pooled], path: Path, exact: Mapping[str, Mapping[str, Any]], order: Sequence[str] = ()
+) -> None:
+    """Replace what is between the two marks in the page at `path`; sections of other sweeps stay as they are.
 
     Args:
         sweeps: by name.
         path: the page.
         exact: what results/exact_*.py found, by the title of its section.
+        order: of the sections, by name or title.
 
     Raises:
         ConfigError: the page has no such marks.
@@ -49,10 +53,15 @@ def write(sweeps: Mapping[str, Pooled], path: Path, exact: Mapping[str, Mapping[
     if BEGIN not in page or END not in page:
         raise ConfigError(f"{path} has lost the lines {BEGIN!r} and {END!r}; put them back")
     before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    sections = [section(name, pooled, path.parent) for name, pooled in sweeps.items()]
-    sections += [beside_exact(title, found["runs"]) for title, found in exact.items()]
-    save_text(path, "\n".join([f"{before}{BEGIN}\n", *sections, f"{END}{after}"]))
+    there, _, after = rest.partition(END)
+    # The first part stands before any section.
+    _, *parts = re.split(r"<!-- section: (.*) -->\n", there)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    sections |= {name: section(name, pooled, path.parent) for name, pooled in sweeps.items()}
+    sections |= {title: beside_exact(title, found["runs"]) for title, found in exact.items()}
+    names = sorted(sections, key=lambda name: order.index(name) if name in order else len(order))
+    texts = [f"<!-- section: {name} -->\n\n{sections[name].strip()}\n" for name in names]
+    save_text(path, "\n".join([f"{before}{BEGIN}\n", *texts, f"{END}{after}"]))
 
 
 def section(name: str, pooled: Pooled, folder: Path) -> str:

@@ -36,7 +36,10 @@ def test_tables_go_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         grid.Request("toxicity", "tiny", methods=("ctl", "dpg"), num_seeds=2, learning_rate=0.25), tmp_path / "s"
     )
     page = tmp_path / "results.md"
-    page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+    page.write_text(
+        f"before\n{BEGIN}\nstale\n<!-- section: sentiment -->\n\nruns elsewhere\n\n"
+        f"<!-- section: toxicity -->\n\nstale\n{END}\nafter\n"
+    )
     run = {
         "method": "ctl", "exact": {"kl_q_target": 0.5, "kl_target_q": 0.25, "log_Z": -2.0},
         "estimate": {
@@ -45,8 +48,13 @@ def test_tables_go_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "log_Z": {"value": -2.1, "low": -2.2, "high": -1.9},
         },
     }  # fmt: skip
-    write({"toxicity": read(tmp_path / "s")}, page, {"A table": {"runs": [run, run]}})
+    order = ["toxicity", "sentiment", "A table"]
+    for _ in range(2):
+        write({"toxicity": read(tmp_path / "s")}, page, {"A table": {"runs": [run, run]}}, order)
     text = page.read_text()
+    found = [text.index(part) for part in ("| dpg |", "runs elsewhere", "### A table")]
+    assert found == sorted(found)
+    assert text.count("<!-- section: ") == 3
     assert "### A table" in text
     assert "Exact log Z = -2.0000; 2 of 2 of the certificates'" in text
     assert "| ctl | 0.500 ± 0.000 | 0.750 ± 0.000 | 0.250 ± 0.000 | 0.300 ± 0.000 | 2 of 4 |" in text
