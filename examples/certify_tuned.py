@@ -4,8 +4,8 @@
 
 The target is one-star reviews. Both models are the bundled story model after three epochs of ordinary fine-tuning,
 saved by transformers and named by their folders, as any model tuned by PPO, GRPO or SFT would be. The second saw only
-samples that begin with the most common word. What it says is as likely under the target as what the first one says,
-but it never says most of the target: KL(q‖σ) is blind to that, and KL(σ‖q) is not.
+samples that begin with the most common word. By its reward E_q[φ] it is the best of all; KL(σ‖q) shows that it hardly
+ever says most of what the target says.
 """
 
 import json
