@@ -116,7 +116,14 @@ def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["train", "toxicity", "--preset", "smoke", "--draws", str(draws), "--out", str(out)]) == 0
     assert "Best twist at update" in capsys.readouterr().out
     assert main(["sample", str(out), "--num-samples", "4"]) == 0
-    assert len((out / "samples.jsonl").read_text().splitlines()) == 4
+    for name in ("samples.jsonl", "base_samples.jsonl"):
+        rows = [json.loads(line) for line in (out / name).read_text().splitlines()]
+        assert len(rows) == 4
+        for row in rows:
+            assert "".join(row["pieces"]) == row["text"]
+            # With φ for ψ_T, the moves of log ψ add up to log φ.
+            assert sum(row["log_psi_moves"]) == pytest.approx(row["log_phi"], abs=1e-5)
+    assert len(json.loads((out / "diagnostics.json").read_text())["genealogy"]["parents"][0]) == 4
     assert main(["demo", "--preset", "smoke", "--out", str(tmp_path / "demo")]) == 0
     shown = capsys.readouterr().out
     for word in ("KL(q‖σ)", "E_q[log φ]", "IWAE", "SMC", "twisted SMC, 64 particles", "Cost:"):
@@ -136,6 +143,7 @@ def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFix
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("A sample of SMC with 2 particles", "Rejection accepts", "as tight as was asked for", "Written to"):
         assert text in shown
+    assert "The sandwich" in shown
     assert json.loads(Path(certified).read_text())["stopped"] == "gap"
     assert main([*arguments, "32", "--out", certified]) == 2
     assert "exists already; choose another --out" in capsys.readouterr().err

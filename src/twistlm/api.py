@@ -15,11 +15,15 @@ from twistlm import exact, smc
 from twistlm.bounds import METHODS, log_Z_from_draws
 from twistlm.certificate import Certificate, Subject, certify
 from twistlm.conditional import certify_conditional
+from twistlm.diagnostics import Diagnostics
+from twistlm.divergences import proposal_samples
 from twistlm.errors import ConfigError, NoneAcceptedError
 from twistlm.estimates import Estimate
 from twistlm.exact import Collection
+from twistlm.logmath import log_mean_exp, normalise
 from twistlm.losses import ROLES, objective
-from twistlm.proposals import get_proposal
+from twistlm.pieces import pieces_of
+from twistlm.proposals import get_proposal, twist_induced
 from twistlm.registry import lookup
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
@@ -137,6 +141,10 @@ class TextSamples:
         log_phi: log φ [n].
         log_p: log p₀ of each continuation [n].
         log_Z_hat: the run's estimate of log Z (mean over runs if there were several).
+        pieces: what each token added to the text, [n][T].
+        log_psi_moves: log ψ_t − log ψ_{t−1} at each token [n, T], with φ for ψ_T.
+        log_w_moves: how much each token moved log w [n, T].
+        diagnostics: what SMC recorded; None where there was none.
     """
 
     texts: list[str]
@@ -144,11 +152,19 @@ class TextSamples:
     log_phi: Tensor
     log_p: Tensor
     log_Z_hat: float
+    pieces: list[list[str]]
+    log_psi_moves: Tensor
+    log_w_moves: Tensor
+    diagnostics: Diagnostics | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON object per sample."""
-        columns = zip(self.texts, self.weights.tolist(), self.log_phi.tolist(), self.log_p.tolist(), strict=True)
-        return [{"text": t, "weight": w, "log_phi": f, "log_p": p} for t, w, f, p in columns]
+        columns = zip(
+            self.texts, self.weights.tolist(), self.log_phi.tolist(), self.log_p.tolist(), self.pieces,
+            self.log_psi_moves.tolist(), self.log_w_moves.tolist(), strict=True,
+        )  # fmt: skip
+        names = ("text", "weight", "log_phi", "log_p", "pieces", "log_psi_moves", "log_w_moves")
+        return [dict(zip(names, row, strict=True)) for row in columns]
 
 
 class Run:
@@ -258,7 +274,7 @@ class Run:
         runs = 1 if num_particles is None else num_samples
         group = runs if num_particles is None else max(1, 512 // num_particles)
         given = self.target.condition(condition)
-        samples, weights, estimates = [], [], []
+        samples, weights, moves, results = [], [], [], []
         for at in range(0, runs, group):
             prompts = [self.target.prompt_tokens] * min(group, runs - at)
             conditions = None if given is None else given.expand(len(prompts), -1)
@@ -267,17 +283,50 @@ class Run:
                 num_steps=subject.num_steps, proposal=subject.proposal, resampler=subject.resampler,
                 ess_threshold=subject.ess_threshold, conditions=conditions,
             )  # fmt: skip
-            found = smc.to_samples(result, prompts, self.model, conditions)
+            found, moved = smc.to_samples(result, prompts, self.model, conditions), smc.increments(result)
             if num_particles is not None:
                 index = smc.choose(rng.fork(at, "choose"), result) + count * torch.arange(len(prompts))
-                found = found.select(index)
+                found, moved = found.select(index), moved[index]
             samples.append(found)
             weights.append(result.weights[0] if num_particles is None else torch.full((len(found),), 1 / num_samples))
-            estimates.append(result.log_Z_hat)
-        joined = Samples.concatenate(samples)
+            moves.append(moved)
+            results.append(result)
+        estimate = float(torch.cat([result.log_Z_hat for result in results]).mean())
+        return self._as_texts(
+            Samples.concatenate(samples), torch.cat(weights).double(), estimate, torch.cat(moves),
+            Diagnostics.of(results, self.target.lm),
+        )  # fmt: skip
+
+    def base_samples(self, num_samples: int, *, condition: str | Tensor | None = None, seed: int = 0) -> TextSamples:
+        """Independent draws from the base model, weighted by φ: what samples of the target are compared with.
+
+        Args:
+            num_samples: how many.
+            condition: what the target is given, if targets differ.
+            seed: of the samples.
+        """
+        given = self.target.condition(condition)
+        drawn = proposal_samples(
+            Rng(seed, ("base_samples",)), self.base, self.target.bound_potential,
+            prompts=[self.target.prompt_tokens] * (1 if given is None else num_samples),
+            num_samples=num_samples if given is None else 1, num_steps=self.target.num_tokens,
+            conditions=None if given is None else given.expand(num_samples, -1),
+        )  # fmt: skip
+        # What this run's twist makes of them: nothing of it took part in drawing.
+        log_psi = self.model.densities(drawn, twist_induced).log_psi
+        log_psi = torch.cat([self.model.carried(log_psi, drawn.mask)[:, :-1], drawn.log_phi.unsqueeze(-1)], 1)
+        moves = log_psi.diff(dim=1, prepend=log_psi.new_zeros(num_samples, 1))
+        return self._as_texts(drawn, normalise(drawn.log_phi), float(log_mean_exp(drawn.log_phi)), moves)
+
+    def _as_texts(
+        self, samples: Samples, weights: Tensor, log_Z_hat: float, log_w_moves: Tensor,
+        diagnostics: Diagnostics | None = None,
+    ) -> TextSamples:  # fmt: skip
+        # By the definition of the increments, log w_t = log p₀ + log ψ_t − log ψ_{t−1} − log q_t.
+        log_psi_moves = log_w_moves - samples.log_p + samples.log_q
         return TextSamples(
-            self.target.texts(joined), torch.cat(weights).double(), joined.log_phi, joined.log_p.sum(-1),
-            float(torch.cat(estimates).mean()),
+            self.target.texts(samples), weights, samples.log_phi, samples.log_p.sum(-1), log_Z_hat,
+            pieces_of(self.target.lm, samples.tokens), log_psi_moves, log_w_moves, diagnostics,
         )  # fmt: skip
 
     def evaluate(

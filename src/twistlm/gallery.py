@@ -7,11 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from twistlm.api import Run, train
-from twistlm.divergences import proposal_samples
 from twistlm.experiments import get_preset
 from twistlm.registry import lookup
 from twistlm.report.tables import samples_table
-from twistlm.rng import Rng
 from twistlm.runs import write_lines
 from twistlm.types import ConditionalPotential
 
@@ -67,25 +65,17 @@ def show(pictures: list[Picture], console: Console) -> None:
 
 
 def _pictures(run: Run, about: str, num_samples: int, seed: int) -> Iterator[Picture]:
-    target = run.target
     for condition in _conditions(run):
         title = about if condition is None else f"{about}; to be followed by {condition!r}"
-        given = target.condition(condition)
-        drawn = proposal_samples(
-            Rng(seed, ("gallery",)), run.base, target.bound_potential,
-            prompts=[target.prompt_tokens] * (1 if given is None else num_samples),
-            num_samples=num_samples if given is None else 1, num_steps=target.num_tokens,
-            conditions=None if given is None else given.expand(num_samples, -1),
-        )  # fmt: skip
-        found = run.sample(num_samples, num_particles=PARTICLES_PER_SAMPLE, condition=condition, seed=seed)
+        columns = {
+            "base model p₀": run.base_samples(num_samples, condition=condition, seed=seed),
+            f"twisted SMC, {PARTICLES_PER_SAMPLE} particles": run.sample(
+                num_samples, num_particles=PARTICLES_PER_SAMPLE, condition=condition, seed=seed
+            ),
+        }
         yield Picture(
             title,
-            {
-                "base model p₀": list(zip(target.texts(drawn), drawn.log_phi.tolist(), strict=True)),
-                f"twisted SMC, {PARTICLES_PER_SAMPLE} particles": [
-                    (row["text"], row["log_phi"]) for row in found.rows()
-                ],
-            },
+            {name: list(zip(found.texts, found.log_phi.tolist(), strict=True)) for name, found in columns.items()},
         )
 
 

@@ -2,7 +2,9 @@
 
     config.json              what was asked, and the versions that did it
     metrics.jsonl            one JSON object per line: updates, evaluations, warnings
-    samples.jsonl            samples with weights and scores
+    samples.jsonl            samples with weights and scores, token by token
+    base_samples.jsonl       draws of the base model, to compare with
+    diagnostics.json         what SMC recorded when it drew the samples
     draws.safetensors        base draws and which are exact target samples
     checkpoint.safetensors   twist, optimiser, progress
     twist.safetensors        the finished twist

@@ -108,13 +108,13 @@ def run(
                 log_psi = values.to(device).view_as(log_psi)
         particles, log_increment = weigh(particles, drawn, log_psi)
         _refuse_dead(particles, num_steps, retained is not None)
-        infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled))
+        infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled, particles.tokens[:, :, t]))
     if frames or families:
         slots = lineages(infos)
         particles = replace(
             particles,
-            features=_along(slots, frames) if frames else None,
-            siblings=Siblings.combined(families, partial(_along, slots)),
+            features=along(slots, frames) if frames else None,
+            siblings=Siblings.combined(families, partial(along, slots)),
         )
     return SMCResult(particles, tuple(infos), log_psi)
 
@@ -128,9 +128,14 @@ def lineages(infos: Sequence[StepInfo]) -> list[Tensor]:
     return slots[::-1]
 
 
-def _along(slots: Sequence[Tensor], records: Sequence[Tensor]) -> Tensor:
-    """What was recorded [R, N, …] at each step, along the lineages of the final particles: [R, N, T, …]."""
+def along(slots: Sequence[Tensor], records: Sequence[Tensor]) -> Tensor:
+    """What was recorded [R, N, …] at each step, along the `lineages` of the final particles: [R, N, T, …]."""
     return torch.stack([select(record, slot) for record, slot in zip(records, slots, strict=True)], 2)
+
+
+def increments(result: SMCResult) -> Tensor:
+    """log w_t of every token of the R·N sequences [R·N, T]; after resampling, that of the ancestors."""
+    return along(lineages(result.infos), [info.log_increment for info in result.infos]).flatten(0, 1)
 
 
 def init(model: TwistedLM, num_runs: int, num_particles: int, num_steps: int, device: torch.device) -> Particles:

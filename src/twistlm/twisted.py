@@ -262,7 +262,7 @@ class TwistedLM:
             siblings = self.twist.head.gather(features.unsqueeze(2), samples.siblings.tokens)
         log_psi = self.twist.head.gather(features, samples.tokens)
         log_total = self._log_normaliser(samples, features) if normaliser else None
-        return Scores(self._carried(log_psi, samples.mask), log_total, siblings)
+        return Scores(self.carried(log_psi, samples.mask), log_total, siblings)
 
     def _log_normaliser(self, samples: Samples, features: Tensor) -> Tensor:
         assert self.twist is not None
@@ -280,7 +280,7 @@ class TwistedLM:
         return log_total.view(samples.tokens.shape)
 
     @staticmethod
-    def _carried(log_psi: Tensor, mask: Tensor) -> Tensor:
+    def carried(log_psi: Tensor, mask: Tensor) -> Tensor:
         """After the last random choice the twist stays what it was there."""
         last = mask.long().sum(-1, keepdim=True) - 1
         return torch.where(mask, log_psi, log_psi.gather(-1, last))

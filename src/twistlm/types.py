@@ -188,12 +188,14 @@ class StepInfo:
         log_increment: log w_t [R, N]. This is the potential G_t of Del Moral's Feynman–Kac models.
         ess: effective sample size after weighting [R].
         resampled: whether the run was resampled before this step [R].
+        tokens: what each particle drew, its descendants or not [R, N].
     """
 
     ancestors: Tensor
     log_increment: Tensor
     ess: Tensor
     resampled: Tensor
+    tokens: Tensor
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,9 @@ def certify(
     from twistlm.api import Run
     from twistlm.certificate import Effort
     from twistlm.experiments import get_preset
-    from twistlm.report.tables import bounds_table, certificate_table, effort_lines
+    from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines
     from twistlm.storage import save_json
+    from twistlm.verdict import verdict
 
     if out is not None and out.exists():
         raise RunError(f"{out} exists already; choose another --out, or delete it")
@@ -66,8 +67,7 @@ def certify(
     console = Console()
     console.print(certificate_table(certificates))
     console.print(bounds_table(certificates))
-    for line in effort_lines(found):
-        console.print(line)
+    print_lines(console, [*effort_lines(found), *verdict(found)])
     if out is not None:
         save_json(out, found.as_dict())
         console.print(f"Written to {out}")

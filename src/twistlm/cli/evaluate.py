@@ -24,7 +24,8 @@ def evaluate(
     from rich.console import Console
 
     from twistlm.api import Run
-    from twistlm.report.tables import bounds_table, certificate_table
+    from twistlm.report.tables import bounds_table, certificate_table, print_lines
+    from twistlm.verdict import verdict
 
     opened = Run.load(run)
     proposes = None if proposal_run is None else Run.load(proposal_run)
@@ -47,4 +48,5 @@ def evaluate(
     console = Console()
     console.print(certificate_table(certificates))
     console.print(bounds_table(certificates))
+    print_lines(console, verdict(certificates["after"], certificates["before"]))
     console.print(f"Written to {path}")

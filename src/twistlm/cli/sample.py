@@ -22,12 +22,18 @@ def sample(
     condition: Annotated[str | None, arg(help="What must follow, for a run of infilling.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Sample from the target by SMC with a run's twist. Prints the texts and writes samples.jsonl."""
+    """Sample from the target by SMC with a run's twist. Prints the texts.
+
+    Writes samples.jsonl, base_samples.jsonl (as many draws of the base model, to compare with) and diagnostics.json
+    (what SMC recorded), and says what is wrong with it, if anything.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from twistlm.api import Run
+    from twistlm.diagnostics import findings
+    from twistlm.report.tables import print_lines
 
     if num_samples < 1:
         raise ConfigError(f"num_samples must be at least 1, not {num_samples}")
@@ -39,9 +45,14 @@ def sample(
     )  # fmt: skip
     assert opened.folder is not None
     path = opened.folder.save_samples(found.rows())
+    base = opened.base_samples(num_samples, condition=condition, seed=seed)
+    opened.folder.save_samples(base.rows(), "base_samples.jsonl")
+    assert found.diagnostics is not None
+    opened.folder.save_json("diagnostics.json", found.diagnostics.as_dict())
     table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompt!r}", box=None)
     for row in sorted(found.rows(), key=lambda row: -row["weight"]):
         table.add_row(f"{row['weight']:.4f}", f"{row['log_phi']:.2f}", f"{row['log_p']:.1f}", Text(repr(row["text"])))
     console = Console()
     console.print(table)
+    print_lines(console, [f"Warning: {each}" for each in findings(found.diagnostics)])
     console.print(f"log Z ≈ {found.log_Z_hat:.3f}. Written to {path}")

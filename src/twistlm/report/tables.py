@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -91,6 +92,12 @@ def probability_table(found: Sequence[Probability], num_tokens: int) -> Table:
             f"{plain:.2g} tokens, {plain / each.num_tokens:.1f} times as many" if seen else "—",
         )
     return table
+
+
+def print_lines(console: Console, lines: Sequence[str]) -> None:
+    """Sentences, as they are: E_q[…] is no style, and numbers need no colour."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
 
 
 def samples_table(columns: Mapping[str, Sequence[tuple[str, float]]]) -> Table:
