@@ -81,6 +81,8 @@ def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
         (["sweep", "toxicity", "--out", "x", "--label", "1 star"], "has no option label; it takes beta, num_tokens"),
         (["table", "no-such-sweep"], "is not a sweep's folder"),
         (["plot"], "name at least one folder"),
+        (["report"], "name at least one run folder"),
+        (["report", "no-such-run"], "no-such-run is not a run folder"),
     ],
 )
 def test_bad_input_is_one_line_and_code_two(
@@ -135,8 +137,10 @@ def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFix
         assert [(b["method"], b["num_particles"]) for b in certificate[side]["bounds"]] == [
             ("iwae", 2), ("smc", 2), ("iwae", 4), ("smc", 4)
         ]  # fmt: skip
-    for name in ("bounds.png", "divergences.png"):
-        assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("bounds", "kl-q-target", "kl-target-q", "ess", "genealogy", "weights"):
+        for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+            assert (tmp_path / "demo" / "report" / f"{name}.{ending}").read_bytes().startswith(start)
+    assert f"Report, to be opened in a browser: {tmp_path / 'demo' / 'report.html'}" in shown
     certified = str(tmp_path / "certified.json")
     arguments = ["certify", str(tmp_path / "demo"), "--proposal", str(out), "--num-particles", "2", "--num-samples"]
     assert main([*arguments, "32", "--budget", "16", "--gap", "50", "--out", certified]) == 0

@@ -61,7 +61,7 @@ def test_an_open_sandwich_says_what_would_close_it() -> None:
     wide = replace(found, bounds=(replace(found.bounds[0], lower=about(-4.0, 0.5), upper=about(-3.9, 0.5)),))
     line = verdict(wide)[1]
     # Errors of 1.0 in all are to become 1/4, so 16 times as many.
-    assert "about 16.0 times as many runs and exact samples" in line
+    assert "about 16 times as many runs and exact samples" in line
     assert "particles, if" not in line
     unknown = replace(found, bounds=(replace(found.bounds[0], lower=Estimate(-4.0, -math.inf, math.inf, 1)),))
     assert "many more runs" in verdict(unknown)[1]

@@ -1,6 +1,5 @@
 """The main job from end to end on real weights: collect, train, certify before and after, show."""
 
-import math
 import resource
 import sys
 import time
@@ -10,18 +9,20 @@ from typing import Any
 
 from rich.console import Console
 
-from twistlm.api import Run, train
+from twistlm.api import Run, TextSamples, train
 from twistlm.certificate import Certificate, improvement
 from twistlm.experiments import Preset
-from twistlm.report.plots import plot_bounds, plot_divergences
-from twistlm.report.tables import bounds_table, certificate_table, samples_table
+from twistlm.report.page import save_report
+from twistlm.report.record import BASE, TWISTED, Record
+from twistlm.report.tables import bounds_table, certificate_table, print_lines, samples_table
+from twistlm.verdict import verdict
 
 NUM_SHOWN = 8
 PARTICLES_PER_SAMPLE = 64
 
 
 def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
-    """Run the preset into `out`, print its tables and leave certificate, samples and pictures there."""
+    """Run the preset into `out`, print its tables and leave certificate, samples and a report there."""
     console, started = Console(), time.perf_counter()
     target = preset.target()
     console.print(
@@ -34,10 +35,21 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     certificates = {name: run.evaluate(before=name == "before") for name in ("before", "after")}
     console.print(certificate_table(certificates))
     console.print(bounds_table(certificates))
+    print_lines(console, verdict(certificates["after"], certificates["before"]))
     gain = _print_gain(console, run)
-    columns = _samples(run)
+    columns = {
+        BASE: run.base_samples(NUM_SHOWN),
+        f"{TWISTED}, {PARTICLES_PER_SAMPLE} particles": run.sample(NUM_SHOWN, num_particles=PARTICLES_PER_SAMPLE),
+    }
+    # The score is φ, without its power.
+    beta = getattr(target.potential, "beta", 1.0)
     console.print(
-        samples_table({name: [(row["text"], row["score"]) for row in rows] for name, rows in columns.items()})
+        samples_table(
+            {
+                name: list(zip(found.texts, (found.log_phi / beta).exp().tolist(), strict=True))
+                for name, found in columns.items()
+            }
+        )
     )
     cost = {
         "base_draws": preset.run.num_draws, "seconds_training": round(trained, 1),
@@ -46,9 +58,10 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     _save(run, certificates, columns, {"improvement_kl_target_q": gain, "cost": cost})
     console.print(
         f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything "
-        f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. "
-        f"Results and pictures: {out}/"
+        f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. Results: {out}/"
     )
+    page, _ = save_report([Record.read(out, out.name)], out / "report.html")
+    console.print(f"Report, to be opened in a browser: {page}", soft_wrap=True)
     return run
 
 
@@ -61,36 +74,16 @@ def _print_gain(console: Console, run: Run) -> dict[str, Any] | None:
     return gain.as_dict()
 
 
-def _samples(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Base draws beside SMC draws (one of each independent run, by weight). The score is φ."""
-    rows = {}
-    after = run.sample(NUM_SHOWN, num_particles=PARTICLES_PER_SAMPLE)
-    evaluation = run.fold("evaluation")
-    if evaluation is not None:
-        draws = evaluation.draws
-        pairs = zip(run.target.texts(draws)[:NUM_SHOWN], draws.log_phi.tolist(), strict=False)
-        rows["base model p₀"] = [{"text": text, "log_phi": log_phi} for text, log_phi in pairs]
-    rows[f"twisted SMC, {PARTICLES_PER_SAMPLE} particles"] = after.rows()
-    beta = getattr(run.target.potential, "beta", 1.0)
-    for sampler in rows.values():
-        for row in sampler:
-            row["score"] = math.exp(row["log_phi"] / beta)
-    return rows
-
-
 def _save(
-    run: Run,
-    certificates: Mapping[str, Certificate],
-    columns: Mapping[str, list[dict[str, Any]]],
-    more: Mapping[str, Any],
+    run: Run, certificates: Mapping[str, Certificate], columns: Mapping[str, TextSamples], more: Mapping[str, Any]
 ) -> None:
     folder = run.folder
     assert folder is not None
     folder.save_json("certificate.json", {**{name: c.as_dict() for name, c in certificates.items()}, **more})
-    folder.save_samples([{"sampler": sampler, **row} for sampler, rows in columns.items() for row in rows])
-    plot_bounds(certificates, folder.path / "bounds.png")
-    log_z = run.log_Z if run.log_Z is not None else certificates["after"].divergences.log_Z
-    plot_divergences(run.history, log_z, folder.path / "divergences.png")
+    folder.save_samples([{"sampler": sampler, **row} for sampler, found in columns.items() for row in found.rows()])
+    for found in columns.values():
+        if found.diagnostics is not None:
+            folder.save_json("diagnostics.json", found.diagnostics.as_dict())
 
 
 def _peak_gib() -> float:

@@ -9,6 +9,7 @@ from rich.console import Console
 from twistlm.api import Run, train
 from twistlm.experiments import get_preset
 from twistlm.registry import lookup
+from twistlm.report.record import BASE, TWISTED
 from twistlm.report.tables import samples_table
 from twistlm.runs import write_lines
 from twistlm.types import ConditionalPotential
@@ -68,8 +69,8 @@ def _pictures(run: Run, about: str, num_samples: int, seed: int) -> Iterator[Pic
     for condition in _conditions(run):
         title = about if condition is None else f"{about}; to be followed by {condition!r}"
         columns = {
-            "base model p₀": run.base_samples(num_samples, condition=condition, seed=seed),
-            f"twisted SMC, {PARTICLES_PER_SAMPLE} particles": run.sample(
+            BASE: run.base_samples(num_samples, condition=condition, seed=seed),
+            f"{TWISTED}, {PARTICLES_PER_SAMPLE} particles": run.sample(
                 num_samples, num_particles=PARTICLES_PER_SAMPLE, condition=condition, seed=seed
             ),
         }

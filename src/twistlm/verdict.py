@@ -36,6 +36,8 @@ def verdict(certificate: Certificate, before: Certificate | None = None) -> list
     """
     found = certificate.divergences
     lines = [_closeness(certificate), _sandwich(main_bounds(certificate.bounds))]
+    if certificate.log_Z_source == "reference":
+        lines[1] += f" Base draws alone give it more closely: {found.log_Z}."
     lines += [str(finding) for finding in findings(certificate, before)]
     if found.kl_target_q is not None and math.isfinite(found.kl_target_q.value):
         lines.append(_effort(found.kl_target_q, None if before is None else before.divergences.kl_target_q))
@@ -120,7 +122,7 @@ def _sandwich(bounds: Bounds) -> str:
         needs.append(f"about {particles:,} particles, if the gap of {gap:.2f} goes on falling like 1/N")
     if errors > CLOSED / 2:
         times = (errors / (CLOSED / 2)) ** 2
-        more = "many more" if math.isinf(times) else f"about {times:.1f} times as many"
+        more = "many more" if math.isinf(times) else f"about {math.ceil(times):,} times as many"
         needs.append(f"{more} runs and exact samples")
     return f"The sandwich does not close: {between}. To know log Z to {CLOSED:g} nats takes {', and '.join(needs)}."
 

@@ -18,6 +18,7 @@ from twistlm.cli.gallery import gallery
 from twistlm.cli.list import list_
 from twistlm.cli.plot import plot
 from twistlm.cli.probability import probability
+from twistlm.cli.report import report
 from twistlm.cli.sample import sample
 from twistlm.cli.sweep import sweep
 from twistlm.cli.table import table
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "certify": certify,
     "probability": probability,
     "sample": sample,
+    "report": report,
     "gallery": gallery,
     "sweep": sweep,
     "table": table,

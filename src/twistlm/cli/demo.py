@@ -22,8 +22,8 @@ def demo(
 
     Collects exact samples of a model's toxic continuations, trains a twist, and prints bounds on log Z,
     KL both ways before and after, and samples side by side. Under a minute on two cores with the bundled models,
-    a minute and a half with SmolLM2-135M. Leaves certificate.json, samples.jsonl, bounds.png and divergences.png in the
-    run folder.
+    a minute and a half with SmolLM2-135M. Leaves certificate.json, samples.jsonl and diagnostics.json in the run
+    folder, and report.html, which shows it all, with the charts beside it.
     """
     from twistlm.demo import demo as run_demo
     from twistlm.experiments import get_preset

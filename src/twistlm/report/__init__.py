@@ -1,1 +1,1 @@
-"""Tables and pictures. They read results and compute none."""
+"""Tables, pictures and pages. They read results and compute none."""

@@ -1,65 +1,71 @@
-"""Static pictures for a run, as PNG."""
+"""Charts for paper, as PNG and PDF."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
-from twistlm.certificate import Certificate
-from twistlm.estimates import Estimate, difference
-from twistlm.report.style import COLOURS, MARKERS, save
-
-STYLES = {"iwae": "--", "smc": "-"}
+from twistlm.report.charts import Chart, Series
+from twistlm.report.style import look, save
 
 
-def plot_bounds(certificates: Mapping[str, Certificate], path: Path) -> None:
-    """Lower and upper bounds on log Z against the number of particles, with 95 % bars; log Z as a band."""
+def plot(chart: Chart) -> Any:
+    """The chart as a figure of matplotlib."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    reference = next(iter(certificates.values())).divergences.log_Z
-    axes.axhspan(reference.low, reference.high, color="0.85", label="log Z used, 95 %")
-    for k, (name, certificate) in enumerate(certificates.items()):
-        methods = (
-            ["iwae", "smc"] if len({b.lower.value for b in certificate.bounds}) == len(certificate.bounds) else ["iwae"]
-        )
-        for m, method in enumerate(methods):
-            bounds = [b for b in certificate.bounds if b.method == method]
-            label = f"{name}, {'IWAE = SMC' if len(methods) == 1 else method.upper()}"
-            for side in ("lower", "upper"):
-                points = [(b.num_particles, getattr(b, side)) for b in bounds if getattr(b, side) is not None]
-                _errorbars(axes, points, COLOURS[k % 4], STYLES[method], MARKERS[k % 4], label, 1 + 0.04 * (k + m))
-                label = "_nolegend_"
-    axes.set(xscale="log", xlabel="number of particles N", ylabel="bounds on log Z (nats)")
-    ticks = sorted({b.num_particles for c in certificates.values() for b in c.bounds})
-    axes.set_xticks(ticks, [str(n) for n in ticks])
-    axes.minorticks_off()
-    axes.set_title("Sandwiches of log Z: lower bounds rise, upper bounds fall")
-    axes.legend(frameon=False)
-    save(figure, path)
+    if chart.span is not None:
+        low, high, label = chart.span
+        axes.axhspan(low, high, color="0.85", label=label)
+    for number, series in enumerate(chart.series):
+        DRAW[series.mark](axes, series, 1 + 0.03 * number if chart.log_x else 1.0)
+    axes.set(xlabel=chart.x_title, ylabel=chart.y_title, title=chart.title)
+    if chart.log_x:
+        axes.set_xscale("log")
+        axes.set_xticks(chart.ticks, [f"{tick:g}" for tick in chart.ticks])
+        axes.minorticks_off()
+    if len(chart.series) > 1 or chart.span is not None:
+        axes.legend(frameon=False, fontsize="small")
+    return figure
 
 
-def plot_divergences(history: Sequence[Mapping[str, Any]], log_Z: Estimate, path: Path) -> None:
-    """KL(σ‖q) on held-out samples and KL(q‖σ) on fresh ones, against updates."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    rows = [row for row in history if row["kind"] == "evaluation"]
-    held_out = [(row["update"], difference(Estimate.from_dict(row["held_out"]), log_Z)) for row in rows]
-    _errorbars(axes, held_out, COLOURS[0], "-", "o", "KL(σ‖q), held-out samples", 1.0)
-    fresh = [(row["update"], difference(log_Z, Estimate.from_dict(row["f"]))) for row in rows if "f" in row]
-    if fresh:
-        _errorbars(axes, fresh, COLOURS[1], "--", "s", "KL(q‖σ), fresh samples", 1.0)
-    best = min(rows, key=lambda row: row["held_out"]["value"])["update"]
-    axes.axvline(best, color="0.5", linestyle=":", label=f"kept: update {best}")
-    axes.axhline(0, color="0.7", linewidth=0.8)
-    axes.set(xlabel="updates", ylabel="nats", title="Divergences during training (95 % intervals)")
-    axes.legend(frameon=False)
-    save(figure, path)
+def save_charts(charts: Sequence[Chart], folder: Path) -> list[Path]:
+    """Every chart as PNG and as PDF; their paths."""
+    paths = []
+    for chart in charts:
+        figure = plot(chart)
+        for kind in ("png", "pdf"):
+            paths.append(folder / f"{chart.name}.{kind}")
+            save(figure, paths[-1])
+    return paths
 
 
-def _errorbars(
-    axes: Any, points: Sequence[tuple[float, Estimate]], colour: str, style: str, marker: str, label: str, nudge: float
-) -> None:
-    x = [at * nudge for at, _ in points]
-    y = [estimate.value for _, estimate in points]
-    below = [max(0.0, e.value - e.low) for _, e in points]
-    above = [max(0.0, e.high - e.value) for _, e in points]
-    axes.errorbar(x, y, yerr=[below, above], color=colour, linestyle=style, marker=marker, capsize=3, label=label)
+def _bars(axes: Any, series: Series, nudge: float) -> None:
+    # Slightly apart, so that bars of several series can be told from each other.
+    x = [at * nudge for at in series.x]
+    y = [math.nan if value is None else value for value in series.y]
+    below = [max(0.0, value - low) for value, low in zip(y, series.low, strict=True)]
+    above = [max(0.0, high - value) for value, high in zip(y, series.high, strict=True)]
+    label = series.label or "_nolegend_"
+    axes.errorbar(x, y, yerr=[below, above], capsize=3, elinewidth=0.8, label=label, **look(series.look))
+
+
+def _band(axes: Any, series: Series, nudge: float) -> None:
+    style = look(series.look)
+    axes.plot(series.x, series.y, label=series.label, **style)
+    if series.low:
+        axes.fill_between(series.x, series.low, series.high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _line(axes: Any, series: Series, nudge: float) -> None:
+    style = {**look(series.look), "marker": ""}
+    y = [math.nan if value is None else value for value in series.y]
+    axes.plot(series.x, y, label=series.label, linewidth=1.2 if series.strong else 0.5, **style)
+
+
+def _columns(axes: Any, series: Series, nudge: float) -> None:
+    width = series.x[1] - series.x[0]
+    axes.bar(series.x, series.y, width=width, label=series.label, color=look(series.look)["color"])
+
+
+DRAW = {"bars": _bars, "band": _band, "line": _line, "columns": _columns}

@@ -18,6 +18,14 @@ def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
     table.add_column("")
     for name in certificates:
         table.add_column(name, justify="right")
+    for name, cells in certificate_rows(certificates):
+        # Text, not markup: E_q[…] would be read as a style.
+        table.add_row(*map(Text, (name, *cells)))
+    return table
+
+
+def certificate_rows(certificates: Mapping[str, Certificate]) -> list[tuple[str, list[str]]]:
+    """What is known of several samplers: a name and a cell for each, by row."""
     found = [certificate.divergences for certificate in certificates.values()]
     rows: list[tuple[str, list[Estimate | None]]] = [
         ("log Z used", [d.log_Z for d in found]),
@@ -27,12 +35,11 @@ def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
         ("E_q[log φ]", [d.log_phi for d in found]),
         ("E_q[φ]", [d.phi for d in found]),
     ]
-    for name, estimates in rows:
-        # Text, not markup: E_q[…] would be read as a style.
-        table.add_row(Text(name), *(Text(_cell(estimate)) for estimate in estimates))
     fractions = [certificate.ess_fraction for certificate in certificates.values()]
-    table.add_row("ESS per sample", *("—" if fraction is None else f"{fraction:.1%}" for fraction in fractions))
-    return table
+    return [
+        *((name, [_cell(estimate) for estimate in estimates]) for name, estimates in rows),
+        ("ESS per sample", ["—" if fraction is None else f"{fraction:.1%}" for fraction in fractions]),
+    ]
 
 
 def bounds_table(certificates: Mapping[str, Certificate]) -> Table:

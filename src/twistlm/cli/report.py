@@ -1,0 +1,36 @@
+"""`twistlm report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from twistlm.errors import ConfigError, RunError
+
+
+def report(
+    runs: Annotated[Positional[tuple[Path, ...]], arg(help="Run folders with a certificate.")],
+    out: Annotated[
+        Path | None, arg(help="HTML file; an existing one is refused. Default: report.html in the first run's folder.")
+    ] = None,
+    overwrite: Annotated[bool, arg(help="Replace the file of --out.")] = False,
+) -> None:
+    """Everything about a run, or several side by side, in one HTML file that needs no network.
+
+    It opens at a verdict in plain words and shows the sandwich, both KLs against updates, SMC token by token, and the
+    samples with what every token did. Beside it, in a folder of the same name, are the charts as PNG and PDF.
+    `twistlm evaluate` makes the certificate that it needs, `twistlm sample` the samples that it shows.
+    """
+    from twistlm.report.page import save_report
+    from twistlm.report.record import read_all
+
+    if not runs:
+        raise ConfigError("name at least one run folder")
+    if out is not None and out.exists() and not overwrite:
+        raise RunError(f"{out} exists already; replace it with --overwrite, or choose another --out")
+    records = read_all(runs)
+    for path, record in zip(runs, records, strict=True):
+        if record.diagnostics is None:
+            print(f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}")
+    path, pictures = save_report(records, runs[0] / "report.html" if out is None else out)
+    print(f"Report: {path}\n{len(pictures)} charts as PNG and PDF: {pictures[0].parent}/")

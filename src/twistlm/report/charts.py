@@ -1,0 +1,205 @@
+"""Charts as data: what they show, apart from how it is drawn (`plots` for paper, `page` for the browser)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from twistlm.certificate import Certificate
+from twistlm.diagnostics import Diagnostics, Genealogy
+from twistlm.estimates import Estimate, difference
+from twistlm.logmath import log_mean_exp
+
+NUM_BINS = 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        label: its name in the legend; "" leaves it out.
+        x, y: its points; None in y is a gap.
+        low, high: ends of the interval at each point; empty without.
+        mark: "bars" and "band" show the intervals so, "line" has no markers, "columns" are of a histogram.
+        look: number of its colour, marker and line style.
+        strong: drawn to be seen first.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    mark: str = "bars"
+    look: int = 0
+    strong: bool = True
+
+    @staticmethod
+    def of(label: str, points: Sequence[tuple[float, Estimate]], mark: str, look: int) -> "Series":
+        """Numbers with intervals; an infinite interval is drawn as none, an infinite number not at all."""
+        shown = [(at, e) for at, e in points if math.isfinite(e.value)]
+        low = [e.low if math.isfinite(e.low) else e.value for _, e in shown]
+        high = [e.high if math.isfinite(e.high) else e.value for _, e in shown]
+        return Series(label, [at for at, _ in shown], [e.value for _, e in shown], low, high, mark, look)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Attributes:
+        name: of its files.
+        title: what it shows.
+        caption: what to see in it.
+        x_title, y_title: of the axes, with units.
+        series: its lines.
+        log_x: whether x is logarithmic, with a tick at each value that occurs.
+        span: ends of a horizontal band and its label.
+    """
+
+    name: str
+    title: str
+    caption: str
+    x_title: str
+    y_title: str
+    series: Sequence[Series]
+    log_x: bool = False
+    span: tuple[float, float, str] | None = None
+
+    @property
+    def ticks(self) -> list[float]:
+        """Every x that occurs."""
+        return sorted({at for each in self.series for at in each.x})
+
+
+def bounds(certificates: Mapping[str, Certificate]) -> Chart:
+    """Sandwiches of log Z against particles, by sampler and method; what is the same is drawn once."""
+    series: list[Series] = []
+    for name, certificate in certificates.items():
+        iwae, smc = ([b for b in certificate.bounds if b.method == method] for method in ("iwae", "smc"))
+        # Without a twist nothing resamples.
+        same = {b.lower.value for b in iwae} == {b.lower.value for b in smc}
+        for label, found in (("IWAE = SMC", iwae),) if same else (("IWAE", iwae), ("SMC", smc)):
+            look = len({each.look for each in series})
+            below = [(b.num_particles, b.lower) for b in found]
+            above = [(b.num_particles, b.upper) for b in found if b.upper is not None]
+            if found:
+                series += [Series.of(f"{name}, {label}", below, "bars", look), Series.of("", above, "bars", look)]
+    used = list(certificates.values())[-1].divergences.log_Z
+    caption = "Lower bounds rise and upper bounds fall towards log Z; bars are 95 % intervals."
+    span = (used.low, used.high, "log Z used, 95 %") if math.isfinite(used.half_width) else None
+    return Chart(
+        "bounds", "Sandwiches of log Z", caption, "number of particles N", "bounds on log Z (nats)", series, log_x=True,
+        span=span,
+    )  # fmt: skip
+
+
+Curve = Sequence[tuple[float, Estimate]]
+
+
+def curves(history: Sequence[Mapping[str, Any]], log_Z: Estimate) -> dict[str, Curve]:
+    """Both KLs after each update where they were estimated: by certificates, else by what training judges by."""
+    certified = [
+        (row["update"], Certificate.from_dict(row).divergences) for row in history if row["kind"] == "certificate"
+    ]
+    if certified:
+        return {
+            "kl_q_target": [(at, found.kl_q_target) for at, found in certified],
+            "kl_target_q": [(at, found.kl_target_q) for at, found in certified if found.kl_target_q is not None],
+        }
+    rows = [row for row in history if row["kind"] == "evaluation"]
+    return {
+        "kl_q_target": [(r["update"], difference(log_Z, Estimate.from_dict(r["f"]))) for r in rows if "f" in r],
+        "kl_target_q": [(r["update"], difference(Estimate.from_dict(r["held_out"]), log_Z)) for r in rows],
+    }
+
+
+def divergences(runs: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
+    """Both KLs against updates, a chart each, a line for each run that has it."""
+    about = {
+        "kl_q_target": ("KL(q‖σ)", "What q does that σ would not"),
+        "kl_target_q": ("KL(σ‖q)", "What q misses of σ"),
+    }
+    charts = []
+    for name, (title, meaning) in about.items():
+        found = [(label, run[name]) for label, run in runs.items() if run[name]]
+        series = [Series.of(label, curve, "band", look) for look, (label, curve) in enumerate(found)]
+        if series:
+            caption = f"{meaning}; bands are 95 % intervals."
+            charts.append(Chart(name.replace("_", "-"), f"{title} during training", caption, "updates", "nats", series))
+    return charts
+
+
+def smc_charts(found: Diagnostics) -> list[Chart]:
+    """ESS, genealogy and weights."""
+    return [ess(found), genealogy(found.genealogy), weights(found)]
+
+
+def ess(found: Diagnostics) -> Chart:
+    """ESS and distinct ancestors by step as shares of N, and the share of runs that were resampled."""
+    steps = [float(t) for t in range(1, found.ess.shape[1] + 1)]
+    rows = (
+        ("ESS", found.ess / found.num_particles),
+        ("distinct ancestors of the last particles", found.num_ancestors.double() / found.num_particles),
+        ("runs resampled before the step", found.resampled.double()),
+    )
+    series = []
+    for look, (label, values) in enumerate(rows):
+        # Whether a run is resampled is 0 or 1: the range says nothing.
+        low, high = ([], []) if look == 2 else (values.amin(0).tolist(), values.amax(0).tolist())
+        series.append(Series(label, steps, values.mean(0).tolist(), low, high, "band", look))
+    caption = "Mean over the runs of SMC" + (", with their range." if len(found.ess) > 1 else ".")
+    return Chart(
+        "ess", "Effective sample size by step", caption, "token", f"share of N = {found.num_particles}", series
+    )
+
+
+def genealogy(tree: Genealogy) -> Chart:
+    """Lineages of one run: those that reach the end, and those that died out."""
+    num_steps, num_particles = tree.parents.shape
+    parents, survives = tree.parents.tolist(), tree.survives.tolist()
+    itself = list(range(num_particles))
+    breaks = [t for t in range(1, num_steps) if parents[t] != itself]
+    lines: dict[bool, tuple[list[float], list[float | None]]] = {True: ([], []), False: ([], [])}
+
+    def draw(alive: bool, *points: tuple[int, int]) -> None:
+        x, y = lines[alive]
+        for t, slot in points:
+            x.append(t + 1)
+            y.append(slot)
+        x.append(points[-1][0] + 1)
+        y.append(None)
+
+    # From one resampling to the next a lineage stays in its slot: one stroke, however many steps.
+    for first, last in zip([0, *breaks], [*(t - 1 for t in breaks), num_steps - 1], strict=True):
+        for slot in itself:
+            start = [(first - 1, parents[first][slot])] if first else []
+            draw(survives[first][slot], *start, (first, slot), *([(last, slot)] if last > first else []))
+    series = [
+        Series("died out", *lines[False], mark="line", look=1, strong=False),
+        Series("reaches the end", *lines[True], mark="line", look=0),
+    ]
+    return Chart(
+        "genealogy", "Genealogy of one run of SMC", "Where lines fork, resampling copied a particle.", "token",
+        "particle", series,
+    )  # fmt: skip
+
+
+def weights(found: Diagnostics) -> Chart:
+    """Distribution of the final log weights around the log of their mean."""
+    relative = (found.log_w - log_mean_exp(found.log_w.flatten())).flatten()
+    living = relative[relative.isfinite()].numpy()
+    counts, edges = np.histogram(living, bins=NUM_BINS)
+    shape = "no tail to fit" if found.pareto_k is None else f"Pareto k̂ = {found.pareto_k:.2f}"
+    dead = relative.numel() - living.size
+    caption = (
+        f"{shape} (at most {found.max_pareto_k:.2f} is wanted); {dead} of {relative.numel()} weights are zero; "
+        f"{float(found.num_distinct.double().mean()):.0f} different sequences among {found.num_particles}."
+    )
+    return Chart(
+        "weights", "Final weights", caption, "log w − log mean w (nats)", "particles",
+        [Series("particles", ((edges[1:] + edges[:-1]) / 2).tolist(), counts.tolist(), mark="columns")],
+    )  # fmt: skip

@@ -1,0 +1,182 @@
+"""One HTML file that holds everything about some runs: no network, no server, nothing beside it."""
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from twistlm.diagnostics import findings
+from twistlm.report.charts import Chart, bounds, curves, divergences, smc_charts
+from twistlm.report.plots import save_charts
+from twistlm.report.record import Record
+from twistlm.report.style import COLOURS
+from twistlm.report.tables import certificate_rows
+from twistlm.runs import versions
+from twistlm.storage import save_text
+from twistlm.verdict import verdict
+
+# Three digits after the point: a thousandth of a nat is below every interval that is shown.
+DIGITS = 3
+
+
+def page_charts(records: Sequence[Record]) -> list[Chart]:
+    """The charts that all runs share."""
+    if len(records) == 1:
+        samplers = dict(records[0].certificates)
+    else:
+        samplers = {record.name: record.after for record in records}
+        if records[0].before is not None:
+            samplers = {"before": records[0].before, **samplers}
+    found = {record.name: curves(record.history, record.after.divergences.log_Z) for record in records}
+    return [bounds(samplers), *divergences(found)]
+
+
+def save_report(records: Sequence[Record], path: Path) -> tuple[Path, list[Path]]:
+    """The page, and in a folder of its name every chart for paper; the paths of both."""
+    save_page(records, path)
+    charts = page_charts(records)
+    for record in records:
+        if record.diagnostics is not None:
+            # Those of one run among several carry its name.
+            prefix = f"{record.name.replace('/', '-')}-" if len(records) > 1 else ""
+            charts += [replace(chart, name=prefix + chart.name) for chart in smc_charts(record.diagnostics)]
+    return path, save_charts(charts, path.with_suffix(""))
+
+
+def save_page(records: Sequence[Record], path: Path) -> None:
+    """Write the page, atomically."""
+    environment = Environment(
+        loader=PackageLoader("twistlm.report", "page"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    scripts = [get_plotlyjs(), _resource("page.js")]
+    page = environment.get_template("page.html").render(
+        runs=[_section(record) for record in records], charts=page_charts(records), data=page_data(records),
+        scripts=scripts, hashes=[_hash(script) for script in scripts], css=_resource("page.css"),
+        version=versions()["twistlm"],
+    )  # fmt: skip
+    save_text(path, page)
+
+
+def _section(record: Record) -> dict[str, Any]:
+    """What the template says of a run."""
+    warnings = [] if record.diagnostics is None else findings(record.diagnostics)
+    headline, *lines = verdict(record.after, record.before)
+    return {
+        "name": record.name, "headline": headline, "lines": [*lines, *map(str, warnings)], "about": _about(record),
+        "samplers": list(record.certificates), "table": certificate_rows(record.certificates),
+        "seconds": record.seconds, "settings": dict(_flat(record.config)),
+    }  # fmt: skip
+
+
+def _resource(name: str) -> str:
+    return resources.files("twistlm.report.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """By which the page's policy knows its own scripts: no other runs, whatever a text contains."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _about(record: Record) -> dict[str, str]:
+    """What was asked, in a few rows."""
+    run, target = record.config["run"], record.config["target"]
+    # A potential without a JSON form leaves nothing to show of its target.
+    asked = {} if target is None else {
+        "base model p₀": target["model"], "prompt": target["prompt"], "new tokens": str(target["num_tokens"]),
+        "potential φ": _call(target["potential"]),
+    }  # fmt: skip
+    return {
+        "target σ": "p₀(s) φ(s) / Z, over continuations s of the prompt", **asked, "method": run["training"]["loss"],
+        "twist": run["twist"], "seed": str(run["seed"]),
+    }  # fmt: skip
+
+
+def _call(potential: Any) -> str:
+    """A potential's description as one would write it in Python."""
+    if isinstance(potential, Mapping) and "name" in potential:
+        given = {key: value for key, value in potential.items() if key != "name" and value is not None}
+        arguments = ", ".join(f"{key}={_call(value)}" for key, value in given.items())
+        return f"{potential['name']}({arguments})"
+    return f"[{', '.join(map(_call, potential))}]" if isinstance(potential, list) else repr(potential)
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as dotted names."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# --- What the script reads, and what a reader downloads ---
+
+
+def page_data(records: Sequence[Record]) -> dict[str, Any]:
+    """Every number, as JSON values."""
+    # Tokens come again and again, so pieces of text are numbers of entries here.
+    vocabulary: dict[str, int] = {}
+    runs = [_run(record, vocabulary) for record in records]
+    return {
+        "colours": COLOURS, "charts": [_chart(chart) for chart in page_charts(records)], "runs": runs,
+        "vocabulary": list(vocabulary),
+    }  # fmt: skip
+
+
+def _run(record: Record, vocabulary: dict[str, int]) -> dict[str, Any]:
+    found = record.diagnostics
+    return {
+        "name": record.name,
+        "config": record.config,
+        "certificates": {name: each.as_dict() for name, each in record.certificates.items()},
+        "samples": [{"sampler": name, "rows": [_row(row, vocabulary) for row in rows]}
+                    for name, rows in record.samples.items()],
+        "charts": [] if found is None else [_chart(chart) for chart in smc_charts(found)],
+        "smc": None if found is None else {
+            "num_particles": found.num_particles, "ess": _rounded(found.ess[0].tolist()),
+            "resampled": found.resampled[0].tolist(), "num_ancestors": found.num_ancestors[0].tolist(),
+            # Null where each particle continues itself.
+            "parents": [row if resampled else None
+                        for row, resampled in zip(found.genealogy.parents.tolist(), found.resampled[0], strict=True)],
+            "pieces": [_numbers(row, vocabulary) for row in found.genealogy.pieces],
+            "weights": [_rounded(row, 4) for row in found.genealogy.log_w.exp().tolist()],
+        },
+    }  # fmt: skip
+
+
+def _numbers(pieces: Sequence[str], vocabulary: dict[str, int]) -> list[int]:
+    return [vocabulary.setdefault(piece, len(vocabulary)) for piece in pieces]
+
+
+def _row(row: Mapping[str, Any], vocabulary: dict[str, int]) -> dict[str, Any]:
+    """A sample. Those of an older version say nothing of single tokens."""
+    log_psi, log_w = (_rounded(row.get(name, []), 2) for name in ("log_psi_moves", "log_w_moves"))
+    return {
+        "weight": _rounded([row["weight"]], 4)[0] if "weight" in row else None,
+        **{name: _rounded([row[name]])[0] if name in row else None for name in ("log_phi", "log_p")},
+        "pieces": _numbers(row.get("pieces", [row["text"]]), vocabulary),
+        "log_psi": log_psi,
+        "log_w": None if log_w == log_psi else log_w,
+    }
+
+
+def _rounded(values: Sequence[float], digits: int = DIGITS) -> list[float | None]:
+    """JSON has no infinity: it becomes null."""
+    return [round(value, digits) if math.isfinite(value) else None for value in values]
+
+
+def _chart(chart: Chart) -> dict[str, Any]:
+    fields = {**asdict(chart), "ticks": chart.ticks if chart.log_x else []}
+    for series in fields["series"]:
+        for name in ("y", "low", "high"):
+            series[name] = [None if value is None else round(value, DIGITS) for value in series[name]]
+    return fields

@@ -1,0 +1,93 @@
+"""Charts as data: what is drawn is what is known, whoever draws it."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from cases import Case
+from test_bounds import exact_of
+from twistlm import smc
+from twistlm.certificate import Certificate, Subject, certify
+from twistlm.diagnostics import Diagnostics
+from twistlm.estimates import Estimate
+from twistlm.report import charts
+from twistlm.report.plots import save_charts
+from twistlm.rng import Rng
+
+
+def certified(case: Case) -> Certificate:
+    subject = Subject(case.twisted, case.potential, case.prompt, 3)
+    return certify(Rng(0), subject, exact_of(case, 60), num_particles=(2, 8), num_samples=64, budget=64)
+
+
+def diagnosed(case: Case, ess_threshold: float = 0.9) -> Diagnostics:
+    result = smc.run(
+        Rng(2), case.twisted, case.potential, prompts=[case.prompt] * 4, num_particles=8, num_steps=3,
+        ess_threshold=ess_threshold,
+    )  # fmt: skip
+    return Diagnostics.of([result], case.lm)
+
+
+def test_every_bound_is_drawn_once(case: Case) -> None:
+    found = certified(case)
+    drawn = [point for series in charts.bounds({"q": found}).series for point in zip(series.x, series.y, strict=True)]
+    known = [(b.num_particles, each.value) for b in found.bounds for each in (b.lower, b.upper) if each is not None]
+    assert sorted(drawn) == sorted(known)
+    assert len({series.look for series in charts.bounds({"q": found}).series}) == 2
+    assert charts.bounds({"q": found}).ticks == [2, 8]
+
+
+def test_what_is_infinite_is_not_drawn() -> None:
+    points = [(1, Estimate(-math.inf, -math.inf, math.inf, 3)), (2, Estimate(1.0, -math.inf, math.inf, 1))]
+    series = charts.Series.of("q", points, "bars", 0)
+    assert (series.x, series.y, series.low, series.high) == ([2], [1.0], [1.0], [1.0])
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
+def test_the_genealogy_has_a_stroke_wherever_a_particle_was(case: Case, threshold: float) -> None:
+    tree = diagnosed(case, threshold).genealogy
+    ended, alive = charts.genealogy(tree).series
+    edges = {True: set(), False: set()}
+    for series in (alive, ended):
+        for (x0, y0), (x1, y1) in zip(
+            zip(series.x, series.y, strict=True), list(zip(series.x, series.y, strict=True))[1:], strict=False
+        ):
+            if y0 is not None and y1 is not None:
+                # A long stroke stays in its slot, and stands for all steps between.
+                assert x1 - x0 == 1 or y0 == y1
+                edges[series is alive] |= {(x, y0, y1) for x in range(int(x0), int(x1))}
+    expected = {True: set(), False: set()}
+    for t in range(1, 3):
+        for slot in range(8):
+            expected[bool(tree.survives[t, slot])].add((t, int(tree.parents[t, slot]), slot))
+    assert edges == expected
+
+
+def test_curves_are_those_of_certificates_where_there_are_any(case: Case) -> None:
+    found = certified(case)
+    judged = {"kind": "evaluation", "update": 5, "held_out": Estimate(-1.0, -1.25, -0.75, 9).as_dict()}
+    log_Z = Estimate(-2.0, -2.0, -2.0, 9)
+    assert charts.curves([judged], log_Z)["kl_target_q"] == [(5, Estimate(1.0, 0.75, 1.25, 9))]
+    assert charts.curves([judged], log_Z)["kl_q_target"] == []
+    row = {"kind": "certificate", "update": 7, **found.as_dict()}
+    assert charts.curves([judged, row], log_Z)["kl_q_target"] == [(7, found.divergences.kl_q_target)]
+
+
+def test_weights_of_the_dead_are_counted_apart(case: Case) -> None:
+    case.potential.table[::3] = -torch.inf
+    found = diagnosed(case)
+    chart = charts.weights(found)
+    dead = int(found.log_w.isneginf().sum())
+    assert dead > 0
+    assert f"{dead} of 32 weights are zero" in chart.caption
+    assert sum(chart.series[0].y) == 32 - dead
+
+
+def test_every_chart_is_saved_for_paper(case: Case, tmp_path: Path) -> None:
+    made = [charts.bounds({"q": certified(case)}), *charts.smc_charts(diagnosed(case))]
+    paths = save_charts(made, tmp_path)
+    assert len(paths) == 8
+    for path in paths:
+        assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")

@@ -1,0 +1,304 @@
+"""The report, in a real browser where there is one: no errors, no network, hostile texts as text."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, Request, sync_playwright
+
+from twistlm import Run, Target, train
+from twistlm.cli import main
+from twistlm.diagnostics import Diagnostics
+from twistlm.experiments import get_preset
+from twistlm.report.page import page_data
+from twistlm.report.record import Record, read_all
+from twistlm.verdict import verdict
+
+HOSTILE = '<script>window.hacked = 1</script> & <img src=x onerror="window.hacked = 2"> </script><b>bold</b>'
+# A name that a folder may have.
+FOLDER = "<img src=x onerror='window.hacked = 3'>"
+# As a model may write them.
+PIECES = ["<script>", "window.hacked = 4", "</script>", "<img src=x ", "onerror='window.hacked = 5'>", " &lt; 🌟"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run with a hostile prompt, a hostile name, and hostile samples among its own."""
+    path = tmp_path_factory.mktemp("runs") / FOLDER
+    preset = get_preset("toxicity", "smoke")
+    asked = preset.target()
+    target = Target(asked.model_name, asked.potential, HOSTILE, 6, eos="ignore")
+    run = train(target, config=preset.config("ctl"), out=path)
+    _finish(run)
+    return path
+
+
+@pytest.fixture(scope="module")
+def other(folder: Path) -> Path:
+    """Another run beside it, of the same target."""
+    loaded = Run.load(folder)
+    run = train(loaded.target, config=loaded.config, seed=1, out=folder.parent / "other")
+    _finish(run)
+    return folder.parent / "other"
+
+
+def _finish(run: Run) -> None:
+    assert run.folder is not None
+    certificates = {name: run.evaluate((2, 4), num_samples=64, budget=32, before=name == "before")
+                    for name in ("before", "after")}  # fmt: skip
+    run.folder.save_json("certificate.json", {name: each.as_dict() for name, each in certificates.items()})
+    found = run.sample(24)
+    rows = found.rows()
+    rows[0] |= {"pieces": PIECES, "text": "".join(PIECES)}
+    run.folder.save_samples(rows)
+    run.folder.save_samples(run.base_samples(8).rows(), "base_samples.jsonl")
+    assert found.diagnostics is not None
+    run.folder.save_json("diagnostics.json", found.diagnostics.as_dict())
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> Path:
+    assert main(["report", str(folder)]) == 0
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on the path: apt-get install chromium")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield launched
+        launched.close()
+
+
+@dataclass
+class Watched:
+    """A page, and what it did."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def open(browser: Browser, path: Path, **options: object) -> "Watched":
+        watched = Watched(browser.new_context(**options).new_page())
+        watched.page.on("request", lambda request: watched._requested(request))
+        watched.page.on("console", lambda message: watched.complaints.append(message.text))
+        watched.page.on("pageerror", lambda error: watched.complaints.append(str(error)))
+        watched.page.goto(path.as_uri())
+        return watched
+
+    def _requested(self, request: Request) -> None:
+        self.requests.append(request.url)
+
+
+@pytest.fixture
+def watched(browser: Browser, report: Path) -> Iterator[Watched]:
+    opened = Watched.open(browser, report)
+    yield opened
+    opened.page.context.close()
+
+
+def see(page: Page, chart: str) -> None:
+    """Scroll there, as a reader would, and wait: what is far below is drawn then."""
+    page.locator(f'[data-chart="{chart}"]').scroll_into_view_if_needed()
+    page.wait_for_selector(f'[data-chart="{chart}"] .main-svg')
+
+
+def samples(page: Page) -> Locator:
+    """Scroll to the samples of SMC."""
+    page.locator("#tables").scroll_into_view_if_needed()
+    page.wait_for_selector("#tables tbody tr")
+    return page.locator("#tables table").first
+
+
+def test_it_opens_without_errors_or_requests(watched: Watched, report: Path, folder: Path) -> None:
+    page = watched.page
+    for chart in ("bounds", "kl-target-q", "ess", "genealogy", "weights"):
+        see(page, chart)
+    samples(page)
+    assert watched.complaints == []
+    assert watched.requests == [report.as_uri()]
+    record = Record.read(folder, "")
+    assert page.inner_text(".headline") == verdict(record.after, record.before)[0]
+    assert report.stat().st_size < 6e6
+
+
+def test_it_is_read_without_scripts(browser: Browser, report: Path, folder: Path) -> None:
+    page = Watched.open(browser, report, java_script_enabled=False).page
+    after = Record.read(folder, "").after
+    assert "KL(σ‖q)" in page.inner_text(".headline")
+    assert str(after.divergences.kl_q_target) in page.inner_text("#known ~ .scroll")
+    assert HOSTILE in page.inner_text("#asked ~ dl")
+
+
+def test_one_steps_through_the_genealogy(watched: Watched, folder: Path) -> None:
+    page, found = watched.page, Diagnostics.from_dict(json.loads((folder / "diagnostics.json").read_text()))
+    tree, n = found.genealogy, found.num_particles
+
+    def expected(t: int) -> dict[str, int]:
+        """Particles by text, by the definition."""
+        texts: list[str] = [""] * n
+        for s in range(t + 1):
+            texts = [texts[p] + tree.pieces[s][k] for k, p in enumerate(tree.parents[s].tolist())]
+        return {text: texts.count(text) for text in texts}
+
+    def shown() -> dict[str, int]:
+        rows = page.locator("#prefixes tbody tr:has(td:nth-child(4))")
+        return {row.locator("td").nth(3).text_content() or "": int(row.locator("td").nth(1).inner_text())
+                for row in rows.all()}  # fmt: skip
+
+    def at(t: int) -> None:
+        state = page.inner_text("#state")
+        assert state.startswith(f"Token {t + 1} of 6: ESS {float(found.ess[0, t]):.1f} of {n}")
+        assert f"descend from {int(found.num_ancestors[0, t])} of these {n}" in state
+        assert (", resampled before it" in state) == bool(found.resampled[0, t])
+        assert shown().items() <= expected(t).items()
+        assert len(shown()) == min(12, len(expected(t)))
+
+    at(0)
+    for t in (1, 2):
+        page.keyboard.press("ArrowRight")
+        at(t)
+    page.get_by_role("button", name="Next token").click()
+    at(3)
+    page.keyboard.press("ArrowLeft")
+    at(2)
+    page.get_by_role("slider", name="Token").focus()
+    page.keyboard.press("End")
+    at(5)
+    page.get_by_role("button", name="Next token").click()
+    at(5)
+    see(page, "genealogy")
+    page.wait_for_selector('[data-chart="genealogy"] .shapelayer path', state="attached")
+    assert watched.complaints == []
+
+
+@pytest.mark.parametrize("column", ["weight", "log φ", "log p₀"])
+def test_samples_are_sorted_by_mouse_and_by_keyboard(watched: Watched, column: str) -> None:
+    page = watched.page
+    table = samples(page)
+    number = {"weight": 0, "log φ": 1, "log p₀": 2}[column]
+
+    def values() -> list[float]:
+        cells = table.locator(f"tbody tr > td:nth-child({number + 1})").all_inner_texts()
+        return [float(cell.replace("−", "-").replace("∞", "inf")) for cell in cells]
+
+    heading = table.get_by_role("columnheader", name=column)
+    # It comes sorted by weight, the heaviest first.
+    assert heading.get_attribute("aria-sort") == ("descending" if column == "weight" else "none")
+    if column != "weight":
+        heading.get_by_role("button").click()
+    assert heading.get_attribute("aria-sort") == "descending"
+    down = values()
+    assert down == sorted(down, reverse=True)
+    assert len(set(down)) > 3, "equal numbers would prove nothing"
+    heading.get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert values() == down[::-1] == sorted(down)
+
+
+def test_hostile_texts_are_shown_as_text(watched: Watched) -> None:
+    page = watched.page
+    row = samples(page).locator("tbody tr", has_text="window.hacked = 4")
+    assert (row.locator("td.text").text_content() or "").startswith("".join(PIECES))
+    row.locator("summary").click()
+    assert row.locator("details td.text").all_text_contents() == PIECES
+    assert page.inner_text("h1") == FOLDER
+    see(page, "kl-target-q")
+    assert page.evaluate("window.hacked") is None
+    # Three of our own: the numbers, plotly, the page's.
+    assert page.locator("script").count() == 3
+    assert page.locator("main img, main b").count() == 0
+    assert watched.complaints == []
+    assert len(watched.requests) == 1
+
+
+def test_no_foreign_script_would_run_and_nothing_be_loaded(watched: Watched) -> None:
+    page = watched.page
+    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'hacked = 6'}))")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=\"https://example.org/x.png\">')")
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate("fetch('https://example.org').then(() => 'loaded', () => 'refused')") == "refused"
+    assert any("Content Security Policy" in complaint for complaint in watched.complaints)
+
+
+def test_tokens_say_how_much_they_moved(watched: Watched, folder: Path) -> None:
+    page = watched.page
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    table = samples(page)
+    heaviest = max(rows, key=lambda row: row["weight"])
+    for by, name in (("log_psi", "log ψ"), ("log_w", "log w")):
+        page.locator(f"input[name=by][value={by}]").check()
+        spans = table.locator("tbody tr").first.locator("td.text > span")
+        for move, title, look in zip(
+            heaviest[f"{by}_moves"], spans.evaluate_all("all => all.map(each => each.title)"),
+            spans.evaluate_all("all => all.map(each => each.className)"), strict=True,
+        ):  # fmt: skip
+            assert title.startswith(name)
+            assert float(title.removeprefix(name).replace("−", "-")) == pytest.approx(move, abs=0.006)
+            assert look == ("down" if round(move, 2) < 0 else "up")
+        # Not by colour alone.
+        styles = spans.evaluate_all("all => all.map(each => getComputedStyle(each).textDecorationStyle)")
+        assert set(styles) <= {"solid", "dotted"}
+
+
+def test_it_is_read_on_a_phone_and_in_the_dark(browser: Browser, report: Path) -> None:
+    grounds = set()
+    for scheme in ("light", "dark"):
+        watched = Watched.open(browser, report, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+        page = watched.page
+        samples(page)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert watched.complaints == []
+    assert len(grounds) == 2
+
+
+def test_the_numbers_are_downloaded(watched: Watched, folder: Path) -> None:
+    with watched.page.expect_download() as started:
+        watched.page.get_by_role("button", name="Download all numbers").click()
+    found = json.loads(Path(started.value.path()).read_text(encoding="utf-8"))
+    assert found == json.loads(json.dumps(page_data(read_all([folder]))))
+    assert found["runs"][0]["certificates"]["after"] == json.loads((folder / "certificate.json").read_text())["after"]
+
+
+def test_several_runs_share_the_curves_and_are_chosen_among(browser: Browser, folder: Path, other: Path) -> None:
+    out = folder.parent / "both.html"
+    assert main(["report", str(folder), str(other), "--out", str(out)]) == 0
+    watched = Watched.open(browser, out)
+    page = watched.page
+    assert page.locator(".headline").count() == 2
+    for name in (FOLDER, "other"):
+        page.get_by_label("Below:").select_option(name)
+        text = samples(page).locator("tbody tr td.text").first.text_content() or ""
+        record = Record.read(folder.parent / name, name)
+        heaviest = max(record.samples["twisted SMC"], key=lambda row: row["weight"])
+        assert text.startswith(heaviest["text"])
+    see(page, "kl-target-q")
+    legend = page.locator('[data-chart="kl-target-q"] .legendtext').all_text_contents()
+    assert legend == [FOLDER, "other"]
+    assert (out.with_suffix("") / "other-genealogy.pdf").exists()
+    assert watched.complaints == []
+
+
+def test_an_existing_file_is_refused_unless_it_is_the_runs_own(
+    folder: Path, report: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder.parent / "mine.html"
+    out.write_text("years of work")
+    assert main(["report", str(folder), "--out", str(out)]) == 2
+    assert "exists already; replace it with --overwrite" in capsys.readouterr().err
+    assert out.read_text() == "years of work"
+    assert main(["report", str(folder), "--out", str(out), "--overwrite"]) == 0
+    assert main(["report", str(folder)]) == 0
+    # Equal runs are equal pages.
+    assert out.read_bytes() == report.read_bytes()

@@ -1,0 +1,106 @@
+"""Run folders as a report reads them: what is not there or damaged is said in one line, with what to do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from architectures import tiny_lm
+from test_certifying import CONFIG, tiny_target
+from twistlm import train
+from twistlm.cli import main
+from twistlm.errors import RunError
+from twistlm.report.record import Record, read_all
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    run = train(tiny_target(tiny_lm()), config=CONFIG, out=path)
+    assert run.folder is not None
+    certificate = run.evaluate((2,), num_samples=32, budget=16).as_dict()
+    # As `twistlm demo` writes it: certificates beside other things.
+    run.folder.save_json("certificate.json", {"after": certificate, "improvement_kl_target_q": None, "cost": {"a": 1}})
+    found = run.sample(8)
+    run.folder.save_samples(found.rows())
+    assert found.diagnostics is not None
+    run.folder.save_json("diagnostics.json", found.diagnostics.as_dict())
+    return path
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def refused(run: Path, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert str(run) in printed
+    assert message in printed
+    assert not (run / "report.html").exists()
+
+
+def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(tmp_path, "is not a run folder", capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", "is not a run folder"),
+        ("twist.safetensors", "has not finished; continue it with --resume"),
+        ("certificate.json", "has no certificate; make it with: twistlm evaluate"),
+    ],
+)
+def test_what_is_missing(run: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / name).unlink()
+    refused(run, message, capsys)
+
+
+@pytest.mark.parametrize("name", ["config.json", "certificate.json", "diagnostics.json", "samples.jsonl"])
+def test_what_is_half_written(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (run / name).read_text()
+    (run / name).write_text(text[: len(text) // 2])
+    refused(run, "", capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("certificate.json", "after"), ("diagnostics.json", "ess"), ("certificate.json", "bounds")]
+)
+def test_what_lacks_a_part(run: Path, name: str, field: str, capsys: pytest.CaptureFixture[str]) -> None:
+    values = json.loads((run / name).read_text())
+    del (values["after"] if field == "bounds" else values)[field]
+    (run / name).write_text(json.dumps(values))
+    refused(run, "twistlm evaluate", capsys)
+
+
+def test_it_is_read_as_it_was_written(run: Path) -> None:
+    record = Record.read(run, "run")
+    assert list(record.certificates) == ["after"]
+    assert len(record.samples["twisted SMC"]) == 8
+    assert record.diagnostics is not None
+    assert record.diagnostics.num_particles == 8
+    assert record.seconds["20 updates"] > 0
+
+
+def test_a_report_without_samples_says_how_to_draw_some(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("samples.jsonl", "diagnostics.json"):
+        (run / name).unlink()
+    assert main(["report", str(run)]) == 0
+    assert f"draw some with: twistlm sample {run}" in capsys.readouterr().out
+    assert (run / "report.html").exists()
+    assert not (run / "report" / "ess.pdf").exists()
+
+
+def test_names_are_as_short_as_tells_them_apart(run: Path, tmp_path: Path) -> None:
+    for method in ("ctl", "rl"):
+        shutil.copytree(run, tmp_path / method / "seed-0")
+    assert [each.name for each in read_all([tmp_path / "ctl" / "seed-0"])] == ["seed-0"]
+    both = read_all([tmp_path / "ctl" / "seed-0", tmp_path / "rl" / "seed-0"])
+    assert [each.name for each in both] == ["ctl/seed-0", "rl/seed-0"]
+    with pytest.raises(RunError, match="named twice"):
+        read_all([run, tmp_path / "." / "run"])
