@@ -20,12 +20,13 @@ class Series:
     """One line of a chart.
 
     Attributes:
-        label: its name in the legend; "" leaves it out.
+        label: its name in the legend.
         x, y: its points; None in y is a gap.
         low, high: ends of the interval at each point; empty without.
         mark: "bars" and "band" show the intervals so, "line" has no markers, "columns" are of a histogram.
         look: number of its colour, marker and line style.
         strong: drawn to be seen first.
+        side: "lower" or "upper" of a sandwich, whose sides share a label and an entry in the legend; "" otherwise.
     """
 
     label: str
@@ -36,14 +37,15 @@ class Series:
     mark: str = "bars"
     look: int = 0
     strong: bool = True
+    side: str = ""
 
     @staticmethod
-    def of(label: str, points: Sequence[tuple[float, Estimate]], mark: str, look: int) -> "Series":
+    def of(label: str, points: Sequence[tuple[float, Estimate]], mark: str, look: int, side: str = "") -> "Series":
         """Numbers with intervals; an infinite interval is drawn as none, an infinite number not at all."""
         shown = [(at, e) for at, e in points if math.isfinite(e.value)]
         low = [e.low if math.isfinite(e.low) else e.value for _, e in shown]
         high = [e.high if math.isfinite(e.high) else e.value for _, e in shown]
-        return Series(label, [at for at, _ in shown], [e.value for _, e in shown], low, high, mark, look)
+        return Series(label, [at for at, _ in shown], [e.value for _, e in shown], low, high, mark, look, side=side)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,16 @@ class Chart:
     span: tuple[float, float, str] | None = None
 
     @property
+    def rows(self) -> list[tuple[str, list[float]]]:
+        """Its numbers as a table: series, and x, y, low, high. Series without intervals have none."""
+        return [
+            (f"{each.label} {each.side}".strip(), [at, *(round(value, 3) for value in (y, low, high))])
+            for each in self.series
+            for at, y, low, high in zip(each.x, each.y, each.low, each.high, strict=False)
+            if y is not None
+        ]
+
+    @property
     def ticks(self) -> list[float]:
         """Every x that occurs."""
         return sorted({at for each in self.series for at in each.x})
@@ -87,7 +99,9 @@ def bounds(certificates: Mapping[str, Certificate]) -> Chart:
             below = [(b.num_particles, b.lower) for b in found]
             above = [(b.num_particles, b.upper) for b in found if b.upper is not None]
             if found:
-                series += [Series.of(f"{name}, {label}", below, "bars", look), Series.of("", above, "bars", look)]
+                series.append(Series.of(f"{name}, {label}", below, "bars", look, "lower"))
+            if above:
+                series.append(Series.of(f"{name}, {label}", above, "bars", look, "upper"))
     used = list(certificates.values())[-1].divergences.log_Z
     caption = "Lower bounds rise and upper bounds fall towards log Z; bars are 95 % intervals."
     span = (used.low, used.high, "log Z used, 95 %") if math.isfinite(used.half_width) else None

@@ -46,7 +46,7 @@ def _bars(axes: Any, series: Series, nudge: float) -> None:
     y = [math.nan if value is None else value for value in series.y]
     below = [max(0.0, value - low) for value, low in zip(y, series.low, strict=True)]
     above = [max(0.0, high - value) for value, high in zip(y, series.high, strict=True)]
-    label = series.label or "_nolegend_"
+    label = "_nolegend_" if series.side == "upper" else series.label
     axes.errorbar(x, y, yerr=[below, above], capsize=3, elinewidth=0.8, label=label, **look(series.look))
 
 

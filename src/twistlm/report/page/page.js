@@ -11,6 +11,7 @@ for (const { samples, smc } of data.runs) {
   }
   if (smc !== null) smc.pieces = smc.pieces.map(spelt);
 }
+
 const $ = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -20,46 +21,66 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-const shown = (number, digits = 3) => (number === null ? "−∞" : number.toFixed(digits).replace("-", "−"));
+const cell = (text, className = "") => element("td", { textContent: text, className });
+const heading = (text, className = "") => element("th", { scope: "col", textContent: text, className });
+// A log weight of −∞ is null: JSON has no infinity.
+const shown = (number, digits = 2) => (number === null ? "−∞" : number.toFixed(digits).replace("-", "−"));
 
-// --- Charts: twistlm.report.charts, drawn by plotly. Colours, markers and dashes in the order of twistlm.report.style.
+/** Do it when the node is about to be seen, or printed: what is far below need not delay the top. */
+function whenSeen(node, action) {
+  const once = () => {
+    observer.disconnect();
+    removeEventListener("beforeprint", once);
+    action();
+  };
+  const seen = (entries) => entries.some((entry) => entry.isIntersecting) && once();
+  const observer = new IntersectionObserver(seen, { rootMargin: "400px" });
+  observer.observe(node);
+  addEventListener("beforeprint", once);
+}
 
+// --- Charts: those of twistlm.report.charts, drawn by plotly
+
+// In the order of twistlm.report.style.
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"];
 const DASHES = ["solid", "dash", "dashdot", "dot", "5px,1px,1px,1px,1px,1px", "1px,2px", "8px,2px"];
 
 // plotly reads labels as markup.
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+const place = (chart) => document.querySelector(`[data-chart="${chart.name}"]`);
+const isDrawn = (chart) => place(chart).data !== undefined;
 
 function traces(series) {
   const k = series.look % data.colours.length;
   const color = data.colours[k] === "#000000" && dark.matches ? "#ffffff" : data.colours[k];
+  const { x, y, low, high } = series;
   const common = {
-    x: series.x, y: series.y, name: plain(series.label), showlegend: series.label !== "", line: { color, dash: DASHES[k] },
-    marker: { color, symbol: SYMBOLS[k], size: 8 }, mode: "lines+markers",
+    x, y, name: plain(series.label), showlegend: series.side !== "upper", mode: "lines+markers",
+    line: { color, dash: DASHES[k] }, marker: { color, symbol: SYMBOLS[k], size: 8 },
   };
   if (series.mark === "columns") return [{ ...common, type: "bar" }];
-  if (series.mark === "line")
-    return [{ ...common, mode: "lines", hoverinfo: "skip", line: { ...common.line, width: series.strong ? 1.5 : 0.6 } }];
-  if (series.mark === "bars")
-    return [{ ...common, error_y: {
-      type: "data", symmetric: false, color, thickness: 1,
-      array: series.high.map((high, i) => high - series.y[i]),
-      arrayminus: series.low.map((low, i) => series.y[i] - low),
-    } }];
-  if (series.low.length === 0) return [common];
-  return [{
-    x: [...series.x, ...series.x.toReversed()], y: [...series.high, ...series.low.toReversed()],
-    fill: "toself", fillcolor: color, opacity: 0.2, mode: "none", hoverinfo: "skip", showlegend: false,
-  }, common];
+  if (series.mark === "line") {
+    const line = { ...common.line, width: series.strong ? 1.5 : 0.6 };
+    return [{ ...common, mode: "lines", hoverinfo: "skip", line }];
+  }
+  if (series.mark === "bars") {
+    const [array, arrayminus] = [high.map((end, i) => end - y[i]), low.map((end, i) => y[i] - end)];
+    return [{ ...common, error_y: { type: "data", symmetric: false, color, thickness: 1, array, arrayminus } }];
+  }
+  if (low.length === 0) return [common];
+  const band = {
+    x: [...x, ...x.toReversed()], y: [...high, ...low.toReversed()], fill: "toself", fillcolor: color,
+    opacity: 0.2, mode: "none", hoverinfo: "skip", showlegend: false,
+  };
+  return [band, common];
 }
-
-const place = (chart) => document.querySelector(`[data-chart="${chart.name}"]`);
-const isDrawn = (chart) => place(chart).data !== undefined;
 
 function draw(chart) {
   const style = getComputedStyle(document.documentElement);
   const [text, line] = [style.getPropertyValue("--text"), style.getPropertyValue("--line")];
-  const axis = (title) => ({ title: { text: plain(title) }, gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true });
+  const axis = (title) => (
+    { title: { text: plain(title) }, gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true }
+  );
   const layout = {
     margin: { t: 10, r: 10, l: 10, b: 10 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
     font: { color: text }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, bargap: 0, hovermode: "closest",
@@ -69,39 +90,41 @@ function draw(chart) {
     Object.assign(layout.xaxis, { type: "log", tickvals: chart.ticks, ticktext: chart.ticks.map(String) });
   if (chart.span !== null) {
     const [y0, y1, label] = chart.span;
-    layout.shapes.push({ type: "rect", layer: "below", xref: "paper", x0: 0, x1: 1, y0, y1, line: { width: 0 }, fillcolor: text, opacity: 0.15 });
-    layout.annotations.push({ xref: "paper", x: 1, y: y1, xanchor: "right", yanchor: "bottom", showarrow: false, text: plain(label) });
+    const across = { xref: "paper", x0: 0, x1: 1, y0, y1, line: { width: 0 }, layer: "below" };
+    layout.shapes.push({ type: "rect", fillcolor: text, opacity: 0.15, ...across });
+    const right = { xref: "paper", x: 1, y: y1, xanchor: "right", yanchor: "bottom", showarrow: false };
+    layout.annotations.push({ text: plain(label), ...right });
   }
-  const buttons = [["toImage", "zoom2d", "resetScale2d"]];
-  Plotly.react(place(chart), chart.series.flatMap(traces), layout, { responsive: true, displaylogo: false, modeBarButtons: buttons });
+  const modeBarButtons = [["toImage", "zoom2d", "resetScale2d"]];
+  Plotly.react(place(chart), chart.series.flatMap(traces), layout, { responsive: true, displaylogo: false, modeBarButtons });
 }
 
-/** Do it when the node is about to be seen, or printed: what is far below need not delay the top. */
-function whenSeen(node, action) {
-  const once = () => {
-    observer.disconnect();
-    removeEventListener("beforeprint", once);
-    action();
-  };
-  const observer = new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting)) once(); }, { rootMargin: "400px" });
-  observer.observe(node);
-  addEventListener("beforeprint", once);
+/** A line at the token where we are, in charts over tokens. */
+function here(chart) {
+  if (chart.x_title !== "token") return [];
+  const line = { dash: "dot", width: 2, color: "#888" };
+  return [{ type: "line", yref: "paper", x0: step + 1, x1: step + 1, y0: 0, y1: 1, line }];
 }
 
 // --- SMC, token by token
 
-let run = data.runs.find((each) => each.smc !== null || each.samples.length > 0) ?? data.runs[0];
+const MOST_PREFIXES = 12;
+
+let run = data.runs[0];
 let step = 0;
 let tree = null;
 
-/** Texts so far and descendants at the end, for every particle at every step. */
+/** Texts so far and descendants at the end, of every particle at every step. */
 function grown(smc) {
-  const texts = [], last = smc.pieces.length - 1;
   const parent = (t, n) => (smc.parents[t] === null ? n : smc.parents[t][n]);
-  smc.pieces.forEach((pieces, t) => texts.push(pieces.map((piece, n) => (t === 0 ? "" : texts[t - 1][parent(t, n)]) + piece)));
-  const descendants = smc.pieces.map((pieces) => pieces.map(() => 0));
-  descendants[last].fill(1);
-  for (let t = last; t > 0; t--) descendants[t].forEach((count, n) => { descendants[t - 1][parent(t, n)] += count; });
+  const texts = [];
+  smc.pieces.forEach((pieces, t) => {
+    texts.push(pieces.map((piece, n) => (t === 0 ? "" : texts[t - 1][parent(t, n)]) + piece));
+  });
+  const last = smc.pieces.length - 1;
+  const descendants = smc.pieces.map((pieces, t) => pieces.map(() => (t === last ? 1 : 0)));
+  for (let t = last; t > 0; t--)
+    descendants[t].forEach((count, n) => { descendants[t - 1][parent(t, n)] += count; });
   return { texts, descendants };
 }
 
@@ -118,32 +141,27 @@ function grouped(t) {
   return [...groups.values()].sort((a, b) => b.weight - a.weight || b.particles - a.particles);
 }
 
-const MOST_PREFIXES = 12;
-
 function goTo(t) {
-  const smc = run.smc, count = smc.pieces.length;
+  const { smc } = run;
+  const count = smc.pieces.length;
   step = Math.min(Math.max(t, 0), count - 1);
   $("step").value = step;
   const [n, ess] = [smc.num_particles, smc.ess[step]];
-  $("state").textContent = `Token ${step + 1} of ${count}: ESS ${shown(ess, 1)} of ${n}` +
-    ` (${shown(100 * ess / n, 0)} %), ${smc.resampled[step] ? "resampled" : "not resampled"} before it. ` +
+  $("state").textContent =
+    `Token ${step + 1} of ${count}: ESS ${shown(ess, 1)} of ${n} (${shown((100 * ess) / n, 0)} %), ` +
+    `${smc.resampled[step] ? "resampled" : "not resampled"} before it. ` +
     `The particles at the end descend from ${smc.num_ancestors[step]} of these ${n}.`;
   const groups = grouped(step);
-  const rows = groups.slice(0, MOST_PREFIXES).map((group) => element("tr", {},
-    element("td", { textContent: `${shown(100 * group.weight, 1)} %` }),
-    element("td", { textContent: group.particles }),
-    element("td", { textContent: group.descendants }),
-    element("td", { className: "text" }, group.text.slice(0, group.text.length - group.piece.length), element("mark", { textContent: group.piece }))));
+  const rows = groups.slice(0, MOST_PREFIXES).map(({ text, piece, weight, particles, descendants }) => {
+    const written = cell(text.slice(0, text.length - piece.length), "text");
+    written.append(element("mark", { textContent: piece }));
+    return element("tr", {}, cell(`${shown(100 * weight, 1)} %`), cell(particles), cell(descendants), written);
+  });
   const rest = groups.length - rows.length;
-  if (rest > 0) rows.push(element("tr", {}, element("td", { colSpan: 4, className: "text", textContent: `and ${rest} more texts, of less weight` })));
+  if (rest > 0)
+    rows.push(element("tr", {}, Object.assign(cell(`and ${rest} more texts, of less weight`, "text"), { colSpan: 4 })));
   $("prefixes").tBodies[0].replaceChildren(...rows);
   run.charts.filter(isDrawn).forEach((chart) => Plotly.relayout(place(chart), { shapes: here(chart) }));
-}
-
-/** A line where we are, in the charts over tokens. */
-function here(chart) {
-  if (chart.x_title !== "token") return [];
-  return [{ type: "line", yref: "paper", x0: step + 1, x1: step + 1, y0: 0, y1: 1, line: { dash: "dot", width: 2, color: "#888" } }];
 }
 
 function showSmc() {
@@ -154,7 +172,8 @@ function showSmc() {
   $("smc-charts").replaceChildren(...run.charts.map((chart) => {
     const box = element("div", { className: "chart", role: "img", ariaLabel: `${chart.title}. ${chart.caption}` });
     box.dataset.chart = chart.name;
-    return element("figure", {}, element("h3", { textContent: chart.title }), box, element("figcaption", { textContent: chart.caption }));
+    const caption = element("figcaption", { textContent: chart.caption });
+    return element("figure", {}, element("h3", { textContent: chart.title }), box, caption);
   }));
   goTo(0);
   run.charts.forEach((chart) => whenSeen(place(chart), () => draw(chart)));
@@ -162,18 +181,20 @@ function showSmc() {
 
 // --- Samples
 
+const SORTS = [["weight", "weight"], ["log_phi", "log φ"], ["log_p", "log p₀"]];
+const MOVES = { log_psi: "log ψ", log_w: "log w" };
 // More are made when they are asked for.
 const FIRST_ROWS = 50;
-const SORTS = [["weight", "weight"], ["log_phi", "log φ"], ["log_p", "log p₀"]];
 
-/** A sample's text, every token marked by its move; `largest` is as much as any moves. */
+/** A sample's text, every token marked by its move; `largest` is as much as is told apart. */
 function marked(row, by, largest) {
   return row.pieces.map((piece, t) => {
     const move = row[by][t];
     if (move === undefined) return piece;
-    const much = move === null ? 1 : Math.min(1, Math.abs(move) / largest);
-    const span = element("span", { className: move === null || move < 0 ? "down" : "up", textContent: piece, title: `${by === "log_psi" ? "log ψ" : "log w"} ${move > 0 ? "+" : ""}${shown(move)}` });
-    span.style.setProperty("--much", much.toFixed(2));
+    const up = move !== null && move >= 0;
+    const title = `${MOVES[by]} ${up ? "+" : ""}${shown(move)}`;
+    const span = element("span", { className: up ? "up" : "down", textContent: piece, title });
+    span.style.setProperty("--much", move === null ? 1 : Math.min(1, Math.abs(move) / largest).toFixed(2));
     return span;
   });
 }
@@ -182,10 +203,11 @@ function marked(row, by, largest) {
 function numbers(row) {
   const details = element("details", {}, element("summary", { textContent: "tokens" }));
   details.addEventListener("toggle", () => {
-    if (details.children.length > 1) return;
-    details.append(element("table", {}, element("thead", {}, element("tr", {}, ...["log ψ", "log w", "token"].map((name) => element("th", { scope: "col", textContent: name })))),
-      element("tbody", {}, ...row.pieces.map((piece, t) => element("tr", {}, element("td", { textContent: shown(row.log_psi[t]) }), element("td", { textContent: shown(row.log_w[t]) }), element("td", { className: "text", textContent: piece }))))));
-  });
+    const head = element("tr", {}, ...Object.values(MOVES).map((name) => heading(name)), heading("token", "text"));
+    const rows = row.pieces.map((piece, t) =>
+      element("tr", {}, ...Object.keys(MOVES).map((by) => cell(shown(row[by][t]))), cell(piece, "text")));
+    details.append(element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
+  }, { once: true });
   return details;
 }
 
@@ -194,36 +216,44 @@ function table({ sampler, rows }) {
   const moves = rows.flatMap((row) => row[by].filter((move) => move !== null).map(Math.abs)).sort((a, b) => a - b);
   // One huge move must not hide all others.
   const largest = moves[Math.floor(0.98 * (moves.length - 1))] || 1;
-  const body = element("tbody");
-  const made = new Map();
+  const lines = new Map();
   const line = (row) => {
-    if (!made.has(row))
-      made.set(row, element("tr", {}, ...SORTS.map(([key]) => element("td", { textContent: shown(row[key], key === "weight" ? 4 : 2) })),
-        element("td", { className: "text" }, ...marked(row, by, largest), ...(row.log_psi.length > 0 ? [numbers(row)] : []))));
-    return made.get(row);
+    if (!lines.has(row)) {
+      const scores = SORTS.map(([key]) => cell(row[key] === undefined ? "" : shown(row[key], key === "weight" ? 4 : 2)));
+      const text = element("td", { className: "text" }, ...marked(row, by, largest));
+      if (row.log_psi.length > 0) text.append(numbers(row));
+      lines.set(row, element("tr", {}, ...scores, text));
+    }
+    return lines.get(row);
   };
+  const body = element("tbody");
   const headings = SORTS.map(([key, name]) => {
-    const heading = element("th", { scope: "col", ariaSort: "none" });
-    heading.append(element("button", { type: "button", textContent: name, onclick: () => sort(key, heading) }));
-    return heading;
+    const button = element("button", { type: "button", textContent: name });
+    const made = element("th", { scope: "col", ariaSort: "none" }, button);
+    button.onclick = () => sort(key, made, made.ariaSort === "descending");
+    return made;
   });
   let most = FIRST_ROWS;
-  function sort(key, heading, up = heading.ariaSort === "descending") {
+  let again;
+  function sort(key, by, ascending) {
     headings.forEach((each) => { each.ariaSort = "none"; });
-    heading.ariaSort = up ? "ascending" : "descending";
+    by.ariaSort = ascending ? "ascending" : "descending";
+    again = () => sort(key, by, ascending);
     const value = (row) => row[key] ?? -Infinity;
-    const order = [...rows].sort((a, b) => (up ? 1 : -1) * (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0));
-    body.replaceChildren(...order.slice(0, most).map(line));
+    const order = [...rows].sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0));
+    body.replaceChildren(...(ascending ? order : order.reverse()).slice(0, most).map(line));
   }
-  sort("weight", headings[0]);
-  const all = element("button", { type: "button", textContent: `Show all ${rows.length}`, hidden: rows.length <= most, onclick: () => {
-    const k = headings.findIndex((each) => each.ariaSort !== "none");
+  sort("weight", headings[0], false);
+  const all = element("button", { type: "button", textContent: `Show all ${rows.length}`, hidden: rows.length <= most });
+  all.onclick = () => {
     most = rows.length;
     all.hidden = true;
-    sort(SORTS[k][0], headings[k], headings[k].ariaSort === "ascending");
-  } });
-  return element("div", { className: "scroll" }, element("table", {}, element("caption", { textContent: `${sampler}: ${rows.length}` }),
-    element("thead", {}, element("tr", {}, ...headings, element("th", { scope: "col", className: "text", textContent: "text" }))), body), all);
+    again();
+  };
+  const different = new Set(rows.map((row) => row.pieces.join(""))).size;
+  const caption = element("caption", { textContent: `${sampler}: ${rows.length} samples, ${different} of them different` });
+  const head = element("thead", {}, element("tr", {}, ...headings, heading("text", "text")));
+  return element("div", { className: "scroll", tabIndex: 0 }, element("table", {}, caption, head, body), all);
 }
 
 function showSamples() {
@@ -245,7 +275,8 @@ $("step").oninput = () => goTo(Number($("step").value));
 document.addEventListener("keydown", (event) => {
   const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   // Where a key has a meaning of its own, it keeps it.
-  if (move === undefined || run.smc === null || event.target.closest("input, select") || event.altKey || event.ctrlKey || event.metaKey) return;
+  const taken = event.target.closest("input, select, .scroll") || event.altKey || event.ctrlKey || event.metaKey;
+  if (move === undefined || run.smc === null || taken) return;
   event.preventDefault();
   goTo(step + move);
 });
@@ -257,8 +288,10 @@ $("download").onclick = () => {
 };
 dark.addEventListener("change", () => [...data.charts, ...run.charts].filter(isDrawn).forEach(draw));
 $("run").append(...data.runs.map((each, k) => element("option", { value: k, textContent: each.name })));
-$("run").value = data.runs.indexOf(run);
-$("run").onchange = () => { run = data.runs[$("run").value]; showRun(); };
+$("run").onchange = () => {
+  run = data.runs[$("run").value];
+  showRun();
+};
 $("choice").hidden = data.runs.length === 1;
 
 data.charts.forEach((chart) => whenSeen(place(chart), () => draw(chart)));
