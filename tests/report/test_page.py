@@ -18,8 +18,8 @@ from twistlm.report.record import Record, read_all
 from twistlm.verdict import verdict
 
 HOSTILE = '<script>window.hacked = 1</script> & <img src=x onerror="window.hacked = 2"> </script><b>bold</b>'
-# A name that a folder may have.
-FOLDER = "<img src=x onerror='window.hacked = 3'>"
+# A name that a folder may have; plotly would read the last part as markup.
+FOLDER = "<img src=x onerror='window.hacked = 3'><b>bold"
 # As a model may write them.
 PIECES = ["<script>", "window.hacked = 4", "</script>", "<img src=x ", "onerror='window.hacked = 5'>", " &lt; 🌟"]
 
@@ -50,7 +50,8 @@ def _finish(run: Run) -> None:
     certificates = {name: run.evaluate((2, 4), num_samples=64, budget=32, before=name == "before")
                     for name in ("before", "after")}  # fmt: skip
     run.folder.save_json("certificate.json", {name: each.as_dict() for name, each in certificates.items()})
-    found = run.sample(24)
+    # Resampled at every step, at random: with equal weights a systematic scheme keeps everyone.
+    found = run.sample(24, ess_threshold=1.0, resampler="multinomial")
     rows = found.rows()
     rows[0] |= {"pieces": PIECES, "text": "".join(PIECES)}
     run.folder.save_samples(rows)
@@ -143,6 +144,8 @@ def test_one_steps_through_the_genealogy(watched: Watched, folder: Path) -> None
     page, found = watched.page, Diagnostics.from_dict(json.loads((folder / "diagnostics.json").read_text()))
     tree, n = found.genealogy, found.num_particles
 
+    assert int(found.num_ancestors[0, 0]) < n / 2, "without a genealogy this would prove nothing"
+
     def expected(t: int) -> dict[str, int]:
         """Particles by text, by the definition."""
         texts: list[str] = [""] * n
@@ -211,6 +214,7 @@ def test_hostile_texts_are_shown_as_text(watched: Watched) -> None:
     row = samples(page).locator("tbody tr", has_text="window.hacked = 4")
     assert (row.locator("td.text").text_content() or "").startswith("".join(PIECES))
     row.locator("summary").click()
+    row.locator("details td.text").first.wait_for()
     assert row.locator("details td.text").all_text_contents() == PIECES
     assert page.inner_text("h1") == FOLDER
     see(page, "kl-target-q")

@@ -101,7 +101,8 @@ def _samples(path: Path) -> dict[str, list[dict[str, Any]]]:
             for line in (path / name).read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
                 found.setdefault(row.get("sampler", sampler), []).append(row)
-    return found
+    # What the others are compared with comes last.
+    return dict(sorted(found.items(), key=lambda item: item[0] == BASE))
 
 
 def read_all(paths: Sequence[Path]) -> list[Record]:
