@@ -3,18 +3,24 @@
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from playwright.sync_api import Browser, Locator, Page, Request, sync_playwright
 
-from twistlm import Run, Target, train
+from twistlm import Run, Target, smc, train
 from twistlm.cli import main
+from twistlm.cli.sample import MOST_BASE
 from twistlm.diagnostics import Diagnostics
 from twistlm.experiments import get_preset
-from twistlm.report.page import page_data
+from twistlm.potentials import Function
+from twistlm.report.page import page_data, save_page
 from twistlm.report.record import Record, read_all
+from twistlm.resampling import multinomial
+from twistlm.rng import Rng
 from twistlm.verdict import verdict
 
 HOSTILE = '<script>window.hacked = 1</script> & <img src=x onerror="window.hacked = 2"> </script><b>bold</b>'
@@ -292,6 +298,39 @@ def test_several_runs_share_the_curves_and_are_chosen_among(browser: Browser, fo
     assert legend == [FOLDER, "other"]
     assert (out.with_suffix("") / "other-genealogy.pdf").exists()
     assert watched.complaints == []
+
+
+def test_500_samples_are_no_burden(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    """500 samples of 50 tokens, resampled at every one: what the page weighs, and what is laid out at once."""
+    record, generator = Record.read(folder, "large"), torch.Generator().manual_seed(0)
+    words = [piece for row in record.samples["base model p₀"] for piece in row["pieces"]]
+
+    def many(count: int) -> list[dict[str, Any]]:
+        moves = torch.randn(count, 50, generator=generator).tolist()
+        chosen = torch.randint(len(words), (count, 50), generator=generator).tolist()
+        return [
+            {"text": "", "weight": 1 / count, "log_phi": -1.0, "log_p": -100.0, "pieces": [words[k] for k in row],
+             "log_psi_moves": move, "log_w_moves": move[::-1]}
+            for row, move in zip(chosen, moves, strict=True)
+        ]  # fmt: skip
+
+    model = Target("stories", Function(len), "Once upon a time", 50, eos="ignore").twisted()
+    result = smc.run(
+        Rng(0), model, None, prompts=[model.lm.encode("Once upon a time")], num_particles=500, num_steps=50,
+        resampler=multinomial, ess_threshold=1.0,
+    )  # fmt: skip
+    large = replace(
+        record, samples={"twisted SMC": many(500), "base model p₀": many(MOST_BASE)},
+        diagnostics=Diagnostics.of([result], model.lm),
+    )  # fmt: skip
+    save_page([large], tmp_path / "large.html")
+    assert (tmp_path / "large.html").stat().st_size < 6e6
+    page = Watched.open(browser, tmp_path / "large.html").page
+    assert page.locator("#tables span").count() == 0, "far below: not laid out yet"
+    table = samples(page)
+    assert table.locator("tbody tr").count() == 50
+    page.get_by_role("button", name="Show all 500").first.click()
+    assert table.locator("tbody tr").count() == 500
 
 
 def test_an_existing_file_is_refused_unless_it_is_the_runs_own(

@@ -7,6 +7,9 @@ from tyro.conf import arg
 from twistlm.cli.options import ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold
 from twistlm.errors import ConfigError
 
+# Draws of the base model to compare with: more than anyone reads.
+MOST_BASE = 100
+
 
 def sample(
     run: RunPath,
@@ -24,7 +27,7 @@ def sample(
 ) -> None:
     """Sample from the target by SMC with a run's twist. Prints the texts.
 
-    Writes samples.jsonl, base_samples.jsonl (as many draws of the base model, to compare with) and diagnostics.json
+    Writes samples.jsonl, base_samples.jsonl (draws of the base model, to compare with) and diagnostics.json
     (what SMC recorded), and says what is wrong with it, if anything.
     """
     from rich.console import Console
@@ -45,7 +48,7 @@ def sample(
     )  # fmt: skip
     assert opened.folder is not None
     path = opened.folder.save_samples(found.rows())
-    base = opened.base_samples(num_samples, condition=condition, seed=seed)
+    base = opened.base_samples(min(num_samples, MOST_BASE), condition=condition, seed=seed)
     opened.folder.save_samples(base.rows(), "base_samples.jsonl")
     assert found.diagnostics is not None
     opened.folder.save_json("diagnostics.json", found.diagnostics.as_dict())

@@ -173,33 +173,55 @@ def ess(found: Diagnostics) -> Chart:
 
 def genealogy(tree: Genealogy) -> Chart:
     """Lineages of one run: those that reach the end, and those that died out."""
-    num_steps, num_particles = tree.parents.shape
-    parents, survives = tree.parents.tolist(), tree.survives.tolist()
-    itself = list(range(num_particles))
-    breaks = [t for t in range(1, num_steps) if parents[t] != itself]
-    lines: dict[bool, tuple[list[float], list[float | None]]] = {True: ([], []), False: ([], [])}
-
-    def draw(alive: bool, *points: tuple[int, int]) -> None:
-        x, y = lines[alive]
-        for t, slot in points:
-            x.append(t + 1)
-            y.append(slot)
-        x.append(points[-1][0] + 1)
-        y.append(None)
-
-    # From one resampling to the next a lineage stays in its slot: one stroke, however many steps.
-    for first, last in zip([0, *breaks], [*(t - 1 for t in breaks), num_steps - 1], strict=True):
-        for slot in itself:
-            start = [(first - 1, parents[first][slot])] if first else []
-            draw(survives[first][slot], *start, (first, slot), *([(last, slot)] if last > first else []))
+    strokes = _strokes(tree)
     series = [
-        Series("died out", *lines[False], mark="line", look=1, strong=False),
-        Series("reaches the end", *lines[True], mark="line", look=0),
+        Series("died out", *_joined(strokes[False]), mark="line", look=1, strong=False),
+        Series("reaches the end", *_joined(strokes[True]), mark="line", look=0),
     ]
     return Chart(
         "genealogy", "Genealogy of one run of SMC", "Where lines fork, resampling copied a particle.", "token",
         "particle", series,
     )  # fmt: skip
+
+
+Stroke = list[tuple[int, int]]
+
+
+def _strokes(tree: Genealogy) -> dict[bool, list[Stroke]]:
+    """Every lineage once, as (step, slot) from its end back to where it branched off; by whether it reaches the end."""
+    parents, survives = tree.parents.tolist(), tree.survives.tolist()
+    drawn = [[False] * len(row) for row in parents]
+    strokes: dict[bool, list[Stroke]] = {True: [], False: []}
+    # Those that reach the end first: the others branch off from them.
+    for alive in (True, False):
+        for end in reversed(range(len(parents))):
+            for slot in range(len(parents[end])):
+                if survives[end][slot] == alive and not drawn[end][slot]:
+                    strokes[alive].append(_stroke(parents, drawn, end, slot))
+    return strokes
+
+
+def _stroke(parents: list[list[int]], drawn: list[list[bool]], step: int, slot: int) -> Stroke:
+    """One lineage, marked as drawn; steps in the same slot are one straight piece."""
+    points = [(step, slot)]
+    while not drawn[step][slot] and step > 0:
+        drawn[step][slot] = True
+        step, slot = step - 1, parents[step][slot]
+        if len(points) > 1 and points[-2][1] == points[-1][1] == slot:
+            points.pop()
+        points.append((step, slot))
+    drawn[step][slot] = True
+    return points
+
+
+def _joined(strokes: list[Stroke]) -> tuple[list[float], list[float | None]]:
+    """x and y of all strokes, with gaps between."""
+    x: list[float] = []
+    y: list[float | None] = []
+    for points in strokes:
+        x += [step + 1 for step, _ in points] + [points[-1][0] + 1]
+        y += [*(slot for _, slot in points), None]
+    return x, y
 
 
 def weights(found: Diagnostics) -> Chart:
