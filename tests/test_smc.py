@@ -199,6 +199,19 @@ def test_densities_of_given_sequences_match_those_of_drawing(case: Case) -> None
     torch.testing.assert_close(again.log_q, samples.log_q)
 
 
+def test_increments_along_lineages_give_back_the_twist(case: Case) -> None:
+    # log ψ_t is never recorded: log w_t − log p₀ + log q_t is what it moves by, with φ for ψ_T.
+    result = smc.run(
+        Rng(2), case.twisted, case.potential, prompts=[case.prompt] * 4, num_particles=9, num_steps=3,
+        resampler=multinomial, ess_threshold=1.0,
+    )  # fmt: skip
+    samples = smc.to_samples(result, [case.prompt] * 4, case.twisted)
+    log_psi = (smc.increments(result) - samples.log_p + samples.log_q).cumsum(-1)
+    expected = case.twisted.carried(case.twisted.densities(samples, twist_induced).log_psi, samples.mask)
+    torch.testing.assert_close(log_psi[:, :-1], expected[:, :-1])
+    torch.testing.assert_close(log_psi[:, -1], samples.log_phi)
+
+
 class Zero(BasePotential):
     """φ = 0 everywhere."""
 

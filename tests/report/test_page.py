@@ -341,6 +341,11 @@ def test_an_existing_file_is_refused_unless_it_is_the_runs_own(
     assert main(["report", str(folder), "--out", str(out)]) == 2
     assert "exists already; replace it with --overwrite" in capsys.readouterr().err
     assert out.read_text() == "years of work"
+    (folder.parent / "thesis").mkdir()
+    assert main(["report", str(folder), "--out", str(folder.parent / "thesis.html")]) == 2
+    assert "thesis exists already" in capsys.readouterr().err
+    assert main(["report", str(folder), "--out", str(folder.parent / "thesis"), "--overwrite"]) == 2
+    assert "must be the name of a file that ends in .html" in capsys.readouterr().err
     assert main(["report", str(folder), "--out", str(out), "--overwrite"]) == 0
     assert main(["report", str(folder)]) == 0
     # Equal runs are equal pages.

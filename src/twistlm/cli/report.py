@@ -11,9 +11,10 @@ from twistlm.errors import ConfigError, RunError
 def report(
     runs: Annotated[Positional[tuple[Path, ...]], arg(help="Run folders with a certificate.")],
     out: Annotated[
-        Path | None, arg(help="HTML file; an existing one is refused. Default: report.html in the first run's folder.")
+        Path | None,
+        arg(help="HTML file; refused if it, or a folder of its name, exists. Default: report.html in the first run."),
     ] = None,
-    overwrite: Annotated[bool, arg(help="Replace the file of --out.")] = False,
+    overwrite: Annotated[bool, arg(help="Replace the file of --out, and the charts beside it.")] = False,
 ) -> None:
     """Everything about a run, or several side by side, in one HTML file that needs no network.
 
@@ -26,11 +27,25 @@ def report(
 
     if not runs:
         raise ConfigError("name at least one run folder")
-    if out is not None and out.exists() and not overwrite:
-        raise RunError(f"{out} exists already; replace it with --overwrite, or choose another --out")
+    if out is not None:
+        _check(out, overwrite)
     records = read_all(runs)
     for path, record in zip(runs, records, strict=True):
         if record.diagnostics is None:
             print(f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}")
     path, pictures = save_report(records, runs[0] / "report.html" if out is None else out)
     print(f"Report: {path}\n{len(pictures)} charts as PNG and PDF: {pictures[0].parent}/")
+
+
+def _check(out: Path, overwrite: bool) -> None:
+    """Refuse what is not a page's name, or would replace something.
+
+    Raises:
+        ConfigError: it does not end in .html, which is what tells the page from the folder of its charts.
+        RunError: the page or the folder exists.
+    """
+    if out.suffix != ".html":
+        raise ConfigError(f"--out must be the name of a file that ends in .html, not {out}")
+    for path in (out, out.with_suffix("")):
+        if path.exists() and not overwrite:
+            raise RunError(f"{path} exists already; replace it with --overwrite, or choose another --out")

@@ -25,7 +25,8 @@ def plot(chart: Chart) -> Any:
         axes.set_xticks(chart.ticks, [f"{tick:g}" for tick in chart.ticks])
         axes.minorticks_off()
     if len(chart.series) > 1 or chart.span is not None:
-        axes.legend(frameon=False, fontsize="small")
+        # Below, where it hides nothing.
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
 
 

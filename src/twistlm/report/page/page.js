@@ -190,7 +190,8 @@ const FIRST_ROWS = 50;
 function marked(row, by, largest) {
   return row.pieces.map((piece, t) => {
     const move = row[by][t];
-    if (move === undefined) return piece;
+    // Nothing was written and nothing moved: what follows the end of a text.
+    if (move === undefined || (piece === "" && move === 0)) return piece;
     const up = move !== null && move >= 0;
     const title = `${MOVES[by]} ${up ? "+" : ""}${shown(move)}`;
     const span = element("span", { className: up ? "up" : "down", textContent: piece, title });
