@@ -63,6 +63,9 @@ def test_an_open_sandwich_says_what_would_close_it() -> None:
     # Errors of 1.0 in all are to become 1/4, so 16 times as many.
     assert "about 16 times as many runs and exact samples" in line
     assert "particles, if" not in line
+    far = verdict(certificate(0.1, 0.1, upper=9.0))[1]
+    assert "a better q" in far
+    assert "particles, if" not in far
     unknown = replace(found, bounds=(replace(found.bounds[0], lower=Estimate(-4.0, -math.inf, math.inf, 1)),))
     assert "many more runs" in verdict(unknown)[1]
 
@@ -70,7 +73,7 @@ def test_an_open_sandwich_says_what_would_close_it() -> None:
 def test_the_particles_that_are_asked_for_close_it(case: Case) -> None:
     # The rule of 1/N, against SMC itself: with so many particles the gap is within its half of the allowance.
     subject, exact = Subject(case.twisted, case.potential, case.prompt, 3), exact_of(case, 600)
-    few = certify(Rng(0), subject, exact, num_particles=(2,), num_samples=600, budget=1200, methods=("smc",))
+    few = certify(Rng(0), subject, exact, num_particles=(4,), num_samples=600, budget=2400, methods=("smc",))
     line = verdict(few)[1]
     assert "does not close" in line
     asked = int(line.split("about ")[1].split(" particles")[0].replace(",", ""))

@@ -19,8 +19,8 @@ from twistlm.verdict import Finding
 MIN_ESS = 5.0
 # A step is dead if it takes this share of the particles that lived before it.
 DEAD_SHARE = 0.9
-# A tail is fitted to five weights at least, a fifth of all.
-MIN_WEIGHTS = 25
+# A tail is a fifth of so few weights, and fewer than 20 of them say nothing of its shape.
+MIN_WEIGHTS = 100
 # Log weights nearer to each other than this differ by rounding alone.
 EQUAL = 1e-9
 

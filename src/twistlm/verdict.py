@@ -10,6 +10,8 @@ from twistlm.estimates import Estimate
 
 # A sandwich closes when log Z is known to half a nat, errors included: Z to a factor of 1.6.
 CLOSED = 0.5
+# A wider gap is not yet falling like 1/N.
+FAR = 2.0
 # Nats up to which q is called so; the worse of both directions decides, by the upper end of its interval.
 CLOSENESS = ((0.1, "q is all but σ itself"), (1.0, "q is close to σ"), (3.0, "q is some way from σ"))
 # A mode is missed where KL(σ‖q) is surely so many times KL(q‖σ) and so many nats: both are alike near σ.
@@ -117,7 +119,9 @@ def _sandwich(bounds: Bounds) -> str:
     needs = []
     # Half of the allowance is for the gap, which falls like 1/N once N is large, half for errors: like 1/√runs.
     gap, errors = bounds.gap, wide - bounds.gap
-    if gap > CLOSED / 2:
+    if gap > FAR:
+        needs.append(f"a better q: a gap of {gap:.1f} is too wide to say how many particles would close it")
+    elif gap > CLOSED / 2:
         particles = bounds.num_particles * 2 ** math.ceil(math.log2(gap / (CLOSED / 2)))
         needs.append(f"about {particles:,} particles, if the gap of {gap:.2f} goes on falling like 1/N")
     if errors > CLOSED / 2:

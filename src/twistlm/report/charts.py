@@ -114,8 +114,13 @@ def bounds(certificates: Mapping[str, Certificate]) -> Chart:
 Curve = Sequence[tuple[float, Estimate]]
 
 
-def curves(history: Sequence[Mapping[str, Any]], log_Z: Estimate) -> dict[str, Curve]:
-    """Both KLs after each update where they were estimated: by certificates, else by what training judges by."""
+def curves(history: Sequence[Mapping[str, Any]], after: Certificate) -> dict[str, Curve]:
+    """Both KLs after each update where they were estimated: by certificates, else by what training judges by.
+
+    Without exact samples training judges by a bound on log Z, and neither KL is known.
+    """
+    if after.divergences.kl_target_q is None:
+        return {"kl_q_target": [], "kl_target_q": []}
     certified = [
         (row["update"], Certificate.from_dict(row).divergences) for row in history if row["kind"] == "certificate"
     ]
@@ -124,7 +129,7 @@ def curves(history: Sequence[Mapping[str, Any]], log_Z: Estimate) -> dict[str, C
             "kl_q_target": [(at, found.kl_q_target) for at, found in certified],
             "kl_target_q": [(at, found.kl_target_q) for at, found in certified if found.kl_target_q is not None],
         }
-    rows = [row for row in history if row["kind"] == "evaluation"]
+    log_Z, rows = after.divergences.log_Z, [row for row in history if row["kind"] == "evaluation"]
     return {
         "kl_q_target": [(r["update"], difference(log_Z, Estimate.from_dict(r["f"]))) for r in rows if "f" in r],
         "kl_target_q": [(r["update"], difference(Estimate.from_dict(r["held_out"]), log_Z)) for r in rows],

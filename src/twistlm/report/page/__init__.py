@@ -35,7 +35,7 @@ def page_charts(records: Sequence[Record]) -> list[Chart]:
         samplers = {record.name: record.after for record in records}
         if records[0].before is not None:
             samplers = {"before": records[0].before, **samplers}
-    found = {record.name: curves(record.history, record.after.divergences.log_Z) for record in records}
+    found = {record.name: curves(record.history, record.after) for record in records}
     return [bounds(samplers), *divergences(found)]
 
 
