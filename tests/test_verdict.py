@@ -46,6 +46,13 @@ def test_the_worse_direction_decides(nats: float, words: str) -> None:
         assert verdict(certificate(first, second))[0].startswith(words)
 
 
+def test_wide_intervals_claim_nothing() -> None:
+    found = certificate(0.5, 0.5)
+    for low, high, words in ((0.3, 1.2, "q is some way from σ"), (-1.0, 40.0, "How close q is to σ is not known")):
+        wide = replace(found.divergences, kl_target_q=Estimate(0.5, low, high, 9))
+        assert verdict(replace(found, divergences=wide))[0].startswith(words)
+
+
 def test_a_closed_sandwich_says_so() -> None:
     line = verdict(certificate(0.1, 0.1))[1]
     assert line.startswith("The sandwich closes: log Z is between -4.05 and -3.85")

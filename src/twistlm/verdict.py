@@ -12,8 +12,13 @@ from twistlm.estimates import Estimate
 CLOSED = 0.5
 # A wider gap is not yet falling like 1/N.
 FAR = 2.0
-# Nats up to which q is called so; the worse of both directions decides, by the upper end of its interval.
-CLOSENESS = ((0.1, "q is all but σ itself"), (1.0, "q is close to σ"), (3.0, "q is some way from σ"))
+# Nats up to which q is called so. The worse of both directions decides, by the upper end of its interval.
+CLOSENESS = (
+    (0.1, "q is all but σ itself"),
+    (1.0, "q is close to σ"),
+    (3.0, "q is some way from σ"),
+    (math.inf, "q is far from σ"),
+)
 # A mode is missed where KL(σ‖q) is surely so many times KL(q‖σ) and so many nats: both are alike near σ.
 MODE_RATIO, MODE_NATS = 3.0, 0.5
 
@@ -92,14 +97,18 @@ def _closeness(certificate: Certificate) -> str:
         return (
             f"KL(q‖σ) is{at_least} {found.kl_q_target} nats. What q misses of σ is not known: that takes exact samples."
         )
-    words = _words(max(found.kl_q_target.high, found.kl_target_q.high))
     if math.isinf(found.kl_q_target.value):
         return f"q writes what σ never would (φ = 0): KL(q‖σ) is infinite; KL(σ‖q) = {found.kl_target_q} nats."
+    best, worst = (
+        _level(max(getattr(kl, end) for kl in (found.kl_q_target, found.kl_target_q))) for end in ("low", "high")
+    )
+    # Neighbours may be told apart by noise, and the worse is said; beyond that nothing is known.
+    words = CLOSENESS[worst][1] if worst - best <= 1 else "How close q is to σ is not known"
     return f"{words}: KL(q‖σ) = {found.kl_q_target} and KL(σ‖q) = {found.kl_target_q} nats."
 
 
-def _words(nats: float) -> str:
-    return next((words for limit, words in CLOSENESS if nats <= limit), "q is far from σ")
+def _level(nats: float) -> int:
+    return next(k for k, (limit, _) in enumerate(CLOSENESS) if nats <= limit)
 
 
 def _sandwich(bounds: Bounds) -> str:
