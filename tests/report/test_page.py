@@ -37,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     preset = get_preset("toxicity", "smoke")
     asked = preset.target()
     target = Target(asked.model_name, asked.potential, HOSTILE, 6, eos="ignore")
-    run = train(target, config=preset.config("ctl"), out=path)
+    config = preset.config("ctl")
+    config = replace(config, num_draws=1024, evaluation=replace(config.evaluation, during_training=False))
+    run = train(target, config=config, out=path)
     _finish(run)
     return path
 

@@ -78,11 +78,9 @@ function traces(series) {
 function draw(chart) {
   const style = getComputedStyle(document.documentElement);
   const [text, line] = [style.getPropertyValue("--text"), style.getPropertyValue("--line")];
-  const axis = (title) => (
-    { title: { text: plain(title) }, gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true }
-  );
+  const axis = (title) => ({ title: { text: plain(title) }, gridcolor: line, zerolinecolor: line, linecolor: line });
   const layout = {
-    margin: { t: 10, r: 10, l: 10, b: 10 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
+    margin: { t: 10, r: 10, l: 65, b: 50 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
     font: { color: text }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, bargap: 0, hovermode: "closest",
     xaxis: axis(chart.x_title), yaxis: axis(chart.y_title), shapes: here(chart), annotations: [],
   };
