@@ -13,8 +13,8 @@ from twistlm.target import Target
 # Adam's learning rates, the best of the paper's grid for each method, for 15 tokens before 10 and for 2 before 1.
 PAPER_RATES = {"ctl": 3e-6, "rl": 3e-5, "sixo": 1e-4, "fudge": 1e-6, "dpg": 1e-4, "ppo": 3e-5}
 PAPER_RATES_SHORT = {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-4, "dpg": 1e-4, "ppo": 3e-5}
-# The same for the bundled model, by results/rates.py for two tokens and one. Fifteen and ten have them too: CTL and RL had
-# not left the base model there after 64 updates at 1e-3 or below.
+# The same for the bundled model, by results/rates.py for two tokens and one. Fifteen and ten have them too: CTL and
+# RL had not left the base model there after 64 updates at 1e-3 or below.
 RATES = {"ctl": 3e-3, "rl": 3e-4, "sixo": 3e-3, "fudge": 3e-4, "dpg": 3e-3, "ppo": 3e-5, "gkl": 1e-3}
 
 
