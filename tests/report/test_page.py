@@ -98,6 +98,8 @@ class Watched:
     @staticmethod
     def open(browser: Browser, path: Path, **options: object) -> "Watched":
         watched = Watched(browser.new_context(**options).new_page())
+        # Cores may be busy with other tests.
+        watched.page.set_default_timeout(120_000)
         watched.page.on("request", lambda request: watched._requested(request))
         watched.page.on("console", lambda message: watched.complaints.append(message.text))
         watched.page.on("pageerror", lambda error: watched.complaints.append(str(error)))
