@@ -315,13 +315,12 @@ def test_one_twist_for_every_class(tmp_path) -> None:
         assert_mean(hit.double() - p, 0.0)
         torch.testing.assert_close(joint.log_phi[hit].exp(), p[hit], rtol=1e-4, atol=1e-6)
     config = replace(CONFIG, num_draws=512, chunk=512, evaluation=EvaluationConfig((4,), 128, 256))
-    run = train(target, config=config, num_updates=40, learning_rate=1e-3, out=tmp_path / "run")
-    score = {
-        label: float(run.sample(64, condition=label, proposal="twist_induced", ess_threshold=0.0).log_phi.mean())
-        for label in labels
-    }
-    base = {label: float(run.sample(64, condition=label, proposal="base").log_phi.mean()) for label in labels}
-    assert sum(score.values()) > sum(base.values())
+    run = train(target, config=config, num_updates=10, learning_rate=1e-3, out=tmp_path / "run")
+    for label in labels:
+        found, base = run.sample(64, condition=label), run.sample(64, condition=label, proposal="base")
+        # By weight, SMC's samples are of the class that was asked for; base draws are of what class they like.
+        likely = (found.weights * found.log_phi).sum()
+        assert likely > base.log_phi.mean() + 0.1, label
     with pytest.raises(ConfigError, match="'happy' is no label; choose one of: negative, neutral, positive"):
         run.sample(2, condition="happy")
     with pytest.raises(ConfigError, match="at least two classes"):
