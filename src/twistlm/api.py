@@ -27,7 +27,7 @@ from twistlm.proposals import get_proposal, twist_induced
 from twistlm.registry import lookup
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
-from twistlm.sources import Setting, uses
+from twistlm.sources import Setting
 from twistlm.storage import share
 from twistlm.target import Target
 from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
@@ -106,11 +106,7 @@ class RunConfig:
     @property
     def trains_on_draws(self) -> bool:
         """Whether the collected draws are training data too, so that their features are worth keeping."""
-        return any(
-            uses(source, name)
-            for name in ("draws", "exact")
-            for source in (self.training.target_source, self.training.intermediate_source)
-        )
+        return self.training.draws_from("draws", "exact")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""

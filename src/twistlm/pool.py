@@ -95,7 +95,7 @@ class Pool:
         that σ would make are seen often, and no ratio more than doubles.
         """
         assert self.samples is not None
-        log_w = self._log_ratio(slice(-1, None))[:, 0] + self.samples.log_phi
+        log_w = self.final_log_ratio + self.samples.log_phi
         evenly = torch.full_like(log_w, 1 / len(log_w))
         chance = (evenly + normalise(log_w)) / 2 if bool(log_w.isfinite().any()) else evenly
         points = (torch.arange(count) + rng.uniform((1, count))) / count
@@ -114,6 +114,11 @@ class Pool:
     def log_ratio(self) -> Tensor:
         """log p₀(s_1:t) − log q̄(s_1:t) of every draw [n, T]."""
         return self._log_ratio(slice(None))
+
+    @property
+    def final_log_ratio(self) -> Tensor:
+        """The same of whole sequences [n]."""
+        return self._log_ratio(slice(-1, None))[:, 0]
 
     def _log_ratio(self, steps: slice) -> Tensor:
         assert self.samples is not None

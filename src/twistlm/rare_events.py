@@ -206,13 +206,13 @@ class _Climb:
     def _events(self, level: float) -> float:
         """Effective number of draws in the pool that reach the level."""
         assert self.pool.samples is not None
-        log_w = self.pool.log_ratio[:, -1][self.pool.samples.log_phi >= level]
+        log_w = self.pool.final_log_ratio[self.pool.samples.log_phi >= level]
         return float(ess(log_w)) if len(log_w) else 0.0
 
     def _level(self) -> float:
         """The highest score that draws of enough effective number reach; that of the best draw if none is."""
         assert self.pool.samples is not None
-        log_phi, log_w = self.pool.samples.log_phi, self.pool.log_ratio[:, -1]
+        log_phi, log_w = self.pool.samples.log_phi, self.pool.final_log_ratio
         order = log_phi.argsort(descending=True)
         weights = log_w[order].exp()
         enough = (weights.cumsum(0).square() / weights.square().cumsum(0) >= self.search.min_ess).nonzero()
@@ -233,7 +233,7 @@ class _Climb:
             return
         target = self.target
         setting = Setting(self.model, target.bound_potential, target.prompt_tokens, target.num_tokens)
-        log_w = held_out.log_ratio[:, -1] + held_out.samples.log_phi
+        log_w = held_out.final_log_ratio + held_out.samples.log_phi
         criterion = weighted_divergence(rng.fork("judge"), held_out.samples, log_w, setting)
         Trainer(rng, setting, LEARNING, criterion, pool=teaching).train()
 
@@ -247,7 +247,7 @@ class _Climb:
             self._grow(fresh, rng, count)
         assert fresh.samples is not None
         assert fresh.log_q is not None
-        event, log_w, from_base = fresh.samples.log_phi >= math.log(threshold), fresh.log_ratio[:, -1], fresh.counts[0]
+        event, log_w, from_base = fresh.samples.log_phi >= math.log(threshold), fresh.final_log_ratio, fresh.counts[0]
         value = mean(within(log_w.exp() * event, fresh.counts))
         if not bool(event.any()):
             limit = 1 - (1 - CONFIDENCE) ** (1 / (from_base + self.pool.counts[0]))

@@ -113,6 +113,10 @@ class TrainingConfig:
         if self.weight_decay < 0 or self.evaluation_samples < 0:
             raise ConfigError("weight_decay and evaluation_samples must not be negative")
 
+    def draws_from(self, *names: str) -> bool:
+        """Whether one of these sources gives a part of any role's samples."""
+        return any(uses(getattr(self, field_name), name) for field_name in ROLES.values() for name in names)
+
 
 Criterion = Callable[[Rng, TwistedLM], Estimate]
 """What training is judged by on data it never sees: smaller is better."""
@@ -214,8 +218,7 @@ class Trainer:
         )
         self.objective = objective(config.loss)
         self.given_pool = pool is not None
-        wants_pool = any(uses(getattr(config, name), "pool") for name in set(ROLES.values()))
-        self.pool = pool if pool is not None else Pool() if wants_pool else None
+        self.pool = pool if pool is not None else Pool() if config.draws_from("pool") else None
         if self.pool is not None and isinstance(setting.potential, ConditionalPotential):
             raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
         self.progress = Progress()
@@ -382,11 +385,10 @@ class Trainer:
         self.module.load_state_dict(self.best)
         alpha = self._choose_shrinkage()
         training = self.setting.collection
-        # Other sources have not paid for the collection, and the loss alone fits the value.
-        taught = any(uses(getattr(self.config, name), "draws") for name in set(ROLES.values()))
         if (
             isinstance(self.twist.head, LowRankHead)
-            and taught
+            # Other sources have not paid for the collection, and the loss alone fits the value.
+            and self.config.draws_from("draws")
             and training is not None
             and self.held_out is not None
             and alpha > 0

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from twistlm.cli.options import NONE_GIVEN, ExperimentOptions, PresetName, Seed
-from twistlm.errors import ConfigError, RunError
+from twistlm.cli.options import NONE_GIVEN, ExperimentOptions, PresetName, Seed, refuse_existing
+from twistlm.errors import ConfigError
 
 
 def certify(
@@ -51,8 +51,7 @@ def certify(
     from twistlm.storage import save_json
     from twistlm.verdict import verdict
 
-    if out is not None and out.exists():
-        raise RunError(f"{out} exists already; choose another --out, or delete it")
+    refuse_existing(out)
     is_run = (Path(target) / "config.json").exists()
     if is_run and options.given:
         raise ConfigError(f"{', '.join(options.given)}: options are an experiment's, and {target} is a run")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from twistlm.errors import ConfigError
+from twistlm.errors import ConfigError, RunError
 
 Out = Annotated[Path, arg(help="Run folder. An existing one is refused unless --resume or --overwrite is given.")]
 Resume = Annotated[bool, arg(help="Continue the run in the folder where it stopped, bit for bit.")]
@@ -59,6 +59,16 @@ def if_exists(resume: bool, overwrite: bool) -> str:
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
     return "resume" if resume else "overwrite" if overwrite else "refuse"
+
+
+def refuse_existing(out: Path | None) -> None:
+    """Before anything is computed: a file of results is never replaced.
+
+    Raises:
+        RunError: it exists.
+    """
+    if out is not None and out.exists():
+        raise RunError(f"{out} exists already; choose another --out, or delete it")
 
 
 def some(sweeps: tuple[Path, ...]) -> tuple[Path, ...]:

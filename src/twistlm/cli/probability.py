@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from twistlm.cli.options import Seed, given
-from twistlm.errors import ConfigError, RunError
+from twistlm.cli.options import Seed, given, refuse_existing
+from twistlm.errors import ConfigError
 
 
 def probability(
@@ -51,8 +51,7 @@ def probability(
     from twistlm.storage import save_json
     from twistlm.target import Target
 
-    if out is not None and out.exists():
-        raise RunError(f"{out} exists already; choose another --out, or delete it")
+    refuse_existing(out)
     wanted = given(classifier=classifier, regex=regex, function=function)
     if len(wanted) != 1:
         raise ConfigError(
