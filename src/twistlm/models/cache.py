@@ -15,6 +15,8 @@ from twistlm.threads import together
 
 # Numbers to read above which one query's attention is worth a second thread.
 TOGETHER = 2**20
+# Bytes above which rows are worth being copied one by one; smaller ones take less time together, copied twice.
+LARGE_ROW = 20_000
 
 
 class GrowingLayer(DynamicLayer):
@@ -82,7 +84,11 @@ class GrowingLayer(DynamicLayer):
             return buffer
         sources = rows[moved]
         kept = sources[sources < count]
-        if torch.equal(rows[kept], kept):
+        first = int(moved[0])
+        if first + len(moved) == count and int(sources.max()) < first:
+            # Prefixes have only split: their further children come after them, in one piece.
+            torch.index_select(in_use[:first], 0, sources, out=in_use[first:count])
+        elif torch.equal(rows[kept], kept) and in_use[0].nbytes > LARGE_ROW:
             # No source is overwritten (the first child of a prefix keeps its row), so each row is copied once.
             torch._foreach_copy_([in_use[i] for i in moved.tolist()], [in_use[i] for i in sources.tolist()])
         else:

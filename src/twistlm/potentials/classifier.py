@@ -143,6 +143,8 @@ def _load(name: str, device: str | None) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from twistlm.models.inference import for_inference
+
     bundled = available("classifier")
     source: str | Path = bundled[name].value() if name in bundled else name
     try:
@@ -164,4 +166,5 @@ def _load(name: str, device: str | None) -> tuple[Any, Any]:
             f"{name!r} is not a sequence classifier: it has no weights for {', '.join(missing[:3])}, "
             "and random ones would score at random"
         )
-    return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+    network = network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return for_inference(network, torch.float32), tokenizer
