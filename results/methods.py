@@ -29,12 +29,17 @@ MAIN = {
     "infilling-15-10": grid.Request("infilling", SMALL, {"num_tokens": 15, "num_condition": 10}),
     "infilling-2-1": grid.Request("infilling", SMALL, {"num_tokens": 2, "num_condition": 1}),
 }
+POWERS = (1, 2, 5)
 POSITIVES = ("ctl", "rl", "sixo", "dpg")
 ABLATIONS = {
     "toxicity-exact": grid.Request("toxicity", SMALL, methods=POSITIVES, source="exact", num_seeds=2),
     "sentiment-exact": grid.Request("sentiment", SMALL, methods=POSITIVES, source="exact", num_seeds=2),
-    "toxicity-beta-2": grid.Request("toxicity", SMALL, {"beta": 2.0}, methods=("ctl", "dpg", "ppo"), num_seeds=2),
-    "toxicity-beta-5": grid.Request("toxicity", SMALL, {"beta": 5.0}, methods=("ctl", "dpg", "ppo"), num_seeds=2),
+    **{
+        f"toxicity-beta-{beta}": grid.Request(
+            "toxicity", SMALL, {"beta": float(beta)}, methods=("ctl", "dpg", "ppo"), num_seeds=2
+        )
+        for beta in POWERS
+    },
     "toxicity-threshold": grid.Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
 }
 
@@ -86,7 +91,7 @@ def main(options: Options) -> None:
         for picture in ("divergences", "bounds", "resampling"):
             if (plots / f"{picture}.png").exists():
                 shutil.copy(plots / f"{picture}.png", f"docs/images/results-{name}-{picture}.png")
-    betas = [done[name] for name in ("toxicity", "toxicity-beta-2", "toxicity-beta-5") if name in done]
+    betas = [done[f"toxicity-beta-{beta}"] for beta in POWERS if f"toxicity-beta-{beta}" in done]
     if len(betas) > 1:
         plot_frontier(betas, options.out)
         shutil.copy(options.out / "frontier.png", "docs/images/results-frontier.png")
