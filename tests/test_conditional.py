@@ -1,6 +1,7 @@
 """Targets that differ by a condition: weights, bounds and training against enumeration, and what is refused."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -129,13 +130,15 @@ def test_weights_are_normalised_among_the_sequences_of_one_target() -> None:
     torch.testing.assert_close(weights, torch.full((5,), 0.2))
 
 
-@pytest.mark.parametrize("own_network", [False, True])
-def test_sampling_and_scoring_agree_through_resampling(own_network: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"own_network": True}, {"tied": True}])
+def test_sampling_and_scoring_agree_through_resampling(options: dict[str, Any]) -> None:
     goal = target(4, 2)
-    twist = goal.build_twist(Rng(0), "conditional", {"own_network": own_network})
+    twist = goal.build_twist(Rng(0), "conditional", options)
     generator = torch.Generator().manual_seed(3)
+    # The last layer that is the twist's own: a tied one borrows the model's output matrix.
+    last = twist.head.trunk[-1].weight if options.get("tied") else twist.head.weight
     with torch.no_grad():
-        twist.head.weight.copy_(0.5 * torch.randn(twist.head.weight.shape, generator=generator))
+        last.copy_(0.5 * torch.randn(last.shape, generator=generator))
     model = goal.twisted(twist)
     conditions = torch.tensor([[3, 4], [9, 250], [3, 4]])
     prompts = [goal.prompt_tokens] * 3

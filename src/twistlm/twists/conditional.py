@@ -14,12 +14,14 @@ from torch.nn.functional import pad
 from twistlm.errors import ConfigError
 from twistlm.registry import register
 from twistlm.twists.backbone import fine_tuned
-from twistlm.twists.head import VocabularyHead, _layers, _twist, _zero_output
+from twistlm.twists.head import VocabularyHead, _layers, _twist, _unembedding, _zero_output
 from twistlm.types import BaseLM, Decoder, Twist
 
 
 @register("twist", "conditional", needs_conditions=True)
-def conditional(lm: BaseLM, num_layers: int = 2, width: int | None = None, own_network: bool = False) -> Twist:
+def conditional(
+    lm: BaseLM, num_layers: int = 2, width: int | None = None, own_network: bool = False, tied: bool = False
+) -> Twist:
     """An MLP over the hidden states of prefix and condition, by the frozen base model or by a network of its own.
 
     Args:
@@ -28,15 +30,20 @@ def conditional(lm: BaseLM, num_layers: int = 2, width: int | None = None, own_n
         width: of the hidden ones; the model's by default.
         own_network: read both with a copy of the base model that is fine-tuned (the paper's twist), instead of with
             the base model itself.
+        tied: the model's own unembedding as the last layer over V, frozen, so that what is learned of one token holds
+            for similar ones: for few samples.
 
     Raises:
-        ConfigError: num_layers < 2, or a network of its own for a model that cannot be copied.
+        ConfigError: num_layers < 2, or a network of its own or its output layer of a model that does not have them.
     """
     if num_layers < 2:
         raise ConfigError(f"twist 'conditional' needs num_layers of at least 2, not {num_layers}")
     width = width or lm.feature_size
-    trunk = _layers([2 * lm.feature_size, *[width] * (num_layers - 1)], zero_last=False)
-    head = VocabularyHead(trunk, _zero_output(lm.vocab_size, width))
+    hidden = [2 * lm.feature_size, *[width] * (num_layers - 1)]
+    if tied:
+        head = VocabularyHead(_layers([*hidden, lm.feature_size], zero_last=True), _unembedding(lm, "conditional"))
+    else:
+        head = VocabularyHead(_layers(hidden, zero_last=False), _zero_output(lm.vocab_size, width))
     plain = _twist(head, lm)
     if not own_network:
         return replace(plain, reader=torch.no_grad()(last_state_of(lm)))
