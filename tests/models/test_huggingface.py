@@ -68,11 +68,12 @@ def test_any_reordering_of_the_cache_is_right(parents: list[int]) -> None:
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_teacher_forced_features_equal_full_forward(architecture: str) -> None:
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[2:3] * 4], ids=["ragged", "same"])
+def test_teacher_forced_features_equal_full_forward(architecture: str, prompts: list[torch.Tensor]) -> None:
     lm = tiny_lm(architecture)
     tokens = torch.randint(1, 200, (4, 6), generator=torch.Generator().manual_seed(2))
-    logits = lm.logits(lm.features(PROMPTS, tokens))
-    for row, (prompt, continuation) in enumerate(zip(PROMPTS, tokens, strict=True)):
+    logits = lm.logits(lm.features(prompts, tokens))
+    for row, (prompt, continuation) in enumerate(zip(prompts, tokens, strict=True)):
         for t in range(6):
             expected = full_logits(architecture, torch.cat([prompt, continuation[:t]]))
             torch.testing.assert_close(logits[row, t], expected, rtol=1e-4, atol=1e-4)
@@ -204,15 +205,26 @@ def test_unknown_model_is_one_clear_line(tmp_path) -> None:  # type: ignore[no-u
         load("smollm2", dtype="int3")
 
 
-def test_gradients_do_not_depend_on_how_many_sequences_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = tiny_lm().trainable_copy()
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[2:3] * 4], ids=["ragged", "same"])
+def test_gradients_do_not_depend_on_how_many_sequences_run_at_a_time(
+    architecture: str, prompts: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = tiny_lm(architecture).trainable_copy()
     tokens = torch.randint(1, 200, (4, 6), generator=torch.Generator().manual_seed(3))
 
-    def gradients(most: int) -> list[torch.Tensor]:
-        monkeypatch.setattr("twistlm.models.huggingface.TRAINING_TOKENS", most)
+    def gradients(most: int | None) -> list[torch.Tensor]:
         decoder.module.zero_grad()
-        decoder.features(PROMPTS, tokens).square().sum().backward()
+        if most is None:
+            for row in range(4):
+                decoder.features(prompts[row : row + 1], tokens[row : row + 1]).square().sum().backward()
+        else:
+            monkeypatch.setattr("twistlm.models.huggingface.TRAINING_TOKENS", most)
+            decoder.features(prompts, tokens).square().sum().backward()
         return [parameter.grad.clone() for parameter in decoder.module.parameters() if parameter.grad is not None]
 
-    for one, many in zip(gradients(1), gradients(10_000), strict=True):
-        torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-3)
+    # Each by itself, one at a time, several, all.
+    expected, *found = [gradients(most) for most in (None, 1, 18, 10_000)]
+    for one in found:
+        for a, b in zip(one, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

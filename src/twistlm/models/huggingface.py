@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from twistlm.errors import ModelError
 from twistlm.linear import PackedProduct
@@ -133,24 +133,28 @@ class HuggingFaceDecoder:
         return DecoderState(hidden, _coalesced(cache))
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
-        """Hidden states [B, T, d] before each of tokens [B, T], in one pass."""
+        """Hidden states [B, T, d] before each of tokens [B, T], in one pass; a prompt that all share is read once."""
         prefix, padding = _left_padded(prompts, self.device)
         inputs = torch.cat([prefix, tokens[:, :-1].to(self.device)], -1)
-        padded = bool(padding.any())
-        if not (self.trainable and torch.is_grad_enabled()):
-            with torch.no_grad():
-                hidden = _hidden(self._network(), inputs, padding if padded else None, 0)
-            return hidden[:, prefix.shape[1] - 1 :]
-        # Activations of a few sequences at a time: each part runs again in the backward pass.
-        parts = []
-        for at in range(0, len(prompts), size := max(1, TRAINING_TOKENS // inputs.shape[1])):
-            part = slice(at, at + size)
-            parts.append(
-                checkpoint(
-                    _hidden, self.module, inputs[part], padding[part] if padded else None, 0, use_reentrant=False
-                )
-            )
-        return torch.cat(parts)[:, prefix.shape[1] - 1 :]
+        last = prefix.shape[1] - 1
+        training = self.trainable and torch.is_grad_enabled()
+        network = self.module if training else self._network()
+        shared: list[Pair] = []
+        with torch.set_grad_enabled(training):
+            if len(prompts) > 1 and last > 0 and bool((prefix == prefix[0]).all()) and not bool(padding.any()):
+                shared = _keys_and_values(network, prefix[:1, :last])
+                inputs, last = inputs[:, last:], 0
+            read = partial(_hidden_after, network, shared)
+            masked = bool(padding.any())
+            rows = max(1, TRAINING_TOKENS // inputs.shape[1]) if training else len(prompts)
+            starts, parts = range(0, len(prompts), rows), []
+            for at in starts:
+                part = inputs[at : at + rows], padding[at : at + rows] if masked else None
+                # Activations of a few sequences at a time: each part runs again in the backward pass, but for the
+                # last one, which that pass begins with.
+                again = training and at != starts[-1]
+                parts.append(checkpoint(read, *part, use_reentrant=False) if again else read(*part))
+        return torch.cat(parts)[:, last:]
 
     @torch.no_grad()
     def _step(self, tokens: Tensor, cache: PrefixCache) -> Tensor:
@@ -195,7 +199,7 @@ def _coalesced(cache: PrefixCache) -> PrefixCache:
 
 
 def _hidden(
-    network: nn.Module, tokens: Tensor, padding: Tensor | None, used: int, layers: Cache | None = None
+    network: nn.Module, tokens: Tensor, padding: Tensor | None, used: int = 0, layers: Cache | None = None
 ) -> Tensor:
     """Hidden states [B, Q, d] of tokens [B, Q] that follow `used` columns, of which `padding` [B] mean nothing."""
     columns = torch.arange(used + tokens.shape[1], device=tokens.device)
@@ -210,6 +214,23 @@ def _hidden(
     )  # fmt: skip
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def _keys_and_values(network: nn.Module, prompt: Tensor) -> list[Pair]:
+    """Keys and values of each layer for a prompt [1, P], with gradient if there is one to be had."""
+    cache = DynamicCache()
+    _hidden(network, prompt, None, 0, cache)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _hidden_after(network: nn.Module, prompt: Sequence[Pair], tokens: Tensor, padding: Tensor | None) -> Tensor:
+    """Hidden states [B, Q, d] of tokens [B, Q], all of them after the prompt [1, P] that `prompt` is of, if any."""
+    if not prompt:
+        return _hidden(network, tokens, padding)
+    cache = DynamicCache()
+    for at, pair in enumerate(prompt):
+        cache.update(*[each.expand(len(tokens), -1, -1, -1) for each in pair], at)
+    return _hidden(network, tokens, padding, cache.get_seq_length(), cache)
 
 
 class HuggingFaceLM(HuggingFaceDecoder):
