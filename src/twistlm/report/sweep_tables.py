@@ -25,7 +25,8 @@ NAMES = ("kl_q_target", "kl_target_q", "log_phi", "kl_q_prior", "seconds")
 def title(pooled: Pooled) -> str:
     """What was swept."""
     options = "".join(f", {name} = {value}" for name, value in pooled.asked["options"].items())
-    return f"{pooled.asked['experiment']}, preset {pooled.asked['preset']}{options}"
+    source = f", trained on {found} samples" if (found := pooled.asked.get("source")) else ""
+    return f"{pooled.asked['experiment']}, preset {pooled.asked['preset']}{options}{source}"
 
 
 def remarks(pooled: Pooled) -> list[str]:
