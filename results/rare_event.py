@@ -27,7 +27,7 @@ from twistlm.rng import Rng
 from twistlm.storage import load_json, save_json
 from twistlm.target import Target
 
-THRESHOLDS = (0.5, 0.9, 0.99)
+THRESHOLDS = (0.5, 0.9)
 PIECE, CHUNK = 16_384, 4096
 
 
