@@ -1,6 +1,6 @@
 """Infilling of two tokens before one, estimated and exact: both divergences by summing over all pairs of tokens.
 
-    python results/exact_infilling.py      # after the sweep infilling-2-1 of results/methods.py; eight minutes
+    python results/exact_infilling.py      # after the sweep infilling-2-1 of results/methods.py; twenty minutes
 
 First tokens that together have less than 1e-4 of p₀ are left out. The conditions are draws of p₀, so that is what σ
 loses on average; what q loses is computed. Writes results/exact_infilling.json.
