@@ -44,7 +44,7 @@ format: $(READY) ## Format and fix what can be fixed automatically
 bench: $(READY) ## Time and memory against transformers' generate (over an hour; with ARGS=--quick seconds)
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-results: $(READY) ## Compare the methods: 7 methods, 5 seeds, 4 settings, into docs/results.md (1.5 hours, resumable)
+results: $(READY) ## Compare the methods: 7 methods, 5 seeds, 4 settings, into docs/results.md (two hours, resumable)
 	$(BIN)/python results/methods.py $(ARGS)
 
 ablations: $(READY) ## Exact positives, powers of the potential, the threshold, exact divergences, into docs/results.md

@@ -1,6 +1,6 @@
 """The comparison of methods on the bundled models, and the page that shows it.
 
-    python results/methods.py                  # 7 methods, 5 seeds, 4 settings: 1.5 hours on two cores
+    python results/methods.py                  # 7 methods, 5 seeds, 4 settings: two hours on two cores
     python results/methods.py --ablations      # exact positives, powers of φ, the threshold
     python results/methods.py --seeds 1 --only infilling-2-1
     python results/methods.py --redraw         # nothing is run; the page is written anew from what is there
