@@ -39,7 +39,8 @@ def probability(
     """How likely is a rare event? log10 of its probability with an interval, and what plain counting would need.
 
     A twist is learned on the way: in rounds that reach higher and higher scores until the threshold is reached often.
-    Fresh draws then give an unbiased estimate. For example:
+    Fresh draws then give an unbiased estimate. Its interval knows what the draws have seen: ways to the event that no
+    twist has learned are missing from it as often as not, so compare seeds (docs/certify.md). For example:
 
     twistlm probability "Once upon a time, there was a" --classifier toxicity --label toxic --thresholds 0.5 0.9
     """
