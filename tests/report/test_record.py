@@ -64,7 +64,8 @@ def test_what_is_missing(run: Path, name: str, message: str, capsys: pytest.Capt
 @pytest.mark.parametrize("name", ["config.json", "certificate.json", "diagnostics.json", "samples.jsonl"])
 def test_what_is_half_written(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / name).read_text()
-    (run / name).write_text(text[: len(text) // 2])
+    # Half of the lines of samples may well be whole ones, which is a shorter file and no broken one.
+    (run / name).write_text(text[: len(text) // 2].rstrip("}\n"))
     refused(run, "", capsys)
 
 
