@@ -1,6 +1,6 @@
 """The bundled rare event, counted among a million base draws, and estimated by `twistlm probability` without them.
 
-    python results/rare_event.py              # an hour on two cores, resumable
+    python results/rare_event.py              # half an hour on two cores, resumable
     python results/rare_event.py --draws 0    # estimates only; what has been counted before stays
 
 The event: p(toxic) of twenty tokens after "Once upon a time, there was a" reaches a threshold. Counts have exact
@@ -68,16 +68,16 @@ def target() -> Target:
 
 def do(out: Path, task: Task) -> None:
     """Count a piece, or estimate with one seed."""
+    goal = target()
     if task.kind == "count":
         rng = Rng(0, ("count", task.number))
-        drawn = target().collect(rng, num_samples=None, max_draws=PIECE, chunk=CHUNK).draws
+        drawn = goal.collect(rng, num_samples=None, max_draws=PIECE, chunk=CHUNK).draws
         phi = drawn.log_phi.exp()
         found: dict[str, Any] = {"draws": len(phi), "events": {f"{t:g}": int((phi >= t).sum()) for t in THRESHOLDS}}
     else:
-        estimates = rare_events.probability(target(), THRESHOLDS, seed=task.number)
-        steps = target().num_tokens
+        estimates = rare_events.probability(goal, THRESHOLDS, seed=task.number)
         found = {"seed": task.number, "found": [
-            {**each.as_dict(), "plain_tokens": each.plain_tokens(steps)} for each in estimates
+            {**each.as_dict(), "plain_tokens": each.plain_tokens(goal.num_tokens)} for each in estimates
         ]}  # fmt: skip
     save_json(task.file(out), found)
 

@@ -136,16 +136,15 @@ class HuggingFaceDecoder:
         """Hidden states [B, T, d] before each of tokens [B, T], in one pass; a prompt that all share is read once."""
         prefix, padding = _left_padded(prompts, self.device)
         inputs = torch.cat([prefix, tokens[:, :-1].to(self.device)], -1)
-        last = prefix.shape[1] - 1
+        last, masked = prefix.shape[1] - 1, bool(padding.any())
         training = self.trainable and torch.is_grad_enabled()
         network = self.module if training else self._network()
         shared: list[Pair] = []
         with torch.set_grad_enabled(training):
-            if len(prompts) > 1 and last > 0 and bool((prefix == prefix[0]).all()) and not bool(padding.any()):
+            if len(prompts) > 1 and last > 0 and not masked and bool((prefix == prefix[0]).all()):
                 shared = _keys_and_values(network, prefix[:1, :last])
                 inputs, last = inputs[:, last:], 0
             read = partial(_hidden_after, network, shared)
-            masked = bool(padding.any())
             rows = max(1, TRAINING_TOKENS // inputs.shape[1]) if training else len(prompts)
             starts, parts = range(0, len(prompts), rows), []
             for at in starts:
