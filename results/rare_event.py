@@ -1,6 +1,6 @@
 """The bundled rare event, counted among a million base draws, and estimated by `twistlm probability` without them.
 
-    python results/rare_event.py              # half an hour on two cores, resumable
+    python results/rare_event.py              # an hour and a quarter on two cores, resumable
     python results/rare_event.py --draws 0    # estimates only; what has been counted before stays
 
 The event: p(toxic) of twenty tokens after "Once upon a time, there was a" reaches a threshold. Counts have exact
@@ -28,6 +28,8 @@ from twistlm.storage import load_json, save_json
 from twistlm.target import Target
 
 THRESHOLDS = (0.5, 0.9)
+# The rare one, and the fresh draws of its estimates: the more of them, the less weighs what learning has cost.
+RARE, FRESH = 0.9, 196_608
 PIECE, CHUNK = 16_384, 4096
 
 
@@ -75,7 +77,8 @@ def do(out: Path, task: Task) -> None:
         phi = drawn.log_phi.exp()
         found: dict[str, Any] = {"draws": len(phi), "events": {f"{t:g}": int((phi >= t).sum()) for t in THRESHOLDS}}
     else:
-        estimates = rare_events.probability(goal, THRESHOLDS, seed=task.number)
+        search = rare_events.Search(num_samples=FRESH)
+        estimates = rare_events.probability(goal, [RARE], search=search, seed=task.number)
         found = {"seed": task.number, "found": [
             {**each.as_dict(), "plain_tokens": each.plain_tokens(goal.num_tokens)} for each in estimates
         ]}  # fmt: skip
@@ -98,14 +101,17 @@ def _proportion(count: int, total: int) -> dict[str, float]:
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """A line for every threshold: the count, then each seed's estimate."""
-    for at, threshold in enumerate(f"{t:g}" for t in THRESHOLDS):
-        if (count := found["count"]) is not None:
-            print(threshold, f"of {count['draws']} draws", json.dumps(count["events"][threshold]), flush=True)
-        for run in found["estimates"]:
-            one = run["found"][at]
+    """A line for every count and for each seed's estimate."""
+    if (count := found["count"]) is not None:
+        for threshold, events in count["events"].items():
+            print(threshold, f"of {count['draws']} draws", json.dumps(events), flush=True)
+    for run in found["estimates"]:
+        for one in run["found"]:
             saved = one["plain_tokens"] / one["num_tokens"]
-            print(threshold, f"seed {run['seed']}", json.dumps(one["probability"]), f"{saved:.0f} times fewer tokens")
+            print(
+                f"{one['threshold']:g}", f"seed {run['seed']}", json.dumps(one["probability"]),
+                f"{saved:.0f} times fewer tokens",
+            )  # fmt: skip
 
 
 def main(options: Options) -> None:

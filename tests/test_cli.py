@@ -1,6 +1,7 @@
 """The command line: help that teaches, one clear line on bad input, and the real thing on real weights."""
 
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -50,6 +51,35 @@ def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
         "--preset demo",
     ):
         assert word in shown
+
+
+def test_the_probability_of_an_event_in_real_stories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole command on the bundled model, against a count of base draws; its defaults are the library's."""
+    from scipy.stats import binomtest
+
+    from twistlm import Target
+    from twistlm.cli.probability import probability
+    from twistlm.potentials import Regex
+    from twistlm.rare_events import Search
+    from twistlm.rng import Rng
+
+    defaults = inspect.signature(probability).parameters
+    for name in ("num_draws", "max_rounds", "num_samples"):
+        assert defaults[name].default == getattr(Search(), name)
+    prompt, pattern, out = "Once upon a time, there was a", "dragon", tmp_path / "found.json"
+    arguments = ["probability", prompt, "--regex", pattern, "--thresholds", "1", "--num-tokens", "4", "--eos", "ignore",
+                 "--num-draws", "1024", "--max-rounds", "2", "--num-samples", "4096", "--out", str(out)]  # fmt: skip
+    assert main(arguments) == 0
+    assert "times as many" in capsys.readouterr().out
+    (found,) = json.loads(out.read_text())["found"]
+    target = Target("stories", Regex(pattern), prompt, 4, eos="ignore")
+    counted = target.collect(Rng(1), num_samples=None, max_draws=16_384, chunk=4096).draws.log_phi.isfinite()
+    interval = binomtest(int(counted.sum()), len(counted)).proportion_ci(0.999, "exact")
+    assert interval.low < found["probability"]["high"]
+    assert found["probability"]["low"] < interval.high
+    assert 0 < found["probability"]["low"] < found["probability"]["high"]
+    assert main(arguments) == 2
+    assert "found.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from twistlm.errors import ConfigError
 from twistlm.estimates import Estimate
 from twistlm.models.tabular import TabularHead, TabularLM, num_nodes
 from twistlm.potentials import Function, Regex
-from twistlm.rare_events import Probability, Search, _Climb, probability
+from twistlm.proposals import twist_induced
+from twistlm.rare_events import SWITCHING, Probability, Search, _Climb, probability
 from twistlm.rng import Rng
 from twistlm.testing import Enumeration, assert_mean
 from twistlm.types import Twist
 
 STEPS = 4
-SEARCH = Search(num_draws=256, num_samples=512, min_ess=10, twist="tilt", twist_options=())
+SEARCH = Search(num_draws=512, max_rounds=12, num_samples=1024, min_ess=20, twist="tilt", twist_options=())
 REPEATS = 400
 
 
@@ -96,6 +97,35 @@ def test_a_rare_event_takes_a_fraction_of_the_tokens(target: Target) -> None:
         assert high - low < 0.25
 
 
+def twice_in_a_row(texts: list[str]) -> list[float]:
+    """log of a score that is 1 where 4 is said twice in a row, early or late, and less where it is said once."""
+    return [0.0 if "44" in text[1:] else -2.0 if "4" in text[1:] else -4.0 for text in texts]
+
+
+def test_an_event_that_comes_early_or_late_is_found_both_ways(target: Target) -> None:
+    """A tilt by step can only say where 4 is likelier; switched on and off, it makes no way to the event rare."""
+    target = Target(target.lm, Function(twice_in_a_row, log_upper_bound=0.0), "1", STEPS, eos="ignore")
+    climb, exact = _Climb(target, SEARCH, Rng(0)), truth(target, 1.0)
+    climb.reach(1.0)
+    every = Enumeration.of(climb.model, target.bound_potential, target.prompt_tokens, STEPS)
+    found = climb.model.densities(every.samples(climb.model), twist_induced)
+    log_q = {"steered": found.log_q.sum(-1), "switched": SWITCHING.log_q(found.log_p, found.log_q)[:, -1]}
+    event, said = every.log_phi == 0.0, every.tokens == 4
+    only = {"early": said[:, :2].all(-1) & ~said[:, 2:].any(-1), "late": said[:, -2:].all(-1) & ~said[:, :2].any(-1)}
+    for way in only.values():
+        assert bool((event & way).any())
+    worst = {name: float((every.log_p - q)[event].exp().max()) for name, q in log_q.items()}
+    assert worst["switched"] < 0.5 < 1.0 < worst["steered"], worst
+    estimates = []
+    for k in range(REPEATS):
+        climb.rng = Rng(k + 1)
+        estimates.append(climb._estimate(1.0, 0).value)
+    assert_mean(torch.tensor([each.value for each in estimates], dtype=torch.float64), exact)
+    held = sum(each.low <= exact <= each.high for each in estimates)
+    coverage = stats.binomtest(held, REPEATS).proportion_ci(0.99, "exact")
+    assert coverage.low <= 0.95 <= coverage.high, held
+
+
 def test_a_common_event_is_no_harder_than_by_counting(target: Target) -> None:
     (found,) = probability(target, [math.exp(-4.0)], search=SEARCH)
     assert found.value.value == pytest.approx(1.0, abs=0.05)
@@ -114,9 +144,16 @@ def test_thresholds_go_from_easy_to_hard_and_share_what_was_learned(target: Targ
 
 
 def test_an_upper_bound_where_the_base_model_shows_the_event(target: Target) -> None:
-    (found,) = probability(target, [math.exp(-3.0)], search=SEARCH)
-    assert found.log_upper is not None
-    assert found.log_upper.high > math.log(truth(target, math.exp(-3.0)))
+    """Of forty intervals, whose expectation lies above, more than one in ten below the truth is no chance."""
+    threshold = math.exp(-3.0)
+    climb, log_truth, held = _Climb(target, SEARCH, Rng(0)), math.log(truth(target, threshold)), 0
+    climb.reach(threshold)
+    for k in range(40):
+        climb.rng = Rng(k + 1)
+        found = climb._estimate(threshold, 0).log_upper
+        assert found is not None
+        held += found.high > log_truth
+    assert held >= 36
 
 
 def test_an_event_that_is_never_seen_has_an_upper_limit_and_no_zero() -> None:
@@ -127,8 +164,10 @@ def test_an_event_that_is_never_seen_has_an_upper_limit_and_no_zero() -> None:
     )  # fmt: skip
     assert found.hits == 0
     assert (found.value.value, found.value.low) == (0.0, 0.0)
-    # Seventy base draws without it: below 4.2 % with 95 % confidence.
-    assert found.value.high == pytest.approx(1 - 0.05 ** (1 / 70))
+    # n base draws without it, the whole first round and some of the fresh ones: below 1 − 0.05^(1/n) with 95 %.
+    num_base = math.log(0.05) / math.log1p(-found.value.high)
+    assert 64 < num_base <= 128
+    assert num_base == pytest.approx(round(num_base))
     assert found.log10[0] == -math.inf
     assert isinstance(found.as_dict()["probability"]["high"], float)
 

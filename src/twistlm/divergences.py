@@ -59,18 +59,21 @@ def proposal_samples(
     max_batch: int = 512,
     record_features: bool = False,
     num_siblings: int = 0,
+    paused: Tensor | None = None,
 ) -> Samples:
     """`num_samples` independent draws from q for each of the prompts, in batches of about `max_batch` sequences.
 
     With `conditions` [R, c] for R prompts, the draws of each come one after the other. Without a potential φ = 1.
+    `paused` [num_samples, T], for a single prompt: the steps at which each draws from p₀ instead of q.
     """
 
     def drawn(at: int, which: slice, count: int) -> Samples:
         given = None if conditions is None else conditions[which]
+        resting = None if paused is None else paused[at : at + count].unsqueeze(0)
         result = smc.run(
             rng.fork("proposal", at), model, potential, prompts=prompts[which], num_particles=count,
             num_steps=num_steps, proposal=proposal, ess_threshold=0.0, conditions=given,
-            record_features=record_features, num_siblings=num_siblings,
+            record_features=record_features, num_siblings=num_siblings, paused=resting,
         )  # fmt: skip
         return smc.to_samples(result, prompts[which], model, given)
 

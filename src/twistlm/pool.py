@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twistlm.divergences import proposal_samples
+from twistlm.intermittent import Switching
 from twistlm.logmath import normalise
 from twistlm.potentials.base import evaluate
 from twistlm.proposals import Proposal
@@ -46,46 +47,56 @@ class Pool:
     """Draws of G generations, n in all, in the order in which they came.
 
     Attributes:
+        switching: how the twists are switched on and off, if they are; then q_j is the mixture of all patterns.
         twists: parameters of each generation's twist.
-        counts: how many draws each made.
-        samples: all draws.
+        counts: how many draws each made, those that were not kept included.
+        samples: all draws that were kept.
+        unsteered: which draws are the base model's own, the twist having been off throughout [n]; None without
+            switching.
         log_q: log q_j(s_1:t) of every draw under every generation [G, n, T], float64.
     """
 
+    switching: Switching | None = None
     twists: list[dict[str, Tensor]] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     samples: Samples | None = None
+    unsteered: Tensor | None = None
     log_q: Tensor | None = None
 
     def grow(
         self, rng: Rng, model: TwistedLM, potential: Potential, *, prompt: Tensor, num_steps: int, count: int,
-        proposal: Proposal, generation: int | None = None,
+        proposal: Proposal, least: float = -torch.inf,
     ) -> None:  # fmt: skip
-        """Add `count` draws from the proposal of `model`, or of an earlier generation; its twist is left as it is."""
+        """Add `count` draws from the proposal of `model`, whose twist is left as it is.
+
+        Those with log φ below `least` are counted and not kept: nothing has to be worked out for them again.
+        """
         assert model.twist is not None
         module = model.twist.module
         now = snapshot(module)
-        if generation is not None:
-            module.load_state_dict(self.twists[generation])
+        rng = rng.fork("pool", sum(self.counts))
+        paused = None if self.switching is None else self.switching.draw(rng.fork("switching"), count, num_steps)
         # φ is taken apart from SMC, which refuses a batch of which every sequence has φ = 0.
         fresh = proposal_samples(
-            rng.fork("pool", sum(self.counts)), model, None, prompts=[prompt], num_samples=count,
-            num_steps=num_steps, proposal=proposal, max_batch=BATCH, record_features=model.features_are_reusable,
+            rng, model, None, prompts=[prompt], num_samples=count, num_steps=num_steps, proposal=proposal,
+            max_batch=BATCH, record_features=model.features_are_reusable, paused=paused,
         )  # fmt: skip
         fresh = replace(fresh, log_phi=evaluate(potential, fresh.prompts, fresh.tokens).to(fresh.log_p.device))
-        drawn_by, rows = len(self.twists) if generation is None else generation, []
-        for j, twist in enumerate(self.twists):
+        kept = (fresh.log_phi >= least).nonzero().squeeze(-1)
+        fresh, rows = fresh.select(kept), []
+        for twist in self.twists:
             module.load_state_dict(twist)
-            rows.append(fresh.log_q.cumsum(-1) if j == drawn_by else _log_q(model, fresh, proposal))
+            rows.append(self._log_q(model, fresh, proposal))
         module.load_state_dict(now)
-        if generation is None:
-            rows.append(fresh.log_q.cumsum(-1))
-            if self.samples is not None and self.log_q is not None:
-                self.log_q = torch.cat([self.log_q, _log_q(model, self.samples, proposal).unsqueeze(0)])
-            self.twists.append(now)
-            self.counts.append(0)
-        self.counts[drawn_by] += count
+        rows.append(self._log_q(model, fresh, proposal, own=True))
+        if self.samples is not None and self.log_q is not None:
+            self.log_q = torch.cat([self.log_q, self._log_q(model, self.samples, proposal).unsqueeze(0)])
+        self.twists.append(now)
+        self.counts.append(count)
         self.samples = fresh if self.samples is None else Samples.concatenate([self.samples, fresh])
+        if paused is not None:
+            unsteered = paused.all(-1)[kept]
+            self.unsteered = unsteered if self.unsteered is None else torch.cat([self.unsteered, unsteered])
         self.log_q = torch.stack(rows) if self.log_q is None else torch.cat([self.log_q, torch.stack(rows)], 1)
 
     def draw(self, rng: Rng, count: int) -> tuple[Samples, Tensor]:
@@ -108,7 +119,8 @@ class Pool:
         """The draws at `index`, still weighed against all generations as they were."""
         assert self.samples is not None
         assert self.log_q is not None
-        return replace(self, samples=self.samples.select(index), log_q=self.log_q[:, index])
+        unsteered = None if self.unsteered is None else self.unsteered[index]
+        return replace(self, samples=self.samples.select(index), unsteered=unsteered, log_q=self.log_q[:, index])
 
     @property
     def log_ratio(self) -> Tensor:
@@ -127,11 +139,16 @@ class Pool:
         mixture = torch.logsumexp(self.log_q[:, :, steps] + shares.log().view(-1, 1, 1), 0)
         return self.samples.log_p.cumsum(-1)[:, steps] - mixture
 
-
-def _log_q(model: TwistedLM, samples: Samples, proposal: Proposal) -> Tensor:
-    """log q(s_1:t) of given sequences under the model's proposal as it is [n, T]."""
-    parts = []
-    for at in range(0, len(samples), CHUNK):
-        part = samples.select(torch.arange(at, min(at + CHUNK, len(samples))))
-        parts.append(model.densities(part, proposal).log_q.cumsum(-1))
-    return torch.cat(parts)
+    def _log_q(self, model: TwistedLM, samples: Samples, proposal: Proposal, own: bool = False) -> Tensor:
+        """log q_j(s_1:t) of given sequences [n, T] for the model's twist as it is; `own`: they were drawn by it."""
+        if own and self.switching is None:
+            return samples.log_q.cumsum(-1)
+        parts = []
+        for at in range(0, len(samples), CHUNK):
+            part = samples.select(torch.arange(at, min(at + CHUNK, len(samples))))
+            found = model.densities(part, proposal)
+            parts.append(
+                found.log_q.cumsum(-1) if self.switching is None
+                else self.switching.log_q(found.log_p, found.log_q)
+            )  # fmt: skip
+        return torch.cat(parts)

@@ -102,11 +102,20 @@ def draw(
     forced: Tensor,
     num_siblings: int = 0,
     scratch: Scratch | None = None,
+    paused: Tensor | None = None,
 ) -> Drawn:
     """Draw each particle's next token from `proposal`, except where `forced` [B] is not −1.
 
-    A prefix from which no token has positive weight yields token 0 with log ψ = −inf and log q = 0: a dead particle.
+    Particles that are `paused` [B] draw from p₀ instead, and log q says so. A prefix from which no token has positive
+    weight yields token 0 with log ψ = −inf and log q = 0: a dead particle.
     """
+    if paused is not None and bool(paused.any()):
+        groups = [(which.nonzero().squeeze(-1), made) for which, made in ((paused, base), (~paused, proposal))]
+        parts = [
+            draw(rng, following.of(index), made, forced[index], num_siblings, scratch)
+            for index, made in groups if len(index)
+        ]  # fmt: skip
+        return Drawn.concatenate(parts, torch.cat([index for index, _ in groups]))
     terms = proposal(following)
     table = CategoricalTable.from_logits(*terms, scratch=scratch)
     rows = following.rows

@@ -1,18 +1,19 @@
 """How likely is a rare event? Its probability under a language model, by a twist that is learned on the way.
 
 The event is that a score reaches a threshold. Plain Monte Carlo needs 1/P draws to see it once. Here a twist is learned
-in rounds: draw, find the highest level that enough draws reach, learn to reach it (generalised KL on the pool of all
-draws so far), draw again, until the threshold itself is reached often enough (the cross-entropy method: Rubinstein
-1999; with the pool of Cornuet et al. 2012). Part of every round is drawn by the twist of the first, which reaches for
-what is hardly rare: a way to the event that the others have missed turns up there, with a large weight, and the level
-falls until it has been learned. Fresh draws from a mixture of base model, first and last twist then give an unbiased
-estimate: no weight p₀/q̄ exceeds one over the base model's share, whatever the twist has failed to see.
+in rounds: draw, find the highest level that enough draws reach, learn to reach it, draw again, until the threshold
+itself is reached often enough (the cross-entropy method: Rubinstein 1999; with the pool of all draws of Cornuet et al.
+2012). Fresh draws then give an unbiased estimate, whatever the twist has failed to see.
+
+Three things keep rare ways to the event from being missed. The twist is switched on and off at random
+(`twistlm.intermittent`), so that a text may begin or go on harmlessly. It is fitted for the least variance of the
+weights, which a way that few draws took decides. And every round is fitted to lower levels beside the highest one.
 """
 
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,27 +23,27 @@ from torch import Tensor
 from twistlm.bounds import iwae_from_ratios
 from twistlm.errors import ConfigError
 from twistlm.estimates import CONFIDENCE, Estimate, mean
-from twistlm.logmath import ess
-from twistlm.pool import Pool, snapshot
+from twistlm.intermittent import Switching
+from twistlm.logmath import ess, normalise
+from twistlm.pool import Pool
+from twistlm.progress import bar
 from twistlm.proposals import twist_induced
+from twistlm.resampling import invert
 from twistlm.rng import Rng
-from twistlm.sources import Setting
 from twistlm.target import Target
-from twistlm.training import Trainer, TrainingConfig, weighted_divergence
 from twistlm.types import ConditionalPotential
 
 logger = logging.getLogger("twistlm")
 
-LEARNING = TrainingConfig(
-    loss="gkl", target_source="pool", intermediate_source="pool", pool_batch=1024, num_updates=200, learning_rate=5e-3,
-    weight_decay=0.1, evaluate_every=10, patience=40, shrinkages=(0.5,),
-)  # fmt: skip
-# Of the final draws, from the base model and by the first round's twist; the last one's make the rest.
-SHARES = (0.1, 0.2)
-# Of every later round, by the first round's twist.
-AGAIN = 0.2
+SWITCHING = Switching()
+# The levels of a round are those that so many times `min_ess` effective draws reach.
+MULTIPLES = (1, 4, 16)
+# Of learning, in every round; draws of each level in an update.
+UPDATES, BATCH, LEARNING_RATE, WEIGHT_DECAY = 80, 128, 1e-2, 0.1
 # Effective events in the pool, as a multiple of `min_ess`, at which learning ends.
-ENOUGH = 4
+ENOUGH = 10
+# Fresh draws at a time.
+CHUNK = 8192
 # Particles of the upper bound.
 PARTICLES = 64
 
@@ -52,10 +53,10 @@ class Search:
     """How hard to look.
 
     Attributes:
-        num_draws: sequences of every round.
+        num_draws: sequences of every round; what is still unseen after all rounds is what an interval can miss.
         max_rounds: for each threshold.
         num_samples: fresh sequences of every estimate.
-        min_ess: effective draws that a level needs to be learned from.
+        min_ess: effective draws that a round's highest level needs; the others need 4 and 16 times as many.
         twist: a registered twist.
         twist_options: its arguments.
 
@@ -63,10 +64,10 @@ class Search:
         ConfigError: a number is too small.
     """
 
-    num_draws: int = 2048
-    max_rounds: int = 12
-    num_samples: int = 8192
-    min_ess: float = 80.0
+    num_draws: int = 16_384
+    max_rounds: int = 6
+    num_samples: int = 65_536
+    min_ess: float = 200.0
     twist: str = "lexical"
     twist_options: tuple[tuple[str, Any], ...] = (("rank", 2),)
 
@@ -90,7 +91,7 @@ class Probability:
         hits: events among the fresh draws.
         num_draws: fresh draws.
         ess: effective number of events among them.
-        num_tokens: tokens drawn so far, those for earlier thresholds included.
+        num_tokens: tokens drawn for it: of all learning so far, that for earlier thresholds included, and fresh ones.
         rounds: of learning for this threshold.
     """
 
@@ -165,43 +166,36 @@ class _Climb:
         twist = target.build_twist(rng.fork("twist"), search.twist, dict(search.twist_options))
         self.model = target.twisted(twist)
         self.module = twist.module
-        self.pool = Pool()
-        self.num_tokens = 0
+        self.pool = Pool(SWITCHING)
+        self.least = -math.inf
 
     def reach(self, threshold: float) -> Probability:
         """Learn until the threshold is reached often enough; then estimate."""
-        goal, rounds = math.log(threshold), 0
-        while rounds < self.search.max_rounds:
-            self._draw()
+        goal, rounds, levels = math.log(threshold), 0, [-math.inf]
+        while rounds < self.search.max_rounds and not (
+            levels[0] == goal and self._events(goal) >= ENOUGH * self.search.min_ess
+        ):
+            self._grow(self.pool, self.rng, self.search.num_draws, self.least)
             rounds += 1
-            level = min(goal, self._level())
+            levels = [min(goal, self._level(k * self.search.min_ess)) for k in MULTIPLES]
             self.report(
                 f"round {rounds}: of {sum(self.pool.counts):,} draws, {self._events(goal):.0f} effective ones reach "
-                f"{threshold:g}; learning to reach {math.exp(level):.3g}"
+                f"{threshold:g}; learning to reach {', '.join(f'{math.exp(level):.2g}' for level in levels)}"
             )
-            self._learn(level)
-            if level == goal and self._events(goal) >= ENOUGH * self.search.min_ess:
-                break
-        else:
+            self._forget(levels[-1])
+            self._learn(levels)
+        if levels[0] < goal:
             logger.warning(
                 "%d rounds were not enough to learn how φ reaches %g: the interval may miss what was never seen. Raise "
                 "num_draws or max_rounds", rounds, threshold,
             )  # fmt: skip
         return self._estimate(threshold, rounds)
 
-    def _draw(self) -> None:
-        """One round, part of it by the first round's twist as soon as others have followed."""
-        again = round(AGAIN * self.search.num_draws) if len(self.pool.counts) > 1 else 0
-        self._grow(self.pool, self.rng, self.search.num_draws - again)
-        if again:
-            self._grow(self.pool, self.rng, again, generation=1)
-
-    def _grow(self, pool: Pool, rng: Rng, count: int, generation: int | None = None) -> None:
+    def _grow(self, pool: Pool, rng: Rng, count: int, least: float = -math.inf) -> None:
         pool.grow(
             rng, self.model, self.target.bound_potential, prompt=self.target.prompt_tokens,
-            num_steps=self.target.num_tokens, count=count, proposal=twist_induced, generation=generation,
+            num_steps=self.target.num_tokens, count=count, proposal=twist_induced, least=least,
         )  # fmt: skip
-        self.num_tokens += count * self.target.num_tokens
 
     def _events(self, level: float) -> float:
         """Effective number of draws in the pool that reach the level."""
@@ -209,68 +203,81 @@ class _Climb:
         log_w = self.pool.final_log_ratio[self.pool.samples.log_phi >= level]
         return float(ess(log_w)) if len(log_w) else 0.0
 
-    def _level(self) -> float:
-        """The highest score that draws of enough effective number reach; that of the best draw if none is."""
+    def _level(self, number: float) -> float:
+        """The highest score that draws of this effective number reach; that of the best draw if none is."""
         assert self.pool.samples is not None
         log_phi, log_w = self.pool.samples.log_phi, self.pool.final_log_ratio
         order = log_phi.argsort(descending=True)
         weights = log_w[order].exp()
-        enough = (weights.cumsum(0).square() / weights.square().cumsum(0) >= self.search.min_ess).nonzero()
+        enough = (weights.cumsum(0).square() / weights.square().cumsum(0) >= number).nonzero()
         level = float(log_phi[order[int(enough[0])]]) if len(enough) else -math.inf
         return level if math.isfinite(level) else float(log_phi.max())
 
-    def _learn(self, level: float) -> None:
-        """Fit the twist to the event that `level` is reached."""
+    def _forget(self, level: float) -> None:
+        """Drop draws that have no part in learning, which will hardly look below half of its lowest level again."""
         assert self.pool.samples is not None
-        log_phi = torch.where(self.pool.samples.log_phi >= level, 0.0, -torch.inf).double()
-        pool = replace(self.pool, samples=replace(self.pool.samples, log_phi=log_phi))
-        rng = self.rng.fork("learn", len(log_phi))
-        order = rng.uniform((1, len(log_phi)))[0].argsort()
-        held_out, teaching = pool.select(order[: len(order) // 5]), pool.select(order[len(order) // 5 :])
-        assert held_out.samples is not None
-        assert teaching.samples is not None
-        if not (held_out.samples.log_phi.isfinite().any() and teaching.samples.log_phi.isfinite().any()):
+        self.least = max(self.least, level - math.log(2))
+        kept = (self.pool.samples.log_phi >= self.least).nonzero().squeeze(-1)
+        self.pool = self.pool.select(kept)
+
+    def _learn(self, levels: Sequence[float]) -> None:
+        """Fit the twist to the draws that reach the levels: least variance of the weights, as far as they tell.
+
+        The second moment of p₀/q̄ on an event is P times its mean over σ, which the pool's weighted draws estimate. The
+        lower levels keep open what has not led to the event yet.
+        """
+        assert self.pool.samples is not None
+        log_phi, log_w = self.pool.samples.log_phi, self.pool.final_log_ratio
+        if not bool(log_phi.isfinite().any()):
             return
-        target = self.target
-        setting = Setting(self.model, target.bound_potential, target.prompt_tokens, target.num_tokens)
-        log_w = held_out.final_log_ratio + held_out.samples.log_phi
-        criterion = weighted_divergence(rng.fork("judge"), held_out.samples, log_w, setting)
-        Trainer(rng, setting, LEARNING, criterion, pool=teaching).train()
+        chance = torch.stack([normalise(log_w.masked_fill(log_phi < level, -torch.inf)) for level in levels])
+        rng = self.rng.fork("learn", sum(self.pool.counts))
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, UPDATES)
+        for update in range(UPDATES):
+            points = (torch.arange(BATCH) + rng.fork(update).uniform((len(levels), BATCH))) / BATCH
+            batch = self.pool.samples.select(invert(chance, points).flatten())
+            scores = self.model.score(batch, normaliser=True)
+            assert scores.log_normaliser is not None
+            log_q = batch.log_p + (scores.log_psi - scores.log_normaliser).double() * batch.mask
+            log_ratio = batch.log_p.sum(-1) - SWITCHING.log_q(batch.log_p, log_q)[:, -1]
+            optimiser.zero_grad(set_to_none=True)
+            torch.logsumexp(log_ratio.view(len(levels), BATCH), 1).mean().backward()
+            optimiser.step()
+            schedule.step()
+            # The fused step leaves version counters alone, by which twists notice that what they keep is out of date.
+            torch.autograd.graph.increment_version(parameters)
 
     def _estimate(self, threshold: float, rounds: int) -> Probability:
-        """From fresh draws, which have taught none of the three proposals that make them."""
-        total, rng = self.search.num_samples, self.rng.fork("fresh", f"{threshold:g}")
-        fresh, last = Pool(), snapshot(self.module)
-        proposals = [(twist, round(share * total)) for twist, share in zip(self.pool.twists, SHARES, strict=False)]
-        for twist, count in (*proposals, (last, total - sum(count for _, count in proposals))):
-            self.module.load_state_dict(twist)
-            self._grow(fresh, rng, count)
-        assert fresh.samples is not None
-        assert fresh.log_q is not None
-        event, log_w, from_base = fresh.samples.log_phi >= math.log(threshold), fresh.final_log_ratio, fresh.counts[0]
-        value = mean(within(log_w.exp() * event, fresh.counts))
+        """From fresh draws, which have taught the proposal nothing."""
+        rng, total = self.rng.fork("fresh", f"{threshold:g}"), self.search.num_samples
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        with bar(f"estimating P[φ ≥ {threshold:g}]", total) as report:
+            for at in range(0, total, CHUNK):
+                fresh = Pool(SWITCHING)
+                self._grow(fresh, rng.fork(at), min(CHUNK, total - at))
+                assert fresh.samples is not None
+                assert fresh.unsteered is not None
+                parts.append((fresh.samples.log_phi >= math.log(threshold), fresh.final_log_ratio, fresh.unsteered))
+                report(min(at + CHUNK, total), "")
+        event, log_w, unsteered = (torch.cat(part) for part in zip(*parts, strict=True))
+        value = mean(log_w.exp() * event)
         if not bool(event.any()):
-            limit = 1 - (1 - CONFIDENCE) ** (1 / (from_base + self.pool.counts[0]))
-            value = Estimate(0.0, 0.0, limit, len(event))
-        # The bound from above needs exact samples: the base model's events, under the last proposal alone.
-        ratios = fresh.samples.log_p.sum(-1) - fresh.log_q[-1, :, -1]
-        own = torch.where(event, ratios, -torch.inf)[-fresh.counts[-1] :]
-        exact, upper = ratios[:from_base][event[:from_base]], None
-        if len(exact) >= 2 and len(own) >= PARTICLES:
-            upper = iwae_from_ratios(own, exact, PARTICLES).upper
+            limit = 1 - (1 - CONFIDENCE) ** (1 / (int(unsteered.sum()) + self.pool.counts[0]))
+            value = Estimate(0.0, 0.0, limit, total)
+        # The bound from above needs exact samples: the base model's own events.
+        reached, exact, upper = torch.where(event, log_w, -torch.inf), log_w[unsteered & event], None
+        if len(exact) >= 2 and total >= PARTICLES:
+            upper = iwae_from_ratios(reached, exact, PARTICLES).upper
         return Probability(
-            threshold=threshold, value=value, self_normalised=ratio(log_w.exp(), event, fresh.counts), log_upper=upper,
-            hits=int(event.sum()), num_draws=len(event), ess=float(ess(torch.where(event, log_w, -torch.inf))),
-            num_tokens=self.num_tokens, rounds=rounds,
+            threshold=threshold, value=value, self_normalised=ratio(log_w.exp(), event), log_upper=upper,
+            hits=int(event.sum()), num_draws=total, ess=float(ess(reached)),
+            num_tokens=(sum(self.pool.counts) + total) * self.target.num_tokens, rounds=rounds,
         )  # fmt: skip
 
 
-def within(x: Tensor, counts: Sequence[int]) -> Tensor:
-    """`x` [n] with every stratum's mean moved to the overall one: so many were drawn from each, which is no chance."""
-    return torch.cat([part - part.mean() for part in x.split(list(counts))]) + x.mean()
-
-
-def ratio(weights: Tensor, event: Tensor, counts: Sequence[int]) -> Estimate:
+def ratio(weights: Tensor, event: Tensor) -> Estimate:
     """Σ w 1[event] / Σ w, with the interval of its linear part (delta method)."""
     value = float((weights * event).sum() / weights.sum())
-    return mean(within(value + weights * (event.double() - value) / weights.mean(), counts))
+    return mean(value + weights * (event.double() - value) / weights.mean())

@@ -55,6 +55,7 @@ def run(
     conditions: Tensor | None = None,
     record_features: bool = False,
     num_siblings: int = 0,
+    paused: Tensor | None = None,
 ) -> SMCResult:
     """R independent SMC runs, one per prompt, of N particles and T steps, in one batch.
 
@@ -72,6 +73,7 @@ def run(
         conditions: [R, c], what each run's target is given, for a potential that needs it; None otherwise.
         record_features: keep the features before each token, for training a head without a second pass.
         num_siblings: K further draws of every token to keep, for training.
+        paused: steps [R, N, T] at which a slot draws from p₀ instead of the proposal; None for none.
 
     Raises:
         ConfigError: N, T or the threshold is out of range, or `retained` has the wrong shape.
@@ -95,7 +97,8 @@ def run(
             state = extend(model, state, particles, ancestors, resampled)
         if record_features:
             frames.append(state.lm.features[state.rows].unflatten(0, ancestors.shape))
-        particles, drawn = propose(rng, model, state, particles, proposal, retained, num_siblings)
+        resting = None if paused is None else paused[:, :, t].to(device)
+        particles, drawn = propose(rng, model, state, particles, proposal, retained, num_siblings, resting)
         if drawn.siblings is not None:
             families.append(drawn.siblings)
         log_psi = drawn.log_psi
@@ -190,15 +193,20 @@ def propose(
     proposal: Proposal,
     retained: Tensor | None,
     num_siblings: int = 0,
+    paused: Tensor | None = None,
 ) -> tuple[Particles, Drawn]:
-    """Append one token to every particle: drawn, or EOS once finished, or the retained sequence's in slot 0."""
+    """Append one token to every particle: drawn, or EOS once finished, or the retained sequence's in slot 0.
+
+    Slots that are `paused` [R, N] draw from p₀.
+    """
     t, shape = particles.length, particles.log_w.shape
     forced = torch.full(shape, -1, device=particles.tokens.device)
     if retained is not None:
         forced[:, 0] = retained[:, t]
     if model.absorbing is not None:
         forced[particles.finished] = model.absorbing
-    drawn = model.draw(rng, state, proposal, forced.flatten(), num_siblings)
+    resting = None if paused is None else paused.flatten()
+    drawn = model.draw(rng, state, proposal, forced.flatten(), num_siblings, resting)
     tokens, log_p, log_psi, log_q = (x.view(shape) for x in (drawn.tokens, drawn.log_p, drawn.log_psi, drawn.log_q))
     siblings = None if drawn.siblings is None else drawn.siblings.map(lambda x: x.unflatten(0, shape))
     if model.absorbing is not None:

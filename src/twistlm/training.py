@@ -132,15 +132,10 @@ def held_out_divergence(rng: Rng, held_out: Collection, setting: Setting, count:
     draws = held_out.draws
     if draws.conditions is not None:
         return _mean_log_ratio(draws.select(torch.arange(min(count, len(draws)))), None, setting)
-    return weighted_divergence(rng, draws, draws.log_phi, setting, count)
-
-
-def weighted_divergence(rng: Rng, samples: Samples, log_w: Tensor, setting: Setting, count: int = 128) -> Criterion:
-    """The same on samples with any log weights [n] towards σ."""
-    weights = normalise(log_w).unsqueeze(0)
+    weights = normalise(draws.log_phi).unsqueeze(0)
     points = (torch.arange(count) + rng.uniform((1, 1))) / count
     index, copies = invert(weights, points.to(weights.device)).unique(return_counts=True)
-    return _mean_log_ratio(samples.select(index), copies, setting)
+    return _mean_log_ratio(draws.select(index), copies, setting)
 
 
 def _mean_log_ratio(chosen: Samples, copies: Tensor | None, setting: Setting) -> Criterion:
@@ -205,7 +200,6 @@ class Trainer:
         folder: RunFolder | None = None,
         held_out: Collection | None = None,
         certify: Callable[[int], dict[str, Any]] | None = None,
-        pool: Pool | None = None,
     ) -> None:
         if setting.model.twist is None:
             raise ConfigError("there is nothing to train: build the model with a twist")
@@ -217,8 +211,7 @@ class Trainer:
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.objective = objective(config.loss)
-        self.given_pool = pool is not None
-        self.pool = pool if pool is not None else Pool() if config.draws_from("pool") else None
+        self.pool = Pool() if config.draws_from("pool") else None
         if self.pool is not None and isinstance(setting.potential, ConditionalPotential):
             raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
         self.progress = Progress()
@@ -308,7 +301,7 @@ class Trainer:
 
     def _grow_pool(self, number: int) -> None:
         """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
-        ahead = None if self.pool is None or self.given_pool else updates_until_growth(number)
+        ahead = None if self.pool is None else updates_until_growth(number)
         if ahead is None:
             return
         if number % self.config.evaluate_every != 0:

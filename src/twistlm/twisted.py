@@ -204,11 +204,14 @@ class TwistedLM:
         inducing = found[-1] if self.proposal_twist is not None else None
         return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows, inducing)
 
-    def draw(self, rng: Rng, state: State, proposal: Proposal, forced: Tensor, num_siblings: int = 0) -> Drawn:
+    def draw(
+        self, rng: Rng, state: State, proposal: Proposal, forced: Tensor, num_siblings: int = 0,
+        paused: Tensor | None = None,
+    ) -> Drawn:  # fmt: skip
         """`proposals.draw` for all particles of `state`, in parts whose distributions fit in memory together."""
         count, most = state.lm.features.shape[0], self._rows_at_a_time
         if count <= most:
-            return draw(rng, self.next(state), proposal, forced, num_siblings, self._scratch)
+            return draw(rng, self.next(state), proposal, forced, num_siblings, self._scratch, paused)
         size = -(-count // -(-count // most))
         orders, parts = [], []
         for at in range(0, count, size):
@@ -219,7 +222,8 @@ class TwistedLM:
                 state.rows[index] - at,
             )
             orders.append(index)
-            parts.append(draw(rng, self.next(part), proposal, forced[index], num_siblings, self._scratch))
+            resting = None if paused is None else paused[index]
+            parts.append(draw(rng, self.next(part), proposal, forced[index], num_siblings, self._scratch, resting))
         return Drawn.concatenate(parts, torch.cat(orders))
 
     # --- Teacher-forced ---

@@ -126,6 +126,12 @@ class NextToken:
         """log ψ of the twist that induces the proposal [U, V]; None where there is no twist."""
         return self.log_psi if self.log_psi_proposal is None else self.log_psi_proposal
 
+    def of(self, particles: Tensor) -> "NextToken":
+        """Some of the particles [B'], and the prefixes of those alone."""
+        used, rows = torch.unique(self.rows[particles], return_inverse=True)
+        log_psi, proposing = (None if x is None else x[used] for x in (self.log_psi, self.log_psi_proposal))
+        return NextToken(self.logits[used], log_psi, rows, proposing)
+
     @property
     def log_p(self) -> Tensor:
         """Normalised log p₀ of each particle, float64 [B, V]."""

@@ -30,17 +30,18 @@ def probability(
     eos: Annotated[
         Literal["absorb", "ignore"], arg(help="End a text at its end-of-text token, or draw on.")
     ] = "absorb",
-    num_draws: Annotated[int, arg(help="Draws of every round of learning.")] = 2048,
-    max_rounds: Annotated[int, arg(help="Rounds of learning for every threshold, at most.")] = 12,
-    num_samples: Annotated[int, arg(help="Fresh draws of every estimate; they have taught nothing.")] = 8192,
+    num_draws: Annotated[int, arg(help="Draws of every round of learning.")] = 16_384,
+    max_rounds: Annotated[int, arg(help="Rounds of learning for every threshold, at most.")] = 6,
+    num_samples: Annotated[int, arg(help="Fresh draws of every estimate; they have taught nothing.")] = 65_536,
     out: Annotated[Path | None, arg(help="JSON file for the result; an existing one is refused.")] = None,
     seed: Seed = 0,
 ) -> None:
     """How likely is a rare event? log10 of its probability with an interval, and what plain counting would need.
 
     A twist is learned on the way: in rounds that reach higher and higher scores until the threshold is reached often.
-    Fresh draws then give an unbiased estimate. Its interval knows what the draws have seen: ways to the event that no
-    twist has learned are missing from it as often as not, so compare seeds (docs/certify.md). For example:
+    Fresh draws then give an unbiased estimate. Its interval knows what the draws have seen: the more draws there are
+    in a round, the less can be left unseen (docs/certify.md). A few minutes on two cores for the bundled models; a
+    quicker look: --num-draws 4096 --num-samples 8192. For example:
 
     twistlm probability "Once upon a time, there was a" --classifier toxicity --label toxic --thresholds 0.5 0.9
     """

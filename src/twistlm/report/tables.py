@@ -77,28 +77,34 @@ def effort_lines(certificate: Certificate) -> list[str]:
 
 
 def probability_table(found: Sequence[Probability], num_tokens: int) -> Table:
-    """One row for every threshold; `num_tokens` is the length of a text."""
+    """One column for every threshold; `num_tokens` is the length of a text."""
     table = Table(title="Probability of the event (95 % intervals)", title_justify="left")
-    headings = ("score ≥", "probability", "log10", "self-normalised", "upper bound", "effective events", "tokens",
-                "plain Monte Carlo")  # fmt: skip
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table.add_column("score ≥")
+    columns = []
     for each in found:
-        value, low, high = each.log10
-        seen = each.hits > 0
-        chance = f"{each.value.value:.2e} [{each.value.low:.2e}, {each.value.high:.2e}]"
-        ratio, plain = each.self_normalised.value, each.plain_tokens(num_tokens)
-        table.add_row(
-            f"{each.threshold:g}",
-            Text(chance if seen else f"never seen; below {each.value.high:.2e}"),
-            Text(f"{value:.2f} [{low:.2f}, {high:.2f}]" if seen else f"< {high:.2f}"),
-            f"{ratio:.2e}" if seen else "—",
-            "—" if each.log_upper is None else f"{math.exp(each.log_upper.high):.2e}",
-            f"{each.ess:.0f} of {each.num_draws:,}",
-            f"{each.num_tokens:,}",
-            f"{plain:.2g} tokens, {plain / each.num_tokens:.1f} times as many" if seen else "—",
-        )
+        table.add_column(f"{each.threshold:g}", justify="right")
+        columns.append(_probability_cells(each, num_tokens))
+    names = ("probability", "log10", "self-normalised", "upper bound", "effective events", "tokens", "by counting")
+    for name, *cells in zip(names, *columns, strict=True):
+        table.add_row(name, *[Text(cell) for cell in cells])
     return table
+
+
+def _probability_cells(each: Probability, num_tokens: int) -> list[str]:
+    value, low, high = each.log10
+    chance, events, tokens = each.value, f"{each.ess:.0f} of {each.num_draws:,}", f"{each.num_tokens:,}"
+    if each.hits == 0:
+        return [f"never seen; below {chance.high:.2e}", f"< {high:.2f}", "—", "—", events, tokens, "—"]
+    plain = each.plain_tokens(num_tokens)
+    return [
+        f"{chance.value:.2e}\n[{chance.low:.2e}, {chance.high:.2e}]",
+        f"{value:.2f} [{low:.2f}, {high:.2f}]",
+        f"{each.self_normalised.value:.2e}",
+        "—" if each.log_upper is None else f"{math.exp(each.log_upper.high):.2e}",
+        events,
+        tokens,
+        f"{plain:.2g} tokens,\n{plain / each.num_tokens:.1f} times as many",
+    ]
 
 
 def print_lines(console: Console, lines: Sequence[str]) -> None:
