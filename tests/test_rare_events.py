@@ -20,7 +20,9 @@ from twistlm.testing import Enumeration, assert_mean
 from twistlm.types import Twist
 
 STEPS = 4
-SEARCH = Search(num_draws=512, max_rounds=12, num_samples=1024, min_ess=20, twist="tilt", twist_options=())
+SEARCH = Search(
+    num_draws=512, max_rounds=12, num_samples=2048, min_ess=20, enough=200, twist="tilt", twist_options=()
+)  # fmt: skip
 REPEATS = 400
 
 

@@ -36,12 +36,10 @@ from twistlm.types import ConditionalPotential
 logger = logging.getLogger("twistlm")
 
 SWITCHING = Switching()
-# The levels of a round are those that so many times `min_ess` effective draws reach.
-MULTIPLES = (1, 4, 16)
+# A round learns the highest level that it can, and those that are so many times as likely.
+MULTIPLES = (4, 16)
 # Of learning, in every round; draws of each level in an update.
 UPDATES, BATCH, LEARNING_RATE, WEIGHT_DECAY = 80, 128, 1e-2, 0.1
-# Effective events in the pool, as a multiple of `min_ess`, at which learning ends.
-ENOUGH = 10
 # Fresh draws at a time.
 CHUNK = 8192
 # Particles of the upper bound.
@@ -56,7 +54,8 @@ class Search:
         num_draws: sequences of every round; what is still unseen after all rounds is what an interval can miss.
         max_rounds: for each threshold.
         num_samples: fresh sequences of every estimate.
-        min_ess: effective draws that a round's highest level needs; the others need 4 and 16 times as many.
+        min_ess: effective draws that a round's highest level needs.
+        enough: effective events at which learning ends before the last round.
         twist: a registered twist.
         twist_options: its arguments.
 
@@ -68,12 +67,13 @@ class Search:
     max_rounds: int = 6
     num_samples: int = 65_536
     min_ess: float = 200.0
+    enough: float = 2000.0
     twist: str = "lexical"
     twist_options: tuple[tuple[str, Any], ...] = (("rank", 2),)
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name, least in (("num_draws", 64), ("max_rounds", 1), ("num_samples", 64), ("min_ess", 2)):
+        for name, least in (("num_draws", 64), ("max_rounds", 1), ("num_samples", 64), ("min_ess", 2), ("enough", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
@@ -172,12 +172,10 @@ class _Climb:
     def reach(self, threshold: float) -> Probability:
         """Learn until the threshold is reached often enough; then estimate."""
         goal, rounds, levels = math.log(threshold), 0, [-math.inf]
-        while rounds < self.search.max_rounds and not (
-            levels[0] == goal and self._events(goal) >= ENOUGH * self.search.min_ess
-        ):
+        while rounds < self.search.max_rounds and not (levels[0] == goal and self._events(goal) >= self.search.enough):
             self._grow(self.pool, self.rng, self.search.num_draws, self.least)
             rounds += 1
-            levels = [min(goal, self._level(k * self.search.min_ess)) for k in MULTIPLES]
+            levels = self._levels(goal)
             self.report(
                 f"round {rounds}: of {sum(self.pool.counts):,} draws, {self._events(goal):.0f} effective ones reach "
                 f"{threshold:g}; learning to reach {', '.join(f'{math.exp(level):.2g}' for level in levels)}"
@@ -203,15 +201,24 @@ class _Climb:
         log_w = self.pool.final_log_ratio[self.pool.samples.log_phi >= level]
         return float(ess(log_w)) if len(log_w) else 0.0
 
-    def _level(self, number: float) -> float:
-        """The highest score that draws of this effective number reach; that of the best draw if none is."""
+    def _levels(self, goal: float) -> list[float]:
+        """The highest log score, up to the goal, that draws of enough effective number reach, and the likelier ones.
+
+        If they are nowhere enough, the highest is the best draw's.
+        """
         assert self.pool.samples is not None
-        log_phi, log_w = self.pool.samples.log_phi, self.pool.final_log_ratio
-        order = log_phi.argsort(descending=True)
-        weights = log_w[order].exp()
-        enough = (weights.cumsum(0).square() / weights.square().cumsum(0) >= number).nonzero()
-        level = float(log_phi[order[int(enough[0])]]) if len(enough) else -math.inf
-        return level if math.isfinite(level) else float(log_phi.max())
+        order = self.pool.samples.log_phi.argsort(descending=True)
+        log_phi, weights = self.pool.samples.log_phi[order], self.pool.final_log_ratio[order].exp()
+        mass = weights.cumsum(0)
+        enough = (mass.square() / weights.square().cumsum(0) >= self.search.min_ess).nonzero()
+        highest = float(log_phi[int(enough[0])]) if len(enough) else -math.inf
+        highest = min(goal, highest if math.isfinite(highest) else float(log_phi[0]))
+        reached = mass[log_phi >= highest]
+        if len(reached) == 0 or not math.isfinite(highest):
+            return [highest]
+        places = torch.searchsorted(mass, reached[-1] * torch.tensor(MULTIPLES, dtype=mass.dtype))
+        likelier = log_phi[places.clamp_max(int(log_phi.isfinite().sum()) - 1)]
+        return [highest, *likelier.clamp_max(highest).tolist()]
 
     def _forget(self, level: float) -> None:
         """Drop draws that have no part in learning, which will hardly look below half of its lowest level again."""
