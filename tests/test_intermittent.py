@@ -116,6 +116,11 @@ def test_draws_that_do_not_matter_are_counted_and_not_kept(case: Case) -> None:
     for name in ("log_q", "unsteered", "final_log_ratio"):
         torch.testing.assert_close(getattr(part, name), getattr(matter, name), rtol=0, atol=1e-12)
     assert bool((part.samples.tokens == matter.samples.tokens).all())
+    part.grow(
+        Rng(3), model, case.potential, prompt=case.prompt, num_steps=3, count=100, proposal=twist_induced, least=1.0
+    )  # fmt: skip
+    assert part.counts == [300, 300, 100]
+    assert part.log_q.shape == (3, len(matter.samples), 3)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])

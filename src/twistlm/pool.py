@@ -95,7 +95,7 @@ class Pool:
         self.counts.append(count)
         self.samples = fresh if self.samples is None else Samples.concatenate([self.samples, fresh])
         if paused is not None:
-            unsteered = paused.all(-1)[kept]
+            unsteered = paused.all(-1).to(kept.device)[kept]
             self.unsteered = unsteered if self.unsteered is None else torch.cat([self.unsteered, unsteered])
         self.log_q = torch.stack(rows) if self.log_q is None else torch.cat([self.log_q, torch.stack(rows)], 1)
 
@@ -141,7 +141,7 @@ class Pool:
 
     def _log_q(self, model: TwistedLM, samples: Samples, proposal: Proposal, own: bool = False) -> Tensor:
         """log q_j(s_1:t) of given sequences [n, T] for the model's twist as it is; `own`: they were drawn by it."""
-        if own and self.switching is None:
+        if (own and self.switching is None) or len(samples) == 0:
             return samples.log_q.cumsum(-1)
         parts = []
         for at in range(0, len(samples), CHUNK):

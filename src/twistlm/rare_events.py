@@ -31,7 +31,7 @@ from twistlm.proposals import twist_induced
 from twistlm.resampling import invert
 from twistlm.rng import Rng
 from twistlm.target import Target
-from twistlm.types import ConditionalPotential
+from twistlm.types import ConditionalPotential, Samples
 
 logger = logging.getLogger("twistlm")
 
@@ -173,15 +173,16 @@ class _Climb:
         """Learn until the threshold is reached often enough; then estimate."""
         goal, rounds, levels = math.log(threshold), 0, [-math.inf]
         while rounds < self.search.max_rounds and not (levels[0] == goal and self._events(goal) >= self.search.enough):
-            self._grow(self.pool, self.rng, self.search.num_draws, self.least)
             rounds += 1
+            with bar(f"round {rounds}: drawing {self.search.num_draws:,} texts", 1):
+                self._grow(self.pool, self.rng, self.search.num_draws, self.least)
             levels = self._levels(goal)
             self.report(
                 f"round {rounds}: of {sum(self.pool.counts):,} draws, {self._events(goal):.0f} effective ones reach "
                 f"{threshold:g}; learning to reach {', '.join(f'{math.exp(level):.2g}' for level in levels)}"
             )
             self._forget(levels[-1])
-            self._learn(levels)
+            self._learn(levels, rounds)
         if levels[0] < goal:
             logger.warning(
                 "%d rounds were not enough to learn how φ reaches %g: the interval may miss what was never seen. Raise "
@@ -216,7 +217,7 @@ class _Climb:
         reached = mass[log_phi >= highest]
         if len(reached) == 0 or not math.isfinite(highest):
             return [highest]
-        places = torch.searchsorted(mass, reached[-1] * torch.tensor(MULTIPLES, dtype=mass.dtype))
+        places = torch.searchsorted(mass, reached[-1] * mass.new_tensor(MULTIPLES))
         likelier = log_phi[places.clamp_max(int(log_phi.isfinite().sum()) - 1)]
         return [highest, *likelier.clamp_max(highest).tolist()]
 
@@ -227,7 +228,7 @@ class _Climb:
         kept = (self.pool.samples.log_phi >= self.least).nonzero().squeeze(-1)
         self.pool = self.pool.select(kept)
 
-    def _learn(self, levels: Sequence[float]) -> None:
+    def _learn(self, levels: Sequence[float], number: int) -> None:
         """Fit the twist to the draws that reach the levels: least variance of the weights, as far as they tell.
 
         The second moment of p₀/q̄ on an event is P times its mean over σ, which the pool's weighted draws estimate. The
@@ -242,19 +243,24 @@ class _Climb:
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, UPDATES)
-        for update in range(UPDATES):
-            points = (torch.arange(BATCH) + rng.fork(update).uniform((len(levels), BATCH))) / BATCH
-            batch = self.pool.samples.select(invert(chance, points).flatten())
-            scores = self.model.score(batch, normaliser=True)
-            assert scores.log_normaliser is not None
-            log_q = batch.log_p + (scores.log_psi - scores.log_normaliser).double() * batch.mask
-            log_ratio = batch.log_p.sum(-1) - SWITCHING.log_q(batch.log_p, log_q)[:, -1]
-            optimiser.zero_grad(set_to_none=True)
-            torch.logsumexp(log_ratio.view(len(levels), BATCH), 1).mean().backward()
-            optimiser.step()
-            schedule.step()
-            # The fused step leaves version counters alone, by which twists notice that what they keep is out of date.
-            torch.autograd.graph.increment_version(parameters)
+        with bar(f"round {number}: learning", UPDATES) as report:
+            for update in range(UPDATES):
+                points = (torch.arange(BATCH) + rng.fork(update).uniform((len(levels), BATCH))) / BATCH
+                batch = self.pool.samples.select(invert(chance, points.to(chance.device)).flatten())
+                optimiser.zero_grad(set_to_none=True)
+                torch.logsumexp(self._log_ratio(batch).view(len(levels), BATCH), 1).mean().backward()
+                optimiser.step()
+                schedule.step()
+                # The fused step leaves version counters alone, by which twists notice that they have changed.
+                torch.autograd.graph.increment_version(parameters)
+                report(update + 1, "")
+
+    def _log_ratio(self, batch: Samples) -> Tensor:
+        """log p₀ − log q̄ of whole sequences [n], with gradient."""
+        scores = self.model.score(batch, normaliser=True)
+        assert scores.log_normaliser is not None
+        log_q = batch.log_p + (scores.log_psi - scores.log_normaliser).double() * batch.mask
+        return batch.log_p.sum(-1) - SWITCHING.log_q(batch.log_p, log_q)[:, -1]
 
     def _estimate(self, threshold: float, rounds: int) -> Probability:
         """From fresh draws, which have taught the proposal nothing."""
