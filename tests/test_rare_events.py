@@ -20,9 +20,7 @@ from twistlm.testing import Enumeration, assert_mean
 from twistlm.types import Twist
 
 STEPS = 4
-SEARCH = Search(
-    num_draws=512, max_rounds=12, num_samples=2048, min_ess=20, enough=200, twist="tilt", twist_options=()
-)  # fmt: skip
+SEARCH = Search(num_draws=512, max_rounds=8, num_samples=2048, min_ess=20, twist="tilt", twist_options=())
 REPEATS = 400
 
 

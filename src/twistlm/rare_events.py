@@ -1,9 +1,9 @@
 """How likely is a rare event? Its probability under a language model, by a twist that is learned on the way.
 
 The event is that a score reaches a threshold. Plain Monte Carlo needs 1/P draws to see it once. Here a twist is learned
-in rounds: draw, find the highest level that enough draws reach, learn to reach it, draw again, until the threshold
-itself is reached often enough (the cross-entropy method: Rubinstein 1999; with the pool of all draws of Cornuet et al.
-2012). Fresh draws then give an unbiased estimate, whatever the twist has failed to see.
+in rounds: draw, find the highest level that enough draws reach, learn to reach it, draw again (the cross-entropy
+method: Rubinstein 1999; with the pool of all draws of Cornuet et al. 2012). Fresh draws then give an unbiased estimate,
+whatever the twist has failed to see.
 
 Three things keep rare ways to the event from being missed. The twist is switched on and off at random
 (`twistlm.intermittent`), so that a text may begin or go on harmlessly. It is fitted for the least variance of the
@@ -52,10 +52,9 @@ class Search:
 
     Attributes:
         num_draws: sequences of every round; what is still unseen after all rounds is what an interval can miss.
-        max_rounds: for each threshold.
+        max_rounds: for each threshold; one is enough for an event that it shows often.
         num_samples: fresh sequences of every estimate.
         min_ess: effective draws that a round's highest level needs.
-        enough: effective events at which learning ends before the last round.
         twist: a registered twist.
         twist_options: its arguments.
 
@@ -67,13 +66,12 @@ class Search:
     max_rounds: int = 6
     num_samples: int = 65_536
     min_ess: float = 200.0
-    enough: float = 2000.0
     twist: str = "lexical"
     twist_options: tuple[tuple[str, Any], ...] = (("rank", 2),)
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name, least in (("num_draws", 64), ("max_rounds", 1), ("num_samples", 64), ("min_ess", 2), ("enough", 2)):
+        for name, least in (("num_draws", 64), ("max_rounds", 1), ("num_samples", 64), ("min_ess", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
@@ -170,10 +168,9 @@ class _Climb:
         self.least = -math.inf
 
     def reach(self, threshold: float) -> Probability:
-        """Learn until the threshold is reached often enough; then estimate."""
-        goal, rounds, levels = math.log(threshold), 0, [-math.inf]
-        while rounds < self.search.max_rounds and not (levels[0] == goal and self._events(goal) >= self.search.enough):
-            rounds += 1
+        """Learn to reach the threshold, in every way that the rounds show; then estimate."""
+        goal = math.log(threshold)
+        for rounds in range(1, self.search.max_rounds + 1):
             with bar(f"round {rounds}: drawing {self.search.num_draws:,} texts", 1):
                 self._grow(self.pool, self.rng, self.search.num_draws, self.least)
             levels = self._levels(goal)
@@ -183,6 +180,9 @@ class _Climb:
             )
             self._forget(levels[-1])
             self._learn(levels, rounds)
+            if rounds == 1 and levels[0] == goal:
+                # An event that one round shows often enough is not rare, or an easier threshold has learned it.
+                break
         if levels[0] < goal:
             logger.warning(
                 "%d rounds were not enough to learn how φ reaches %g: the interval may miss what was never seen. Raise "

@@ -39,9 +39,9 @@ def probability(
     """How likely is a rare event? log10 of its probability with an interval, and what plain counting would need.
 
     A twist is learned on the way: in rounds that reach higher and higher scores until the threshold is reached often.
-    Fresh draws then give an unbiased estimate. Its interval knows what the draws have seen: the more draws there are
-    in a round, the less can be left unseen (docs/certify.md). A few minutes on two cores for the bundled models; a
-    quicker look: --num-draws 4096 --num-samples 8192. For example:
+    Fresh draws then give an unbiased estimate. Its interval knows what the draws have seen: the more draws a round
+    has, and the more rounds there are, the less can be left unseen (docs/certify.md). About ten minutes for the bundled
+    models; a quicker look: --num-draws 4096 --num-samples 8192. For example:
 
     twistlm probability "Once upon a time, there was a" --classifier toxicity --label toxic --thresholds 0.5 0.9
     """
