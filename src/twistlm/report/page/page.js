@@ -283,8 +283,7 @@ document.querySelectorAll("input[name=by]").forEach((input) => { input.onchange 
 $("download").onclick = () => {
   const url = URL.createObjectURL(new Blob([$("data").textContent], { type: "application/json" }));
   element("a", { href: url, download: "twistlm-report.json" }).click();
-  // The browser reads it after the click, on a busy machine long after: revoked at once, the download may never start.
-  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  URL.revokeObjectURL(url);
 };
 dark.addEventListener("change", () => [...data.charts, ...run.charts].filter(isDrawn).forEach(draw));
 $("run").append(...data.runs.map((each, k) => element("option", { value: k, textContent: each.name })));
