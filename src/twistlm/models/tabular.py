@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twistlm import normaliser
+from twistlm.entries import entries
 from twistlm.errors import ModelError
 from twistlm.types import DecoderState, Prompts, Twist
 
@@ -91,11 +92,11 @@ class TabularHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Rows of the table [..., V]."""
-        return self.shrinkage * self.table[features]
+        return self.shrinkage * entries(self.table, features)
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """Entries of the table [...]."""
-        return self.shrinkage * self.table[features, tokens]
+        return self.shrinkage * entries(self.table.flatten(), features * self.table.shape[1] + tokens)
 
     def start_at(self, log_psi: float) -> None:
         """Every entry is raised by this."""

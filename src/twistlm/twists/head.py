@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from twistlm import normaliser
+from twistlm.entries import entries
 from twistlm.errors import ConfigError
 from twistlm.linear import PackedProduct
 from twistlm.registry import register
@@ -55,7 +56,7 @@ class VocabularyHead(nn.Module):
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ of the chosen tokens [...], float32: k multiplications each instead of V·k."""
         inner: Tensor = self.trunk(features.float())
-        log_psi: Tensor = (inner * self.weight[tokens].float()).sum(-1) + self.bias[tokens]
+        log_psi: Tensor = (inner * entries(self.weight, tokens).float()).sum(-1) + entries(self.bias, tokens)
         return log_psi * self.shrinkage
 
     def start_at(self, log_psi: float) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from twistlm import normaliser
+from twistlm.entries import entries
 from twistlm.errors import ConfigError
 from twistlm.linear import PackedProduct
 from twistlm.registry import register
@@ -56,7 +57,7 @@ class LowRankHead(nn.Module):
         """log ψ of the chosen tokens [...], float32."""
         directions, shared = self._token_side()
         inner, value = self._prefix_side(features)
-        steering = (inner * directions[tokens]).sum(-1) + shared[tokens]
+        steering = (inner * entries(directions, tokens)).sum(-1) + entries(shared, tokens)
         return steering * self.shrinkage + value
 
     def start_at(self, log_psi: float) -> None:
