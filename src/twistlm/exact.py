@@ -22,7 +22,7 @@ from torch import Tensor
 from twistlm import smc
 from twistlm.errors import ConfigError, ExactSamplesError, NoneAcceptedError, UpperBoundError
 from twistlm.logmath import ess
-from twistlm.potentials.base import evaluate
+from twistlm.potentials.base import copied, evaluate
 from twistlm.progress import bar
 from twistlm.proposals import base
 from twistlm.rng import Rng
@@ -295,7 +295,7 @@ def joint_samples(
     tokens, following = whole.tokens[first], whole.tokens[:, num_steps:]
     uniforms = rng.uniform((1, count))[0].to(tokens.device)
     conditions, log_phi = potential.draw_condition(
-        uniforms, whole.prompts, tokens, following, whole.log_p[:, num_steps:]
+        uniforms, copied(whole.prompts), tokens.clone(), following.clone(), whole.log_p[:, num_steps:].clone()
     )
     return Samples(
         prompts=whole.prompts,

@@ -3,9 +3,12 @@ import math
 import pytest
 import torch
 
+from twistlm import exact, smc
 from twistlm.errors import ConfigError, PotentialError
 from twistlm.models.tabular import TabularLM
-from twistlm.potentials import Function, evaluate
+from twistlm.potentials import Function, Threshold, evaluate
+from twistlm.rng import Rng
+from twistlm.twisted import TwistedLM
 
 
 def test_log_potential_potential_and_single_text_agree(lm, batch) -> None:
@@ -59,3 +62,58 @@ async def coroutine(texts: list[str]) -> list[float]:
 def test_contradictory_settings_are_refused(arguments, message) -> None:
     with pytest.raises(ConfigError, match=message):
         Function(**arguments)
+
+
+def spoiling(prompts, tokens):  # type: ignore[no-untyped-def]
+    """φ of tokens that overwrites all that it was given."""
+    values = -tokens.sum(1).double()
+    tokens.zero_()
+    for prompt in prompts:
+        prompt.fill_(2)
+    return values
+
+
+def test_a_function_that_changes_its_arguments_changes_nothing_of_the_samplers() -> None:
+    tabular = TabularLM.random(vocab_size=3, max_length=4, seed=0)
+    kind, prompt = TwistedLM(tabular, None, "ignore"), torch.tensor([1])
+    read = Function(lambda prompts, tokens: -tokens.sum(1).double(), on="tokens", log_upper_bound=0.0).bind(tabular)
+    spoils = Function(spoiling, on="tokens", log_upper_bound=0.0).bind(tabular)
+    for potential in (spoils, spoils * spoils, spoils**2.0, Threshold(spoils, 0.1)):
+        evaluate(potential, [prompt] * 2, torch.tensor([[1, 2], [0, 1]]))
+    mine, truth = (
+        exact.collect(Rng(0), kind, each, prompt=prompt, num_steps=3, target="t", max_draws=512)
+        for each in (spoils, read)
+    )
+    assert prompt.tolist() == [1]
+    assert len(mine.exact.samples.tokens.unique(dim=0)) > 8
+    for name in ("tokens", "log_p", "log_phi"):
+        assert getattr(mine.draws, name).equal(getattr(truth.draws, name))
+    assert mine.accepted.equal(truth.accepted)
+    one, other = (
+        smc.run(Rng(1), kind, each, prompts=[prompt], num_particles=64, num_steps=3) for each in (spoils, read)
+    )
+    assert one.particles.tokens.equal(other.particles.tokens)
+    assert one.log_phi.equal(other.log_phi)
+
+
+def test_a_function_that_fails_on_one_sequence_cannot_change_the_others() -> None:
+    def fails(prompts, tokens):  # type: ignore[no-untyped-def]
+        bad = bool((tokens == 2).any())
+        spoiling(prompts, tokens)
+        if bad:
+            raise RuntimeError("two")
+        return torch.zeros(len(tokens))
+
+    tokens, prompts = torch.tensor([[0, 1], [1, 2], [1, 1]]), [torch.tensor([1])] * 3
+    with pytest.raises(PotentialError, match=r"two on the tokens \[1, 1, 2\]"):
+        evaluate(Function(fails, on="tokens"), prompts, tokens)
+    assert tokens.tolist() == [[0, 1], [1, 2], [1, 1]]
+    assert prompts[0].tolist() == [1]
+
+
+def test_a_result_that_is_overwritten_later_is_not_ours() -> None:
+    buffer = torch.zeros(2, dtype=torch.float64)
+    potential = Function(lambda prompts, tokens: buffer.copy_(-tokens.sum(1)), on="tokens")
+    first = evaluate(potential, [torch.tensor([1])] * 2, torch.tensor([[1], [2]]))
+    evaluate(potential, [torch.tensor([1])] * 2, torch.tensor([[0], [0]]))
+    assert first.tolist() == [-1.0, -2.0]

@@ -186,7 +186,8 @@ def _sequences(prompts: Prompts, tokens: Tensor, include_prompt: bool) -> list[T
 def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
     """log φ of B prompts followed by tokens [B, T]: float64 [B], without gradient. Everyone calls this one.
 
-    `conditions` [B, c] are for a potential that needs them.
+    `conditions` [B, c] are for a potential that needs them. It is handed copies, and what it returns is copied: whatever
+    it does to its arguments or later to its result, the caller's tensors are as they were.
 
     Raises:
         ConfigError: conditions are missing, of another length, or given to a potential that takes none.
@@ -198,7 +199,7 @@ def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor, conditions:
     given = _given(potential, conditions)
     with torch.no_grad():
         try:
-            log_phi = given(prompts, tokens)
+            log_phi = given(copied(prompts), tokens.clone())
         except TwistError:
             raise
         except Exception as error:
@@ -208,7 +209,7 @@ def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor, conditions:
     if not isinstance(log_phi, Tensor) or log_phi.shape != (len(tokens),):
         got = f"shape {list(log_phi.shape)}" if isinstance(log_phi, Tensor) else type(log_phi).__name__
         raise PotentialError(f"{name}.log_phi returned {got}; expected a tensor of shape [{len(tokens)}]")
-    log_phi = log_phi.detach().double().to(tokens.device)
+    log_phi = log_phi.detach().to(tokens.device, torch.float64, copy=True)
     invalid = log_phi.isnan() | (log_phi == math.inf)
     if invalid.any():
         row = int(invalid.nonzero()[0])
@@ -227,6 +228,12 @@ def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor, conditions:
     return log_phi
 
 
+def copied(prompts: Prompts) -> list[Tensor]:
+    """Copies of the prompts; entries that are one tensor stay one."""
+    copies = {id(prompt): prompt.clone() for prompt in {id(prompt): prompt for prompt in prompts}.values()}
+    return [copies[id(prompt)] for prompt in prompts]
+
+
 def _given(potential: Potential, conditions: Tensor | None) -> Callable[[Prompts, Tensor], Tensor]:
     """log φ as a function of prompts and tokens."""
     if isinstance(potential, ConditionalPotential):
@@ -237,7 +244,7 @@ def _given(potential: Potential, conditions: Tensor | None) -> Callable[[Prompts
                 f"conditions have {conditions.shape[1]} tokens and {type(potential).__name__} takes "
                 f"{potential.num_condition}; cut them, or set num_condition"
             )
-        return lambda prompts, tokens: potential.log_phi_given(prompts, tokens, conditions)
+        return lambda prompts, tokens: potential.log_phi_given(prompts, tokens, conditions.clone())
     if conditions is not None:
         raise ConfigError(f"{type(potential).__name__} takes no conditions; leave them out")
     return potential.log_phi
@@ -259,7 +266,7 @@ def _culprit(potential: Any, prompts: Prompts, tokens: Tensor) -> int | None:
 
 def _raises(potential: Any, prompts: Prompts, tokens: Tensor) -> bool:
     try:
-        potential.log_phi(prompts, tokens)
+        potential.log_phi(copied(prompts), tokens.clone())
     except Exception:
         return True
     return False
