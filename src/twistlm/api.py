@@ -28,8 +28,8 @@ from twistlm.registry import lookup
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
 from twistlm.sources import Setting
-from twistlm.storage import share
-from twistlm.target import Target
+from twistlm.storage import STRICT, as_type, share
+from twistlm.target import Target, TargetFields
 from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
 from twistlm.types import ConditionalPotential, Samples, Twist
 
@@ -51,6 +51,8 @@ class EvaluationConfig:
         budget: sequences spent on each bound at each N (at the largest, where targets differ by condition).
         during_training: certify after 0, 1, 2, 4, 8, … updates as well, for curves: by IWAE, a quarter of the budget.
     """
+
+    __pydantic_config__ = STRICT
 
     num_particles: tuple[int, ...] = (4, 16, 64)
     num_samples: int = 512
@@ -75,6 +77,8 @@ class RunConfig:
         evaluation: how it is certified.
         seed: of everything random.
     """
+
+    __pydantic_config__ = STRICT
 
     twist: str = "low_rank"
     twist_options: Mapping[str, Any] = field(default_factory=dict)
@@ -112,19 +116,33 @@ class RunConfig:
         """JSON values."""
         return dataclasses.asdict(self)
 
+
+@dataclass(frozen=True)
+class Described:
+    """What a run folder says of its run.
+
+    Attributes:
+        format: of the folder.
+        target: None if the potential has no JSON form.
+        run: the settings.
+        versions: of everything that results depend on.
+    """
+
+    __pydantic_config__ = STRICT
+
+    format: int
+    target: TargetFields | None
+    run: RunConfig
+    versions: Mapping[str, str]
+
     @staticmethod
-    def from_dict(fields: Mapping[str, Any]) -> "RunConfig":
-        """The inverse of `as_dict`."""
-        values = _with_tuples(fields)
-        return RunConfig(
-            training=TrainingConfig(**_with_tuples(values.pop("training"))),
-            evaluation=EvaluationConfig(**_with_tuples(values.pop("evaluation"))),
-            **values,
-        )
+    def of(folder: RunFolder) -> "Described":
+        """What a folder says.
 
-
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        Raises:
+            RunError: it says something else.
+        """
+        return as_type(Described, folder.config, str(folder.path / "config.json"))
 
 
 @dataclass(frozen=True)
@@ -177,22 +195,26 @@ class Run:
         self.collection = collection
 
     @staticmethod
-    def load(path: str | Path, target: Target | None = None) -> "Run":
-        """Open a finished run.
+    def load(path: str | Path, target: Target | None = None, *, trust_functions: Sequence[str] = ()) -> "Run":
+        """Open a finished run. That runs no code of the folder's choice and downloads nothing.
 
         Args:
-            path: its folder. Potentials that are functions are imported and run: open only folders that you trust.
+            path: its folder.
             target: needed only if the potential could not be written to the folder (a lambda, a loaded model).
+            trust_functions: functions, as "module:name", that the folder's potential may import and run.
 
         Raises:
             RunError: no run is there, it has not finished, it is corrupt or of another version.
+            ConfigError: its potential is a function that is not trusted.
+            ModelError: its model or classifier is not on this machine.
         """
         folder = RunFolder.open(Path(path))
-        config = RunConfig.from_dict(folder.config["run"])
+        described = Described.of(folder)
+        config = described.run
         if target is None:
-            if folder.config["target"] is None:
+            if described.target is None:
                 raise ConfigError(f"the potential of {path} has no JSON form; pass target=… to Run.load")
-            target = Target.from_spec(folder.config["target"])
+            target = Target.from_spec(dataclasses.asdict(described.target), tuple(trust_functions))
         tensors, _ = folder.load_twist()
         twist = _build(target, config, Rng(config.seed, ("twist",)), blank=True)
         twist.module.load_state_dict(tensors)

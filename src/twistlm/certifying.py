@@ -35,6 +35,7 @@ def certify(
     effort: Effort | None = None,
     methods: Sequence[str] = METHODS,
     seed: int = 1,
+    trust_functions: Sequence[str] = (),
 ) -> Certificate:
     """How far a sampler is from a target, with both bounds and intervals.
 
@@ -51,6 +52,7 @@ def certify(
         effort: double N until the sandwich is tight enough, instead; see `Effort`.
         methods: of the sandwiches, "iwae" and "smc".
         seed: of everything random.
+        trust_functions: functions, as "module:name", that the potential of a proposal's folder may import and run.
 
     Raises:
         ConfigError: a setting is out of range, or the proposal is of another base model.
@@ -58,7 +60,7 @@ def certify(
         ExactSamplesError: the file belongs to another target.
     """
     goal, rng = target.target if isinstance(target, Run) else target, Rng(seed, ("certify",))
-    proposes = _opened(proposal, goal)
+    proposes = _opened(proposal, goal, trust_functions)
     known = next((run for run in (target, proposes) if isinstance(run, Run) and _knows(run, goal)), None)
     evidence = (
         _of_run(known) if known is not None and draws is None else _of_draws(goal, rng.fork("draws"), draws, num_draws)
@@ -80,7 +82,7 @@ def certify(
     )  # fmt: skip
 
 
-def _opened(proposal: str | Path | Run | BaseLM, goal: Target) -> Run | BaseLM | None:
+def _opened(proposal: str | Path | Run | BaseLM, goal: Target, trust_functions: Sequence[str]) -> Run | BaseLM | None:
     """The proposal, loaded; None for the base model."""
     if not isinstance(proposal, str | Path):
         return proposal
@@ -88,7 +90,7 @@ def _opened(proposal: str | Path | Run | BaseLM, goal: Target) -> Run | BaseLM |
         return None
     # A folder of a language model has a config.json too, but never this.
     if (Path(proposal) / "metrics.jsonl").exists():
-        return Run.load(proposal)
+        return Run.load(proposal, trust_functions=trust_functions)
     return load(str(proposal), dtype=goal.dtype, device=goal.device)
 
 

@@ -4,14 +4,25 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from twistlm.errors import RunError
+from twistlm.errors import RunError, StorageError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+# For `__pydantic_config__` of a dataclass that is read from files: nothing unknown, no NaN and nothing infinite.
+STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
+# Characters of a wrong value that an error shows.
+SHOWN = 60
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -57,18 +68,97 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def load_text(path: Path) -> str:
+    """Read text.
+
+    Raises:
+        RunError: the file is missing, or is not text.
+        StorageError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist; is this a run folder?") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is corrupt ({error}); restore it or start over with --overwrite") from error
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be read ({_reason(error)}); see what is there") from error
+
+
 def load_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON. NaN and infinities are not JSON.
 
     Raises:
         RunError: the file is missing or is not JSON.
+        StorageError: it cannot be read.
+    """
+    return parse_json(load_text(path), str(path), parse_constant=_no_number)
+
+
+def parse_json(text: str, where: str, **options: Any) -> Any:
+    """JSON values; `where` names the text in errors.
+
+    Raises:
+        RunError: it is not JSON, or nested deeper than anything of ours.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist; is this a run folder?") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is corrupt ({error}); restore it or start over with --overwrite") from error
+        return json.loads(text, **options)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{where} is corrupt ({error}); restore it or start over with --overwrite") from error
+
+
+def load_typed(path: Path, expected: type[T]) -> T:
+    """Read JSON as `expected`: a dataclass, or anything else that pydantic knows to check.
+
+    Raises:
+        RunError: the file is missing, is not JSON, or something else is in it.
+        StorageError: it cannot be read.
+    """
+    return as_type(expected, load_json(path), str(path))
+
+
+def as_type(expected: type[T], value: Any, where: str) -> T:
+    """JSON values as `expected`, strictly: no text for a number, nothing missing, and nothing unknown where forbidden.
+
+    Raises:
+        RunError: they are something else; the message names `where`, the field and the value.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return cast(T, _adapter(cast(Any, expected)).validate_json(json.dumps(value), strict=True))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(map(str, problem["loc"])) or "everything"
+        said = problem["msg"].removeprefix("Value error, ")
+        wrong = "" if problem["type"] == "missing" else f", not {shortened(problem['input'])}"
+        raise RunError(
+            f"{where} is damaged or of another version: {field}: {said}{wrong}; restore it or start over with "
+            "--overwrite"
+        ) from error
+    except RecursionError as error:
+        raise RunError(f"{where} is corrupt ({error}); restore it or start over with --overwrite") from error
+
+
+@lru_cache
+def _adapter(expected: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(expected)
+
+
+def shortened(value: Any) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

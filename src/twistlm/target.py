@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,32 @@ import torch
 from torch import Tensor
 
 from twistlm import exact
-from twistlm.errors import ConfigError, PromptError
+from twistlm.errors import ConfigError, ModelError, PromptError
 from twistlm.exact import Collection
+from twistlm.models.local import is_here
 from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
 from twistlm.registry import available, lookup
 from twistlm.rng import Rng
+from twistlm.storage import STRICT, as_type
 from twistlm.twisted import TwistedLM
 from twistlm.twists.link import probability
 from twistlm.types import BaseLM, ConditionalPotential, Potential, Samples, Twist
+
+
+@dataclass(frozen=True)
+class TargetFields:
+    """A target as JSON: the arguments of `Target`, with the potential as `potentials.spec` describes it."""
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    potential: Mapping[str, Any]
+    prompt: str
+    num_tokens: int
+    eos: str = "absorb"
+    dtype: str = "auto"
+    device: str = "cpu"
 
 
 class Target:
@@ -156,10 +174,20 @@ class Target:
         return [name for name in dict.fromkeys(names) if name not in local and not Path(name).exists()]
 
     @staticmethod
-    def from_spec(fields: Mapping[str, Any]) -> "Target":
-        """The target that `spec` described."""
-        arguments = dict(fields)
-        return Target(arguments.pop("model"), from_spec(arguments.pop("potential")), **arguments)
+    def from_spec(fields: Mapping[str, Any], trust_functions: Sequence[str] = ()) -> "Target":
+        """The target that `spec` described; `trust_functions` as for potentials.
+
+        Raises:
+            RunError: these are not the fields of a target.
+            ConfigError: the potential does not fit, or names a function that is not trusted.
+            ModelError: it names a model of the hub that is not on this machine: a description downloads nothing.
+        """
+        found = as_type(TargetFields, dict(fields), "the description of the target")
+        _refuse_downloads(found)
+        return Target(
+            found.model, from_spec(found.potential, trust_functions), found.prompt, found.num_tokens, eos=found.eos,
+            dtype=found.dtype, device=found.device,
+        )  # fmt: skip
 
     @cached_property
     def fingerprint(self) -> str:
@@ -186,6 +214,17 @@ class Target:
     def texts(self, samples: Samples) -> list[str]:
         """The continuations, without the prompt."""
         return self.lm.decode(list(samples.tokens))
+
+
+def _refuse_downloads(described: TargetFields) -> None:
+    """Raises ModelError where the description of a target names a model that would have to be downloaded."""
+    for kind, names in (("model", [described.model]), ("classifier", _named_models(described.potential))):
+        for name in names:
+            if not (name in available(kind) or is_here(name)):
+                raise ModelError(
+                    f"the {kind} {name!r} is no registered name, no folder, and has not been downloaded before; a run "
+                    "folder downloads nothing by itself: if you trust that name, fetch it with `hf download` first"
+                )
 
 
 def _named_models(described: Mapping[str, Any]) -> list[str]:

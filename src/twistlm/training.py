@@ -31,6 +31,7 @@ from twistlm.rng import Rng
 from twistlm.runs import RunFolder
 from twistlm.scoring import Scoring, score
 from twistlm.sources import Batch, Setting, get_source, serves, uses
+from twistlm.storage import STRICT
 from twistlm.twisted import TwistedLM
 from twistlm.twists.low_rank import LowRankHead
 from twistlm.types import ConditionalPotential, Samples
@@ -66,6 +67,8 @@ class TrainingConfig:
         patience: stop after so many updates without improvement; None never stops early.
         shrinkages: candidates for α at the end; 1 is always one.
     """
+
+    __pydantic_config__ = STRICT
 
     loss: str = "ctl"
     target_source: str = "proposal"

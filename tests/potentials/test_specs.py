@@ -24,6 +24,8 @@ from twistlm.potentials import (
 )
 from twistlm.registry import available
 
+TRUSTED = (f"{__name__}:shout", "no.such:thing", "math:nothing")
+
 
 def shout(texts: list[str]) -> list[float]:
     """At the top of a module, so it can be found again."""
@@ -55,7 +57,7 @@ def test_json_and_back(name) -> None:
     potential = POTENTIALS[name]
     described = json.loads(json.dumps(spec(potential)))
     assert described["name"] == name
-    again = from_spec(described)
+    again = from_spec(described, TRUSTED)
     assert again == potential
     assert again.log_upper_bound == potential.log_upper_bound
     assert spec(again) == described
@@ -63,7 +65,7 @@ def test_json_and_back(name) -> None:
 
 def test_a_bound_potential_is_described_without_its_model(lm, batch) -> None:
     bound = POTENTIALS["function"].bind(lm)
-    again = from_spec(json.loads(json.dumps(spec(bound))))
+    again = from_spec(json.loads(json.dumps(spec(bound))), TRUSTED)
     assert torch.equal(evaluate(again.bind(lm), *batch), evaluate(bound, *batch))
 
 
@@ -105,10 +107,12 @@ def test_an_unregistered_class_is_refused() -> None:
         ({"label": "toxic"}, "needs a 'name'"),
         ({"name": "jigsaw", "gamma": 1}, "no gamma; it takes batch_size, beta, include_prompt, label"),
         ({"name": "regex"}, "pattern"),
+        ({"name": "classifier", "model": ["a", "b"], "label": "toxic"}, "model must be a name"),
+        ({"name": "function", "function": {"import": "math:sin"}}, "if you trust it, say so by name"),
         ({"name": "function", "function": {"import": "no.such:thing"}}, "cannot be imported"),
         ({"name": "function", "function": {"import": "math:nothing"}}, "cannot be imported"),
     ],
 )
 def test_a_description_that_does_not_fit_says_why(described, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        from_spec(described)
+        from_spec(described, TRUSTED)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from twistlm.cli.options import NONE_GIVEN, ExperimentOptions, PresetName, Seed, refuse_existing
+from twistlm.cli.options import NONE_GIVEN, ExperimentOptions, PresetName, Seed, TrustFunction, refuse_existing
 from twistlm.errors import ConfigError
 
 
@@ -33,6 +33,7 @@ def certify(
     max_sequences: Annotated[float, arg(help="With --gap: spend at most so many sequences.")] = float("inf"),
     max_seconds: Annotated[float, arg(help="With --gap: spend about so long at most.")] = float("inf"),
     options: ExperimentOptions = NONE_GIVEN,
+    trust_function: TrustFunction = (),
     seed: Seed = 1,
 ) -> None:
     """How far is a sampler from its target? Bounds on log Z and KL both ways, every number with its interval.
@@ -55,12 +56,16 @@ def certify(
     is_run = (Path(target) / "config.json").exists()
     if is_run and options.given:
         raise ConfigError(f"{', '.join(options.given)}: options are an experiment's, and {target} is a run")
-    goal = Run.load(target) if is_run else get_preset(target, preset, **options.given).target()
+    goal = (
+        Run.load(target, trust_functions=trust_function)
+        if is_run
+        else get_preset(target, preset, **options.given).target()
+    )
     sampler = proposal if proposal is not None else goal if isinstance(goal, Run) else "base"
     effort = None if gap is None else Effort(gap, max_sequences, max_seconds)
     found = certifying.certify(
         goal, sampler, draws=draws, num_draws=num_draws, num_particles=num_particles, num_samples=num_samples,
-        budget=budget, effort=effort, seed=seed,
+        budget=budget, effort=effort, seed=seed, trust_functions=trust_function,
     )  # fmt: skip
     certificates = {str(proposal or target if is_run else sampler): found}
     console = Console()

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold
+from twistlm.cli.options import ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold, TrustFunction
 
 
 def evaluate(
@@ -18,6 +18,7 @@ def evaluate(
     resampler: ResamplerName = "systematic",
     ess_threshold: Threshold = 0.5,
     proposal_run: ProposalRun = None,
+    trust_function: TrustFunction = (),
     seed: Seed = 1,
 ) -> None:
     """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json."""
@@ -27,8 +28,8 @@ def evaluate(
     from twistlm.report.tables import bounds_table, certificate_table, print_lines
     from twistlm.verdict import verdict
 
-    opened = Run.load(run)
-    proposes = None if proposal_run is None else Run.load(proposal_run)
+    opened = Run.load(run, trust_functions=trust_function)
+    proposes = None if proposal_run is None else Run.load(proposal_run, trust_functions=trust_function)
     certificates = {
         name: opened.evaluate(
             num_particles,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from twistlm.errors import ConfigError, RunError
 
@@ -13,6 +13,10 @@ Resume = Annotated[bool, arg(help="Continue the run in the folder where it stopp
 Overwrite = Annotated[bool, arg(help="Delete the run in the folder and start again.")]
 Seed = Annotated[int, arg(help="The same seed gives the same results bit for bit on the same machine.")]
 RunPath = Annotated[Positional[Path], arg(help="A run folder that `train` or `demo` has finished.")]
+TrustFunction = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(help="A function, as module:name, that a run's potential may import and run; none other is. May be repeated."),
+]
 SweepPaths = Annotated[Positional[tuple[Path, ...]], arg(help="Folders of `twistlm sweep`, finished or not.")]
 ExperimentName = Annotated[Positional[str], arg(help="An experiment; `twistlm list` shows them.")]
 PresetName = Annotated[str, arg(help="Its size, with settings that suit it; `twistlm list` shows them.")]

@@ -67,7 +67,9 @@ def probability(
         "function": {"name": "function", "function": {"import": function}, "log": False},
     }
     (kind,) = wanted
-    target = Target(model, from_spec(scores[kind]), prompt, num_tokens, eos=eos)
+    target = Target(
+        model, from_spec(scores[kind], () if function is None else (function,)), prompt, num_tokens, eos=eos
+    )
     search = rare_events.Search(num_draws=num_draws, max_rounds=max_rounds, num_samples=num_samples)
     console = Console()
     found = rare_events.probability(

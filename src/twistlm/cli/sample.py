@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold
+from twistlm.cli.options import ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold, TrustFunction
 from twistlm.errors import ConfigError
 
 # Draws of the base model to compare with: more than anyone reads.
@@ -23,6 +23,7 @@ def sample(
     ess_threshold: Threshold = 0.5,
     proposal_run: ProposalRun = None,
     condition: Annotated[str | None, arg(help="What must follow, for a run of infilling.")] = None,
+    trust_function: TrustFunction = (),
     seed: Seed = 0,
 ) -> None:
     """Sample from the target by SMC with a run's twist. Prints the texts.
@@ -40,11 +41,11 @@ def sample(
 
     if num_samples < 1:
         raise ConfigError(f"num_samples must be at least 1, not {num_samples}")
-    opened = Run.load(run)
+    opened = Run.load(run, trust_functions=trust_function)
     found = opened.sample(
         num_samples, num_particles=num_particles, condition=condition, seed=seed, proposal=proposal,
         resampler=resampler, ess_threshold=ess_threshold,
-        proposal_run=None if proposal_run is None else Run.load(proposal_run),
+        proposal_run=None if proposal_run is None else Run.load(proposal_run, trust_functions=trust_function),
     )  # fmt: skip
     assert opened.folder is not None
     path = opened.folder.save_samples(found.rows())

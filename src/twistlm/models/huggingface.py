@@ -23,6 +23,7 @@ from twistlm.linear import PackedProduct
 from twistlm.models.attention import attending, can_attend
 from twistlm.models.cache import GrowingLayer, PrefixLayer
 from twistlm.models.inference import for_inference, sharing_copy
+from twistlm.models.local import safely, usable_device
 from twistlm.models.packaged import without_progress_bars
 from twistlm.registry import available
 from twistlm.threads import alone
@@ -334,23 +335,25 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu") -> HuggingFace
         device: a torch device.
 
     Raises:
+        ConfigError: there is no such device.
         ModelError: nothing of that name is here, and it cannot be had from the hub.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    names = available("model")
+    to, names = usable_device(device), available("model")
     source: str | Path = names[model].value() if model in names else model
     try:
         with without_progress_bars():
-            loaded = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype])
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            place, how = safely(source)
+            loaded = AutoModelForCausalLM.from_pretrained(place, dtype=DTYPES[dtype], **how)
+            tokenizer = AutoTokenizer.from_pretrained(place, **how)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"cannot load model {model!r}: {reason}; give a folder, a hub name (needs network), or one of the packaged "
             f"models: {', '.join(names)}"
         ) from error
-    return HuggingFaceLM(loaded.to(device), tokenizer, model)
+    return HuggingFaceLM(loaded.to(to), tokenizer, model)
 
 
 def _left_padded(prompts: Prompts, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -144,16 +144,18 @@ def _load(name: str, device: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from twistlm.models.inference import for_inference
+    from twistlm.models.local import safely, usable_device
 
     bundled = available("classifier")
     source: str | Path = bundled[name].value() if name in bundled else name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            place, how = safely(source)
+            tokenizer = AutoTokenizer.from_pretrained(place, **how)
             # However the weights are stored: the difference of two scores should not drown in half precision.
             network, info = AutoModelForSequenceClassification.from_pretrained(
-                source, output_loading_info=True, dtype=torch.float32
+                place, output_loading_info=True, dtype=torch.float32, **how
             )
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -166,5 +168,5 @@ def _load(name: str, device: str | None) -> tuple[Any, Any]:
             f"{name!r} is not a sequence classifier: it has no weights for {', '.join(missing[:3])}, "
             "and random ones would score at random"
         )
-    network = network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network = network.to(usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     return for_inference(network, torch.float32), tokenizer

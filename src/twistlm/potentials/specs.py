@@ -2,7 +2,8 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from twistlm.errors import ConfigError
@@ -29,18 +30,24 @@ def spec(potential: Potential) -> dict[str, Any]:
     return {"name": names[0], **{name: _to_json(value) for name, value in fields.items()}}
 
 
-def from_spec(fields: Mapping[str, Any]) -> Potential:
+def from_spec(fields: Mapping[str, Any], trust_functions: Sequence[str] = ()) -> Potential:
     """The potential that `spec` described.
 
-    Functions are imported, and run when the potential is evaluated: read only run folders that you trust.
+    Args:
+        fields: the description, which may come from anywhere.
+        trust_functions: names of functions ("module:qualname") that it may import, and run when the potential is
+            evaluated. No other is imported.
 
     Raises:
-        ConfigError: the name is unknown, an argument does not fit, or a function cannot be imported.
+        ConfigError: the name is unknown, an argument does not fit, or a function is not trusted or cannot be imported.
     """
     if not isinstance(fields.get("name"), str):
         raise ConfigError(f"the description of a potential needs a 'name': {dict(fields)}")
+    if not isinstance(fields.get("model", ""), str):
+        raise ConfigError(f"potential {fields['name']!r}: model must be a name, not {fields['model']!r}")
     cls = lookup("potential", fields["name"]).value
-    arguments = {name: _from_json(value) for name, value in fields.items() if name != "name"}
+    read = partial(_from_json, trust_functions)
+    arguments = {name: read(value) for name, value in fields.items() if name != "name"}
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     if unknown := arguments.keys() - known:
         raise ConfigError(
@@ -48,7 +55,9 @@ def from_spec(fields: Mapping[str, Any]) -> Potential:
         )
     try:
         return cast(Potential, cls(**arguments))
-    except TypeError as error:
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"potential {fields['name']!r}: {error}") from error
 
 
@@ -70,12 +79,26 @@ def _to_json(value: Any) -> Any:
     raise ConfigError(f"{type(value).__name__} has no JSON form: pass the potential in code")
 
 
-def _from_json(value: Any) -> Any:
+def _from_json(trusted: Sequence[str], value: Any) -> Any:
     if isinstance(value, Mapping):
-        return _import(value["import"]) if "import" in value else from_spec(value)
+        return _trusted(trusted, value["import"]) if "import" in value else from_spec(value, trusted)
     if isinstance(value, list):
-        return tuple(_from_json(item) for item in value)
+        return tuple(_from_json(trusted, item) for item in value)
     return value
+
+
+def _trusted(trusted: Sequence[str], path: Any) -> Callable[..., Any]:
+    """The function at "module:qualname", if the user has named it.
+
+    Raises:
+        ConfigError: he has not, or there is none.
+    """
+    if path not in trusted:
+        raise ConfigError(
+            f"the potential is a function, {path!r}, which opening it would import and run: if you trust it, say so "
+            "by name, with --trust-function or Run.load(…, trust_functions=…)"
+        )
+    return _import(path)
 
 
 def _import(path: str) -> Callable[..., Any]:
