@@ -27,6 +27,7 @@ from twistlm.proposals import get_proposal, twist_induced
 from twistlm.registry import lookup
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
+from twistlm.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.sources import Setting
 from twistlm.storage import STRICT, as_type, share
 from twistlm.target import Target, TargetFields
@@ -287,6 +288,7 @@ class Run:
             seed: of the samples.
             **options: of `subject`: proposal, resampler, ess_threshold, proposal_run.
         """
+        check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
         subject, rng = self.subject(**options), Rng(seed, ("sample",))
         count = num_samples if num_particles is None else num_particles
         runs = 1 if num_particles is None else num_samples
@@ -323,6 +325,7 @@ class Run:
             condition: what the target is given, if targets differ.
             seed: of the samples.
         """
+        check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
         given = self.target.condition(condition)
         drawn = proposal_samples(
             Rng(seed, ("base_samples",)), self.base, self.target.bound_potential,
@@ -377,6 +380,8 @@ class Run:
         rng = Rng(seed, ("evaluate", "before" if before else "after"))
         num_samples = settings.num_samples if num_samples is None else num_samples
         budget = settings.budget if budget is None else budget
+        check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
+        check_sizes(RUN_BYTES, budget=budget)
         if isinstance(subject.potential, ConditionalPotential):
             if evaluation is None:
                 raise ConfigError("a target with conditions is evaluated on collected draws: set num_draws above 0")
@@ -446,13 +451,14 @@ def train(
         RunFolder.check(Path(out), exists)
     # What can be refused is refused before a folder is made or replaced.
     target.twisted()
+    potential = target.bound_potential
     rng = Rng(config.seed)
     built = _build(target, config, rng.fork("twist"))
     folder = None if out is None else RunFolder.create(Path(out), _described(target, config), exists)
     collection = _collect(target, config, rng, folder, None if draws is None else Path(draws))
     run = Run(target, config, built, folder, collection)
     setting = Setting(
-        run.model, target.bound_potential, target.prompt_tokens, target.num_tokens, collection=run.fold("training"),
+        run.model, potential, target.prompt_tokens, target.num_tokens, collection=run.fold("training"),
         num_siblings=config.num_siblings,
     )  # fmt: skip
     held_out = run.fold("held_out")

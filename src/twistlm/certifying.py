@@ -17,6 +17,7 @@ from twistlm.exact import Collection, ExactSamples
 from twistlm.models.huggingface import load
 from twistlm.other_model import OtherModel
 from twistlm.rng import Rng
+from twistlm.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.target import Target
 from twistlm.types import BaseLM, ConditionalPotential
 
@@ -60,6 +61,9 @@ def certify(
         ExactSamplesError: the file belongs to another target.
     """
     goal, rng = target.target if isinstance(target, Run) else target, Rng(seed, ("certify",))
+    check_sizes(TOKEN_BYTES * goal.num_tokens, num_samples=num_samples)
+    check_sizes(TOKEN_BYTES * goal.num_tokens, least=0, num_draws=num_draws)
+    check_sizes(RUN_BYTES, budget=budget)
     proposes = _opened(proposal, goal, trust_functions)
     known = next((run for run in (target, proposes) if isinstance(run, Run) and _knows(run, goal)), None)
     evidence = (

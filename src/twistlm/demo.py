@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from twistlm.api import Run, TextSamples, train
 from twistlm.certificate import Certificate, improvement
+from twistlm.estimates import Estimate
 from twistlm.experiments import Preset
 from twistlm.report.page import save_report
 from twistlm.report.record import BASE, TWISTED, Record
 from twistlm.report.tables import bounds_table, certificate_table, print_lines, samples_table
+from twistlm.terminal import console
 from twistlm.verdict import verdict
 
 NUM_SHOWN = 8
@@ -23,55 +23,53 @@ PARTICLES_PER_SAMPLE = 64
 
 def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     """Run the preset into `out`, print its tables and leave certificate, samples and a report there."""
-    console, started = Console(), time.perf_counter()
+    started = time.perf_counter()
     target = preset.target()
-    console.print(
+    print(
         f"Target: p₀(s) φ(s) with p₀ = {target.model_name}, prompt {target.prompt!r}, {target.num_tokens} new tokens,\n"
-        f"φ = {target.potential}. Twist: {preset.run.twist}; method: {preset.run.training.loss}; seed {seed}.",
-        markup=False, highlight=False,
-    )  # fmt: skip
+        f"φ = {target.potential}. Twist: {preset.run.twist}; method: {preset.run.training.loss}; seed {seed}."
+    )
     run = train(target, config=preset.run, seed=seed, out=out, exists=exists)
     trained = time.perf_counter() - started
     certificates = {name: run.evaluate(before=name == "before") for name in ("before", "after")}
-    console.print(certificate_table(certificates))
-    console.print(bounds_table(certificates))
-    print_lines(console, verdict(certificates["after"], certificates["before"]))
-    gain = _print_gain(console, run)
+    evaluation = run.fold("evaluation")
+    gain = None if evaluation is None else improvement(run.model, evaluation.exact)
     columns = {
         BASE: run.base_samples(NUM_SHOWN),
         f"{TWISTED}, {PARTICLES_PER_SAMPLE} particles": run.sample(NUM_SHOWN, num_particles=PARTICLES_PER_SAMPLE),
     }
-    # The score is φ, without its power.
-    beta = getattr(target.potential, "beta", 1.0)
-    console.print(
-        samples_table(
-            {
-                name: list(zip(found.texts, (found.log_phi / beta).exp().tolist(), strict=True))
-                for name, found in columns.items()
-            }
-        )
-    )
     cost = {
         "base_draws": preset.run.num_draws, "seconds_training": round(trained, 1),
         "seconds_total": round(time.perf_counter() - started, 1), "peak_memory_gib": round(_peak_gib(), 2),
     }  # fmt: skip
-    _save(run, certificates, columns, {"improvement_kl_target_q": gain, "cost": cost})
-    console.print(
-        f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything "
-        f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. Results: {out}/"
-    )
+    more = {"improvement_kl_target_q": None if gain is None else gain.as_dict(), "cost": cost}
+    _save(run, certificates, columns, more)
     page, _ = save_report([Record.read(out, out.name)], out / "report.html")
-    console.print(f"Report, to be opened in a browser: {page}", soft_wrap=True)
+    # Everything is on disk before it is shown.
+    _show(certificates, gain, columns, getattr(target.potential, "beta", 1.0))
+    print(
+        f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything "
+        f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. Results: {out}/\n"
+        f"Report, to be opened in a browser: {page}"
+    )
     return run
 
 
-def _print_gain(console: Console, run: Run) -> dict[str, Any] | None:
-    evaluation = run.fold("evaluation")
-    if evaluation is None:
-        return None
-    gain = improvement(run.model, evaluation.exact)
-    console.print(f"KL(σ‖q) fell by {gain} nats (before − after, on the same {gain.n} exact samples).")
-    return gain.as_dict()
+def _show(
+    certificates: Mapping[str, Certificate], gain: Estimate | None, columns: Mapping[str, TextSamples], beta: float
+) -> None:
+    screen = console()
+    screen.print(certificate_table(certificates))
+    screen.print(bounds_table(certificates))
+    print_lines(screen, verdict(certificates["after"], certificates["before"]))
+    if gain is not None:
+        print(f"KL(σ‖q) fell by {gain} nats (before − after, on the same {gain.n} exact samples).")
+    # The score is φ, without its power.
+    scores = {
+        name: list(zip(found.texts, (found.log_phi / beta).exp().tolist(), strict=True))
+        for name, found in columns.items()
+    }
+    screen.print(samples_table(scores))
 
 
 def _save(

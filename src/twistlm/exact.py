@@ -26,6 +26,7 @@ from twistlm.potentials.base import copied, evaluate
 from twistlm.progress import bar
 from twistlm.proposals import base
 from twistlm.rng import Rng
+from twistlm.sizes import TOKEN_BYTES, check_sizes
 from twistlm.storage import load_tensors, save_tensors
 from twistlm.twisted import TwistedLM
 from twistlm.types import ConditionalPotential, Potential, Samples, Siblings
@@ -210,6 +211,7 @@ def collect(
         num_siblings: K further draws of every token to keep, for training.
 
     Raises:
+        ConfigError: there is no room for so many draws.
         UpperBoundError: φ has no known upper bound.
         NoneAcceptedError: nothing was accepted within the budget.
     """
@@ -219,6 +221,8 @@ def collect(
             f"rejection sampling needs an upper bound on the potential, and {type(potential).__name__} declares none; "
             "set its log_upper_bound (0 for a probability), or do without exact samples (lower bounds only)"
         )
+    each = TOKEN_BYTES * num_steps
+    check_sizes(each, max_draws=max_draws, chunk=chunk, **({} if num_samples is None else {"num_samples": num_samples}))
     base_model = TwistedLM(model.lm, None, model.eos)
     parts = [] if so_far is None else [so_far]
     saved_at = time.monotonic()

@@ -21,6 +21,7 @@ from twistlm.experiments import Preset, get_preset
 from twistlm.losses import objective
 from twistlm.pooling import Pooled
 from twistlm.rng import Rng
+from twistlm.sizes import RECORD_BYTES, check_sizes
 from twistlm.sources import training_sources
 from twistlm.storage import save_json
 from twistlm.sweeps import METHODS, Cell, SweepFolder, in_order
@@ -106,8 +107,7 @@ def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False
         ConfigError: a setting is unknown or out of range.
         RunError: `out` is something else, or a sweep that was asked otherwise; or some runs failed, the others done.
     """
-    if request.num_seeds < 1 or jobs < 1:
-        raise ConfigError(f"seeds and jobs must be at least 1, not {request.num_seeds} and {jobs}")
+    check_sizes(RECORD_BYTES, seeds=request.num_seeds, jobs=jobs)
     settings = {method: request.config(method) for method in request.methods}
     target = request.chosen().target()
     asked = {

@@ -55,10 +55,12 @@ def get_proposal(name: str) -> Proposal:
     Raises:
         ConfigError: there is none of that name, or its parameter is missing or not a number.
     """
-    name, _, value = name.partition(":")
+    name, parameter, value = name.partition(":")
     entry = lookup("proposal", name)
     made: Proposal = entry.value
     if "parameter" not in entry.options:
+        if parameter:
+            raise ConfigError(f"proposal {name!r} takes no parameter; write {name!r}, not '{name}:{value}'")
         return made
     try:
         return entry.value(float(value))  # type: ignore[no-any-return]

@@ -26,10 +26,12 @@ from twistlm.estimates import CONFIDENCE, Estimate, mean
 from twistlm.intermittent import Switching
 from twistlm.logmath import ess, normalise
 from twistlm.pool import Pool
+from twistlm.potentials.base import check_reachable
 from twistlm.progress import bar
 from twistlm.proposals import twist_induced
 from twistlm.resampling import invert
 from twistlm.rng import Rng
+from twistlm.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.target import Target
 from twistlm.types import ConditionalPotential, Samples
 
@@ -71,9 +73,10 @@ class Search:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name, least in (("num_draws", 64), ("max_rounds", 1), ("num_samples", 64), ("min_ess", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        check_sizes(TOKEN_BYTES, least=64, num_draws=self.num_draws, num_samples=self.num_samples)
+        check_sizes(RECORD_BYTES, max_rounds=self.max_rounds)
+        if not self.min_ess >= 2:
+            raise ConfigError(f"min_ess must be at least 2, not {self.min_ess}")
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,12 @@ def probability(
         report: is told of every round.
 
     Raises:
-        ConfigError: the target differs by a condition, a threshold is not above 0, or none is given.
+        ConfigError: the target differs by a condition, a threshold is not above 0 or can never be reached, or
+            none is given.
     """
-    if not thresholds or not min(thresholds) > 0:
-        raise ConfigError(f"thresholds must be above 0, at least one, not {list(thresholds)}")
+    if not thresholds or not all(0 < threshold < math.inf for threshold in thresholds):
+        raise ConfigError(f"thresholds must be above 0, at least one, and finite, not {list(thresholds)}")
+    check_reachable("threshold", max(thresholds), target.potential)
     if isinstance(target.potential, ConditionalPotential):
         raise ConfigError("a target that differs by its condition has no single score; use a target without one")
     climb = _Climb(target, search or Search(), Rng(seed, ("probability",)), report)

@@ -21,12 +21,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError, DeadParticlesError
+from twistlm.errors import ConfigError, DeadParticlesError, ModelError
 from twistlm.logmath import ess, log_mean_exp, normalise
 from twistlm.potentials.base import evaluate
 from twistlm.proposals import Drawn, Proposal, twist_induced
 from twistlm.resampling import Resampler, invert, systematic
 from twistlm.rng import Rng
+from twistlm.sizes import TOKEN_BYTES, check_sizes
 from twistlm.twisted import State, TwistedLM
 from twistlm.types import (
     Particles,
@@ -79,6 +80,7 @@ def run(
         ConfigError: N, T or the threshold is out of range, or `retained` has the wrong shape.
         PromptError: a prompt is empty or too long.
         DeadParticlesError: every particle of a run has weight zero.
+        ModelError: the model or the twist gives NaN.
         PotentialError: the potential raised or returned something that is not a log potential.
         ResamplingError: `retained` with a resampler that has no conditional form.
     """
@@ -266,8 +268,7 @@ def _put(values: Tensor, t: int, column: Tensor) -> Tensor:
 
 
 def _check(num_particles: int, ess_threshold: float, retained: Tensor | None, shape: tuple[int, int]) -> None:
-    if num_particles < 1:
-        raise ConfigError(f"num_particles must be at least 1, not {num_particles}")
+    check_sizes(TOKEN_BYTES * shape[0] * shape[1], num_particles=num_particles)
     if not 0.0 <= ess_threshold <= 1.0:
         raise ConfigError(f"ess_threshold must be between 0 (never resample) and 1 (always), not {ess_threshold}")
     if retained is not None and tuple(retained.shape) != shape:
@@ -279,6 +280,11 @@ def _refuse_dead(particles: Particles, num_steps: int, retained: bool) -> None:
         raise DeadParticlesError(
             f"at step {particles.length} of {num_steps} the twist or the potential gives weight zero to a retained "
             "sequence, so no finite upper bound exists; check that it is an exact sample of this very target"
+        )
+    if particles.log_w.isnan().any():
+        raise ModelError(
+            f"at step {particles.length} of {num_steps} weights are not numbers (NaN): the base model or the twist is "
+            "broken; train it again, or restore its files"
         )
     dead = log_mean_exp(particles.log_w).isneginf()
     if dead.any():

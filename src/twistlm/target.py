@@ -45,7 +45,8 @@ class Target:
 
     Args:
         model: a registered name (`twistlm list`), a folder, a hub name, or a loaded `BaseLM`.
-        potential: φ; or a function of a list of texts that returns log φ of each.
+        potential: φ; or a function of a list of texts that returns log φ of each, in nats
+            (of φ itself: `Function(..., log=False)`).
         prompt: the text to continue.
         num_tokens: T new tokens.
         eos: "absorb" ends a text at its first EOS; "ignore" always draws T tokens, as in the paper's experiments.

@@ -30,6 +30,7 @@ from twistlm.resampling import invert
 from twistlm.rng import Rng
 from twistlm.runs import RunFolder
 from twistlm.scoring import Scoring, score
+from twistlm.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.sources import Batch, Setting, get_source, serves, uses
 from twistlm.storage import STRICT
 from twistlm.twisted import TwistedLM
@@ -102,19 +103,15 @@ class TrainingConfig:
                 f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
                 f"'proposal', not {self.intermediate_source!r}"
             )
-        for name in (
-            "num_particles",
-            "pool_batch",
-            "num_conditions",
-            "num_updates",
-            "evaluate_every",
-            "learning_rate",
-            "max_grad_norm",
-        ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
-        if self.weight_decay < 0 or self.evaluation_samples < 0:
-            raise ConfigError("weight_decay and evaluation_samples must not be negative")
+        for name in ("num_particles", "pool_batch", "num_conditions", "evaluate_every"):
+            check_sizes(TOKEN_BYTES, **{name: getattr(self, name)})
+        check_sizes(RECORD_BYTES, num_updates=self.num_updates)
+        check_sizes(TOKEN_BYTES, least=0, evaluation_samples=self.evaluation_samples)
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay must be 0 or more and finite, not {self.weight_decay}")
 
     def draws_from(self, *names: str) -> bool:
         """Whether one of these sources gives a part of any role's samples."""

@@ -3,10 +3,17 @@
 Commands import what they need when they run: `twistlm --help` should not wait for torch.
 """
 
+import errno
+import functools
+import inspect
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Any
 
 import tyro
 
@@ -20,12 +27,17 @@ from twistlm.cli.plot import plot
 from twistlm.cli.probability import probability
 from twistlm.cli.report import report
 from twistlm.cli.sample import sample
+from twistlm.cli.signals import Terminated, terminable
 from twistlm.cli.sweep import sweep
 from twistlm.cli.table import table
 from twistlm.cli.train import train
-from twistlm.errors import StorageError, TwistError
+from twistlm.cli.validation import validated
+from twistlm.errors import ConfigError, StorageError, TwistError
+from twistlm.terminal import hush, outlets
 
-COMMANDS: dict[str, Callable[..., None]] = {
+Command = Callable[..., None]
+
+COMMANDS: dict[str, Command] = {
     "demo": demo,
     "list": list_,
     "collect": collect,
@@ -53,22 +65,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Spinning threads cost several times their worth when cores are shared; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="twistlm", args=arguments, description=DESCRIPTION)
-    except TwistError as error:
-        return _refused(error, error.exit_code)
-    except BrokenPipeError:
-        # Whoever read along has seen enough (`| head -1`). Python would complain when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        return _refused(error, StorageError.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; --resume continues what was saved, and a sweep by itself", file=sys.stderr)
-        return 130
+    command: Command | None = None
+    with outlets(), terminable():
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        try:
+            command, given = _parsed(sys.argv[1:] if arguments is None else arguments)
+            command(**validated(command, given))
+            sys.stdout.flush()
+        except TwistError as error:
+            return _refused(error, error.exit_code)
+        except OSError as error:
+            return _refused(error, StorageError.exit_code)
+        except KeyboardInterrupt:
+            return _stopped("interrupted", 128 + signal.SIGINT, command)
+        except Terminated:
+            return _stopped("terminated", 128 + signal.SIGTERM, command)
     return 0
 
 
+def _parsed(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
+    """The command that is asked for, and what is given to it.
+
+    Raises:
+        ConfigError: there is no such command or option, or a value is not of its type.
+        SystemExit: help was asked for, and has been shown.
+    """
+    choices = {name: _not_yet(command) for name, command in COMMANDS.items()}
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            found: tuple[Command, dict[str, Any]] = tyro.extras.subcommand_cli_from_dict(
+                choices, prog="twistlm", args=arguments, description=DESCRIPTION,
+                # A file may be called None, and nothing else is.
+                config=(tyro.conf.DisallowNone,),
+            )  # fmt: skip
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise
+        raise ConfigError(f"{_one_line(said.getvalue())}; see twistlm --help") from None
+    return found
+
+
+def _not_yet(command: Command) -> Callable[..., tuple[Command, dict[str, Any]]]:
+    """What looks like the command and only remembers what it was given."""
+
+    @functools.wraps(command)
+    def remember(**given: Any) -> tuple[Command, dict[str, Any]]:
+        return command, given
+
+    return remember
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in the first section of its box, without the frame."""
+    frame = "".join(map(chr, range(0x2500, 0x2580)))
+    lines = [line.strip(frame + " ") if set(line) - set(frame + " ") else "" for line in box.splitlines()[1:]]
+    first = lines[: lines.index("")] if "" in lines else lines
+    return " ".join(" ".join(first or [box]).split())
+
+
 def _refused(error: Exception, code: int) -> int:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
+        hush()
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _stopped(how: str, code: int, command: Command | None) -> int:
+    """The last line of a command that was told to end, with what continues it, if anything does."""
+    remedy = ""
+    if command is sweep:
+        remedy = "; the same command again continues it"
+    elif command is not None and "resume" in inspect.signature(command).parameters:
+        remedy = "; --resume continues what was saved"
+    print(f"{how}{remedy}", file=sys.stderr)
     return code

@@ -3,35 +3,52 @@
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import MinLen
 from tyro.conf import Positional, arg
 
-from twistlm.cli.options import NONE_GIVEN, ExperimentOptions, PresetName, Seed, TrustFunction, refuse_existing
+from twistlm.cli.options import (
+    NONE_GIVEN,
+    AnyPath,
+    Count,
+    ExperimentOptions,
+    FilePath,
+    Limit,
+    Natural,
+    Positive,
+    PresetName,
+    Seed,
+    Text,
+    TrustFunction,
+    refuse_existing,
+)
 from twistlm.errors import ConfigError
 
 
 def certify(
-    target: Annotated[Positional[str], arg(help="What should be sampled: an experiment, or a run folder.")],
+    target: Annotated[Positional[Text], arg(help="What should be sampled: an experiment, or a run folder.")],
     proposal: Annotated[
-        str | None,
+        Text | None,
         arg(
             help="What samples: 'base', a run folder, or a causal language model with the base model's tokenizer (a "
             "folder or hub name). Default: the run itself, or 'base' for an experiment."
         ),
     ] = None,
-    out: Annotated[Path | None, arg(help="JSON file for the certificate; an existing one is refused.")] = None,
+    out: Annotated[FilePath | None, arg(help="JSON file for the certificate; an existing one is refused.")] = None,
     preset: PresetName = "small",
     draws: Annotated[
-        Path | None, arg(help="File of `twistlm collect`, which trained nothing that is certified.")
+        AnyPath | None, arg(help="File of `twistlm collect`, which trained nothing that is certified.")
     ] = None,
-    num_draws: Annotated[int, arg(help="Base draws to collect for exact samples otherwise; 0 for none.")] = 4096,
-    num_particles: Annotated[tuple[int, ...], arg(help="Numbers of particles of the sandwiches.")] = (4, 16, 64),
-    num_samples: Annotated[int, arg(help="The proposal's samples for KL(q‖σ).")] = 512,
-    budget: Annotated[int, arg(help="Sequences spent on each bound at each number of particles.")] = 512,
+    num_draws: Annotated[Natural, arg(help="Base draws to collect for exact samples otherwise; 0 for none.")] = 4096,
+    num_particles: Annotated[
+        Annotated[tuple[Count, ...], MinLen(1)], arg(help="Numbers of particles of the sandwiches.")
+    ] = (4, 16, 64),
+    num_samples: Annotated[Count, arg(help="The proposal's samples for KL(q‖σ).")] = 512,
+    budget: Annotated[Count, arg(help="Sequences spent on each bound at each number of particles.")] = 512,
     gap: Annotated[
-        float | None, arg(help="Double the smallest number of particles until the sandwich is so tight (nats).")
+        Positive | None, arg(help="Double the smallest number of particles until the sandwich is so tight (nats).")
     ] = None,
-    max_sequences: Annotated[float, arg(help="With --gap: spend at most so many sequences.")] = float("inf"),
-    max_seconds: Annotated[float, arg(help="With --gap: spend about so long at most.")] = float("inf"),
+    max_sequences: Annotated[Limit, arg(help="With --gap: spend at most so many sequences.")] = float("inf"),
+    max_seconds: Annotated[Limit, arg(help="With --gap: spend about so long at most.")] = float("inf"),
     options: ExperimentOptions = NONE_GIVEN,
     trust_function: TrustFunction = (),
     seed: Seed = 1,
@@ -42,7 +59,6 @@ def certify(
     Upper bounds and KL(σ‖q) need exact samples, which rejection collects if φ has an upper bound; without them only
     lower bounds and one-sided statements are made.
     """
-    from rich.console import Console
 
     from twistlm import certifying
     from twistlm.api import Run
@@ -50,6 +66,7 @@ def certify(
     from twistlm.experiments import get_preset
     from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines
     from twistlm.storage import save_json
+    from twistlm.terminal import console
     from twistlm.verdict import verdict
 
     refuse_existing(out)
@@ -68,10 +85,11 @@ def certify(
         budget=budget, effort=effort, seed=seed, trust_functions=trust_function,
     )  # fmt: skip
     certificates = {str(proposal or target if is_run else sampler): found}
-    console = Console()
-    console.print(certificate_table(certificates))
-    console.print(bounds_table(certificates))
-    print_lines(console, [*effort_lines(found), *verdict(found)])
     if out is not None:
         save_json(out, found.as_dict())
-        console.print(f"Written to {out}")
+    show = console()
+    show.print(certificate_table(certificates))
+    show.print(bounds_table(certificates))
+    print_lines(show, [*effort_lines(found), *verdict(found)])
+    if out is not None:
+        print(f"Written to {out}")

@@ -1,20 +1,27 @@
 """`twistlm collect`."""
 
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import NONE_GIVEN, ExperimentName, ExperimentOptions, PresetName, Seed, if_exists
-from twistlm.errors import ConfigError
+from twistlm.cli.options import (
+    NONE_GIVEN,
+    Count,
+    ExperimentName,
+    ExperimentOptions,
+    FilePath,
+    PresetName,
+    Seed,
+    if_exists,
+)
 
 
 def collect(
     experiment: ExperimentName,
-    out: Annotated[Path, arg(help="File to write (safetensors); `train --draws` reads it.")],
+    out: Annotated[FilePath, arg(help="File to write (safetensors); `train --draws` reads it.")],
     preset: PresetName = "demo",
-    num_samples: Annotated[int | None, arg(help="Stop once so many exact samples are accepted.")] = None,
-    max_draws: Annotated[int, arg(help="Draw at most so many sequences from the base model.")] = 8192,
+    num_samples: Annotated[Count | None, arg(help="Stop once so many exact samples are accepted.")] = None,
+    max_draws: Annotated[Count, arg(help="Draw at most so many sequences from the base model.")] = 8192,
     options: ExperimentOptions = NONE_GIVEN,
     seed: Seed = 0,
     resume: Annotated[bool, arg(help="Add to the file if it exists.")] = False,
@@ -36,8 +43,6 @@ def collect(
         )
     if policy == "overwrite":
         out.unlink(missing_ok=True)
-    if max_draws < 1:
-        raise ConfigError(f"max_draws must be at least 1, not {max_draws}")
     chosen = get_preset(experiment, preset, **options.given)
     found = chosen.target().collect(
         Rng(seed), num_samples=num_samples, max_draws=max_draws, path=out, chunk=min(chosen.run.chunk, max_draws),

@@ -2,18 +2,20 @@
 
 from typing import Annotated
 
+from annotated_types import MinLen
 from tyro.conf import arg
 
-from twistlm.cli.options import ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold, TrustFunction
+from twistlm.cli.options import Count, ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold, TrustFunction
 
 
 def evaluate(
     run: RunPath,
     num_particles: Annotated[
-        tuple[int, ...] | None, arg(help="Numbers of particles of the sandwiches; default here and below: the run's.")
+        Annotated[tuple[Count, ...], MinLen(1)] | None,
+        arg(help="Numbers of particles of the sandwiches; default here and below: the run's."),
     ] = None,
-    num_samples: Annotated[int | None, arg(help="Proposal samples for KL(q‖σ).")] = None,
-    budget: Annotated[int | None, arg(help="Sequences spent on each bound at each number of particles.")] = None,
+    num_samples: Annotated[Count | None, arg(help="Proposal samples for KL(q‖σ).")] = None,
+    budget: Annotated[Count | None, arg(help="Sequences spent on each bound at each number of particles.")] = None,
     proposal: ProposalName = "twist_induced",
     resampler: ResamplerName = "systematic",
     ess_threshold: Threshold = 0.5,
@@ -22,10 +24,10 @@ def evaluate(
     seed: Seed = 1,
 ) -> None:
     """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json."""
-    from rich.console import Console
 
     from twistlm.api import Run
     from twistlm.report.tables import bounds_table, certificate_table, print_lines
+    from twistlm.terminal import console
     from twistlm.verdict import verdict
 
     opened = Run.load(run, trust_functions=trust_function)
@@ -46,8 +48,8 @@ def evaluate(
     }
     assert opened.folder is not None
     path = opened.folder.save_json("certificate.json", {name: c.as_dict() for name, c in certificates.items()})
-    console = Console()
-    console.print(certificate_table(certificates))
-    console.print(bounds_table(certificates))
-    print_lines(console, verdict(certificates["after"], certificates["before"]))
-    console.print(f"Written to {path}")
+    show = console()
+    show.print(certificate_table(certificates))
+    show.print(bounds_table(certificates))
+    print_lines(show, verdict(certificates["after"], certificates["before"]))
+    print(f"Written to {path}")

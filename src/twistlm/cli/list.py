@@ -4,15 +4,16 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from twistlm.cli.options import Text
 from twistlm.errors import ConfigError
 
 
-def list_(kind: Annotated[Positional[str], arg(help="Only parts of this kind, or 'all'.")] = "all") -> None:
+def list_(kind: Annotated[Positional[Text], arg(help="Only parts of this kind, or 'all'.")] = "all") -> None:
     """What there is to choose from: models, classifiers, potentials, twists, losses, sources, experiments and more."""
-    from rich.console import Console
     from rich.table import Table
 
     from twistlm.registry import HOMES, available
+    from twistlm.terminal import console
 
     if kind != "all" and kind not in HOMES:
         raise ConfigError(f"unknown kind {kind!r}; choose one of: all, {', '.join(HOMES)}")
@@ -27,4 +28,4 @@ def list_(kind: Annotated[Positional[str], arg(help="Only parts of this kind, or
                     names = value.target().downloads
                     needs = f"; from the hub: {', '.join(names)}" if names else ""
                     table.add_row("", f"  --preset {preset}", value.about + needs)
-    Console().print(table, markup=False)
+    console().print(table)

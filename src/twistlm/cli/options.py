@@ -1,42 +1,95 @@
-"""What several commands ask for, declared once."""
+"""What options may be, and those that several commands have: each declared once."""
 
+import tempfile
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import Interval
+from pydantic import AfterValidator
 from tyro.conf import Positional, UseAppendAction, arg
 
-from twistlm.errors import ConfigError, RunError
+from twistlm.errors import ConfigError, RunError, StorageError
 
-Out = Annotated[Path, arg(help="Run folder. An existing one is refused unless --resume or --overwrite is given.")]
+# --- What values may be (`twistlm.cli.validation` holds them against this) -----------------------------------
+
+# The largest whole number that anything stores.
+MOST = 2**63 - 1
+Count = Annotated[int, Interval(ge=1, le=MOST)]
+Natural = Annotated[int, Interval(ge=0, le=MOST)]
+Number = Annotated[float, Interval(gt=-inf, lt=inf)]
+Positive = Annotated[float, Interval(gt=0, lt=inf)]
+NotNegative = Annotated[float, Interval(ge=0, lt=inf)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+# As much as it takes, if infinite.
+Limit = Annotated[float, Interval(gt=0)]
+
+
+def _text(given: str) -> str:
+    """Refuse what no tokenizer, file or terminal takes."""
+    if not given:
+        raise ConfigError("is empty; give a text")
+    if "\0" in given or not _is_unicode(given):
+        raise ConfigError(f"is not text, {given!r}: it has a zero byte or is not valid UTF-8")
+    return given
+
+
+def _path(given: Path) -> Path:
+    if "\0" in str(given) or not _is_unicode(str(given)):
+        raise ConfigError(f"is no path, {str(given)!r}: it has a zero byte or is not valid UTF-8")
+    return given
+
+
+def _file(given: Path) -> Path:
+    if not given.name or given.name == "..":
+        raise ConfigError(f"must name a file, not {str(given)!r}")
+    return given
+
+
+def _is_unicode(text: str) -> bool:
+    # Bytes of the command line that are not UTF-8 arrive as lone surrogates.
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+Text = Annotated[str, AfterValidator(_text)]
+AnyPath = Annotated[Path, AfterValidator(_path)]
+FilePath = Annotated[AnyPath, AfterValidator(_file)]
+
+# --- What several commands ask for ---------------------------------------------------------------------------
+
+Out = Annotated[AnyPath, arg(help="Run folder. An existing one is refused unless --resume or --overwrite is given.")]
 Resume = Annotated[bool, arg(help="Continue the run in the folder where it stopped, bit for bit.")]
 Overwrite = Annotated[bool, arg(help="Delete the run in the folder and start again.")]
-Seed = Annotated[int, arg(help="The same seed gives the same results bit for bit on the same machine.")]
-RunPath = Annotated[Positional[Path], arg(help="A run folder that `train` or `demo` has finished.")]
+Seed = Annotated[
+    Annotated[int, Interval(ge=-MOST, le=MOST)],
+    arg(help="The same seed gives the same results bit for bit on the same machine."),
+]
+RunPath = Annotated[Positional[AnyPath], arg(help="A run folder that `train` or `demo` has finished.")]
 TrustFunction = Annotated[
-    UseAppendAction[tuple[str, ...]],
+    UseAppendAction[tuple[Text, ...]],
     arg(help="A function, as module:name, that a run's potential may import and run; none other is. May be repeated."),
 ]
-SweepPaths = Annotated[Positional[tuple[Path, ...]], arg(help="Folders of `twistlm sweep`, finished or not.")]
-ExperimentName = Annotated[Positional[str], arg(help="An experiment; `twistlm list` shows them.")]
-PresetName = Annotated[str, arg(help="Its size, with settings that suit it; `twistlm list` shows them.")]
-ProposalName = Annotated[str, arg(help="Distribution of the next token: twist_induced, base, or e.g. tempered:0.5.")]
+SweepPaths = Annotated[Positional[tuple[AnyPath, ...]], arg(help="Folders of `twistlm sweep`, finished or not.")]
+ExperimentName = Annotated[Positional[Text], arg(help="An experiment; `twistlm list` shows them.")]
+PresetName = Annotated[Text, arg(help="Its size, with settings that suit it; `twistlm list` shows them.")]
+ProposalName = Annotated[Text, arg(help="Distribution of the next token: twist_induced, base, or e.g. tempered:0.5.")]
 ProposalRun = Annotated[
-    Path | None, arg(help="Another run on the same base model, whose twist proposes while this one's weighs.")
+    AnyPath | None, arg(help="Another run on the same base model, whose twist proposes while this one's weighs.")
 ]
-ResamplerName = Annotated[str, arg(help="Scheme: systematic, stratified, residual or multinomial.")]
-Threshold = Annotated[float, arg(help="Resample when ESS is at most this fraction of N: 0 never, 1 at every step.")]
+ResamplerName = Annotated[Text, arg(help="Scheme: systematic, stratified, residual or multinomial.")]
+Threshold = Annotated[Fraction, arg(help="Resample when ESS is at most this fraction of N: 0 never, 1 at every step.")]
 
 
 @dataclass(frozen=True)
 class OfExperiment:
     """Options of experiments; each takes some of them."""
 
-    beta: Annotated[float | None, arg(help="Experiment's option: power of the classifier's probability.")] = None
-    num_tokens: Annotated[int | None, arg(help="Experiment's option: new tokens.")] = None
-    num_condition: Annotated[int | None, arg(help="Experiment's option: tokens that must follow (infilling).")] = None
-    label: Annotated[str | None, arg(help="Experiment's option: the class, e.g. '5 stars'.")] = None
-    threshold: Annotated[float | None, arg(help="Experiment's option: what the score must exceed.")] = None
+    beta: Annotated[Positive | None, arg(help="Experiment's option: power of the classifier's probability.")] = None
+    num_tokens: Annotated[Count | None, arg(help="Experiment's option: new tokens.")] = None
+    num_condition: Annotated[Count | None, arg(help="Experiment's option: tokens that must follow (infilling).")] = None
+    label: Annotated[Text | None, arg(help="Experiment's option: the class, e.g. '5 stars'.")] = None
+    threshold: Annotated[Number | None, arg(help="Experiment's option: what the score must exceed.")] = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -66,13 +119,37 @@ def if_exists(resume: bool, overwrite: bool) -> str:
 
 
 def refuse_existing(out: Path | None) -> None:
-    """Before anything is computed: a file of results is never replaced.
+    """Before anything is computed: a file of results is never replaced, and there must be a place for it.
 
     Raises:
         RunError: it exists.
+        StorageError: the system would not let it be written.
     """
-    if out is not None and out.exists():
+    if out is None:
+        return
+    if out.exists():
         raise RunError(f"{out} exists already; choose another --out, or delete it")
+    check_writable(out)
+
+
+def check_writable(path: Path) -> None:
+    """Make sure, leaving nothing behind, that a file or folder can be written there.
+
+    Raises:
+        StorageError: something is in the way, or the system does not allow it.
+    """
+    if path.is_symlink() and not path.exists():
+        raise StorageError(f"{path} is a link to what does not exist; choose another --out, or delete the link")
+    place = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
+    if not place.is_dir():
+        raise StorageError(f"{place} is in the way of {path}: it is no folder; choose another --out")
+    try:
+        # Named as what is to be made there, so that a name that is too long is found out too.
+        wanted = path.absolute().relative_to(place).parts[0]
+        with tempfile.NamedTemporaryFile(dir=place, prefix=f".{wanted}."):
+            pass
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
 
 
 def some(sweeps: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -1,16 +1,17 @@
 """`twistlm plot`."""
 
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import SweepPaths, some
+from twistlm.cli.options import AnyPath, SweepPaths, some
 
 
 def plot(
     sweeps: SweepPaths,
-    out: Annotated[Path | None, arg(help="Folder for the pictures; default: `plots` in each sweep's folder.")] = None,
+    out: Annotated[
+        AnyPath | None, arg(help="Folder for the pictures; default: `plots` in each sweep's folder.")
+    ] = None,
 ) -> None:
     """Draw sweeps, as PNG and PDF.
 

@@ -5,13 +5,14 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from twistlm.cli.options import AnyPath, FilePath, check_writable
 from twistlm.errors import ConfigError, RunError
 
 
 def report(
-    runs: Annotated[Positional[tuple[Path, ...]], arg(help="Run folders with a certificate.")],
+    runs: Annotated[Positional[tuple[AnyPath, ...]], arg(help="Run folders with a certificate.")],
     out: Annotated[
-        Path | None,
+        FilePath | None,
         arg(help="HTML file; refused if it, or a folder of its name, exists. Default: report.html in the first run."),
     ] = None,
     overwrite: Annotated[bool, arg(help="Replace the file of --out, and the charts beside it.")] = False,
@@ -49,3 +50,4 @@ def _check(out: Path, overwrite: bool) -> None:
     for path in (out, out.with_suffix("")):
         if path.exists() and not overwrite:
             raise RunError(f"{path} exists already; replace it with --overwrite, or choose another --out")
+    check_writable(out)

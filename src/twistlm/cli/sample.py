@@ -4,8 +4,17 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold, TrustFunction
-from twistlm.errors import ConfigError
+from twistlm.cli.options import (
+    Count,
+    ProposalName,
+    ProposalRun,
+    ResamplerName,
+    RunPath,
+    Seed,
+    Text,
+    Threshold,
+    TrustFunction,
+)
 
 # Draws of the base model to compare with: more than anyone reads.
 MOST_BASE = 100
@@ -13,16 +22,16 @@ MOST_BASE = 100
 
 def sample(
     run: RunPath,
-    num_samples: Annotated[int, arg(help="How many.")] = 16,
+    num_samples: Annotated[Count, arg(help="How many.")] = 16,
     num_particles: Annotated[
-        int | None,
+        Count | None,
         arg(help="SMC runs of so many particles, one drawn by weight from each; default: one run, all with weights."),
     ] = None,
     proposal: ProposalName = "twist_induced",
     resampler: ResamplerName = "systematic",
     ess_threshold: Threshold = 0.5,
     proposal_run: ProposalRun = None,
-    condition: Annotated[str | None, arg(help="What must follow, for a run of infilling.")] = None,
+    condition: Annotated[Text | None, arg(help="What must follow, for a run of infilling.")] = None,
     trust_function: TrustFunction = (),
     seed: Seed = 0,
 ) -> None:
@@ -31,16 +40,14 @@ def sample(
     Writes samples.jsonl, base_samples.jsonl (draws of the base model, to compare with) and diagnostics.json
     (what SMC recorded), and says what is wrong with it, if anything.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from twistlm.api import Run
     from twistlm.diagnostics import findings
     from twistlm.report.tables import print_lines
+    from twistlm.terminal import console
 
-    if num_samples < 1:
-        raise ConfigError(f"num_samples must be at least 1, not {num_samples}")
     opened = Run.load(run, trust_functions=trust_function)
     found = opened.sample(
         num_samples, num_particles=num_particles, condition=condition, seed=seed, proposal=proposal,
@@ -56,7 +63,7 @@ def sample(
     table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompt!r}", box=None)
     for row in sorted(found.rows(), key=lambda row: -row["weight"]):
         table.add_row(f"{row['weight']:.4f}", f"{row['log_phi']:.2f}", f"{row['log_p']:.1f}", Text(repr(row["text"])))
-    console = Console()
-    console.print(table)
-    print_lines(console, [f"Warning: {each}" for each in findings(found.diagnostics)])
-    console.print(f"log Z ≈ {found.log_Z_hat:.3f}. Written to {path}")
+    show = console()
+    show.print(table)
+    print_lines(show, [f"Warning: {each}" for each in findings(found.diagnostics)])
+    print(f"log Z ≈ {found.log_Z_hat:.3f}. Written to {path}")

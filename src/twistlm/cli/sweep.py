@@ -1,27 +1,35 @@
 """`twistlm sweep`."""
 
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import NONE_GIVEN, ExperimentName, ExperimentOptions, PresetName
+from twistlm.cli.options import (
+    NONE_GIVEN,
+    AnyPath,
+    Count,
+    ExperimentName,
+    ExperimentOptions,
+    Positive,
+    PresetName,
+    Text,
+)
 
 
 def sweep(
     experiment: ExperimentName,
-    out: Annotated[Path, arg(help="The sweep's folder. Asking the same again continues it.")],
+    out: Annotated[AnyPath, arg(help="The sweep's folder. Asking the same again continues it.")],
     preset: PresetName = "small",
     methods: Annotated[
-        str, arg(help="Losses with commas between, or 'all': ctl, rl, sixo, fudge, dpg, ppo and gkl.")
+        Text, arg(help="Losses with commas between, or 'all': ctl, rl, sixo, fudge, dpg, ppo and gkl.")
     ] = "all",
-    seeds: Annotated[int, arg(help="So many runs of every method, with seeds 0, 1, …")] = 5,
-    num_updates: Annotated[int | None, arg(help="At most so many updates; default: the preset's.")] = None,
-    learning_rate: Annotated[float | None, arg(help="Of every method; default: the preset's for each.")] = None,
-    source: Annotated[str | None, arg(help="Of the target's samples, e.g. exact; default: the preset's.")] = None,
+    seeds: Annotated[Count, arg(help="So many runs of every method, with seeds 0, 1, …")] = 5,
+    num_updates: Annotated[Count | None, arg(help="At most so many updates; default: the preset's.")] = None,
+    learning_rate: Annotated[Positive | None, arg(help="Of every method; default: the preset's for each.")] = None,
+    source: Annotated[Text | None, arg(help="Of the target's samples, e.g. exact; default: the preset's.")] = None,
     options: ExperimentOptions = NONE_GIVEN,
     jobs: Annotated[
-        int, arg(help="So many runs at a time, each in a process of its own with its share of the cores.")
+        Count, arg(help="So many runs at a time, each in a process of its own with its share of the cores.")
     ] = 1,
     overwrite: Annotated[bool, arg(help="Delete the sweep in the folder and start again.")] = False,
 ) -> None:

@@ -16,19 +16,19 @@ def table(
     log Z is the median over all methods and seeds of the midpoint of each run's main sandwich. Prints the table and
     leaves table.md, table.csv and table.tex in the first sweep's folder.
     """
-    from rich.console import Console
 
     from twistlm.pooling import read
     from twistlm.report import sweep_tables
     from twistlm.storage import save_text
+    from twistlm.terminal import console
 
     pooled = [read(path) for path in some(sweeps)]
-    console = Console()
-    for each in pooled:
-        console.print(sweep_tables.sweep_table(each))
     writers = {"markdown": sweep_tables.markdown, "csv": sweep_tables.as_csv, "latex": sweep_tables.latex}
     endings = {"markdown": "md", "csv": "csv", "latex": "tex"}
-    for name in endings if format == "all" else [format]:
-        path = sweeps[0] / f"table.{endings[name]}"
-        save_text(path, writers[name](pooled))
-        console.print(f"Written to {path}", soft_wrap=True)
+    written = {sweeps[0] / f"table.{endings[name]}": writers[name] for name in endings if format in ("all", name)}
+    for path, write in written.items():
+        save_text(path, write(pooled))
+    for each in pooled:
+        console().print(sweep_tables.sweep_table(each))
+    for path in written:
+        print(f"Written to {path}")

@@ -1,20 +1,25 @@
 """`twistlm train`."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
 from twistlm.cli.options import (
     NONE_GIVEN,
+    AnyPath,
+    Count,
     ExperimentName,
     ExperimentOptions,
+    Natural,
+    NotNegative,
     Out,
     Overwrite,
+    Positive,
     PresetName,
     Resume,
     Seed,
+    Text,
     given,
     if_exists,
 )
@@ -24,23 +29,25 @@ def train(
     experiment: ExperimentName,
     out: Out,
     preset: PresetName = "demo",
-    method: Annotated[str | None, arg(help="Loss, e.g. ctl, dpg or '0.7*ctl + 0.3*rl'; default: the preset's.")] = None,
-    twist: Annotated[str | None, arg(help="Twist, e.g. lexical, low_rank, tied, mlp; default: the preset's.")] = None,
-    num_particles: Annotated[int | None, arg(help="Sequences per update.")] = None,
-    num_updates: Annotated[
-        int | None, arg(help="At most so many updates; training stops early when it overfits.")
+    method: Annotated[
+        Text | None, arg(help="Loss, e.g. ctl, dpg or '0.7*ctl + 0.3*rl'; default: the preset's.")
     ] = None,
-    learning_rate: Annotated[float | None, arg(help="Of AdamW.")] = None,
-    weight_decay: Annotated[float | None, arg(help="Of AdamW, towards log ψ = 0.")] = None,
+    twist: Annotated[Text | None, arg(help="Twist, e.g. lexical, low_rank, tied, mlp; default: the preset's.")] = None,
+    num_particles: Annotated[Count | None, arg(help="Sequences per update.")] = None,
+    num_updates: Annotated[
+        Count | None, arg(help="At most so many updates; training stops early when it overfits.")
+    ] = None,
+    learning_rate: Annotated[Positive | None, arg(help="Of AdamW.")] = None,
+    weight_decay: Annotated[NotNegative | None, arg(help="Of AdamW, towards log ψ = 0.")] = None,
     source: Annotated[
-        str | None,
+        Text | None,
         arg(
             help="Where training samples come from: draws, base, proposal, or exact, smc (for roles that need no "
             "density), or several: proposal+exact."
         ),
     ] = None,
-    num_draws: Annotated[int | None, arg(help="Base draws to collect first; 0 for none.")] = None,
-    draws: Annotated[Path | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
+    num_draws: Annotated[Natural | None, arg(help="Base draws to collect first; 0 for none.")] = None,
+    draws: Annotated[AnyPath | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
     options: ExperimentOptions = NONE_GIVEN,
     seed: Seed = 0,
     resume: Resume = False,

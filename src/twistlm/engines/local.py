@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
-from multiprocessing import connection, get_context, parent_process
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -46,7 +47,8 @@ def run(
                 task = waiting.pop()
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(function, task, threads, sender), daemon=True)
-                process.start()
+                with _uninterrupted():
+                    process.start()
                 sender.close()
                 running[process.sentinel] = process, receiver, task
             for sentinel in connection.wait(list(running)):
@@ -64,8 +66,27 @@ def _context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
         return get_context("spawn")
     # Not plain fork: this process may have threads by now, and the server never has.
     context = get_context("forkserver")
+    # First, for its start lets through to what is started after it what we hold back (`_uninterrupted`).
+    resource_tracker.ensure_running()
     context.set_forkserver_preload(list(preload))
     return context
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back from what is started here, and only for a moment from this process.
+
+    It reaches every process of the terminal, and the parent decides. Processes inherit what is held back: the server
+    too, which would otherwise be interrupted in the middle of its imports.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _attempt(function: Callable[[T], None], task: T) -> Failure | None:
@@ -79,7 +100,7 @@ def _attempt(function: Callable[[T], None], task: T) -> Failure | None:
 def _work(function: Callable[[T], None], task: T, threads: int, sender: connection.Connection) -> None:
     """What a process does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Ctrl-C reaches every process of the terminal; the parent decides.
+    # Where the parent could not hold it back for this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # Bars of several processes would overwrite each other.

@@ -8,6 +8,7 @@ from twistlm.experiments import Preset, Presets, experiment
 from twistlm.experiments.common import PAPER_LIKE, rates, smoke
 from twistlm.experiments.toxicity import PROMPT
 from twistlm.potentials import Infilling
+from twistlm.sizes import TOKEN_BYTES, check_sizes
 from twistlm.target import Target
 
 # Adam's learning rates, the best of the paper's grid for each method, for 15 tokens before 10 and for 2 before 1.
@@ -22,6 +23,8 @@ RATES_SHORT = {"ctl": 3e-3, "rl": 3e-4, "sixo": 3e-3, "fudge": 3e-4, "dpg": 3e-3
 @experiment("infilling")
 def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
     """Tokens after "Once upon a time, there was a" and before a given end: one twist for all ends. Or 2 before 1."""
+
+    check_sizes(TOKEN_BYTES, num_tokens=num_tokens, num_condition=num_condition)
 
     def bundled() -> Target:
         return Target("stories", Infilling(num_condition), PROMPT, num_tokens, eos="ignore")

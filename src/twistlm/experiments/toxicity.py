@@ -23,11 +23,12 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
 
     def bundled(length: int = 20) -> Target:
         scorer = Classifier("toxicity", "toxic", beta=beta)
-        return Target("stories", scorer, PROMPT, num_tokens or length, eos="ignore")
+        return Target("stories", scorer, PROMPT, length if num_tokens is None else num_tokens, eos="ignore")
 
     def published() -> Target:
         scorer = Classifier("nicholasKluge/ToxicityModel", "toxic", beta=beta, logit_means="not label")
-        return Target("roneneldan/TinyStories-33M", scorer, PROMPT, num_tokens or 20, eos="ignore")
+        length = 20 if num_tokens is None else num_tokens
+        return Target("roneneldan/TinyStories-33M", scorer, PROMPT, length, eos="ignore")
 
     demo = RunConfig(
         twist="lexical",

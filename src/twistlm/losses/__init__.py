@@ -124,9 +124,9 @@ def objective(expression: str) -> Objective:
     """
     parts = []
     for term in expression.split("+"):
-        weight, _, name = term.rpartition("*")
+        weight, times, name = term.rpartition("*")
         try:
-            value = float(weight) if weight else 1.0
+            value = float(weight) if times else 1.0
         except ValueError:
             value = math.nan
         if not 0 < value < math.inf:

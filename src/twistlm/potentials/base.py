@@ -19,6 +19,8 @@ from twistlm.types import BaseLM, ConditionalPotential, Potential, Prompts
 
 # Relative slack of the upper-bound check: a log-probability computed in float32 may end slightly above 0.
 BOUND_TOLERANCE = 1e-5
+# A score in float32 is known to a millionth or so, and β times its error should be less than a nat.
+MOST_BETA = 1e6
 # Characters of a text (or of a list of token ids) that an error message quotes.
 QUOTED = 80
 
@@ -117,9 +119,22 @@ class Power(BasePotential):
 
 
 def check_beta(beta: float) -> None:
-    """Raise ConfigError unless β is positive and finite."""
+    """Raise ConfigError unless β is positive, and small enough that β log φ is more than the scorer's rounding."""
     if not (math.isfinite(beta) and beta > 0):
         raise ConfigError(f"beta must be positive and finite, not {beta}")
+    if beta > MOST_BETA:
+        raise ConfigError(
+            f"beta must be at most {MOST_BETA:g}, not {beta:g}: beyond it a scorer's rounding decides what is sampled"
+        )
+
+
+def check_reachable(name: str, threshold: float, scorer: Potential) -> None:
+    """Raise ConfigError if φ of the scorer can never reach the threshold."""
+    bound = scorer.log_upper_bound
+    if bound is not None and threshold > 0 and math.log(threshold) > bound + BOUND_TOLERANCE:
+        raise ConfigError(
+            f"{name} = {threshold:g} is never reached: φ is at most {math.exp(bound):g}; choose a lower one"
+        )
 
 
 def indicator(hit: Tensor, eps: float) -> Tensor:

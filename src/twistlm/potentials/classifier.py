@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -13,7 +13,10 @@ from torch.nn.functional import logsigmoid
 from twistlm.errors import ConfigError, ModelError
 from twistlm.potentials.base import TextPotential, check_beta
 from twistlm.registry import available, register
-from twistlm.types import Prompts
+from twistlm.types import BaseLM, Prompts
+
+# What transformers calls the label of a single logit that nobody has named.
+UNNAMED = "LABEL_0"
 
 
 @register("potential", "classifier")
@@ -21,14 +24,14 @@ from twistlm.types import Prompts
 class Classifier(TextPotential):
     """p(label | text)^beta under an `AutoModelForSequenceClassification` with its own tokenizer.
 
-    The model is loaded at the first evaluation, once per process. p(label) is a softmax over the labels; a
+    The model is loaded when a target first needs it, once per process. p(label) is a softmax over the labels; a
     sigmoid of the label's logit if the model's `problem_type` is "multi_label_classification" or it has a
     single logit. Texts are truncated to the model's maximal length as its tokenizer does it.
 
     Attributes:
         model: bundled name (`twistlm list classifier`), hub name, folder, or a loaded pair (model, tokenizer).
-        label: a label's name (case does not matter) or its index. With a single logit whose meaning
-            `logit_means` gives, any name.
+        label: a label's name (case does not matter) or its index. For a single logit whose meaning `logit_means`
+            gives, any name if the model itself calls it nothing ("LABEL_0").
         beta: the power, > 0.
         logit_means: for a model with a single logit; needed unless the label is its `id2label[0]`. "label" if
             a high logit means the label, "not label" if a low one does (ToxicityModel and "toxic").
@@ -58,6 +61,16 @@ class Classifier(TextPotential):
             raise ConfigError(f"logit_means must be 'label', 'not label' or None, not {self.logit_means!r}")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
+
+    def bind(self, lm: BaseLM) -> Self:
+        """A copy that reads sequences of `lm`; from here on the model is loaded and known to have the label.
+
+        Raises:
+            ModelError: the model cannot be loaded, or has no classification head.
+            ConfigError: it has no such label.
+        """
+        self._index(self._parts()[0].config)
+        return super().bind(lm)
 
     def log_phi_texts(self, texts: list[str]) -> Tensor:
         """beta · log p(label), float64 [B].
@@ -94,16 +107,18 @@ class Classifier(TextPotential):
         """The label's position among the model's logits."""
         names = {int(i): str(name) for i, name in config.id2label.items()}
         single = config.num_labels == 1
-        if self.logit_means is not None:
-            if not single:
-                raise ConfigError(f"logit_means is for models with one logit; this one has {len(names)} labels")
+        if self.logit_means is not None and not single:
+            raise ConfigError(f"logit_means is for models with one logit; this one has {len(names)} labels")
+        if self.logit_means is not None and names[0] == UNNAMED:
             return 0
         found = [i for i, name in names.items() if self.label == i or str(self.label).lower() == name.lower()]
         if found:
             return found[0]
         listed = ", ".join(f"{i} {name!r}" for i, name in names.items())
         remedy = (
-            "say what its single logit means: logit_means='label' or 'not label'" if single else "choose one of them"
+            "say what its single logit means: logit_means='label' or 'not label'"
+            if single and names[0] == UNNAMED
+            else "choose one of them"
         )
         raise ConfigError(f"unknown label {self.label!r}; the model's labels are {listed}: {remedy}")
 
@@ -145,11 +160,12 @@ def _load(name: str, device: str | None) -> tuple[Any, Any]:
 
     from twistlm.models.inference import for_inference
     from twistlm.models.local import safely, usable_device
+    from twistlm.models.packaged import without_progress_bars
 
     bundled = available("classifier")
     source: str | Path = bundled[name].value() if name in bundled else name
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_progress_bars():
             warnings.simplefilter("ignore")
             place, how = safely(source)
             tokenizer = AutoTokenizer.from_pretrained(place, **how)

@@ -1,8 +1,9 @@
 """Your own Python function as a potential, of texts or of tokens."""
 
 import inspect
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,31 @@ from twistlm.errors import ConfigError, PotentialError
 from twistlm.potentials.base import TextPotential
 from twistlm.registry import register
 from twistlm.types import Prompts
+
+logger = logging.getLogger("twistlm")
+
+# Values between 0 and 1, and none other, before a function is suspected of returning φ for log φ.
+ENOUGH = 16
+
+
+class _Suspicion:
+    """Watches what should be log φ until it is clear; says once if it looks like φ."""
+
+    def __init__(self) -> None:
+        self.seen, self.over = 0, False
+
+    def look(self, values: Tensor, function: Callable[..., Any]) -> None:
+        if self.over or not values.numel():
+            return
+        self.seen += values.numel()
+        like_phi = bool(((values > 0) & (values <= 1)).all())
+        self.over = not like_phi or self.seen >= ENOUGH
+        if like_phi and self.over:
+            logger.warning(
+                "all of the first %d values of %s are between 0 and 1, as those of φ are, and they are read as log φ; "
+                "return the logarithm, or say Function(..., log=False)", self.seen,
+                getattr(function, "__qualname__", type(function).__name__),
+            )  # fmt: skip
 
 
 @register("potential", "function")
@@ -38,6 +64,8 @@ class Function(TextPotential):
     log_upper_bound: float | None = None
     batched: bool = True
     include_prompt: bool = True
+    # One for all copies that `bind` makes.
+    _suspicion: _Suspicion = field(default_factory=_Suspicion, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -65,6 +93,7 @@ class Function(TextPotential):
         # Straight to float64: by way of torch's default type, Python's floats would lose half their digits.
         values = torch.as_tensor(returned, dtype=torch.float64)
         if self.log:
+            self._suspicion.look(values, self.function)
             return values
         if (values < 0).any():
             raise PotentialError(f"φ must not be negative, and was {values.min().item():.6g}; log=True takes log φ")

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 from torch import Tensor
 
 from twistlm.errors import ConfigError, PotentialError
-from twistlm.potentials.base import BasePotential, check_eps, evaluate, indicator
+from twistlm.potentials.base import BasePotential, check_eps, check_reachable, evaluate, indicator
 from twistlm.registry import register
 from twistlm.types import BaseLM, Potential, Prompts
 
@@ -54,6 +54,8 @@ class Threshold(BasePotential):
             raise ConfigError(f"direction must be '>=' or '<=', not {self.direction!r}")
         if not math.isfinite(self.eta) or (self.on == "probability" and self.eta < 0):
             raise ConfigError(f"eta = {self.eta} is out of range for on={self.on!r}")
+        if self.on == "probability" and self.direction == ">=":
+            check_reachable("eta", self.eta, self.scorer)
         if self.on == "logit" and not isinstance(self.scorer, HasLogit):
             raise ConfigError(f"{type(self.scorer).__name__} has no logit; use on='probability' or 'log_probability'")
         object.__setattr__(self, "log_upper_bound", math.log1p(self.eps))

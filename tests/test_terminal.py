@@ -1,0 +1,216 @@
+"""What is printed, by whom it is read, and how a command ends when it is told to."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from twistlm import Target, progress, train
+from twistlm.cli import main
+from twistlm.potentials import Regex
+from twistlm.runs import RunFolder
+
+MARKUP = "[INST] hi [/INST] [red]:smile:"
+TINY = ["--num-particles", "2", "--num-samples", "8", "--budget", "8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose prompt looks like rich's markup."""
+    out = tmp_path_factory.mktemp("terminal") / "run[/b]"
+    target = Target("stories", Regex("e", eps=0.1), MARKUP, 2, eos="ignore")
+    train(target, num_updates=1, num_particles=8, out=out)
+    return out
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Standard output is a pipe that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    standard, sys.stdout = sys.stdout, os.fdopen(writing, "w")
+    try:
+        yield
+    finally:
+        sys.stdout.close()
+        sys.stdout = standard
+
+
+@contextmanager
+def encoded(encoding: str) -> Iterator[io.BytesIO]:
+    """Standard output has an encoding without the symbols that are printed."""
+    kept = io.BytesIO()
+    standard, narrow = sys.stdout, io.TextIOWrapper(kept, encoding, write_through=True)
+    sys.stdout = narrow
+    try:
+        yield kept
+    finally:
+        sys.stdout = standard
+        narrow.detach()
+
+
+def commands(run: Path, out: Path) -> dict[str, tuple[list[str], Path]]:
+    """Commands that print what they found, and the file that they leave."""
+    event = ["probability", MARKUP, "--regex", "e", "--thresholds", "1", "--num-tokens", "2", "--num-draws", "64"]
+    return {
+        "certify": (["certify", str(run), *TINY, "--out", str(out / "c[/b].json")], out / "c[/b].json"),
+        "probability": ([*event, "--num-samples", "64", "--max-rounds", "1", "--out", str(out / "[red]p.json")],
+                        out / "[red]p.json"),
+        "evaluate": (["evaluate", str(run), *TINY], run / "certificate.json"),
+        "sample": (["sample", str(run), "--num-samples", "2"], run / "samples.jsonl"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["certify", "probability", "evaluate", "sample"])
+def test_results_outlive_their_reader_and_any_encoding(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, result = commands(run, tmp_path)[name]
+    with unread():
+        assert main(arguments) == 0
+    assert result.stat().st_size > 0
+    result.unlink()
+    with encoded("ascii") as kept:
+        assert main(arguments) == 0
+    assert result.stat().st_size > 0
+    assert kept.getvalue().isascii()
+    assert not capsys.readouterr().err.count("Traceback")
+
+
+@pytest.mark.parametrize("name", ["certify", "probability", "evaluate", "sample"])
+def test_text_is_text(name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, result = commands(run, tmp_path)[name]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    # In one piece, however long it is.
+    if name != "sample" or run.name in str(result):
+        assert str(result) in shown
+    if name == "sample":
+        assert f"text after {MARKUP!r}" in " ".join(shown.split())
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(run: Path, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    done = subprocess.run(
+        f"{sys.executable} -m twistlm list loss > /dev/full", shell=True, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
+
+
+def test_a_closed_pipe_ends_a_command_in_silence() -> None:
+    piped = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m twistlm list | head -1"], capture_output=True, text=True
+    )
+    assert (piped.returncode, piped.stderr) == (0, "")
+    assert piped.stdout.startswith("kind")
+
+
+# --- Progress -------------------------------------------------------------------------------------------------
+
+
+def test_a_log_file_gets_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with progress.bar("training (ctl)", 100) as report:
+        for update in range(100):
+            report(update + 1, "best at 3")
+            now[0] += 1.0
+    assert capsys.readouterr().err.splitlines() == [
+        f"training (ctl): {k} of 100 after {k - 1} s, best at 3" for k in (31, 61, 91)
+    ]
+    monkeypatch.setenv("TWISTLM_PROGRESS", "0")
+    with progress.bar("training (ctl)", 100) as report:
+        now[0] += 60.0
+        report(50, "")
+    assert not capsys.readouterr().err
+
+
+def test_loading_a_classifier_says_nothing() -> None:
+    code = "from twistlm import Target, potentials as p; Target('stories', p.Classifier('toxicity', 'toxic'), 'a', 2)"
+    done = subprocess.run([sys.executable, "-c", f"{code}.bound_potential"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- Signals --------------------------------------------------------------------------------------------------
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    """The command in a session of its own, so that a signal may go to all of its processes, as Ctrl-C does."""
+    command = [sys.executable, "-m", "twistlm", *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def stop(process: "subprocess.Popen[str]", number: signal.Signals, ready: Callable[[], bool]) -> tuple[int, list[str]]:
+    """Exit code and lines of standard error after the signal, sent once it is `ready`."""
+    patience = time.monotonic() + 60
+    while not ready() and process.poll() is None and time.monotonic() < patience:
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, [line for line in said.splitlines() if not line.startswith("WARNING")]
+
+
+def updates(folder: Path) -> int:
+    """How many lines of metrics a run has."""
+    file = folder / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.4, 1.0, 1.6, 2.2])
+def test_ctrl_c_during_imports_is_one_line(delay: float, tmp_path: Path) -> None:
+    since = time.monotonic()
+    process = start(["sample", str(tmp_path)] if delay < 1 else ["certify", "toxicity", "--preset", "smoke"])
+    code, said = stop(process, signal.SIGINT, lambda: time.monotonic() - since > delay)
+    if code == -signal.SIGINT and not said:
+        return  # before Python had reached a line of ours
+    assert code == 130
+    assert said == ["interrupted"]
+
+
+def test_sigterm_leaves_a_run_that_can_be_continued(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(["train", "toxicity", "--preset", "smoke", "--num-updates", "100000", "--out", str(out)])
+    code, said = stop(process, signal.SIGTERM, lambda: updates(out) >= 3)
+    assert code == 143
+    assert said == ["terminated; --resume continues what was saved"]
+    folder = RunFolder.open(out)
+    assert len(folder.metrics()) >= 3
+    # Whole, if there is one yet; without one the run starts over from its draws.
+    folder.load_checkpoint()
+    assert not [path.name for path in out.iterdir() if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("when", ["starting", "running"])
+def test_ctrl_c_with_two_jobs_is_one_line(when: str, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    process = start(
+        ["sweep", "infilling", "--preset", "smoke", "--num-tokens", "2", "--num-condition", "1", "--methods", "ctl,rl",
+         "--seeds", "2", "--num-updates", "100000", "--jobs", "2", "--out", str(out)]
+    )  # fmt: skip
+
+    def ready() -> bool:
+        if when == "starting":
+            return (out / "draws.safetensors").exists()
+        return any(updates(out / method / "seed-0") >= 3 for method in ("ctl", "rl"))
+
+    code, said = stop(process, signal.SIGINT, ready)
+    assert code == 130
+    assert said == ["interrupted; the same command again continues it"]
+    assert json.loads((out / "sweep.json").read_text())["seeds"] == 2
