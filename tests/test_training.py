@@ -375,7 +375,7 @@ def test_settings_are_checked() -> None:
         TrainingConfig(loss="ctll")
     with pytest.raises(ConfigError, match="cannot serve as intermediate_source"):
         TrainingConfig(intermediate_source="exact")
-    with pytest.raises(ConfigError, match="num_updates must be positive, not 0"):
+    with pytest.raises(ConfigError, match="num_updates must be at least 1, not 0"):
         TrainingConfig(num_updates=0)
     with pytest.raises(ConfigError, match="must not be negative, not -1"):
         RunConfig(num_draws=-1)
