@@ -20,6 +20,7 @@ from twistlm.divergences import proposal_samples
 from twistlm.errors import ConfigError, NoneAcceptedError
 from twistlm.estimates import Estimate
 from twistlm.exact import Collection
+from twistlm.folders import check_room
 from twistlm.logmath import log_mean_exp, normalise
 from twistlm.losses import ROLES, objective
 from twistlm.pieces import pieces_of
@@ -436,29 +437,42 @@ def train(
         num_particles: sequences per update.
         num_updates: at most so many updates.
         out: run folder; None keeps everything in memory.
-        exists: what to do if `out` exists: "refuse", "resume" or "overwrite".
+        exists: what to do if `out` exists: "refuse", "resume" or "overwrite", which replaces it when all is done.
         draws: a file of `twistlm collect` for the same target, used instead of new draws; `out` shares it.
         config: all settings at once; the arguments above override it.
         **training: further fields of `TrainingConfig`.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
-        RunError: `out` exists and must not, or cannot be resumed.
+        RunError: `out` exists and must not, cannot be resumed, or is being written by somebody else.
+        StorageError: the system refuses, or files of the run were deleted meanwhile.
         TrainingError: the loss became infinite.
     """
     config = _merged(config, target, method, twist, seed, num_particles, num_updates, training)
     if out is not None:
         RunFolder.check(Path(out), exists)
     # What can be refused is refused before a folder is made or replaced.
-    target.twisted()
-    potential = target.bound_potential
+    target.check()
+    built = _build(target, config, Rng(config.seed).fork("twist"))
+    given = None if draws is None else exact.load(Path(draws), target.fingerprint)
+    if out is None:
+        return _trained(target, config, built, None, given)
+    check_room(Path(out), _room(config, target, built, given))
+    with RunFolder.writing(Path(out), _described(target, config), exists) as folder:
+        if draws is not None and not folder.draws.exists():
+            share(Path(draws), folder.draws)
+        return _trained(target, config, built, folder, given)
+
+
+def _trained(
+    target: Target, config: RunConfig, twist: Twist, folder: RunFolder | None, given: Collection | None
+) -> Run:
+    """Collect what is not given, and train."""
     rng = Rng(config.seed)
-    built = _build(target, config, rng.fork("twist"))
-    folder = None if out is None else RunFolder.create(Path(out), _described(target, config), exists)
-    collection = _collect(target, config, rng, folder, None if draws is None else Path(draws))
-    run = Run(target, config, built, folder, collection)
+    collection = _collect(target, config, rng, folder) if given is None else given
+    run = Run(target, config, twist, folder, collection)
     setting = Setting(
-        run.model, potential, target.prompt_tokens, target.num_tokens, collection=run.fold("training"),
+        run.model, target.bound_potential, target.prompt_tokens, target.num_tokens, collection=run.fold("training"),
         num_siblings=config.num_siblings,
     )  # fmt: skip
     held_out = run.fold("held_out")
@@ -472,6 +486,15 @@ def train(
     trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out, certify)
     run.history = trainer.train()
     return run
+
+
+def _room(config: RunConfig, target: Target, twist: Twist, given: Collection | None) -> float:
+    """Bytes that a run folder takes, roughly: its draws, and the twist with what AdamW keeps of it."""
+    per_token = 4 + 1 + 8 + (4 * (target.lm.feature_size + config.num_siblings) if config.trains_on_draws else 0)
+    # Where collecting may stop early, nobody knows.
+    count = 0 if given is not None or config.num_exact is not None else config.num_draws
+    parameters = sum(p.numel() * p.element_size() for p in twist.module.parameters() if p.requires_grad)
+    return count * target.num_tokens * per_token + 6 * parameters
 
 
 def _certified(run: Run, update: int) -> dict[str, Any]:
@@ -540,14 +563,7 @@ def collect(target: Target, config: RunConfig, rng: Rng, path: Path | None, *, t
     )  # fmt: skip
 
 
-def _collect(
-    target: Target, config: RunConfig, rng: Rng, folder: RunFolder | None, given: Path | None
-) -> Collection | None:
-    if given is not None:
-        collection = exact.load(given, target.fingerprint)
-        if folder is not None and not folder.draws.exists():
-            share(given, folder.draws)
-        return collection
+def _collect(target: Target, config: RunConfig, rng: Rng, folder: RunFolder | None) -> Collection | None:
     if config.num_draws == 0:
         return None
     try:

@@ -6,15 +6,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from twistlm.api import Run, train
+from twistlm.api import Run, RunConfig, train
+from twistlm.errors import RunError
 from twistlm.experiments import get_preset
+from twistlm.folders import LOCK, OWNER, is_occupied, writing
 from twistlm.registry import lookup
 from twistlm.report.record import BASE, TWISTED
 from twistlm.report.tables import samples_table
-from twistlm.runs import write_lines
+from twistlm.runs import RunFolder, write_lines
+from twistlm.target import Target
 from twistlm.types import ConditionalPotential
 
 PARTICLES_PER_SAMPLE = 64
+PICTURES = "gallery.jsonl"
 
 
 @dataclass(frozen=True)
@@ -35,27 +39,52 @@ def gallery(
         ConfigError: there is no such experiment, preset or method.
         RunError: a run is there and must not be.
     """
-    pictures: list[Picture] = []
+    chosen: dict[str, tuple[str, Target, RunConfig]] = {}
     for options in lookup("experiment", experiment).options["gallery"]:
         size = get_preset(experiment, preset, **options)
         # A conservative name: it becomes a folder.
         name = "-".join(f"{key}-{value}".replace(" ", "-") for key, value in options.items()) or "run"
-        target, config = size.target(), size.config(method)
-        config = replace(config, evaluation=replace(config.evaluation, during_training=False))
-        if not isinstance(target.potential, ConditionalPotential):
-            # At a high power of φ rejection accepts nothing, whatever it costs.
-            config = replace(config, num_draws=0)
-        run = train(target, config=config, seed=seed, out=out / name, exists=exists)
-        about = ", ".join(f"{key} = {value}" for key, value in options.items())
-        pictures += _pictures(run, about or experiment, num_samples, seed)
-    rows = [
-        {"picture": picture.title, "sampler": sampler, "text": text, "log_phi": log_phi}
-        for picture in pictures
-        for sampler, samples in picture.columns.items()
-        for text, log_phi in samples
-    ]
-    write_lines(out / "gallery.jsonl", rows)
+        about = ", ".join(f"{key} = {value}" for key, value in options.items()) or experiment
+        chosen[name] = about, size.target(), _simplified(size.config(method), size.target())
+        RunFolder.check(out / name, exists)
+    if exists == "overwrite" and (foreign := _foreign(out)):
+        raise RunError(
+            f"{out} is not a gallery's folder ({foreign} is there), so it is left alone; choose another --out"
+        )
+    # What can be refused is refused before anything is made or replaced.
+    for _, target, _ in chosen.values():
+        target.check()
+    with writing(out, replace=exists == "overwrite") as draft:
+        pictures: list[Picture] = []
+        policy = "refuse" if exists == "refuse" else "resume"
+        for name, (about, target, config) in chosen.items():
+            run = train(target, config=config, seed=seed, out=draft.path / name, exists=policy)
+            pictures += _pictures(run, about, num_samples, seed)
+        rows = [
+            {"picture": picture.title, "sampler": sampler, "text": text, "log_phi": log_phi}
+            for picture in pictures
+            for sampler, samples in picture.columns.items()
+            for text, log_phi in samples
+        ]
+        write_lines(draft.path / PICTURES, rows)
     return pictures
+
+
+def _simplified(config: RunConfig, target: Target) -> RunConfig:
+    """Without what a gallery has no use for."""
+    config = replace(config, evaluation=replace(config.evaluation, during_training=False))
+    if isinstance(target.potential, ConditionalPotential):
+        return config
+    # At a high power of φ rejection accepts nothing, whatever it costs.
+    return replace(config, num_draws=0)
+
+
+def _foreign(out: Path) -> str | None:
+    """The name of something in a folder that no gallery has put there; None if there is nothing."""
+    found = list(out.iterdir()) if is_occupied(out) else []
+    return next(
+        (each.name for each in found if not (each.name in (PICTURES, LOCK, OWNER) or RunFolder.is_one(each))), None
+    )
 
 
 def show(pictures: list[Picture], console: Console) -> None:

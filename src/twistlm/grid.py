@@ -117,39 +117,49 @@ def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False
         "target": {"fingerprint": target.fingerprint, "beta": float(getattr(target.potential, "beta", 1.0))},
         "settings": {method: config.as_dict() for method, config in settings.items()},
     }  # fmt: skip
-    folder = SweepFolder.create(out, asked, overwrite=overwrite)
-    todo = [cell for cell in folder.cells if not folder.finished(cell)]
-    if todo:
-        draws = _collect(folder, target, settings)
-        _run(folder, partial(_do, request, folder, draws), todo, jobs)
-        _refer(request, folder)
+    SweepFolder.check(out)
+    # What can be refused is refused before a folder is made or replaced.
+    target.check()
+    with SweepFolder.writing(out, asked, overwrite=overwrite) as folder:
+        todo = [cell for cell in folder.cells if not folder.finished(cell)]
+        if todo:
+            draws = _collect(folder, target, settings)
+            # Now that the first result is there.
+            folder.take_place()
+            _run(folder, partial(_do, request, folder.path, folder.draws if draws else None), todo, jobs)
+            _refer(request, folder)
+        _report_failures(folder)
+    print(f"all {len(folder.cells)} runs are done: {out}; see `twistlm table {out}` and `twistlm plot {out}`")
+    return folder
+
+
+def _report_failures(folder: SweepFolder) -> None:
+    """Raises RunError if there are any."""
     if failures := folder.failures:
         reasons: dict[tuple[str, str], list[str]] = {}
         for cell, failure in failures.items():
             reasons.setdefault((cell.method, failure.message), []).append(str(cell.seed))
         which = "; ".join(f"{method}, seed {' '.join(seeds)}: {why}" for (method, why), seeds in reasons.items())
         raise RunError(f"{len(failures)} of {len(folder.cells)} runs failed, the others are done. {which}")
-    print(f"all {len(folder.cells)} runs are done: {out}; see `twistlm table {out}` and `twistlm plot {out}`")
-    return folder
 
 
-def _collect(folder: SweepFolder, target: Target, settings: Mapping[str, api.RunConfig]) -> Path | None:
-    """The shared draws, collected unless they are there; None where no exact samples can be had."""
+def _collect(folder: SweepFolder, target: Target, settings: Mapping[str, api.RunConfig]) -> bool:
+    """Collect the shared draws unless they are there; False where no exact samples can be had."""
     config = next(iter(settings.values()))
     if config.num_draws == 0:
-        return None
+        return False
     training = any(each.trains_on_draws for each in settings.values())
     try:
         found = api.collect(target, config, Rng(0, ("sweep",)), folder.draws, training=training)
     except (NoneAcceptedError, UpperBoundError) as error:
         logger.warning("%s", error)
-        return None
+        return False
     accepted = len(found.split(config.folds)[api.FOLDS.index("evaluation")].exact)
     print(f"{len(found.exact)} exact samples among {len(found.draws)} draws, {accepted} of them for evaluation")
     if accepted < FEWEST_EXACT:
         logger.warning("too few exact samples to evaluate by: lower bounds only, as if there were none")
-        return None
-    return folder.draws
+        return False
+    return True
 
 
 def _run(folder: SweepFolder, do: Callable[[Cell], None], todo: list[Cell], jobs: int) -> None:
@@ -167,9 +177,9 @@ def _run(folder: SweepFolder, do: Callable[[Cell], None], todo: list[Cell], jobs
             print(f"{cell}: {how} ({before + done} of {total}, about {left:.0f} min left)", flush=True)
 
 
-def _do(request: Request, folder: SweepFolder, draws: Path | None, cell: Cell) -> None:
-    """One run from wherever it is to its certificate."""
-    config = request.config(cell.method)
+def _do(request: Request, path: Path, draws: Path | None, cell: Cell) -> None:
+    """One run of the sweep at `path` from wherever it is to its certificate."""
+    config, folder = request.config(cell.method), SweepFolder(path)
     with _named(cell):
         run = api.train(
             request.chosen().target(), config=config if draws is not None else replace(config, num_draws=0),

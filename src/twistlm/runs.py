@@ -15,34 +15,50 @@ Every file is replaced as a whole, except metrics.jsonl: it grows line by line, 
 
 import json
 import platform
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from twistlm.errors import ConfigError, RunError
-from twistlm.storage import load_json, load_tensors, save_json, save_tensors, save_text
+from twistlm.errors import ConfigError, RunError, StorageError, TwistError
+from twistlm.folders import is_occupied, writing
+from twistlm.storage import load_json, load_tensors, remove_temporary, save_json, save_tensors, save_text
 
 FORMAT = 1
 POLICIES = ("refuse", "resume", "overwrite")
 
 
 class RunFolder:
-    """One run's files. Make it with `create` or `open`."""
+    """One run's files. Make it with `writing` or `open`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.draws = path / "draws.safetensors"
-        self._metrics = path / "metrics.jsonl"
-        self._checkpoint = path / "checkpoint.safetensors"
-        self._twist = path / "twist.safetensors"
+        self._identity = _identity(path)
+
+    @property
+    def draws(self) -> Path:
+        """Base draws and which are exact target samples."""
+        return self.path / "draws.safetensors"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def _twist(self) -> Path:
+        return self.path / "twist.safetensors"
 
     @staticmethod
     def check(path: Path, exists: str) -> None:
-        """Refuse early, before anything is loaded or computed, what `create` would refuse.
+        """Refuse early, before anything is loaded or computed, what `writing` would refuse.
 
         Raises:
             RunError: the folder exists and must not, or is no run folder.
@@ -50,49 +66,81 @@ class RunFolder:
         """
         if exists not in POLICIES:
             raise ConfigError(f"exists must be one of {', '.join(POLICIES)}, not {exists!r}")
-        if path.exists() and not path.is_dir():
+        if path.is_file():
             raise RunError(f"{path} is a file; choose another folder with --out")
-        if not path.exists() or not any(path.iterdir()):
+        if not is_occupied(path):
             return
         if exists == "refuse":
             raise RunError(
                 f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another "
                 "--out"
             )
-        if not (path / "config.json").exists():
+        if not RunFolder.is_one(path):
             raise RunError(f"{path} is not a run folder, so it is left alone; choose another --out")
 
     @staticmethod
-    def create(path: Path, config: Mapping[str, Any], exists: str = "refuse") -> "RunFolder":
-        """A folder for a run with this config.
+    def is_one(path: Path) -> bool:
+        """Whether a run folder is there."""
+        return (path / "config.json").is_file()
+
+    @staticmethod
+    @contextmanager
+    def writing(path: Path, config: Mapping[str, Any], exists: str = "refuse") -> Iterator["RunFolder"]:
+        """A folder for a run with this config, which nobody else can write to meanwhile.
 
         Args:
             path: the folder.
             config: JSON values; what makes the run what it is.
-            exists: "refuse", "resume" (continue a run with the same config) or "overwrite" (delete it first).
+            exists: "refuse", "resume" (continue a run with the same config) or "overwrite": what is there stays as it
+                is until all has gone well, and is then replaced. If that was killed, the same again continues it.
 
         Raises:
-            RunError: it exists and must not, or cannot be continued because it is of another config or version.
+            RunError: it exists and must not, cannot be continued because it is of another config or version, or
+                somebody else is writing it.
+            StorageError: the system refuses, or files are gone at the end that should be there.
             ConfigError: unknown policy.
         """
         RunFolder.check(path, exists)
-        occupied = path.exists() and any(path.iterdir())
-        if occupied and exists == "overwrite":
-            shutil.rmtree(path)
-            occupied = False
         asked = {"format": FORMAT, **json.loads(json.dumps(config))}
-        if occupied and (path / "config.json").exists():
-            folder = RunFolder.open(path)
-            found = {k: v for k, v in folder.config.items() if k != "versions"}
-            if found != asked:
-                different = sorted(k for k in {*found, *asked} if found.get(k) != asked.get(k))
-                raise RunError(
-                    f"{path} holds a run with another {', '.join(different)}; resume with the settings it was "
-                    "started with, or choose another --out"
-                )
-            return folder
-        save_json(path / "config.json", {**asked, "versions": versions()})
-        return RunFolder(path)
+        whole = {**asked, "versions": versions()}
+        with writing(path, replace=exists == "overwrite", goes_on=partial(_is_of, whole)) as draft:
+            # Somebody else may have been quicker.
+            RunFolder.check(path, exists)
+            folder = RunFolder._begun(draft.path, path, asked, whole)
+            remove_temporary(draft.path)
+            yield folder
+            folder._check_complete()
+            draft.take_place()
+            folder.path = draft.path
+
+    @staticmethod
+    def _begun(path: Path, place: Path, asked: Mapping[str, Any], whole: Mapping[str, Any]) -> "RunFolder":
+        if not RunFolder.is_one(path):
+            save_json(path / "config.json", whole)
+            return RunFolder(path)
+        folder = RunFolder.open(path)
+        found = {k: v for k, v in folder.config.items() if k != "versions"}
+        if found != asked:
+            different = sorted(k for k in {*found, *asked} if found.get(k) != asked.get(k))
+            raise RunError(
+                f"{place} holds a run with another {', '.join(different)}; resume with the settings it was "
+                "started with, or choose another --out"
+            )
+        return folder
+
+    def _check_there(self) -> None:
+        """Raises StorageError where the folder is no longer the one that was opened."""
+        if self._identity is not None and _identity(self.path) != self._identity:
+            raise StorageError(f"{self.path} was deleted or replaced while a run was being written to it; run it again")
+
+    def _check_complete(self) -> None:
+        """Raises StorageError where a finished run lacks a file."""
+        self._check_there()
+        wanted = [self.path / "config.json", self._metrics, self._checkpoint, self._twist]
+        if missing := [file.name for file in wanted if not file.is_file()]:
+            raise StorageError(
+                f"{self.path} lacks {', '.join(missing)}, deleted while the run was being written; run it again"
+            )
 
     @staticmethod
     def open(path: Path) -> "RunFolder":
@@ -119,8 +167,14 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a line; a kill can at most leave the last one incomplete."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._check_there()
+        try:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"{self._metrics} cannot be written ({error.strerror}); continue with --resume"
+            ) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every complete line.
@@ -145,6 +199,7 @@ class RunFolder:
 
     def truncate_metrics(self, count: int) -> list[dict[str, Any]]:
         """Keep the first `count` lines, those that a checkpoint knows; what came later will be done again."""
+        self._check_there()
         rows = self.metrics()[:count]
         write_lines(self._metrics, rows)
         return rows
@@ -153,6 +208,7 @@ class RunFolder:
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Everything that continuing needs, in one file, atomically."""
+        self._check_there()
         save_tensors(self._checkpoint, tensors, metadata)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -161,6 +217,7 @@ class RunFolder:
 
     def save_twist(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """The finished twist."""
+        self._check_there()
         save_tensors(self._twist, tensors, metadata)
 
     def load_twist(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -177,13 +234,32 @@ class RunFolder:
 
     def save_samples(self, rows: Iterable[Mapping[str, Any]], name: str = "samples.jsonl") -> Path:
         """One JSON object per sample."""
+        self._check_there()
         write_lines(self.path / name, rows)
         return self.path / name
 
     def save_json(self, name: str, value: Any) -> Path:
         """A JSON file in the folder."""
+        self._check_there()
         save_json(self.path / name, value)
         return self.path / name
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a folder from another of the same name; None if there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_of(config: Mapping[str, Any], path: Path) -> bool:
+    """Whether a run with just this config is there."""
+    try:
+        return RunFolder.open(path).config == config
+    except TwistError:
+        return False
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

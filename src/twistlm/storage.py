@@ -1,5 +1,6 @@
 """Files that are either whole or absent: every write goes to a neighbour first and is then renamed over."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,16 +27,33 @@ SHOWN = 60
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, rename it: survives a kill at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write` fill a temporary file beside `path`, flush it to disk, rename it: survives a kill at any moment.
+
+    Raises:
+        StorageError: the system refuses: no room, no permission, something in the way.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whatever library writes it: the permissions of a file that is simply opened here.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path} cannot be written ({_reason(error)}); what was there is as it was") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Delete what killed processes have left half-written; only for the one writer of a folder."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def share(source: Path, path: Path) -> None:

@@ -12,17 +12,18 @@ Asking the same again continues it; asking anything else of the same folder is r
 """
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from twistlm.engines import Failure
-from twistlm.errors import RunError
+from twistlm.errors import RunError, TwistError
+from twistlm.folders import Draft, is_occupied, writing
 from twistlm.runs import RunFolder, versions
-from twistlm.storage import load_json, save_json
+from twistlm.storage import load_json, remove_temporary, save_json
 
 FORMAT = 1
 
@@ -48,35 +49,86 @@ def in_order(methods: Sequence[str]) -> list[str]:
 
 
 class SweepFolder:
-    """One sweep's files. Make it with `create` or `open`."""
+    """One sweep's files. Make it with `writing`, `create` or `open`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.draws = path / "draws.safetensors"
-        self.reference = path / "reference.json"
-        self._failures = path / "failures.json"
+
+    @property
+    def draws(self) -> Path:
+        """Base draws and exact samples of all runs."""
+        return self.path / "draws.safetensors"
+
+    @property
+    def reference(self) -> Path:
+        """log Z where the target differs by condition."""
+        return self.path / "reference.json"
+
+    @property
+    def _failures(self) -> Path:
+        return self.path / "failures.json"
 
     @staticmethod
-    def create(path: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> "SweepFolder":
-        """A folder for a sweep, or the one that is there if it was asked the same.
+    def check(path: Path) -> None:
+        """Refuse early what no sweep may be written to.
+
+        Raises:
+            RunError: something else is there.
+        """
+        if path.is_file() or (is_occupied(path) and not SweepFolder.is_one(path)):
+            raise RunError(f"{path} is not a sweep's folder, so it is left alone; choose another --out")
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether a sweep's folder is there."""
+        return (path / "sweep.json").is_file()
+
+    @staticmethod
+    @contextmanager
+    def writing(path: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> Iterator["SweepFolder"]:
+        """A folder for a sweep, or the one that is there if it was asked the same; nobody else can write to it.
 
         Args:
             path: the folder.
             asked: JSON values; `methods` and `seeds` (their number) among them.
-            overwrite: delete a sweep that is there.
+            overwrite: replace a sweep that is there, once `take_place` is called. If that was killed, the same goes on.
 
         Raises:
-            RunError: something else is there, or a sweep that was asked otherwise.
+            RunError: something else is there, a sweep that was asked otherwise, or somebody else is writing to it.
+            StorageError: the system refuses.
         """
-        asked = {"format": FORMAT, **json.loads(json.dumps(asked))}
-        if path.is_file() or (path.exists() and any(path.iterdir()) and not (path / "sweep.json").exists()):
-            raise RunError(f"{path} is not a sweep's folder, so it is left alone; choose another --out")
-        if path.exists() and overwrite:
-            shutil.rmtree(path)
-        if not (path / "sweep.json").exists():
-            save_json(path / "sweep.json", {**asked, "versions": versions()})
+        SweepFolder.check(path)
+        whole = {"format": FORMAT, **json.loads(json.dumps(asked)), "versions": versions()}
+        with writing(path, replace=overwrite, goes_on=partial(_is_of, whole)) as draft:
+            SweepFolder.check(path)
+            folder = SweepFolder._begun(draft.path, whole)
+            folder._draft = draft
+            remove_temporary(draft.path)
+            yield folder
+            folder.take_place()
+
+    @staticmethod
+    def create(path: Path, asked: Mapping[str, Any]) -> "SweepFolder":
+        """`writing` for one that is not to be held any longer."""
+        with SweepFolder.writing(path, asked) as folder:
+            return folder
+
+    _draft: Draft | None = None
+
+    def take_place(self) -> None:
+        """Replace what was in the place of this folder, if it was made to do that."""
+        if self._draft is not None:
+            self._draft.take_place()
+            self.path = self._draft.path
+            self._draft = None
+
+    @staticmethod
+    def _begun(path: Path, whole: Mapping[str, Any]) -> "SweepFolder":
+        if not SweepFolder.is_one(path):
+            save_json(path / "sweep.json", whole)
             return SweepFolder(path)
         folder = SweepFolder.open(path)
+        asked = {name: value for name, value in whole.items() if name != "versions"}
         if differences := _differences(folder.asked, asked):
             raise RunError(
                 f"{path} holds a sweep that was asked otherwise: {differences}. Ask the same again to continue it, "
@@ -133,6 +185,14 @@ class SweepFolder:
             save_json(self._failures, [{**asdict(cell), **asdict(failure)} for cell, failure in found.items()])
         else:
             self._failures.unlink(missing_ok=True)
+
+
+def _is_of(asked: Mapping[str, Any], path: Path) -> bool:
+    """Whether a sweep that was asked just this is there."""
+    try:
+        return SweepFolder.open(path).asked == asked
+    except TwistError:
+        return False
 
 
 def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -125,6 +125,27 @@ class Target:
         model.check([self.prompt_tokens], self.num_tokens)
         return model
 
+    def check(self) -> None:
+        """Try everything on one sequence, so that what cannot work is refused before anything is begun.
+
+        Raises:
+            ModelError: model or classifier cannot be loaded.
+            ConfigError: the classifier has no such label, or another setting is wrong.
+            PotentialError: φ cannot be had.
+            PromptError: prompt and new tokens do not fit into the model's context.
+        """
+        self.twisted()
+        bound, prompts = self.bound_potential, [self.prompt_tokens]
+        tokens = self.prompt_tokens[-1:].expand(1, self.num_tokens)
+        if isinstance(bound, ConditionalPotential):
+            following = self.prompt_tokens[-1:].expand(1, bound.num_following)
+            uniforms = torch.full((1,), 0.5, dtype=torch.float64)
+            bound.draw_condition(
+                uniforms, prompts, tokens, following, torch.zeros(following.shape, dtype=torch.float64)
+            )
+        else:
+            evaluate(bound, prompts, tokens)
+
     def build_twist(
         self, rng: Rng, name: str, options: Mapping[str, Any], *, blank: bool = False, is_probability: bool = False
     ) -> Twist:

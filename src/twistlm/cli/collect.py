@@ -34,6 +34,7 @@ def collect(
     """
     from twistlm.errors import RunError
     from twistlm.experiments import get_preset
+    from twistlm.folders import writing_file
     from twistlm.rng import Rng
 
     policy = if_exists(resume, overwrite)
@@ -41,12 +42,13 @@ def collect(
         raise RunError(
             f"{out} exists already; add to it with --resume, replace it with --overwrite, or choose another --out"
         )
-    if policy == "overwrite":
-        out.unlink(missing_ok=True)
     chosen = get_preset(experiment, preset, **options.given)
-    found = chosen.target().collect(
-        Rng(seed), num_samples=num_samples, max_draws=max_draws, path=out, chunk=min(chosen.run.chunk, max_draws),
-        keep_features=True, num_siblings=chosen.run.num_siblings,
-    )  # fmt: skip
+    target = chosen.target()
+    target.check()
+    with writing_file(out, replace=policy == "overwrite") as path:
+        found = target.collect(
+            Rng(seed), num_samples=num_samples, max_draws=max_draws, path=path,
+            chunk=min(chosen.run.chunk, max_draws), keep_features=True, num_siblings=chosen.run.num_siblings,
+        )  # fmt: skip
     n, hits = len(found.draws), len(found.exact)
     print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {found.ess:.0f}): {out}")

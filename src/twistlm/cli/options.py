@@ -60,7 +60,7 @@ FilePath = Annotated[AnyPath, AfterValidator(_file)]
 
 Out = Annotated[AnyPath, arg(help="Run folder. An existing one is refused unless --resume or --overwrite is given.")]
 Resume = Annotated[bool, arg(help="Continue the run in the folder where it stopped, bit for bit.")]
-Overwrite = Annotated[bool, arg(help="Delete the run in the folder and start again.")]
+Overwrite = Annotated[bool, arg(help="Replace the run in the folder, once the new one is done.")]
 Seed = Annotated[
     Annotated[int, Interval(ge=-MOST, le=MOST)],
     arg(help="The same seed gives the same results bit for bit on the same machine."),

@@ -31,7 +31,7 @@ def sweep(
     jobs: Annotated[
         Count, arg(help="So many runs at a time, each in a process of its own with its share of the cores.")
     ] = 1,
-    overwrite: Annotated[bool, arg(help="Delete the sweep in the folder and start again.")] = False,
+    overwrite: Annotated[bool, arg(help="Replace the sweep in the folder by a new one.")] = False,
 ) -> None:
     """Compare methods on an experiment: every method with every seed, judged by the same exact samples.
 
