@@ -31,7 +31,10 @@ from twistlm.storage import load_tensors, save_tensors
 from twistlm.twisted import TwistedLM
 from twistlm.types import ConditionalPotential, Potential, Samples, Siblings
 
-FORMAT = 1
+# 2: fingerprints cover the content of models and functions.
+FORMAT = 2
+# How the fingerprint of a target begins that cannot be identified.
+UNIDENTIFIED = "unidentified"
 # Between saves of a collection in progress: a kill costs no more than that, and files with features are large.
 SAVE_SECONDS = 15.0
 _MADE_HERE = object()
@@ -147,8 +150,18 @@ def load(path: Path, target: str) -> Collection:
         RunError: it is missing or corrupt.
     """
     tensors, metadata = load_tensors(path)
-    if metadata.get("kind") != "rejection" or metadata.get("format") != FORMAT:
-        raise ExactSamplesError(f"{path} does not hold exact samples of format {FORMAT}; collect them again")
+    if metadata.get("kind") != "rejection":
+        raise ExactSamplesError(f"{path} does not hold draws of `twistlm collect`; collect them")
+    if metadata.get("format") != FORMAT:
+        raise ExactSamplesError(
+            f"{path} is of format {metadata.get('format')} and this version reads format {FORMAT}, in which draws are "
+            "tied to the content of model and potential; collect them again (a run or a sweep: with --overwrite)"
+        )
+    if target.startswith(UNIDENTIFIED):
+        raise ExactSamplesError(
+            f"{path} cannot be told to be of this target, whose model or potential cannot be identified; collect again "
+            "with a name of your own for it: Target(…, identity='my-target-v1')"
+        )
     if metadata["target"] != target:
         raise ExactSamplesError(
             f"{path} holds samples of another target ({metadata['target']}, not {target}): model, prompt, length or "

@@ -1,7 +1,7 @@
 """The target: a base model, a prompt and a potential."""
 
-import hashlib
-import json
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,8 @@ from torch import Tensor
 from twistlm import exact
 from twistlm.errors import ConfigError, ModelError, PromptError
 from twistlm.exact import Collection
-from twistlm.models.local import is_here
+from twistlm.identity import Files, UnidentifiableError, digest
+from twistlm.models.local import contents, is_here
 from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
 from twistlm.registry import available, lookup
@@ -23,6 +24,8 @@ from twistlm.storage import STRICT, as_type
 from twistlm.twisted import TwistedLM
 from twistlm.twists.link import probability
 from twistlm.types import BaseLM, ConditionalPotential, Potential, Samples, Twist
+
+logger = logging.getLogger("twistlm")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class TargetFields:
     eos: str = "absorb"
     dtype: str = "auto"
     device: str = "cpu"
+    identity: str | None = None
 
 
 class Target:
@@ -52,10 +56,13 @@ class Target:
         eos: "absorb" ends a text at its first EOS; "ignore" always draws T tokens, as in the paper's experiments.
         dtype: precision of the weights; "auto" as stored.
         device: a torch device.
+        identity: what model and potential are called in files of draws, instead of by their content: for those that
+            cannot be identified (a compiled function) or that twistlm takes for others though they are the same. Give
+            another name whenever either changes.
 
     Raises:
         PromptError: the prompt is empty.
-        ConfigError: num_tokens < 1.
+        ConfigError: num_tokens < 1, or the identity is empty.
     """
 
     def __init__(
@@ -68,11 +75,15 @@ class Target:
         eos: str = "absorb",
         dtype: str = "auto",
         device: str = "cpu",
+        identity: str | None = None,
     ) -> None:
         if not prompt:
             raise PromptError("prompt is empty; give the text that the model should continue")
         if num_tokens < 1:
             raise ConfigError(f"num_tokens must be at least 1, not {num_tokens}")
+        if identity is not None and not identity:
+            raise ConfigError("identity is empty; give a name, or leave it out")
+        self.identity = identity
         self.model_name = model if isinstance(model, str) else getattr(model, "name", type(model).__name__)
         self._lm = None if isinstance(model, str) else model
         self.potential: Potential = potential if isinstance(potential, Potential) else Function(potential)
@@ -183,9 +194,10 @@ class Target:
         Raises:
             ConfigError: the potential has no JSON form (a lambda, a loaded model).
         """
+        named = {} if self.identity is None else {"identity": self.identity}
         return {
             "model": self.model_name, "potential": spec(self.potential), "prompt": self.prompt,
-            "num_tokens": self.num_tokens, "eos": self.eos, "dtype": self.dtype, "device": self.device,
+            "num_tokens": self.num_tokens, "eos": self.eos, "dtype": self.dtype, "device": self.device, **named,
         }  # fmt: skip
 
     @cached_property
@@ -208,19 +220,33 @@ class Target:
         _refuse_downloads(found)
         return Target(
             found.model, from_spec(found.potential, trust_functions), found.prompt, found.num_tokens, eos=found.eos,
-            dtype=found.dtype, device=found.device,
+            dtype=found.dtype, device=found.device, identity=found.identity,
         )  # fmt: skip
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the target in files of exact samples: what changes σ changes it."""
+        """Identifies the target in files of exact samples: what changes σ changes it, the names of folders do not.
+
+        It covers the content of weights, tokenizers and functions (see `twistlm.identity`), or `identity` instead.
+        """
+        about: dict[str, Any] = {"prompt": self.prompt, "num_tokens": self.num_tokens, "eos": self.eos}
+        if self.identity is not None:
+            return digest({**about, "identity": self.identity})[:16]
         try:
-            described = self.spec()
-        except ConfigError:
-            described = {"model": self.model_name, "potential": repr(self.potential), "prompt": self.prompt,
-                         "num_tokens": self.num_tokens, "eos": self.eos}  # fmt: skip
-        described.pop("device", None)
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+            model = self._lm if self._lm is not None else [self._contents(), self.dtype]
+            return digest({**about, "model": model, "potential": self.potential})[:16]
+        except UnidentifiableError as error:
+            logger.warning(
+                "this target cannot be identified (%s): no file of its draws will be accepted again; call it by name, "
+                "Target(…, identity='my-target-v1')", error
+            )  # fmt: skip
+            # Another one for every target of every process.
+            return f"{exact.UNIDENTIFIED}-{os.getpid()}-{id(self)}"
+
+    def _contents(self) -> list[Files]:
+        if self.model_name not in available("model") and not is_here(self.model_name):
+            _ = self.lm  # which downloads it
+        return contents("model", self.model_name)
 
     def collect(
         self, rng: Rng, *, num_samples: int | None, max_draws: int, path: Path | None = None, **settings: Any

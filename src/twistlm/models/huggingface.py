@@ -262,6 +262,11 @@ class HuggingFaceLM(HuggingFaceDecoder):
         self._product = PackedProduct(self.output.weight, self.output.bias)
         self._check_architecture(model)
 
+    def identified_by(self) -> Any:
+        """What makes it this very model: weights, tokenizer, precision. See `twistlm.identity`."""
+        # A sharing copy has ordinary layers for packed ones.
+        return [sharing_copy(self.module), self.output.weight, self.output.bias, self.tokenizer, str(self.dtype)]
+
     @property
     def unembedding(self) -> Tensor:
         """The output layer's weight [V, d]."""

@@ -30,14 +30,14 @@ class PackedLinear(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         """The layer that this was made from, with a weight of its own: packed ones cannot be copied, nor trained."""
         weight, bias = self.product.weight, self.product.bias
-        made: nn.Module
-        if self.transposed:
-            made = Conv1D(*weight.shape)
-            made.weight = nn.Parameter(weight.T.contiguous())
-        else:
-            with torch.device("meta"):
-                made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-            made.weight = nn.Parameter(weight)
+        # Nothing is initialised there: that would take random numbers from torch's global generator.
+        with torch.device("meta"):
+            made: nn.Module = (
+                Conv1D(*weight.shape)
+                if self.transposed
+                else nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+            )
+        made.weight = nn.Parameter(weight.T.contiguous() if self.transposed else weight)
         if bias is not None:
             made.bias = nn.Parameter(bias.clone())
         return made

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from twistlm.errors import ConfigError, ModelError
+from twistlm.identity import Files, UnidentifiableError
+from twistlm.registry import available
 
 
 def is_folder(name: str) -> bool:
@@ -64,6 +66,21 @@ def _refuse_more_than_weights(folder: Path) -> None:
             f"cannot load model {str(folder)!r}: it adapts {base!r}, which is not here, and a folder downloads nothing "
             "by itself; if you trust that name, fetch it with `hf download` first"
         )
+
+
+def contents(kind: str, name: str) -> list[Files]:
+    """What the "model" or "classifier" of that name consists of: its folder, and that of the model that it adapts.
+
+    Raises:
+        UnidentifiableError: it is not here, or holds no weights.
+    """
+    entries = available(kind)
+    place = entries[name].value() if name in entries else Path(name) if is_folder(name) else _downloaded(name)
+    if place is None:
+        raise UnidentifiableError(f"the {kind} {name!r} is not on this machine")
+    adapted = _fields(Path(place) / "adapter_config.json")
+    base = adapted.get("base_model_name_or_path") if isinstance(adapted, dict) else None
+    return [Files(Path(place)), *([] if base is None else contents(kind, str(base)))]
 
 
 def usable_device(name: str) -> torch.device:

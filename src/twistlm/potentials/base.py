@@ -4,6 +4,7 @@ Your own potential subclasses `BasePotential` (tokens) or `TextPotential` (texts
 """
 
 import copy
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from twistlm.types import BaseLM, ConditionalPotential, Potential, Prompts
 BOUND_TOLERANCE = 1e-5
 # A score in float32 is known to a millionth or so, and β times its error should be less than a nat.
 MOST_BETA = 1e6
+# What a potential holds that changes none of its values.
+IMMATERIAL = {"lm", "device", "batch_size"}
 # Characters of a text (or of a list of token ids) that an error message quotes.
 QUOTED = 80
 
@@ -53,6 +56,18 @@ class BasePotential(Potential, ABC):
     @abstractmethod
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log φ [B] of B prompts followed by tokens [B, T], in nats; call it through `evaluate`."""
+
+    def identified_by(self) -> Any:
+        """What makes it this very potential, besides its class: see `twistlm.identity`.
+
+        Its arguments, or whatever it holds if it is no dataclass. One that reads weights by their name adds them.
+        """
+        arguments = (
+            {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+            if dataclasses.is_dataclass(self)
+            else vars(self)
+        )
+        return {name: value for name, value in arguments.items() if name not in IMMATERIAL}
 
     def __mul__(self, other: Potential) -> "Product":
         return Product((self, other))
@@ -201,8 +216,8 @@ def _sequences(prompts: Prompts, tokens: Tensor, include_prompt: bool) -> list[T
 def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
     """log φ of B prompts followed by tokens [B, T]: float64 [B], without gradient. Everyone calls this one.
 
-    `conditions` [B, c] are for a potential that needs them. It is handed copies, and what it returns is copied: whatever
-    it does to its arguments or later to its result, the caller's tensors are as they were.
+    `conditions` [B, c] are for a potential that needs them. It is handed copies, and what it returns is copied:
+    whatever it does to its arguments or later to its result, the caller's tensors are as they were.
 
     Raises:
         ConfigError: conditions are missing, of another length, or given to a potential that takes none.

@@ -1,13 +1,14 @@
 """The probability of a class that is given sequence by sequence: one twist for all classes of a classifier."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from twistlm.errors import ConfigError
 from twistlm.potentials.base import BasePotential, evaluate
-from twistlm.potentials.classifier import Classifier
+from twistlm.potentials.classifier import Classifier, of_classifier
 from twistlm.registry import register
 from twistlm.types import BaseLM, Prompts
 
@@ -41,6 +42,10 @@ class Classes(BasePotential):
             raise ConfigError(f"labels must be at least two classes, not {self.labels}")
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "scorers", tuple(Classifier(self.model, label) for label in self.labels))
+
+    def identified_by(self) -> Any:
+        """Its labels, and the classifier's content."""
+        return {"labels": self.labels, "model": of_classifier(self.model)}
 
     def bind(self, lm: BaseLM) -> "Classes":
         """A copy whose scorers read sequences of `lm`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from twistlm.errors import ConfigError, ModelError
+from twistlm.models.local import contents
 from twistlm.potentials.base import TextPotential, check_beta
 from twistlm.registry import available, register
 from twistlm.types import BaseLM, Prompts
@@ -71,6 +72,10 @@ class Classifier(TextPotential):
         """
         self._index(self._parts()[0].config)
         return super().bind(lm)
+
+    def identified_by(self) -> Any:
+        """Its arguments, with the classifier's content for its name."""
+        return {**super().identified_by(), "model": of_classifier(self.model)}
 
     def log_phi_texts(self, texts: list[str]) -> Tensor:
         """beta · log p(label), float64 [B].
@@ -139,6 +144,11 @@ class Classifier(TextPotential):
             batch = tokenizer.pad(rows, padding=size > 1, return_tensors="pt").to(network.device)
             logits[chosen] = network(**batch).logits.double().cpu()
         return logits
+
+
+def of_classifier(model: str | Path | tuple[Any, Any]) -> Any:
+    """What identifies a classifier: the content of its folder, or of the loaded pair."""
+    return model if isinstance(model, tuple) else contents("classifier", str(model))
 
 
 def _max_length(network: Any, tokenizer: Any) -> int | None:

@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from twistlm.errors import ConfigError
+from twistlm.identity import Files
 from twistlm.potentials._bilstm import LABELS, BiLSTM, WordTokenizer, packaged_folder
 from twistlm.potentials.base import TextPotential, check_beta
 from twistlm.registry import register
 from twistlm.types import Prompts
+
+WEIGHTS, TOKENIZER = "model.weights.h5", "tokenizer.pickle"
 
 
 @register("potential", "jigsaw")
@@ -44,6 +48,11 @@ class Jigsaw(TextPotential):
             raise ConfigError(f"unknown label {self.label!r}; choose one of: {', '.join(LABELS)}")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
+
+    def identified_by(self) -> Any:
+        """Its arguments and the packaged weights."""
+        folder = packaged_folder()
+        return [super().identified_by(), *[Files(folder / name) for name in (WEIGHTS, TOKENIZER)]]
 
     def logit_texts(self, texts: list[str]) -> Tensor:
         """The label's logit, float64 [B]."""
@@ -82,4 +91,4 @@ def score_texts(texts: list[str], batch_size: int = 128) -> Tensor:
 @lru_cache(maxsize=1)
 def _load() -> tuple[WordTokenizer, BiLSTM]:
     folder = packaged_folder()
-    return WordTokenizer(folder / "tokenizer.pickle"), BiLSTM(folder / "model.weights.h5")
+    return WordTokenizer(folder / TOKENIZER), BiLSTM(folder / WEIGHTS)
