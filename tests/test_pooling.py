@@ -48,6 +48,7 @@ def fabricate(path: Path, found: dict[tuple[str, int], dict], seeds: int, beta: 
     for (method, seed), fields in found.items():
         run = folder.run(Cell(method, seed))
         run.save_json("certificate.json", {"after": fields, "every_step": fields})
+        run.mark_done()
         during = {**fields, "f": exactly(fields["f"]["value"] - 0.5)}
         run.append_metrics({"kind": "certificate", "update": 0, **during})
         run.append_metrics({"kind": "update", "update": 0, "seconds": 2.0 + seed})

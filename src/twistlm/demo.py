@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from twistlm import evaluations
 from twistlm.api import Run, TextSamples, train
 from twistlm.certificate import Certificate, improvement
 from twistlm.estimates import Estimate
@@ -77,11 +78,10 @@ def _save(
 ) -> None:
     folder = run.folder
     assert folder is not None
-    folder.save_json("certificate.json", {**{name: c.as_dict() for name, c in certificates.items()}, **more})
-    folder.save_samples([{"sampler": sampler, **row} for sampler, found in columns.items() for row in found.rows()])
-    for found in columns.values():
-        if found.diagnostics is not None:
-            folder.save_json("diagnostics.json", found.diagnostics.as_dict())
+    evaluations.write(folder, certificates, {"before and after": True}, **more)
+    rows = [{"sampler": sampler, **row} for sampler, found in columns.items() for row in found.rows()]
+    recorded = next((found.diagnostics.as_dict() for found in columns.values() if found.diagnostics is not None), None)
+    folder.save_samples(rows, recorded)
 
 
 def _peak_gib() -> float:

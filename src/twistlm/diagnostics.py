@@ -161,7 +161,7 @@ class Diagnostics:
     def from_dict(fields: dict[str, Any]) -> "Diagnostics":
         """The inverse of `as_dict`."""
         tree = fields["genealogy"]
-        return Diagnostics(
+        found = Diagnostics(
             ess=torch.tensor(fields["ess"], dtype=torch.float64),
             resampled=torch.tensor(fields["resampled"]),
             num_ancestors=torch.tensor(fields["num_ancestors"]),
@@ -170,6 +170,28 @@ class Diagnostics:
             died=torch.tensor(fields["died"], dtype=torch.float64),
             genealogy=Genealogy(torch.tensor(tree["parents"]), tree["pieces"], _tensor(tree["log_w"])),
         )
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raises ValueError where the parts do not belong to each other."""
+        tree, (runs, particles), steps = self.genealogy, self.log_w.shape, self.ess.shape[-1]
+        parents = tree.parents
+        by_step = (self.ess, self.resampled, self.num_ancestors)
+        shapes = {
+            "by step": [tuple(each.shape) for each in by_step] == [(runs, steps)] * 3,
+            "num_distinct": self.num_distinct.shape == (runs,),
+            "died": self.died.shape == (steps,) and steps > 0 and particles > 0,
+            "genealogy": parents.shape == tree.log_w.shape == (steps, particles),
+            "pieces": [len(row) for row in tree.pieces] == [particles] * steps,
+            "texts": all(isinstance(piece, str) for row in tree.pieces for piece in row),
+            "parents": tree.parents.dtype == torch.int64
+            and bool(((tree.parents >= 0) & (tree.parents < particles)).all()),
+            "resampled": self.resampled.dtype == torch.bool,
+            "numbers": not any(bool(each.isnan().any()) for each in (self.ess, self.log_w, self.died, tree.log_w)),
+        }
+        if wrong := [name for name, right in shapes.items() if not right]:
+            raise ValueError(f"parts that do not fit: {', '.join(wrong)}")
 
 
 def _distinct(slots: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A sweep: every method with every seed on one experiment, resumable run by run.
 
 Exact samples are collected once and shared: all methods are to be judged by the same.
-Every run is an ordinary run folder, and is finished when it has its certificate.
+Every run is an ordinary run folder, and is finished when it is marked as done.
 """
 
 import logging
@@ -188,6 +188,7 @@ def _do(request: Request, path: Path, draws: Path | None, cell: Cell) -> None:
         # A seed of its own: the scatter over seeds is to include that of evaluation.
         certificates = {name: run.evaluate(seed=cell.seed, **how) for name, how in CERTIFICATES.items()}
     folder.run(cell).save_json("certificate.json", {name: each.as_dict() for name, each in certificates.items()})
+    folder.run(cell).mark_done()
 
 
 def _refer(request: Request, folder: SweepFolder) -> None:

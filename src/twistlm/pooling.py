@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from twistlm.bounds import best_log_Z, main_bounds
 from twistlm.certificate import Certificate
+from twistlm.errors import RunError
 from twistlm.estimates import Estimate, student
+from twistlm.evaluations import Evaluation, during
 from twistlm.storage import load_json
 from twistlm.sweeps import Cell, SweepFolder
 
@@ -80,6 +81,18 @@ class Reference:
     run: str
     certificate: Certificate
 
+    @staticmethod
+    def read(path: Path) -> "Reference":
+        """What a sweep has written.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        found = Evaluation.read(path)
+        if "certificate" not in found.certificates:
+            raise RunError(f"{path} is damaged: it has no certificate; delete it and sweep again")
+        return Reference(str(load_json(path).get("run")), found.certificates["certificate"])
+
 
 class Pooled:
     """The results of a sweep's finished runs.
@@ -97,8 +110,7 @@ class Pooled:
         done = [cell for cell in folder.cells if folder.finished(cell)]
         self.results = [_result(folder, cell) for cell in done]
         self.num_missing = len(folder.cells) - len(done)
-        found = load_json(folder.reference) if folder.reference.exists() else None
-        self.reference = None if found is None else Reference(found["run"], Certificate.from_dict(found["certificate"]))
+        self.reference = Reference.read(folder.reference) if folder.reference.exists() else None
 
     @property
     def beta(self) -> float:
@@ -223,11 +235,14 @@ def read(path: Path) -> Pooled:
 
 def _result(folder: SweepFolder, cell: Cell) -> Result:
     run = folder.run(cell)
-    certificates: dict[str, Any] = load_json(run.path / "certificate.json")
+    run.check_done()
+    found = Evaluation.read(run.certificate)
+    if "after" not in found.certificates:
+        raise RunError(f"{run.certificate} has no certificate of the run's twist; delete it and sweep again")
     rows = run.metrics()
     return Result(
         cell,
-        {name: Certificate.from_dict(fields) for name, fields in certificates.items()},
-        {row["update"]: Certificate.from_dict(row) for row in rows if row["kind"] == "certificate"},
+        found.certificates,
+        during(rows, run.path / "metrics.jsonl"),
         math.fsum(row["seconds"] for row in rows if row["kind"] == "update"),
     )

@@ -9,14 +9,20 @@
     checkpoint.safetensors   twist, optimiser, progress
     twist.safetensors        the finished twist
     certificate.json         bounds and divergences
+    evaluations/             the same from other times, with their settings (`twistlm.evaluations`)
+    samples/                 samples that others have taken the place of, with what SMC recorded of them
+    done.json                in a sweep: that its run is finished, and hashes of what came out
 
 Every file is replaced as a whole, except metrics.jsonl: it grows line by line, and resuming drops what it will redo.
 """
 
+import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,10 +32,31 @@ from torch import Tensor
 
 from twistlm.errors import ConfigError, RunError, StorageError, TwistError
 from twistlm.folders import is_occupied, writing
-from twistlm.storage import load_json, load_tensors, remove_temporary, save_json, save_tensors, save_text
+from twistlm.rows import check_metrics, check_sample
+from twistlm.storage import (
+    digest,
+    load_json,
+    load_tensors,
+    load_text,
+    load_typed,
+    parse_json,
+    remove_temporary,
+    save_json,
+    save_tensors,
+    save_text,
+)
 
 FORMAT = 1
+SAMPLED = ("samples.jsonl", "base_samples.jsonl", "diagnostics.json")
+SAMPLES = "samples"
 POLICIES = ("refuse", "resume", "overwrite")
+
+
+@dataclass(frozen=True)
+class Done:
+    """That a run of a sweep is finished, with the hashes of its files by name."""
+
+    sha256: Mapping[str, str]
 
 
 class RunFolder:
@@ -53,8 +80,23 @@ class RunFolder:
         return self.path / "checkpoint.safetensors"
 
     @property
-    def _twist(self) -> Path:
+    def twist(self) -> Path:
+        """The finished twist."""
         return self.path / "twist.safetensors"
+
+    @property
+    def certificate(self) -> Path:
+        """Bounds and divergences."""
+        return self.path / "certificate.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """A folder of the same from other times."""
+        return self.path / "evaluations"
+
+    @property
+    def _done(self) -> Path:
+        return self.path / "done.json"
 
     @staticmethod
     def check(path: Path, exists: str) -> None:
@@ -136,7 +178,7 @@ class RunFolder:
     def _check_complete(self) -> None:
         """Raises StorageError where a finished run lacks a file."""
         self._check_there()
-        wanted = [self.path / "config.json", self._metrics, self._checkpoint, self._twist]
+        wanted = [self.path / "config.json", self._metrics, self._checkpoint, self.twist]
         if missing := [file.name for file in wanted if not file.is_file()]:
             raise StorageError(
                 f"{self.path} lacks {', '.join(missing)}, deleted while the run was being written; run it again"
@@ -180,21 +222,21 @@ class RunFolder:
         """Every complete line.
 
         Raises:
-            RunError: a line other than the last is not JSON.
+            RunError: a line other than the last is not JSON, or something else is in one.
         """
         if not self._metrics.exists():
             return []
-        lines = self._metrics.read_text(encoding="utf-8").splitlines()
+        lines = load_text(self._metrics).splitlines()
         rows = []
-        for number, line in enumerate(lines):
+        for number, line in enumerate(lines, 1):
+            where = f"{self._metrics} at line {number}"
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                if number == len(lines) - 1:
+                row = parse_json(line, where)
+            except RunError:
+                if number == len(lines):
                     break
-                raise RunError(
-                    f"{self._metrics} is corrupt at line {number + 1} ({error}); start over with --overwrite"
-                ) from error
+                raise
+            rows.append(check_metrics(row, where))
         return rows
 
     def truncate_metrics(self, count: int) -> list[dict[str, Any]]:
@@ -218,7 +260,7 @@ class RunFolder:
     def save_twist(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """The finished twist."""
         self._check_there()
-        save_tensors(self._twist, tensors, metadata)
+        save_tensors(self.twist, tensors, metadata)
 
     def load_twist(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The finished twist.
@@ -226,17 +268,93 @@ class RunFolder:
         Raises:
             RunError: training has not finished.
         """
-        if not self._twist.exists():
+        if not self.twist.exists():
             raise RunError(f"{self.path} has no finished twist; continue training with --resume")
-        return load_tensors(self._twist)
+        return load_tensors(self.twist)
 
     # --- Results ---
 
-    def save_samples(self, rows: Iterable[Mapping[str, Any]], name: str = "samples.jsonl") -> Path:
-        """One JSON object per sample."""
+    def save_samples(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        diagnostics: Mapping[str, Any] | None,
+        base_rows: Iterable[Mapping[str, Any]] | None = None,
+    ) -> Path:
+        """Keep samples, one JSON object each, and what SMC recorded of them; those that were there move to `samples/`.
+
+        Args:
+            rows: the samples.
+            diagnostics: what SMC recorded.
+            base_rows: draws of the base model to compare with, if they are not among the samples.
+        """
         self._check_there()
-        write_lines(self.path / name, rows)
-        return self.path / name
+        there = [path for name in SAMPLED if (path := self.path / name).exists()]
+        if there:
+            moment = datetime.fromtimestamp(there[0].stat().st_mtime, UTC)
+            kept = f"{SAMPLES}/{moment:%Y%m%dT%H%M%S%f}"
+            for path in there:
+                self.move(path, f"{kept}/{path.name}")
+        samples, base, recorded = (self.path / name for name in SAMPLED)
+        write_lines(samples, rows)
+        if base_rows is not None:
+            write_lines(base, base_rows)
+        if diagnostics is not None:
+            save_json(recorded, diagnostics)
+        return samples
+
+    def samples(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of samples, and of draws of the base model; none where there are none.
+
+        Raises:
+            RunError: a line is damaged.
+        """
+        samples, base = (self._sampled(self.path / name) for name in SAMPLED[:2])
+        return samples, base
+
+    def _sampled(self, path: Path) -> list[dict[str, Any]]:
+        lines = enumerate(load_text(path).splitlines() if path.exists() else [], 1)
+        places = [(line, f"{path} at line {number}") for number, line in lines]
+        return [check_sample(parse_json(line, where), where) for line, where in places]
+
+    @property
+    def diagnostics(self) -> Path:
+        """What SMC recorded when it drew the samples."""
+        return self.path / SAMPLED[2]
+
+    def move(self, path: Path, name: str) -> None:
+        """Give a file another name in the folder, below a folder of its own."""
+        self._check_there()
+        try:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(self.path / name)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be kept as {name} ({error.strerror}); see what is there") from error
+
+    # --- In a sweep ---
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the sweep that this run is of has finished it, and its certificate is there."""
+        return self._done.is_file() and self.certificate.is_file()
+
+    def mark_done(self) -> None:
+        """Say that the run is finished: its certificate is the sweep's, and stays so."""
+        self.save_json(self._done.name, {"sha256": self._hashes()})
+
+    def _hashes(self) -> dict[str, str]:
+        """Of what came out, whatever time it took."""
+        found = json.dumps(_timeless(load_json(self.certificate)), sort_keys=True).encode()
+        hashes = {self.certificate.name: hashlib.sha256(found).hexdigest()}
+        return hashes | ({self.twist.name: digest(self.twist)} if self.twist.exists() else {})
+
+    def check_done(self) -> None:
+        """Raises RunError where the results are no longer those that the sweep made."""
+        found, now = load_typed(self._done, Done).sha256, self._hashes()
+        for name in found:
+            if found[name] != now.get(name):
+                raise RunError(
+                    f"{self.path / name} is not the one that its sweep made; delete {self._done} and sweep again"
+                )
 
     def save_json(self, name: str, value: Any) -> Path:
         """A JSON file in the folder."""
@@ -260,6 +378,13 @@ def _is_of(config: Mapping[str, Any], path: Path) -> bool:
         return RunFolder.open(path).config == config
     except TwistError:
         return False
+
+
+def _timeless(value: Any) -> Any:
+    """JSON values without how long anything took."""
+    if isinstance(value, dict):
+        return {name: _timeless(each) for name, each in value.items() if not name.startswith("seconds")}
+    return [_timeless(each) for each in value] if isinstance(value, list) else value
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Files that are either whole or absent: every write goes to a neighbour first and is then renamed over."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -163,6 +164,22 @@ def _adapter(expected: Any) -> "TypeAdapter[Any]":
     from pydantic import TypeAdapter
 
     return TypeAdapter(expected)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        RunError: it is not there.
+        StorageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({_reason(error)}); see what is there") from error
 
 
 def shortened(value: Any) -> str:

@@ -2,7 +2,7 @@
 
     sweep.json                       what was asked, and the versions that did it
     draws.safetensors                base draws and exact samples, collected once and shared by all runs
-    METHOD/seed-K/                   a run folder (`twistlm.runs`); its certificate.json says that the run is finished
+    METHOD/seed-K/                   a run folder (`twistlm.runs`); its done.json says that the run is finished
     reference.json                   log Z where the target differs by condition, under the best of the runs
     failures.json                    runs that could not be done, and why; absent if there are none
     table.md, table.csv, table.tex   what `twistlm table` writes
@@ -169,8 +169,8 @@ class SweepFolder:
         return RunFolder(self.path / cell.method.replace("*", "x") / f"seed-{cell.seed}")
 
     def finished(self, cell: Cell) -> bool:
-        """Whether a run has its certificate."""
-        return (self.run(cell).path / "certificate.json").exists()
+        """Whether a run is done."""
+        return self.run(cell).is_done
 
     @property
     def failures(self) -> dict[Cell, Failure]:

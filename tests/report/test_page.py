@@ -62,10 +62,8 @@ def _finish(run: Run) -> None:
     found = run.sample(24, ess_threshold=1.0, resampler="multinomial")
     rows = found.rows()
     rows[0] |= {"pieces": PIECES, "text": "".join(PIECES)}
-    run.folder.save_samples(rows)
-    run.folder.save_samples(run.base_samples(8).rows(), "base_samples.jsonl")
     assert found.diagnostics is not None
-    run.folder.save_json("diagnostics.json", found.diagnostics.as_dict())
+    run.folder.save_samples(rows, found.diagnostics.as_dict(), run.base_samples(8).rows())
 
 
 @pytest.fixture(scope="module")

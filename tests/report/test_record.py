@@ -23,9 +23,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # As `twistlm demo` writes it: certificates beside other things.
     run.folder.save_json("certificate.json", {"after": certificate, "improvement_kl_target_q": None, "cost": {"a": 1}})
     found = run.sample(8)
-    run.folder.save_samples(found.rows())
     assert found.diagnostics is not None
-    run.folder.save_json("diagnostics.json", found.diagnostics.as_dict())
+    run.folder.save_samples(found.rows(), found.diagnostics.as_dict())
     return path
 
 
@@ -70,13 +69,18 @@ def test_what_is_half_written(run: Path, name: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [("certificate.json", "after"), ("diagnostics.json", "ess"), ("certificate.json", "bounds")]
+    ("name", "field", "remedy"),
+    [
+        ("certificate.json", "after", "twistlm evaluate"),
+        ("diagnostics.json", "ess", "twistlm sample"),
+        ("certificate.json", "bounds", "twistlm evaluate"),
+    ],
 )
-def test_what_lacks_a_part(run: Path, name: str, field: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_lacks_a_part(run: Path, name: str, field: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads((run / name).read_text())
     del (values["after"] if field == "bounds" else values)[field]
     (run / name).write_text(json.dumps(values))
-    refused(run, "twistlm evaluate", capsys)
+    refused(run, remedy, capsys)
 
 
 def test_it_is_read_as_it_was_written(run: Path) -> None:

@@ -4,13 +4,13 @@ They stand in for larger ones of the hub in tests, demos and comparisons of meth
 through the same code. What each is made of, and how good it is, says the card in its folder; `recipes/` rebuilds them.
 """
 
-import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
 
-from twistlm.errors import ModelError
+from twistlm.errors import ModelError, TwistError
 from twistlm.registry import register
+from twistlm.storage import digest
 
 HERE = Path(__file__).parent
 HASHES = HERE / "hashes.json"
@@ -28,17 +28,11 @@ def folder(name: str) -> Path:
         path = HERE / name / file
         try:
             found = digest(path)
-        except OSError:
+        except TwistError:
             raise ModelError(f"the bundled model {name} has lost {path}: {REMEDY}") from None
         if found != expected:
             raise ModelError(f"the bundled model {name} is damaged ({path} is not the file it should be): {REMEDY}")
     return HERE / name
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @register("classifier", "toxicity")

@@ -23,8 +23,13 @@ def evaluate(
     trust_function: TrustFunction = (),
     seed: Seed = 1,
 ) -> None:
-    """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json."""
+    """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json.
 
+    What that replaces moves to evaluations/. A run of a sweep keeps the sweep's certificate, which its tables are made
+    of: there this one goes to evaluations/ itself. `twistlm report` shows them all.
+    """
+
+    from twistlm import evaluations
     from twistlm.api import Run
     from twistlm.report.tables import bounds_table, certificate_table, print_lines
     from twistlm.terminal import console
@@ -47,9 +52,16 @@ def evaluate(
         for name in ("before", "after")
     }
     assert opened.folder is not None
-    path = opened.folder.save_json("certificate.json", {name: c.as_dict() for name, c in certificates.items()})
+    asked = {
+        "num_particles": num_particles, "num_samples": num_samples, "budget": budget, "proposal": proposal,
+        "resampler": resampler, "ess_threshold": ess_threshold,
+        "proposal_run": None if proposal_run is None else str(proposal_run), "seed": seed,
+    }  # fmt: skip
+    path = evaluations.write(opened.folder, certificates, {k: v for k, v in asked.items() if v is not None})
     show = console()
     show.print(certificate_table(certificates))
     show.print(bounds_table(certificates))
     print_lines(show, verdict(certificates["after"], certificates["before"]))
+    if others := len(evaluations.others(opened.folder)):
+        print(f"{others} more in {opened.folder.evaluations}; `twistlm report {run}` shows them all")
     print(f"Written to {path}")

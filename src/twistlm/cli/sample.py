@@ -38,7 +38,7 @@ def sample(
     """Sample from the target by SMC with a run's twist. Prints the texts.
 
     Writes samples.jsonl, base_samples.jsonl (draws of the base model, to compare with) and diagnostics.json
-    (what SMC recorded), and says what is wrong with it, if anything.
+    (what SMC recorded), and says what is wrong with it, if anything. Those of another time move to samples/.
     """
     from rich.table import Table
     from rich.text import Text
@@ -55,11 +55,9 @@ def sample(
         proposal_run=None if proposal_run is None else Run.load(proposal_run, trust_functions=trust_function),
     )  # fmt: skip
     assert opened.folder is not None
-    path = opened.folder.save_samples(found.rows())
     base = opened.base_samples(min(num_samples, MOST_BASE), condition=condition, seed=seed)
-    opened.folder.save_samples(base.rows(), "base_samples.jsonl")
     assert found.diagnostics is not None
-    opened.folder.save_json("diagnostics.json", found.diagnostics.as_dict())
+    path = opened.folder.save_samples(found.rows(), found.diagnostics.as_dict(), base.rows())
     table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompt!r}", box=None)
     for row in sorted(found.rows(), key=lambda row: -row["weight"]):
         table.add_row(f"{row['weight']:.4f}", f"{row['log_phi']:.2f}", f"{row['log_p']:.1f}", Text(repr(row["text"])))

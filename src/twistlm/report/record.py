@@ -1,6 +1,5 @@
 """What a run folder says, read without loading a model and without running anything of it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 from twistlm.certificate import Certificate
 from twistlm.diagnostics import Diagnostics
 from twistlm.errors import RunError
+from twistlm.evaluations import Evaluation, during, others
 from twistlm.runs import RunFolder
-from twistlm.storage import load_json
+from twistlm.storage import as_type, digest, load_json, shortened
+from twistlm.target import TargetFields
 
 BASE, TWISTED = "base model p₀", "twisted SMC"
 
@@ -26,6 +27,7 @@ class Record:
         certificates: by what they are of: "before" training, "after", …
         samples: rows by sampler.
         diagnostics: what SMC recorded; None if no samples were drawn.
+        evaluations: further ones, from other times or with other settings.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Record:
     certificates: Mapping[str, Certificate]
     samples: Mapping[str, Sequence[Mapping[str, Any]]]
     diagnostics: Diagnostics | None
+    evaluations: Sequence[Evaluation] = ()
 
     @property
     def after(self) -> Certificate:
@@ -61,46 +64,72 @@ class Record:
         Raises:
             RunError: it is no run, has not finished, has no certificate, or is damaged.
         """
-        if not (path / "config.json").exists():
+        if not RunFolder.is_one(path):
             raise RunError(
                 f"{path} is not a run folder (it has no config.json); name one that `twistlm train` or `twistlm demo` "
                 "has made"
             )
         folder = RunFolder.open(path)
-        if not (path / "twist.safetensors").exists():
+        as_type(_Config, folder.config, str(path / "config.json"))
+        if not folder.twist.exists():
             raise RunError(f"training of {path} has not finished; continue it with --resume")
-        if not (path / "certificate.json").exists():
+        if not folder.certificate.exists():
             raise RunError(f"{path} has no certificate; make it with: twistlm evaluate {path}")
-        try:
-            found = load_json(path / "certificate.json")
-            certificates = {
-                key: Certificate.from_dict(fields)
-                for key, fields in found.items()
-                if isinstance(fields, dict) and "bounds" in fields
-            }
-            recorded = path / "diagnostics.json"
-            diagnostics = Diagnostics.from_dict(load_json(recorded)) if recorded.exists() else None
-            samples = _samples(path)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, RunError):
-                raise
-            raise RunError(
-                f"{path} is damaged or of another version ({error!r}); make its files again with: twistlm evaluate "
-                f"{path}, twistlm sample {path}"
-            ) from error
-        if "after" not in certificates:
+        found, history = Evaluation.read(folder.certificate), folder.metrics()
+        if "after" not in found.certificates:
             raise RunError(f"{path} has no certificate of its twist; make it with: twistlm evaluate {path}")
-        return Record(name, folder.config, folder.metrics(), certificates, samples, diagnostics)
+        if found.twist not in (None, digest(folder.twist)):
+            raise RunError(
+                f"{path} has another twist than its certificate is of; make it with: twistlm evaluate {path}"
+            )
+        # What the charts will read is read here once, for errors that name the file.
+        during(history, path / "metrics.jsonl")
+        return Record(
+            name, folder.config, history, found.certificates, _samples(folder), _diagnostics(folder), others(folder)
+        )
 
 
-def _samples(path: Path) -> dict[str, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Training:
+    loss: str
+
+
+@dataclass(frozen=True)
+class _Settings:
+    training: _Training
+    twist: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What a report says of config.json."""
+
+    run: _Settings
+    target: TargetFields | None
+    versions: Mapping[str, str]
+
+
+def _diagnostics(folder: RunFolder) -> Diagnostics | None:
+    path = folder.diagnostics
+    if not path.exists():
+        return None
+    found = load_json(path)
+    try:
+        return Diagnostics.from_dict(found)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise RunError(
+            f"{path} is damaged or of another version ({shortened(error)}); make it again with: twistlm sample "
+            f"{folder.path}"
+        ) from error
+
+
+def _samples(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
     """Rows by sampler, with weights and scores; those that were drawn last."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for name, sampler in (("samples.jsonl", TWISTED), ("base_samples.jsonl", BASE)):
-        if (path / name).exists():
-            for line in (path / name).read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                found.setdefault(row.get("sampler", sampler), []).append(row)
+    for sampler, rows in zip((TWISTED, BASE), folder.samples(), strict=True):
+        for row in rows:
+            found.setdefault(row.get("sampler") or sampler, []).append(row)
     # What the others are compared with comes last.
     return dict(sorted(found.items(), key=lambda item: item[0] == BASE))
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from twistlm.diagnostics import findings
+from twistlm.evaluations import Evaluation
 from twistlm.report.charts import Chart, bounds, curves, divergences, smc_charts
 from twistlm.report.plots import save_charts
 from twistlm.report.record import Record
@@ -73,8 +74,19 @@ def _section(record: Record) -> dict[str, Any]:
     return {
         "name": record.name, "headline": headline, "lines": [*lines, *map(str, warnings)], "about": _about(record),
         "samplers": list(record.certificates), "table": certificate_rows(record.certificates),
+        "others": [_other(each) for each in record.evaluations],
         "seconds": record.seconds, "settings": dict(_flat(record.config)),
     }  # fmt: skip
+
+
+def _other(evaluation: Evaluation) -> dict[str, Any]:
+    """A further evaluation in a row: when, how, and what it found of the twist."""
+    rows = dict(certificate_rows({"": found})) if (found := evaluation.certificates.get("after")) else {}
+    return {
+        "time": evaluation.time.replace("T", " "),
+        "settings": ", ".join(f"{name} {value}" for name, value in _flat(evaluation.settings)),
+        "cells": [rows[name][0] if name in rows else "—" for name in ("log Z used", "KL(q‖σ)", "KL(σ‖q)")],
+    }
 
 
 def _resource(name: str) -> str:

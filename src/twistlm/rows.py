@@ -1,0 +1,100 @@
+"""What the lines of a run folder's files hold, as far as anything here relies on it; more may stand in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from twistlm.errors import RunError
+from twistlm.storage import as_type
+
+# JSON has no infinity, so `Estimate.as_dict` writes it as text.
+Number = float | Literal["inf", "-inf", "nan"] | None
+
+
+@dataclass(frozen=True)
+class EstimateFields:
+    """A number with its interval."""
+
+    value: Number
+    low: Number
+    high: Number
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Any line of metrics."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """An update of training."""
+
+    update: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """A look at the held-out criterion."""
+
+    update: int
+    held_out: EstimateFields
+    f: EstimateFields | None = None
+    log_phi: EstimateFields | None = None
+    kl_q_prior: EstimateFields | None = None
+
+
+@dataclass(frozen=True)
+class CertificateRow:
+    """A certificate during training; what is in it, `Certificate.from_dict` says."""
+
+    update: int
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """A sample; those of older versions say nothing of single tokens."""
+
+    text: str
+    sampler: str | None = None
+    weight: float | None = None
+    log_phi: float | None = None
+    log_p: float | None = None
+    pieces: Sequence[str] | None = None
+    log_psi_moves: Sequence[float] | None = None
+    log_w_moves: Sequence[float] | None = None
+
+
+KINDS = {"update": UpdateRow, "evaluation": EvaluationRow, "certificate": CertificateRow}
+
+
+def check_metrics(row: Any, where: str) -> dict[str, Any]:
+    """A line of metrics.jsonl, if it is one.
+
+    Raises:
+        RunError: it is something else; the message names `where`, the field and the value.
+    """
+    kind = as_type(Row, row, where).kind
+    if kind in KINDS:
+        as_type(KINDS[kind], row, where)
+    found: dict[str, Any] = row
+    return found
+
+
+def check_sample(row: Any, where: str) -> dict[str, Any]:
+    """A line of samples.jsonl, if it is one.
+
+    Raises:
+        RunError: it is something else.
+    """
+    found = as_type(SampleRow, row, where)
+    counts = {len(each) for each in (found.pieces, found.log_psi_moves, found.log_w_moves) if each is not None}
+    if len(counts) > 1:
+        raise RunError(
+            f"{where} is damaged: its tokens are {', '.join(map(str, sorted(counts)))} in number; sample again"
+        )
+    checked: dict[str, Any] = row
+    return checked
