@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench results ablations docs recipe clean
+.PHONY: help setup demo test fuzz lint format bench results ablations docs recipe clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: $(READY) ## Train a twist and certify it (into runs/demo, replaced each ti
 
 test: $(READY) ## Run every test on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
+
+fuzz: $(READY) ## Try 10,000 bad invocations of the command line and damaged folders (about an hour; ARGS="--cases 500 --seed 3")
+	cd tests && OMP_NUM_THREADS=1 TWISTLM_PROGRESS=0 ../$(BIN)/python -m fuzz $(ARGS)
 
 lint: $(READY) ## Check style, format, types and the direction of imports
 	$(BIN)/ruff check .

@@ -172,8 +172,9 @@ def writing_file(place: Path, *, replace: bool = False) -> Iterator[Path]:
         RunError: somebody else is writing it.
         StorageError: a folder is in the way, or the system refuses.
     """
-    if place.is_dir():
-        raise StorageError(f"{place} is a folder and should be a file; choose another --out")
+    if place.exists() and not place.is_file():
+        what = "a folder" if place.is_dir() else "a device"
+        raise StorageError(f"{place} is {what} and should be a file; choose another --out")
     real = _resolved(place)
     new, made = _hidden(real, "new"), _make(real.parent)
     locks: list[_Lock] = []

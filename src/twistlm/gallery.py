@@ -14,6 +14,7 @@ from twistlm.registry import lookup
 from twistlm.report.record import BASE, TWISTED
 from twistlm.report.tables import samples_table
 from twistlm.runs import RunFolder, write_lines
+from twistlm.sizes import TOKEN_BYTES, check_sizes
 from twistlm.target import Target
 from twistlm.types import ConditionalPotential
 
@@ -53,6 +54,7 @@ def gallery(
         )
     # What can be refused is refused before anything is made or replaced.
     for _, target, _ in chosen.values():
+        check_sizes(TOKEN_BYTES * target.num_tokens * PARTICLES_PER_SAMPLE, num_samples=num_samples)
         target.check()
     with writing(out, replace=exists == "overwrite") as draft:
         pictures: list[Picture] = []
