@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import tyro
 
-from twistlm.certificate import Subject, certify
+from twistlm.certificate import certify
 from twistlm.exact import collect
 from twistlm.losses import objective
 from twistlm.models.tabular import TabularHead, TabularLM
@@ -22,6 +22,7 @@ from twistlm.potentials import Function
 from twistlm.rng import Rng
 from twistlm.sources import Setting, training_sources
 from twistlm.storage import save_json
+from twistlm.subject import Subject
 from twistlm.sweeps import METHODS
 from twistlm.testing import Enumeration
 from twistlm.training import Trainer, TrainingConfig, negative_lower_bound

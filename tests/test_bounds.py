@@ -5,10 +5,11 @@ import torch
 from scipy import stats
 
 from cases import Case, make_case
-from twistlm.bounds import best_log_Z, log_Z_bounds
+from twistlm.bounds import log_Z_bounds
 from twistlm.divergences import divergences, exact_log_ratios, proposal_samples
 from twistlm.errors import ConfigError, ExactSamplesError
 from twistlm.estimates import Estimate, difference, log_of_mean, mean
+from twistlm.evidence import Source, Witness, decide
 from twistlm.exact import ExactSamples, collect
 from twistlm.models.tabular import TabularHead
 from twistlm.proposals import base, twist_induced
@@ -82,6 +83,11 @@ def binomial_interval_contains(hits: int, repeats: int, rate: float) -> bool:
     return bool(interval.low <= rate <= interval.high)
 
 
+def covers(hits: int, repeats: int) -> bool:
+    """Whether a rate of 95 % or more is not refuted."""
+    return bool(stats.binomtest(hits, repeats).proportion_ci(0.99, "exact").high >= 0.95)
+
+
 @pytest.mark.parametrize("proposal", [base, twist_induced], ids=["base", "twist_induced"])
 def test_kl_intervals_cover_the_truth_at_the_stated_rate(proposal: object) -> None:
     case = make_case()
@@ -103,12 +109,13 @@ def test_kl_intervals_cover_the_truth_at_the_stated_rate(proposal: object) -> No
         intervals = [found.kl_q_target, found.kl_target_q, found.kl_q_prior]
         for k, (interval, kl) in enumerate(zip(intervals, [kl_q, kl_s, kl_p], strict=True)):
             hits[k] += interval.low <= kl <= interval.high
-    assert binomial_interval_contains(int(hits[0]), REPEATS, 0.95), hits
-    assert binomial_interval_contains(int(hits[1]), REPEATS, 0.95), hits
+    # With sixty values Gaffke's limits are cautious.
+    assert covers(int(hits[0]), REPEATS), hits
+    assert covers(int(hits[1]), REPEATS), hits
     if proposal is base:
         assert found.kl_q_prior.value == pytest.approx(0.0, abs=1e-12)
     else:
-        assert binomial_interval_contains(int(hits[2]), REPEATS, 0.95), hits
+        assert covers(int(hits[2]), REPEATS), hits
 
 
 def test_intervals_cover_where_few_and_skewed_values_defeat_a_plain_one() -> None:
@@ -123,7 +130,7 @@ def test_intervals_cover_where_few_and_skewed_values_defeat_a_plain_one() -> Non
     found = [mean(row) for row in values]
     covered = sum(each.low <= kl <= each.high for each in found)
     plain = int(((values.mean(1) - kl).abs() <= 1.96 * values.std(1) / 10**0.5).sum())
-    assert binomial_interval_contains(covered, REPEATS, 0.95), covered
+    assert covers(covered, REPEATS), covered
     assert not binomial_interval_contains(plain, REPEATS, 0.95), plain
 
 
@@ -141,19 +148,22 @@ def test_kl_with_an_estimated_sandwich_covers_at_least_at_the_stated_rate() -> N
         drawn = proposal_samples(
             Rng(repeat), case.twisted, case.potential, prompts=[case.prompt], num_samples=60, num_steps=3
         )
-        found = divergences(drawn, exact_log_ratios(case.twisted, mine), best_log_Z([bounds]))
+        assert bounds.lowers is not None
+        log_Z = decide([Witness(Source.SMC, bounds.lowers, bounds.uppers)]).log_Z
+        found = divergences(drawn, exact_log_ratios(case.twisted, mine), log_Z)
         hits[0] += found.kl_q_target.low <= truth.kl_q_target(case.twisted) <= found.kl_q_target.high
         hits[1] += found.kl_target_q.low <= truth.kl_target_q(case.twisted) <= found.kl_target_q.high
-    # The sandwich's width is counted as if it were all error, so coverage may only be higher.
-    for count in hits.tolist():
-        assert stats.binomtest(count, 200).proportion_ci(0.99, "exact").high >= 0.95, hits
+    # Its limits hold whatever the weights may be, so coverage may only be higher.
+    assert all(covers(count, 200) for count in hits.tolist()), hits
 
 
 def test_intervals_of_estimates() -> None:
-    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    values = torch.linspace(-3.0, 3.0, 400)
     found = mean(values)
-    expected = stats.t.interval(0.95, 3, 2.5, stats.sem(values.numpy()))
-    assert (found.low, found.high) == pytest.approx(expected)
+    expected = stats.t.interval(0.95, 399, 0.0, stats.sem(values.numpy()))
+    # Gaffke's limit allows for values that were not seen, as bad as the worst.
+    assert expected[1] < found.high < 1.1 * expected[1]
+    assert found.low == pytest.approx(-found.high)
     assert mean(torch.tensor([1.0])).high == float("inf")
     assert difference(found, found).half_width == pytest.approx(found.half_width * 2**0.5)
     log_values = torch.randn(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 700
@@ -172,8 +182,6 @@ def test_upper_bounds_need_exact_samples(case: Case) -> None:
     )
     assert lower.upper is None
     assert lower.gap is None
-    with pytest.raises(ExactSamplesError, match="twistlm collect"):
-        best_log_Z([lower])
     with pytest.raises(ExactSamplesError, match="need as many exact samples, and there are 3"):
         log_Z_bounds(
             Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=4,

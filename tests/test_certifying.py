@@ -18,13 +18,14 @@ from test_bounds import exact_of
 from twistlm import Target, train
 from twistlm.api import RunConfig
 from twistlm.bundled import folder
-from twistlm.certificate import Certificate, Effort, Subject, certify
+from twistlm.certificate import Certificate, Effort, certify
 from twistlm.errors import ConfigError, ModelError
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.models.tabular import TabularLM
 from twistlm.other_model import OtherModel
 from twistlm.potentials import Function
 from twistlm.rng import Rng
+from twistlm.subject import Subject
 from twistlm.training import TrainingConfig
 
 CONFIG = RunConfig(

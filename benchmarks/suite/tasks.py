@@ -23,7 +23,7 @@ from suite.machine import MB, release
 from suite.models import build, prompt_of, spread_twist
 from suite.options import Batch
 from twistlm import smc
-from twistlm.certificate import Subject, certify
+from twistlm.certificate import certify
 from twistlm.estimates import Estimate
 from twistlm.exact import collect
 from twistlm.experiments import get_preset
@@ -33,6 +33,7 @@ from twistlm.potentials.base import BasePotential
 from twistlm.proposals import base
 from twistlm.rng import Rng
 from twistlm.sources import Setting
+from twistlm.subject import Subject
 from twistlm.training import Trainer
 from twistlm.twisted import TwistedLM
 from twistlm.twists.link import probability

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from twistlm import exact, smc
-from twistlm.bounds import METHODS, log_Z_from_draws
-from twistlm.certificate import Certificate, Subject, certify
+from twistlm.bounds import METHODS
+from twistlm.certificate import Certificate, certify
 from twistlm.conditional import certify_conditional
 from twistlm.diagnostics import Diagnostics
 from twistlm.divergences import proposal_samples
 from twistlm.errors import ConfigError, NoneAcceptedError
-from twistlm.estimates import Estimate
+from twistlm.estimates import Estimate, log_of_mean
+from twistlm.evidence import Witness, of_draws
 from twistlm.exact import Collection
 from twistlm.folders import check_room
 from twistlm.logmath import log_mean_exp, normalise
@@ -31,6 +32,7 @@ from twistlm.runs import RunFolder
 from twistlm.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.sources import Setting
 from twistlm.storage import STRICT, as_type, share
+from twistlm.subject import Subject
 from twistlm.target import Target, TargetFields
 from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
 from twistlm.types import ConditionalPotential, Samples, Twist
@@ -394,20 +396,32 @@ class Run:
         return certify(
             rng, subject, evaluation.exact if evaluation is not None else None, num_particles=counts,
             num_samples=num_samples, budget=budget, drawn=spare.draws if spare is not None else None,
-            log_Z=self.log_Z, methods=methods,
+            witnesses=self.witnesses, methods=methods,
         )  # fmt: skip
 
     @property
     def log_Z(self) -> Estimate | None:
-        """log Z from the base draws outside the evaluation fold, so independent of its exact samples.
+        """log Z from the base draws outside the evaluation fold; None if there are none, or if targets differ."""
+        bound = self.target.potential.log_upper_bound
+        return None if self._log_phi is None else log_of_mean(self._log_phi, high=bound)
 
-        φ alone decides it, so training on those draws does no harm. None if there are none, or if targets differ.
+    @property
+    def witnesses(self) -> tuple[Witness, ...]:
+        """What those draws say of log Z, for a certificate."""
+        bound = self.target.potential.log_upper_bound
+        return () if self._log_phi is None else (of_draws(self._log_phi, bound),)
+
+    @property
+    def _log_phi(self) -> Tensor | None:
+        """log φ of the base draws outside the evaluation fold, so independent of its exact samples.
+
+        φ alone decides log Z, so training on those draws does no harm.
         """
         if isinstance(self.target.potential, ConditionalPotential):
             return None
         parts = [self.fold("training"), self.fold("held_out")]
         log_phi = [part.draws.log_phi for part in parts if part is not None]
-        return log_Z_from_draws(torch.cat(log_phi)) if log_phi else None
+        return torch.cat(log_phi) if log_phi else None
 
 
 def train(

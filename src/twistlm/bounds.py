@@ -6,18 +6,20 @@ is conditional SMC, for which E[log Ẑ] ≥ log Z because E[1/Ẑ] = 1/Z). Both
 also bounds the symmetrised KL between SMC's samples and the target.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from twistlm import smc
 from twistlm.errors import ConfigError, ExactSamplesError
-from twistlm.estimates import Estimate, log_of_mean, mean, midpoint
+from twistlm.estimates import Estimate, mean
 from twistlm.exact import ExactSamples
 from twistlm.logmath import log_mean_exp
 from twistlm.proposals import Proposal, twist_induced
+from twistlm.ranges import Ranges
 from twistlm.resampling import Resampler, systematic
 from twistlm.rng import Rng
 from twistlm.twisted import TwistedLM
@@ -31,7 +33,8 @@ class Bounds:
     """A sandwich of log Z at one number of particles; `upper` is None without exact samples.
 
     `lowers` and `uppers` are each run's own values [runs], where they are known. If targets differ, run r is given the
-    condition of the r-th exact sample, and the sandwich is of the mean of log Z over conditions.
+    condition of the r-th exact sample, and the sandwich is of the mean of log Z over conditions. An upper
+    bound that is infinite (q is 0 where an exact sample lies) gives way to the bound of φ, which is one of log Z.
     """
 
     method: str
@@ -40,6 +43,17 @@ class Bounds:
     upper: Estimate | None
     lowers: Tensor | None = field(default=None, repr=False, compare=False)
     uppers: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @staticmethod
+    def of(method: str, num_particles: int, lowers: Tensor, uppers: Tensor | None, ranges: Ranges) -> "Bounds":
+        """From the log Ẑ of independent runs [runs], those of the upper bound with an exact sample each."""
+        upper = None
+        if uppers is not None and uppers.numel():
+            upper = mean(uppers, low=ranges.ratio_low, high=ranges.ratio_high)
+            if math.isinf(upper.value) and ranges.high is not None:
+                upper = Estimate(ranges.high, -math.inf, ranges.high, upper.n)
+        lower = mean(lowers, low=ranges.ratio_low, high=ranges.ratio_high)
+        return Bounds(method, num_particles, lower, upper, lowers, uppers)
 
     @property
     def gap(self) -> float | None:
@@ -113,16 +127,17 @@ def log_Z_bounds(
 
     lower = estimates("lower")
     upper = estimates("upper") if exact is not None else None
-    return Bounds(method, num_particles, mean(lower), None if upper is None else mean(upper), lower, upper)
+    return Bounds.of(method, num_particles, lower, upper, Ranges.of(potential, model.twist is None))
 
 
-def iwae_from_ratios(drawn: Tensor, exact: Tensor | None, num_particles: int) -> Bounds:
+def iwae_from_ratios(drawn: Tensor, exact: Tensor | None, num_particles: int, ranges: Ranges | None = None) -> Bounds:
     """IWAE bounds from log ratios that are there already, in disjoint groups.
 
     Args:
         drawn: log p₀φ/q of independent proposal samples [n].
         exact: the same of independent exact samples [m], drawn apart from those; None for the lower bound alone.
         num_particles: N; each lower bound takes N of the drawn, each upper bound N − 1 and one exact.
+        ranges: what is known of them by definition.
 
     Raises:
         ConfigError: there are not enough for one group.
@@ -130,15 +145,16 @@ def iwae_from_ratios(drawn: Tensor, exact: Tensor | None, num_particles: int) ->
     runs = drawn.numel() // num_particles
     if runs < 1:
         raise ConfigError(f"IWAE with {num_particles} particles needs as many samples, not {drawn.numel()}")
-    lower = mean(log_mean_exp(drawn[: runs * num_particles].view(runs, num_particles)))
+    lower = log_mean_exp(drawn[: runs * num_particles].view(runs, num_particles))
     upper = None
     if exact is not None:
         others = num_particles - 1
         runs = exact.numel() if others == 0 else min(exact.numel(), drawn.numel() // others)
         if runs >= 1:
             rest = drawn[: runs * others].view(runs, others)
-            upper = mean(log_mean_exp(torch.cat([exact[:runs].view(runs, 1), rest], -1)))
-    return Bounds("iwae", num_particles, lower, upper)
+            upper = log_mean_exp(torch.cat([exact[:runs].view(runs, 1), rest], -1))
+    # Made from draws that serve elsewhere too: they are no runs of their own.
+    return replace(Bounds.of("iwae", num_particles, lower, upper, ranges or Ranges()), lowers=None, uppers=None)
 
 
 def main_bounds(bounds: Sequence[Bounds]) -> Bounds:
@@ -153,22 +169,3 @@ def main_bounds(bounds: Sequence[Bounds]) -> Bounds:
 def width(bounds: Bounds) -> float:
     """From the least that the lower bound may be to the most that the upper one may."""
     return (bounds.lower.high if bounds.upper is None else bounds.upper.high) - bounds.lower.low
-
-
-def best_log_Z(bounds: Sequence[Bounds]) -> Estimate:
-    """The midpoint of `main_bounds`, whose interval is that whole sandwich with its errors.
-
-    Raises:
-        ExactSamplesError: it has no upper side.
-    """
-    chosen = main_bounds(bounds)
-    if chosen.upper is None:
-        raise ExactSamplesError(
-            "an upper bound on log Z needs exact samples, and there are none; run `twistlm collect`"
-        )
-    return midpoint(chosen.lower, chosen.upper)
-
-
-def log_Z_from_draws(log_phi: Tensor) -> Estimate:
-    """log Z from base draws alone: log of the mean of φ [n]. Consistent, and sharp where φ is not rare."""
-    return log_of_mean(log_phi)

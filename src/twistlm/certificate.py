@@ -3,24 +3,25 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from twistlm.bounds import METHODS, Bounds, best_log_Z, iwae_from_ratios, log_Z_bounds, main_bounds, width
-from twistlm.divergences import Divergences, divergences, exact_log_ratios, log_ratios, proposal_samples
+from twistlm.bounds import METHODS, Bounds, iwae_from_ratios, main_bounds, width
+from twistlm.divergences import Divergences, divergences, log_ratios, sides, withheld
 from twistlm.errors import ConfigError, ExactSamplesError
-from twistlm.estimates import Estimate, mean
+from twistlm.estimates import ALARM, Estimate, difference, mean
+from twistlm.evidence import Source, Witness, decide, of_weights
 from twistlm.exact import ExactSamples
 from twistlm.logmath import ess
 from twistlm.progress import bar
 from twistlm.proposals import Proposal, twist_induced
-from twistlm.resampling import Resampler, systematic
 from twistlm.rng import Rng
+from twistlm.subject import Sampler
 from twistlm.twisted import TwistedLM
-from twistlm.types import Potential, Samples
+from twistlm.types import Samples
 
 # Runs of IWAE that a search for a tight sandwich has samples for at every N.
 IWAE_RUNS = 8
@@ -33,8 +34,7 @@ class Certificate:
     Attributes:
         bounds: sandwiches by method and number of particles.
         divergences: KLs, with the log Z they used and where it came from.
-        log_Z_source: "main sandwich" (of the mean over conditions where targets differ), "reference", or "lower bound
-            only" without exact samples.
+        log_Z_source: where the value of log Z comes from (`twistlm.evidence.Source`); its interval is by all evidence.
         ess_fraction: effective sample size of importance sampling with the proposal, per sample; None where each sample
             has a target of its own.
         num_sequences: sequences drawn from the proposal or by SMC to make this.
@@ -42,6 +42,7 @@ class Certificate:
         num_tokens: tokens of those sequences, each a call of the model.
         stopped: where a gap was asked for: "gap" if the sandwich is that tight, else "budget"; "" where none was.
         acceptance: share of base draws that rejection accepts, the mean of φ / sup φ; None if none were collected.
+        alarm: what cannot be true at once, so that log Z and both KLs to the target are withheld; "" if nothing is.
     """
 
     bounds: tuple[Bounds, ...]
@@ -53,6 +54,7 @@ class Certificate:
     num_tokens: int = 0
     stopped: str = ""
     acceptance: Estimate | None = None
+    alarm: str = ""
 
     @property
     def smc_symmetrised_kl(self) -> float | None:
@@ -103,6 +105,7 @@ class Certificate:
             "num_tokens": self.num_tokens,
             "stopped": self.stopped,
             "acceptance": _optional(self.acceptance),
+            "alarm": self.alarm,
             "seconds": self.seconds,
         }
 
@@ -136,91 +139,12 @@ class Certificate:
         return Certificate(
             bounds, found, fields["log_Z_source"], fields["ess_fraction"], fields["num_sequences"], fields["seconds"],
             fields.get("num_tokens", 0), fields.get("stopped", ""),
-            None if accepted is None else Estimate.from_dict(accepted),
+            None if accepted is None else Estimate.from_dict(accepted), fields.get("alarm", ""),
         )  # fmt: skip
 
 
 def _optional(estimate: Estimate | None) -> dict[str, Any] | None:
     return None if estimate is None else estimate.as_dict()
-
-
-class Sampler(Protocol):
-    """What can be certified: anything that samples, and says how likely it was to sample what it is shown."""
-
-    @property
-    def num_steps(self) -> int:
-        """T."""
-
-    def draw(self, rng: Rng, num_samples: int) -> Samples:
-        """Independent samples, with their log p₀, log q and log φ."""
-
-    def exact_ratios(self, exact: ExactSamples) -> Tensor:
-        """log p₀φ − log q of exact samples [m]."""
-
-    def smc_bounds(
-        self, rng: Rng, exact: ExactSamples | None, num_particles: int, num_runs: int, iwae: Bounds
-    ) -> Bounds | None:
-        """A sandwich by SMC; `iwae`, the one without resampling, if that is the same; None where there is no SMC."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A sampler of ours: proposal and SMC.
-
-    Attributes:
-        model: base model and twist; without a twist, the base model itself.
-        potential: φ, bound to the model.
-        prompt: the prompt's tokens.
-        num_steps: T.
-        proposal: q.
-        resampler: scheme of SMC.
-        ess_threshold: SMC resamples when ESS ≤ this fraction of N.
-    """
-
-    model: TwistedLM
-    potential: Potential
-    prompt: Tensor
-    num_steps: int
-    proposal: Proposal = twist_induced
-    resampler: Resampler = systematic
-    ess_threshold: float = 0.5
-
-    def draw(self, rng: Rng, num_samples: int) -> Samples:
-        """Independent proposal samples."""
-        return proposal_samples(
-            rng, self.model, self.potential, prompts=[self.prompt], num_samples=num_samples, num_steps=self.num_steps,
-            proposal=self.proposal,
-        )  # fmt: skip
-
-    def exact_ratios(self, exact: ExactSamples) -> Tensor:
-        """log p₀φ − log q of exact samples [m]."""
-        return exact_log_ratios(self.model, exact, self.proposal)
-
-    def smc_bounds(
-        self, rng: Rng, exact: ExactSamples | None, num_particles: int, num_runs: int, iwae: Bounds
-    ) -> Bounds | None:
-        """A sandwich by SMC. Without a twist all weights are equal until φ comes in, so it never resamples: IWAE."""
-        if self.model.twist is None:
-            return replace(iwae, method="smc")
-        return self.bounds(rng, exact, num_particles, num_runs)
-
-    def draw_given(self, rng: Rng, conditions: Tensor) -> Samples:
-        """One independent proposal sample for each of conditions [R, c]."""
-        return proposal_samples(
-            rng, self.model, self.potential, prompts=[self.prompt] * len(conditions), num_samples=1,
-            num_steps=self.num_steps, proposal=self.proposal, conditions=conditions,
-        )  # fmt: skip
-
-    def bounds(
-        self, rng: Rng, exact: ExactSamples | None, num_particles: int, num_runs: int, method: str = "smc"
-    ) -> Bounds:
-        """A sandwich of log Z; at most one run for each exact sample."""
-        return log_Z_bounds(
-            rng, self.model, self.potential, prompt=self.prompt, num_steps=self.num_steps,
-            num_particles=num_particles, num_runs=num_runs if exact is None else min(num_runs, len(exact)),
-            method=method, exact=exact, proposal=self.proposal, resampler=self.resampler,
-            ess_threshold=self.ess_threshold,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -256,7 +180,7 @@ def certify(
     num_samples: int = 512,
     budget: int = 512,
     drawn: Samples | None = None,
-    log_Z: Estimate | None = None,
+    witnesses: Sequence[Witness] = (),
     methods: Sequence[str] = METHODS,
     effort: Effort | None = None,
     acceptance: Estimate | None = None,
@@ -266,13 +190,13 @@ def certify(
     Args:
         rng: source of randomness.
         subject: what samples.
-        exact: exact samples that took no part in training; None leaves only lower bounds, which then stand
-            for log Z, so that KL(q‖σ) is bounded from below.
+        exact: exact samples that took no part in training; None leaves KL(σ‖q) out, and bounds log Z from below only
+            unless a witness bounds it from above.
         num_particles: N of the sandwiches.
         num_samples: proposal samples for F and the IWAE bounds.
         budget: sequences spent on each SMC bound at each N: budget / N runs, at least 2, at most one per exact sample.
         drawn: proposal samples that are there already, used instead of drawing `num_samples`.
-        log_Z: a reference; whichever is narrower, this or the main sandwich, is used.
+        witnesses: of log Z, beside the sampler's own weights and SMC: base draws, say.
         methods: of the sandwiches. Those of "iwae" come from the samples that F and G need in any case, so without
             "smc" a certificate costs little more than the divergences.
         effort: double N from the smallest of `num_particles` on, with as many runs at each N as there, instead of
@@ -307,20 +231,21 @@ def certify(
                 report(done + 1, f"N = {n}")
     else:
         bounds, stopped = _tightened(work, effort, min(num_particles), max(2, budget // min(num_particles)), start)
-    chosen = best_log_Z(bounds) if exact is not None else main_bounds(bounds).lower
-    source = "main sandwich" if exact is not None else "lower bound only"
-    if log_Z is not None and (exact is None or log_Z.half_width < chosen.half_width):
-        chosen, source = log_Z, "reference"
+    evidence = [*witnesses, *work.witnesses(bounds)]
+    decision = decide(evidence, subject.ranges.low, subject.ranges.high)
+    alarm = decision.alarm or work.contradiction(evidence)
+    found = divergences(work.drawn, work.exact_ratios, decision.log_Z, subject.ranges)
     return Certificate(
         bounds=tuple(bounds),
-        divergences=divergences(work.drawn, work.exact_ratios, chosen),
-        log_Z_source=source,
+        divergences=withheld(found) if alarm else found,
+        log_Z_source=decision.source,
         ess_fraction=float(ess(log_ratios(work.drawn))) / len(work.drawn),
         num_sequences=work.spent,
         seconds=time.perf_counter() - start,
         num_tokens=work.spent * subject.num_steps,
         stopped=stopped,
         acceptance=acceptance,
+        alarm=alarm,
     )
 
 
@@ -361,7 +286,7 @@ class _Work:
 
     def sandwiches(self, num_particles: int, num_runs: int) -> list[Bounds]:
         """One by each method."""
-        iwae = iwae_from_ratios(log_ratios(self.drawn), self.exact_ratios, num_particles)
+        iwae = iwae_from_ratios(log_ratios(self.drawn), self.exact_ratios, num_particles, self.subject.ranges)
         found = [iwae] if "iwae" in self.methods else []
         if "smc" not in self.methods:
             return found
@@ -372,6 +297,25 @@ class _Work:
             if smc.lowers is not None:
                 self.spent += (1 if self.exact is None else 2) * num_particles * smc.lower.n
         return found
+
+    def witnesses(self, bounds: Sequence[Bounds]) -> list[Witness]:
+        """What the sampler's own weights say of log Z, and SMC with the most particles."""
+        found = [of_weights(log_ratios(self.drawn), self.exact_ratios, self.subject.ranges.ratio_high)]
+        runs = [b for b in bounds if b.method == "smc" and b.lowers is not None]
+        if runs:
+            most = max(runs, key=lambda b: b.num_particles)
+            assert most.lowers is not None
+            found.append(Witness(Source.SMC, most.lowers, most.uppers))
+        return found
+
+    def contradiction(self, evidence: Sequence[Witness]) -> str:
+        """Which KL would surely be negative; "" if none would."""
+        ranges = self.subject.ranges
+        log_Z = decide(evidence, ranges.low, ranges.high, ALARM).log_Z
+        f, g = sides(self.drawn, self.exact_ratios, log_Z, ranges, ALARM)
+        kls = {"KL(q‖σ)": difference(log_Z, f), "KL(σ‖q)": None if g is None else difference(g, log_Z)}
+        surely = [f"{name} would be below 0: {kl}" for name, kl in kls.items() if kl is not None and kl.high < 0]
+        return "; ".join(surely)
 
 
 def _tightened(work: _Work, effort: Effort, start: int, num_runs: int, since: float) -> tuple[list[Bounds], str]:

@@ -8,16 +8,18 @@ from typing import cast
 
 from twistlm import certificate, exact
 from twistlm.api import Run
-from twistlm.bounds import METHODS, log_Z_from_draws
-from twistlm.certificate import Certificate, Effort, Subject
+from twistlm.bounds import METHODS
+from twistlm.certificate import Certificate, Effort
 from twistlm.conditional import certify_conditional
 from twistlm.errors import ConfigError, NoneAcceptedError, UpperBoundError
 from twistlm.estimates import Estimate, mean
+from twistlm.evidence import Witness, of_draws
 from twistlm.exact import Collection, ExactSamples
 from twistlm.models.huggingface import load
 from twistlm.other_model import OtherModel
 from twistlm.rng import Rng
 from twistlm.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
+from twistlm.subject import Subject
 from twistlm.target import Target
 from twistlm.types import BaseLM, ConditionalPotential
 
@@ -81,7 +83,7 @@ def certify(
         )  # fmt: skip
     return certificate.certify(
         rng, ours or OtherModel(goal, cast(BaseLM, proposes)), evidence.exact, num_particles=num_particles,
-        num_samples=num_samples, budget=budget, methods=methods, effort=effort, log_Z=evidence.log_Z,
+        num_samples=num_samples, budget=budget, methods=methods, effort=effort, witnesses=evidence.witnesses,
         acceptance=evidence.acceptance,
     )  # fmt: skip
 
@@ -115,11 +117,11 @@ def _subject(goal: Target, proposes: Run | None) -> Subject:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a target: exact samples, log Z from other draws than those, and how many are accepted."""
+    """What is known of a target: exact samples, what other draws than those say of log Z, and how many are accepted."""
 
-    exact: ExactSamples | None
-    log_Z: Estimate | None
-    acceptance: Estimate | None
+    exact: ExactSamples | None = None
+    witnesses: tuple[Witness, ...] = ()
+    acceptance: Estimate | None = None
 
 
 def _knows(run: Run, goal: Target) -> bool:
@@ -130,7 +132,7 @@ def _of_run(run: Run) -> Evidence:
     """What a run kept for its evaluation."""
     evaluation = run.fold("evaluation")
     assert evaluation is not None
-    return _evidence(evaluation, run.log_Z)
+    return _evidence(evaluation, run.witnesses)
 
 
 def _of_draws(goal: Target, rng: Rng, path: str | Path | None, num_draws: int) -> Evidence:
@@ -138,22 +140,23 @@ def _of_draws(goal: Target, rng: Rng, path: str | Path | None, num_draws: int) -
     if path is not None:
         collection = exact.load(Path(path), goal.fingerprint)
     elif num_draws == 0:
-        return Evidence(None, None, None)
+        return Evidence()
     else:
         try:
             collection = goal.collect(rng, num_samples=None, max_draws=num_draws, chunk=min(2048, num_draws))
         except (NoneAcceptedError, UpperBoundError) as error:
             logger.warning("%s", error)
-            return Evidence(None, None, None)
+            return Evidence()
     if isinstance(goal.potential, ConditionalPotential):
-        return _evidence(collection, None)
+        return _evidence(collection)
     rest, evaluation = collection.split((0.5, 0.5))
-    return _evidence(evaluation, log_Z_from_draws(rest.draws.log_phi))
+    return _evidence(evaluation, (of_draws(rest.draws.log_phi, goal.potential.log_upper_bound),))
 
 
-def _evidence(evaluation: Collection, log_Z: Estimate | None) -> Evidence:
+def _evidence(evaluation: Collection, witnesses: tuple[Witness, ...] = ()) -> Evidence:
     accepted = evaluation.exact
     if len(accepted) < 2:
         logger.warning("%d exact samples are too few for upper bounds: raise num_draws", len(accepted))
-    acceptance = mean((evaluation.draws.log_phi - evaluation.log_upper_bound).exp())
-    return Evidence(accepted if len(accepted) >= 2 else None, log_Z, acceptance)
+    share = (evaluation.draws.log_phi - evaluation.log_upper_bound).exp()
+    acceptance = mean(share, low=0.0, high=1.0) if len(share) else None
+    return Evidence(accepted if len(accepted) >= 2 else None, witnesses, acceptance)

@@ -10,13 +10,15 @@ import time
 from collections.abc import Sequence
 
 from twistlm.bounds import METHODS, Bounds, main_bounds
-from twistlm.certificate import Certificate, Subject
-from twistlm.divergences import Divergences, exact_log_ratios, log_ratios
+from twistlm.certificate import Certificate
+from twistlm.divergences import MIN_EXACT, Divergences, exact_log_ratios, log_ratios, phi
 from twistlm.errors import ExactSamplesError
 from twistlm.estimates import mean, midpoint
+from twistlm.evidence import Source
 from twistlm.exact import ExactSamples
 from twistlm.progress import bar
 from twistlm.rng import Rng
+from twistlm.subject import Subject
 
 
 def certify_conditional(
@@ -58,11 +60,11 @@ def certify_conditional(
     lower, upper = chosen.lowers, chosen.uppers
     f, g = below[: len(lower)], above[: len(lower)]
     found = Divergences(
-        kl_q_target=midpoint(mean(lower - f), mean(upper - f)),
-        kl_target_q=midpoint(mean(g - upper), mean(g - lower)),
-        kl_q_prior=mean((drawn.log_q - drawn.log_p).sum(-1)),
-        log_phi=mean(drawn.log_phi),
-        phi=mean(drawn.log_phi.exp()),
+        kl_q_target=midpoint(mean(lower - f), mean(upper - f)).as_divergence,
+        kl_target_q=midpoint(mean(g - upper, least=MIN_EXACT), mean(g - lower, least=MIN_EXACT)).as_divergence,
+        kl_q_prior=mean((drawn.log_q - drawn.log_p).sum(-1)).as_divergence,
+        log_phi=mean(drawn.log_phi, low=subject.ranges.low, high=subject.ranges.high),
+        phi=phi(drawn.log_phi, subject.ranges),
         log_Z=midpoint(mean(lower), mean(upper)),
         f=mean(below),
         g=mean(above),
@@ -71,7 +73,7 @@ def certify_conditional(
     return Certificate(
         bounds=tuple(bounds),
         divergences=found,
-        log_Z_source="main sandwich, mean over conditions",
+        log_Z_source=Source.CONDITIONS,
         ess_fraction=None,
         num_sequences=spent,
         num_tokens=spent * subject.num_steps,

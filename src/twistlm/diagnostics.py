@@ -230,7 +230,9 @@ def _too_few_particles(smc: Diagnostics) -> Finding | None:
     if effective < min(MIN_ESS, n / 2):
         problem = f"half of the runs end with an ESS of {effective:.1f} of {n} or less."
     elif shape is not None and shape > smc.max_pareto_k:
-        problem = f"a few weights decide everything (Pareto k̂ = {shape:.2f}, above {smc.max_pareto_k:.2f})."
+        problem = (
+            f"a few weights decide everything (Pareto k̂ = {shape:.3f}, and at most {smc.max_pareto_k:.3f} is wanted)."
+        )
     else:
         return None
     return Finding(

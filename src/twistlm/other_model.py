@@ -14,6 +14,7 @@ from twistlm.divergences import proposal_samples
 from twistlm.errors import ModelError
 from twistlm.exact import ExactSamples
 from twistlm.proposals import base
+from twistlm.ranges import Ranges
 from twistlm.rng import Rng
 from twistlm.target import Target
 from twistlm.twisted import TwistedLM
@@ -54,6 +55,11 @@ class OtherModel:
     def num_steps(self) -> int:
         """T."""
         return self.target.num_tokens
+
+    @property
+    def ranges(self) -> Ranges:
+        """The bounds of φ; nothing is known of the weights."""
+        return Ranges.of(self.target.potential, is_base=False)
 
     @property
     def _own(self) -> TwistedLM:

@@ -1,24 +1,23 @@
 """What a sweep found, pooled over its methods and seeds.
 
-All runs of a sweep have one target, so they share one log Z: the median over all methods and seeds of the midpoint of
-each run's main sandwich (Zhao et al. 2024, section 7.1). With it KL(q‖σ) = log Z − F and KL(σ‖q) = G − log Z, whose
-scatter over seeds is then that of F and G alone; they share the exact samples too, whose own error is not in it. Where
-the target differs by condition, log Z is the mean over the conditions that F and G are means over, bounded by the best
-run with more particles (the paper's rule for infilling); until that is there, each certificate's paired divergences
-stand as they are.
+All runs of a sweep have one target, so they share one log Z: that of their certificates, weighted by precision, with
+an error that does not shrink by their number, because they share the base draws and the exact samples. With it
+KL(q‖σ) = log Z − F and KL(σ‖q) = G − log Z. Their intervals hold the scatter of F and G over seeds, the error of
+log Z, and for G that of the exact samples. Where the target differs by condition, log Z is the mean over the conditions
+that F and G are means over, bounded by the best run with more particles (the paper's rule for infilling), and the
+shared error is that of the certificates' own KLs, which are paired by condition; until that is there, those stand as
+they are.
 """
 
 import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from twistlm.bounds import best_log_Z, main_bounds
 from twistlm.certificate import Certificate
 from twistlm.errors import RunError
-from twistlm.estimates import Estimate, student
+from twistlm.estimates import Estimate, difference, pooled, student, widened
 from twistlm.evaluations import Evaluation, during
 from twistlm.storage import load_json
 from twistlm.sweeps import Cell, SweepFolder
@@ -48,7 +47,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """A method's results over its seeds, each with Student's interval; None where exact samples are wanting.
+    """A method's results over its seeds, with what their intervals hold above; None where exact samples are wanting.
 
     Attributes:
         method: its loss.
@@ -58,6 +57,7 @@ class Row:
         log_phi_per_beta: E_q[log φ]/β, the same scale for every power β of one potential.
         kl_q_prior: KL(q‖p₀).
         seconds: spent on updates.
+        num_seeds: how many there are.
     """
 
     method: str
@@ -67,11 +67,7 @@ class Row:
     log_phi_per_beta: Estimate
     kl_q_prior: Estimate
     seconds: Estimate
-
-    @property
-    def num_seeds(self) -> int:
-        """How many seeds."""
-        return self.log_phi.n
+    num_seeds: int
 
 
 @dataclass(frozen=True)
@@ -124,18 +120,11 @@ class Pooled:
         return [method for method in self.asked["methods"] if method in found]
 
     @cached_property
-    def midpoints(self) -> list[float]:
-        """The midpoint of every run's main sandwich, but for those that are infinite and say nothing."""
-        sandwiches = [r.after.bounds for r in self.results if main_bounds(r.after.bounds).upper is not None]
-        values = [best_log_Z(bounds).value for bounds in sandwiches]
-        return [value for value in values if math.isfinite(value)]
-
-    @cached_property
-    def log_Z(self) -> float | None:
-        """The reference's if there is one, else their median; None without exact samples."""
+    def log_Z(self) -> Estimate | None:
+        """The reference's if there is one, else that of all certificates; None if nothing is finished."""
         if self.reference is not None:
-            return self.reference.certificate.divergences.log_Z.value
-        return statistics.median(self.midpoints) if self.midpoints else None
+            return self.reference.certificate.divergences.log_Z
+        return pooled([result.after.divergences.log_Z for result in self.results]) if self.results else None
 
     @property
     def conditional(self) -> bool:
@@ -163,36 +152,56 @@ class Pooled:
 
     def _row(self, method: str, results: list[Result]) -> Row:
         found = [result.after for result in results]
+        log_phi = over_seeds([c.divergences.log_phi for c in found])
         return Row(
             method,
-            over_seeds(map(self.kl_q_target, found)),
-            over_seeds(map(self.kl_target_q, found)),
-            student([c.divergences.log_phi.value for c in found]),
-            student([c.divergences.log_phi.value / self.beta for c in found]),
-            student([c.divergences.kl_q_prior.value for c in found]),
+            self.kl_q_target(found),
+            self.kl_target_q(found),
+            log_phi,
+            log_phi.scaled(1 / self.beta),
+            over_seeds([c.divergences.kl_q_prior for c in found]).as_divergence,
             student([result.seconds for result in results]),
+            len(results),
         )
 
-    def kl_q_target(self, certificate: Certificate) -> float | None:
-        """KL(q‖σ) with the pooled log Z; None without exact samples."""
-        found = certificate.divergences
-        if self.conditional and self.reference is None:
-            return found.kl_q_target.value
-        return None if self.log_Z is None else self.log_Z - found.f.value
+    def kl_q_target(self, certificates: Sequence[Certificate]) -> Estimate | None:
+        """KL(q‖σ) over several seeds, with the pooled log Z; None without any."""
+        found = [each.divergences for each in certificates]
+        if self.log_Z is None:
+            return None
+        if self.conditional:
+            return self._paired([each.f for each in found], [each.kl_q_target for each in found], -1.0)
+        return _if_known(difference(self.log_Z, over_seeds([each.f for each in found])))
 
-    def kl_target_q(self, certificate: Certificate) -> float | None:
-        """KL(σ‖q) with the pooled log Z; None without exact samples."""
-        found = certificate.divergences
-        if self.conditional and self.reference is None:
-            return None if found.kl_target_q is None else found.kl_target_q.value
-        return None if self.log_Z is None or found.g is None else found.g.value - self.log_Z
+    def kl_target_q(self, certificates: Sequence[Certificate]) -> Estimate | None:
+        """KL(σ‖q) over several seeds, with the pooled log Z; None without exact samples."""
+        found = [each.divergences for each in certificates]
+        g = [each.g for each in found if each.g is not None]
+        if self.log_Z is None or not g:
+            return None
+        if self.conditional:
+            own = [each.kl_target_q for each in found if each.kl_target_q is not None]
+            return self._paired(g, own, 1.0)
+        return _if_known(difference(_with_shared(g), self.log_Z))
 
-    def curve(self, method: str, kl: Callable[[Certificate], float | None]) -> list[tuple[int, Estimate]]:
+    def _paired(self, side: Sequence[Estimate], own: Sequence[Estimate], sign: float) -> Estimate | None:
+        """A KL where the target differs by condition, from F or G of every seed, and the certificates' own KL."""
+        if self.reference is None or self.log_Z is None:
+            return _if_known(_with_shared(own))
+        values = [sign * (each.value - self.log_Z.value) for each in side]
+        scatter = student(values) if len(values) > 1 else Estimate(values[0], values[0], values[0], 1)
+        # Too few conditions for a KL of one's own: then the error of F or G, which has the spread of log Z in it.
+        paired = all(math.isfinite(each.half_width) for each in own)
+        return _if_known(widened(scatter, own if paired else side))
+
+    def curve(self, method: str, kl: Callable[[Sequence[Certificate]], Estimate | None]) -> list[tuple[int, Estimate]]:
         """`kl` over the method's seeds against updates; empty if nothing was certified during training."""
         rows = [result.during for result in self.of(method)]
         numbers = sorted({number for during in rows for number in during})
-        points = [(number, over_seeds(kl(during[number]) for during in rows if number in during)) for number in numbers]
-        return [(number, estimate) for number, estimate in points if estimate is not None]
+        points = [(number, kl([during[number] for during in rows if number in during])) for number in numbers]
+        return [
+            (number, estimate) for number, estimate in points if estimate is not None and math.isfinite(estimate.high)
+        ]
 
     @property
     def has_curves(self) -> bool:
@@ -210,18 +219,33 @@ class Pooled:
         """
         found = [result.certificates[name] for result in self.of(method) if name in result.certificates]
         kept = [b for c in found for b in c.bounds if b.method == ("smc" if smc else "iwae")]
-        values: dict[int, list[float]] = {}
+        values: dict[int, list[Estimate]] = {}
         for each in kept:
             bound: Estimate | None = getattr(each, side)
             if bound is not None:
-                values.setdefault(each.num_particles, []).append(bound.value)
-        return [(count, student(values[count])) for count in sorted(values)]
+                values.setdefault(each.num_particles, []).append(bound)
+        over = _with_shared if side == "upper" else over_seeds
+        return [(count, over(values[count])) for count in sorted(values)]
 
 
-def over_seeds(values: Iterable[float | None]) -> Estimate | None:
-    """The mean of those that are there; None if none is."""
-    found = [value for value in values if value is not None]
-    return student(found) if found else None
+def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """Their mean with Student's interval.
+
+    A single one keeps its own, and so do several that are the same, as where no seed learned anything.
+    """
+    same = len({each.value for each in estimates}) == 1
+    return estimates[0] if same else student([each.value for each in estimates])
+
+
+def _with_shared(estimates: Sequence[Estimate]) -> Estimate:
+    """The same for what all seeds estimate from the same exact samples, whose error no scatter shows."""
+    found = over_seeds(estimates)
+    return found if found is estimates[0] else widened(found, estimates)
+
+
+def _if_known(kl: Estimate) -> Estimate | None:
+    found = kl.as_divergence
+    return found if found.is_known else None
 
 
 def read(path: Path) -> Pooled:

@@ -29,6 +29,7 @@ from twistlm.pool import Pool
 from twistlm.potentials.base import check_reachable
 from twistlm.progress import bar
 from twistlm.proposals import twist_induced
+from twistlm.ranges import Ranges
 from twistlm.resampling import invert
 from twistlm.rng import Rng
 from twistlm.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
@@ -37,7 +38,8 @@ from twistlm.types import ConditionalPotential, Samples
 
 logger = logging.getLogger("twistlm")
 
-SWITCHING = Switching()
+# While learning. Of the fresh draws half are the base model's, which alone limit what the twist has never proposed.
+SWITCHING, FRESH = Switching(), Switching(base=0.5)
 # A round learns the highest level that it can, and those that are so many times as likely.
 MULTIPLES = (4, 16)
 # Of learning, in every round; draws of each level in an update.
@@ -85,9 +87,11 @@ class Probability:
 
     Attributes:
         threshold: of φ.
-        value: the unbiased estimate, the mean of p₀/q̄ on the event; if it was never seen, 0 up to the upper limit that
-            the base model's draws leave.
-        self_normalised: the ratio to the mean of all weights; biased by 1/n, and often narrower for common events.
+        value: the unbiased estimate, the mean of p₀/q̄ on the event. No p₀/q̄ is above one over the base model's share,
+            and its interval rests on that alone: it allows for ways to the event that no draw has taken.
+        seen: the same estimate with the interval that the draws have if they have taken every way to the event;
+            None if they have taken none.
+        self_normalised: the ratio to the mean of all weights, biased by 1/n; no interval of it holds for few events.
         log_upper: upper bound on log P, if two of the base model's fresh draws were events; None otherwise.
         hits: events among the fresh draws.
         num_draws: fresh draws.
@@ -98,7 +102,8 @@ class Probability:
 
     threshold: float
     value: Estimate
-    self_normalised: Estimate
+    seen: Estimate | None
+    self_normalised: float
     log_upper: Estimate | None
     hits: int
     num_draws: int
@@ -115,17 +120,16 @@ class Probability:
         return value, low, high
 
     def plain_tokens(self, num_steps: int) -> float:
-        """Tokens that plain Monte Carlo would need for as narrow an interval, at `num_steps` tokens a draw."""
-        p, half = self.value.value, self.value.half_width
-        quantile = float(ndtri(0.5 + CONFIDENCE / 2))
-        return quantile**2 * p * (1 - p) / half**2 * num_steps if half > 0 else math.inf
+        """Tokens that plain Monte Carlo would need for an interval as narrow as that of `value`."""
+        return plain_tokens(self.value, num_steps)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
             "threshold": self.threshold,
             "probability": self.value.as_dict(),
-            "self_normalised": self.self_normalised.as_dict(),
+            "seen": None if self.seen is None else self.seen.as_dict(),
+            "self_normalised": self.self_normalised,
             "log_upper": None if self.log_upper is None else self.log_upper.as_dict(),
             "hits": self.hits,
             "num_draws": self.num_draws,
@@ -273,29 +277,34 @@ class _Climb:
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         with bar(f"estimating P[φ ≥ {threshold:g}]", total) as report:
             for at in range(0, total, CHUNK):
-                fresh = Pool(SWITCHING)
+                fresh = Pool(FRESH)
                 self._grow(fresh, rng.fork(at), min(CHUNK, total - at))
                 assert fresh.samples is not None
                 assert fresh.unsteered is not None
                 parts.append((fresh.samples.log_phi >= math.log(threshold), fresh.final_log_ratio, fresh.unsteered))
                 report(min(at + CHUNK, total), "")
         event, log_w, unsteered = (torch.cat(part) for part in zip(*parts, strict=True))
-        value = mean(log_w.exp() * event)
-        if not bool(event.any()):
-            limit = 1 - (1 - CONFIDENCE) ** (1 / (int(unsteered.sum()) + self.pool.counts[0]))
-            value = Estimate(0.0, 0.0, limit, total)
+        weights = log_w.exp()
         # The bound from above needs exact samples: the base model's own events.
         reached, exact, upper = torch.where(event, log_w, -torch.inf), log_w[unsteered & event], None
         if len(exact) >= 2 and total >= PARTICLES:
-            upper = iwae_from_ratios(reached, exact, PARTICLES).upper
+            upper = iwae_from_ratios(reached, exact, PARTICLES, Ranges(high=0.0)).upper
+        weighted = weights * event
         return Probability(
-            threshold=threshold, value=value, self_normalised=ratio(log_w.exp(), event), log_upper=upper,
-            hits=int(event.sum()), num_draws=total, ess=float(ess(reached)),
-            num_tokens=(sum(self.pool.counts) + total) * self.target.num_tokens, rounds=rounds,
-        )  # fmt: skip
+            threshold=threshold,
+            value=mean(weighted, low=0.0, high=1 / FRESH.base).clipped(most=1.0),
+            seen=mean(weighted, low=0.0, high=float(weighted.max())).clipped(most=1.0) if bool(event.any()) else None,
+            self_normalised=float(weighted.sum() / weights.sum()),
+            log_upper=upper,
+            hits=int(event.sum()),
+            num_draws=total,
+            ess=float(ess(reached)),
+            num_tokens=(sum(self.pool.counts) + total) * self.target.num_tokens,
+            rounds=rounds,
+        )
 
 
-def ratio(weights: Tensor, event: Tensor) -> Estimate:
-    """Σ w 1[event] / Σ w, with the interval of its linear part (delta method)."""
-    value = float((weights * event).sum() / weights.sum())
-    return mean(value + weights * (event.double() - value) / weights.mean())
+def plain_tokens(estimate: Estimate, num_steps: int) -> float:
+    """Tokens that counting events among base draws of `num_steps` tokens would need for an interval as narrow."""
+    p, half = estimate.value, estimate.half_width
+    return float(ndtri(0.5 + CONFIDENCE / 2)) ** 2 * p * (1 - p) / half**2 * num_steps if half > 0 else math.inf

@@ -1,14 +1,15 @@
-"""A certificate in plain words: how close q is to σ, whether the sandwich closes, what is wrong, what it would take."""
+"""A certificate in plain words: how close q is to σ, how well log Z is known, what is wrong, what it would take."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twistlm.bounds import Bounds, main_bounds, width
 from twistlm.certificate import Certificate
 from twistlm.divergences import Divergences
-from twistlm.estimates import Estimate
+from twistlm.estimates import Estimate, plain
 
-# A sandwich closes when log Z is known to half a nat, errors included: Z to a factor of 1.6.
+# log Z is known well enough to half a nat, errors included: Z to a factor of 1.6.
 CLOSED = 0.5
 # A wider gap is not yet falling like 1/N.
 FAR = 2.0
@@ -34,20 +35,32 @@ class Finding:
         return f"{self.problem} Remedy: {self.remedy}"
 
 
-def verdict(certificate: Certificate, before: Certificate | None = None) -> list[str]:
-    """Sentences for someone who reads nothing else: the headline, the sandwich, what is wrong, what more would take.
+def verdict(certificate: Certificate, before: Certificate | None = None, smc: Sequence[Finding] = ()) -> list[str]:
+    """Sentences for someone who reads nothing else, in one voice: what comes first silences what would contradict it.
+
+    1. An alarm stands alone: nothing that rests on contradicting numbers is said.
+    2. How close q is, as far as the intervals can tell.
+    3. How well log Z is known, by all evidence; what would close the sandwich only where that is not well enough.
+    4. What is wrong: with q, then with SMC.
+    5. How many particles weights take, unless q is close (a small number would say nothing) or SMC itself has shown
+       that its particles were too few.
 
     Args:
         certificate: of the sampler.
         before: of the base model on the same target, to compare with.
+        smc: what is wrong with the samples that are shown (`twistlm.diagnostics.findings`).
     """
+    if certificate.alarm:
+        return [
+            f"Nothing is certified, for two numbers contradict each other: {certificate.alarm}. Remedy: make sure that "
+            "the draws are of this target and trained nothing, and draw again with another --seed."
+        ]
     found = certificate.divergences
-    lines = [_closeness(certificate), _sandwich(main_bounds(certificate.bounds))]
-    if certificate.log_Z_source == "reference":
-        lines[1] += f" Base draws alone give it more closely: {found.log_Z}."
-    lines += [str(finding) for finding in findings(certificate, before)]
-    if found.kl_target_q is not None and math.isfinite(found.kl_target_q.value):
-        lines.append(_effort(found.kl_target_q, None if before is None else before.divergences.kl_target_q))
+    lines = [_closeness(certificate), _log_Z(certificate)]
+    lines += [str(finding) for finding in (*findings(certificate, before), *smc)]
+    missed = found.kl_target_q
+    if missed is not None and missed.is_known and not smc and missed.high > CLOSENESS[1][0]:
+        lines.append(_effort(missed, None if before is None else before.divergences.kl_target_q))
     return lines
 
 
@@ -72,7 +85,7 @@ def _missed_mode(found: Divergences) -> Finding | None:
 def _worse_than_none(after: Divergences, base: Divergences) -> Finding | None:
     """By KL(σ‖q), or KL(q‖σ) where that is not known; only where the intervals are apart."""
     name, found, without = "KL(σ‖q)", after.kl_target_q, base.kl_target_q
-    if found is None or without is None:
+    if found is None or without is None or not found.is_known or not without.is_known:
         name, found, without = "KL(q‖σ)", after.kl_q_target, base.kl_q_target
     if not found.low > without.high:
         return None
@@ -92,42 +105,55 @@ def misses_mode(found: Divergences) -> bool:
 
 def _closeness(certificate: Certificate) -> str:
     found = certificate.divergences
-    if found.kl_target_q is None:
-        at_least = " at least" if certificate.log_Z_source == "lower bound only" else ""
-        return (
-            f"KL(q‖σ) is{at_least} {found.kl_q_target} nats. What q misses of σ is not known: that takes exact samples."
-        )
     if math.isinf(found.kl_q_target.value):
-        return f"q writes what σ never would (φ = 0): KL(q‖σ) is infinite; KL(σ‖q) = {found.kl_target_q} nats."
-    best, worst = (
-        _level(max(getattr(kl, end) for kl in (found.kl_q_target, found.kl_target_q))) for end in ("low", "high")
-    )
+        beside = "" if found.kl_target_q is None else f" {_said('KL(σ‖q)', found.kl_target_q)}."
+        return f"q writes what σ never would (φ = 0): KL(q‖σ) is infinite.{beside}"
+    if found.kl_target_q is None:
+        return f"{_said('KL(q‖σ)', found.kl_q_target)}. What q misses of σ is not known: that takes exact samples."
+    kls = (found.kl_q_target, found.kl_target_q)
+    best, worst = (_level(max(getattr(kl, end) for kl in kls)) for end in ("low", "high"))
     # Neighbours may be told apart by noise, and the worse is said; beyond that nothing is known.
-    words = CLOSENESS[worst][1] if worst - best <= 1 else "How close q is to σ is not known"
-    return f"{words}: KL(q‖σ) = {found.kl_q_target} and KL(σ‖q) = {found.kl_target_q} nats."
+    words = CLOSENESS[worst][1] if worst - best <= 1 and kls[1].is_known else "How close q is to σ is not known"
+    return f"{words}: {_said('KL(q‖σ)', kls[0])} and {_said('KL(σ‖q)', kls[1])}."
+
+
+def _said(name: str, kl: Estimate) -> str:
+    """A KL as a statement, one-sided where no more is known."""
+    if not kl.is_known:
+        return f"{name} is not known"
+    if math.isinf(kl.high):
+        return f"{name} is at least {plain(kl.low)} nats"
+    return f"{name} = {kl} nats"
 
 
 def _level(nats: float) -> int:
     return next(k for k, (limit, _) in enumerate(CLOSENESS) if nats <= limit)
 
 
-def _sandwich(bounds: Bounds) -> str:
-    """Whether log Z is known, and what would make it so."""
-    if bounds.upper is None or bounds.gap is None:
+def _log_Z(certificate: Certificate) -> str:
+    """How well log Z is known, and what would make it better known."""
+    used, bounds = certificate.divergences.log_Z, main_bounds(certificate.bounds)
+    if math.isinf(used.high):
         return (
-            f"log Z is at least {bounds.lower}; there are no exact samples, hence no upper bound. They take a "
-            "potential with a log_upper_bound, and enough --num-draws."
+            f"log Z is at least {plain(used.low)}; nothing limits it from above. That takes a potential with a "
+            "log_upper_bound, or exact samples."
         )
-    between = (
-        f"log Z is between {bounds.lower.low:.2f} and {bounds.upper.high:.2f}, errors included "
-        f"({bounds.method.upper()}, {bounds.num_particles} particles)"
+    known = f"log Z = {used} (mostly by {certificate.log_Z_source})"
+    if used.high - used.low <= CLOSED:
+        return f"log Z is known to {used.high - used.low:.2f} nats: {known}."
+    if bounds.upper is None or bounds.gap is None:
+        return f"log Z is not known to {CLOSED:g} nats: {known}. It takes more base draws (--num-draws)."
+    return (
+        f"log Z is not known to {CLOSED:g} nats: {known}. It takes more base draws (--num-draws), or {closing(bounds)}."
     )
-    wide = width(bounds)
-    if wide <= CLOSED:
-        return f"The sandwich closes: {between}."
+
+
+def closing(bounds: Bounds) -> str:
+    """What it takes for a sandwich to close."""
+    assert bounds.gap is not None
     needs = []
     # Half of the allowance is for the gap, which falls like 1/N once N is large, half for errors: like 1/√runs.
-    gap, errors = bounds.gap, wide - bounds.gap
+    gap, errors = bounds.gap, width(bounds) - bounds.gap
     if gap > FAR:
         needs.append(f"a better q: a gap of {gap:.1f} is too wide to say how many particles would close it")
     elif gap > CLOSED / 2:
@@ -137,17 +163,25 @@ def _sandwich(bounds: Bounds) -> str:
         times = (errors / (CLOSED / 2)) ** 2
         more = "many more" if math.isinf(times) else f"about {math.ceil(times):,} times as many"
         needs.append(f"{more} runs and exact samples")
-    return f"The sandwich does not close: {between}. To know log Z to {CLOSED:g} nats takes {', and '.join(needs)}."
+    return ", and ".join(needs) or "more exact samples"
 
 
 def _effort(kl_target_q: Estimate, base: Estimate | None) -> str:
     """How many particles importance sampling takes: about exp KL(σ‖q) (Chatterjee and Diaconis, 2018, theorem 1.1)."""
-    line = f"To reach σ from q by weights takes in the order of exp KL(σ‖q) = {_count(kl_target_q.value)} particles"
-    if base is not None and math.isfinite(base.value):
-        line += f"; from the base model {_count(base.value)}"
-    return f"{line}."
+    line = f"To reach σ from q by weights takes in the order of exp KL(σ‖q) = {_counts(kl_target_q)} particles"
+    return f"{line}; from the base model {_counts(base)}." if base is not None and base.is_known else f"{line}."
+
+
+def _counts(kl: Estimate) -> str:
+    """exp KL at both ends."""
+    low, high = _count(kl.low), _count(kl.high)
+    if math.isinf(kl.high):
+        return f"at least {low}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _count(nats: float) -> str:
-    # Beyond 10⁶ nobody counts; an estimate below 0 nats is noise around 0.
+    # Beyond 10⁶ nobody counts.
+    if math.isinf(nats):
+        return "∞"
     return f"{math.exp(max(nats, 0.0)):,.0f}" if nats < math.log(1e6) else f"10^{nats / math.log(10):.0f}"

@@ -11,12 +11,13 @@ import torch
 from cases import Case
 from test_bounds import exact_of
 from twistlm import smc
-from twistlm.certificate import Certificate, Subject, certify
+from twistlm.certificate import Certificate, certify
 from twistlm.diagnostics import Diagnostics
 from twistlm.estimates import Estimate
 from twistlm.report import charts
 from twistlm.report.plots import save_charts
 from twistlm.rng import Rng
+from twistlm.subject import Subject
 
 
 def certified(case: Case) -> Certificate:

@@ -32,6 +32,8 @@ class BasePotential(Potential, ABC):
     """A potential with algebra: `a * b` is the product of two, `a ** beta` a power."""
 
     log_upper_bound: float | None = None
+    log_lower_bound: float | None = None
+    """What log φ is never below, −inf if φ may be 0; None if that is not known. Intervals rest on both bounds."""
     lm: BaseLM | None = None
     """The model it was bound to, None before `bind`."""
 
@@ -93,9 +95,10 @@ class Product(BasePotential):
             flat.extend(part.parts if isinstance(part, Product) else (part,))
         if not flat:
             raise ConfigError("a product needs at least one potential")
-        bounds = [part.log_upper_bound for part in flat if part.log_upper_bound is not None]
         object.__setattr__(self, "parts", tuple(flat))
-        object.__setattr__(self, "log_upper_bound", sum(bounds) if len(bounds) == len(flat) else None)
+        for name in ("log_upper_bound", "log_lower_bound"):
+            bounds = [bound for part in flat if (bound := getattr(part, name, None)) is not None]
+            object.__setattr__(self, name, sum(bounds) if len(bounds) == len(flat) else None)
 
     def bind(self, lm: BaseLM) -> "Product":
         """The product of the bound parts."""
@@ -119,10 +122,11 @@ class Power(BasePotential):
     beta: float
 
     def __post_init__(self) -> None:
-        """Check β and scale the bound."""
+        """Check β and scale the bounds."""
         check_beta(self.beta)
-        bound = self.base.log_upper_bound
-        object.__setattr__(self, "log_upper_bound", None if bound is None else self.beta * bound)
+        for name in ("log_upper_bound", "log_lower_bound"):
+            bound = getattr(self.base, name, None)
+            object.__setattr__(self, name, None if bound is None else self.beta * bound)
 
     def bind(self, lm: BaseLM) -> "Power":
         """The power of the bound base."""
@@ -154,8 +158,19 @@ def check_reachable(name: str, threshold: float, scorer: Potential) -> None:
 
 def indicator(hit: Tensor, eps: float) -> Tensor:
     """log(1[hit] + eps), float64 [B]; −inf where not hit and eps is 0."""
-    values = torch.tensor([math.log(eps) if eps > 0 else -math.inf, math.log1p(eps)], dtype=torch.float64)
-    return values.to(hit.device)[hit.long()]
+    return torch.tensor(indicator_bounds(eps), dtype=torch.float64).to(hit.device)[hit.long()]
+
+
+def indicator_bounds(eps: float) -> tuple[float, float]:
+    """Both values of log(1[hit] + eps)."""
+    return math.log(eps) if eps > 0 else -math.inf, math.log1p(eps)
+
+
+def set_indicator_bounds(potential: BasePotential, eps: float) -> None:
+    """Let a frozen potential that is an indicator declare its two values as bounds."""
+    low, high = indicator_bounds(eps)
+    object.__setattr__(potential, "log_lower_bound", low)
+    object.__setattr__(potential, "log_upper_bound", high)
 
 
 def check_eps(eps: float) -> None:

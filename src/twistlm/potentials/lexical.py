@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from twistlm.errors import ConfigError
-from twistlm.potentials.base import TextPotential, check_eps, indicator
+from twistlm.potentials.base import TextPotential, check_eps, indicator, set_indicator_bounds
 from twistlm.registry import register
 
 
@@ -46,7 +46,7 @@ class Regex(TextPotential):
         except (re.error, ValueError) as error:
             raise ConfigError(f"invalid regular expression {self.pattern!r}: {error}") from error
         object.__setattr__(self, "flags", int(self.flags))
-        object.__setattr__(self, "log_upper_bound", indicator(torch.tensor(True), self.eps).item())
+        set_indicator_bounds(self, self.eps)
 
     def log_phi_texts(self, texts: list[str]) -> Tensor:
         """log φ [B] of B texts."""

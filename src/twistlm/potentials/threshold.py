@@ -7,7 +7,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 from torch import Tensor
 
 from twistlm.errors import ConfigError, PotentialError
-from twistlm.potentials.base import BasePotential, check_eps, check_reachable, evaluate, indicator
+from twistlm.potentials.base import BasePotential, check_eps, check_reachable, evaluate, indicator, set_indicator_bounds
 from twistlm.registry import register
 from twistlm.types import BaseLM, Potential, Prompts
 
@@ -46,7 +46,7 @@ class Threshold(BasePotential):
     direction: Literal[">=", "<="] = ">="
 
     def __post_init__(self) -> None:
-        """Check the settings and derive the bound, log(1 + eps)."""
+        """Check the settings and derive the bounds, log(eps) and log(1 + eps)."""
         check_eps(self.eps)
         if self.on not in ("probability", "log_probability", "logit"):
             raise ConfigError(f"on must be 'probability', 'log_probability' or 'logit', not {self.on!r}")
@@ -58,7 +58,7 @@ class Threshold(BasePotential):
             check_reachable("eta", self.eta, self.scorer)
         if self.on == "logit" and not isinstance(self.scorer, HasLogit):
             raise ConfigError(f"{type(self.scorer).__name__} has no logit; use on='probability' or 'log_probability'")
-        object.__setattr__(self, "log_upper_bound", math.log1p(self.eps))
+        set_indicator_bounds(self, self.eps)
 
     def bind(self, lm: BaseLM) -> Self:
         """The threshold on the bound scorer."""

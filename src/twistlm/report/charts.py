@@ -103,7 +103,10 @@ def bounds(certificates: Mapping[str, Certificate]) -> Chart:
             if above:
                 series.append(Series.of(f"{name}, {label}", above, "bars", look, "upper"))
     used = list(certificates.values())[-1].divergences.log_Z
-    caption = "Lower bounds rise and upper bounds fall towards log Z; bars are 95 % intervals."
+    caption = (
+        "Lower bounds rise and upper bounds fall towards log Z; bars are 95 % intervals, and a point without one comes "
+        "from too few runs to say."
+    )
     span = (used.low, used.high, "log Z used, 95 %") if math.isfinite(used.half_width) else None
     return Chart(
         "bounds", "Sandwiches of log Z", caption, "number of particles N", "bounds on log Z (nats)", series, log_x=True,
@@ -126,14 +129,21 @@ def curves(history: Sequence[Mapping[str, Any]], after: Certificate) -> dict[str
     ]
     if certified:
         return {
-            "kl_q_target": [(at, found.kl_q_target) for at, found in certified],
-            "kl_target_q": [(at, found.kl_target_q) for at, found in certified if found.kl_target_q is not None],
+            "kl_q_target": _known([(at, found.kl_q_target) for at, found in certified]),
+            "kl_target_q": _known(
+                [(at, found.kl_target_q) for at, found in certified if found.kl_target_q is not None]
+            ),
         }
     log_Z, rows = after.divergences.log_Z, [row for row in history if row["kind"] == "evaluation"]
     return {
-        "kl_q_target": [(r["update"], difference(log_Z, Estimate.from_dict(r["f"]))) for r in rows if "f" in r],
-        "kl_target_q": [(r["update"], difference(Estimate.from_dict(r["held_out"]), log_Z)) for r in rows],
+        "kl_q_target": _known([(r["update"], difference(log_Z, Estimate.from_dict(r["f"]))) for r in rows if "f" in r]),
+        "kl_target_q": _known([(r["update"], difference(Estimate.from_dict(r["held_out"]), log_Z)) for r in rows]),
     }
+
+
+def _known(curve: Curve) -> Curve:
+    """KLs that are limited from both sides: a band is to be drawn."""
+    return [(at, kl.as_divergence) for at, kl in curve if math.isfinite(kl.as_divergence.half_width)]
 
 
 def divergences(runs: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
@@ -147,7 +157,7 @@ def divergences(runs: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
         found = [(label, run[name]) for label, run in runs.items() if run[name]]
         series = [Series.of(label, curve, "band", look) for look, (label, curve) in enumerate(found)]
         if series:
-            caption = f"{meaning}; bands are 95 % intervals."
+            caption = f"{meaning}; bands are 95 % intervals, the error of log Z included."
             charts.append(Chart(name.replace("_", "-"), f"{title} during training", caption, "updates", "nats", series))
     return charts
 
@@ -234,10 +244,10 @@ def weights(found: Diagnostics) -> Chart:
     relative = (found.log_w - log_mean_exp(found.log_w.flatten())).flatten()
     living = relative[relative.isfinite()].numpy()
     counts, edges = np.histogram(living, bins=NUM_BINS)
-    shape = "no tail to fit" if found.pareto_k is None else f"Pareto k̂ = {found.pareto_k:.2f}"
+    shape = "no tail to fit" if found.pareto_k is None else f"Pareto k̂ = {found.pareto_k:.3f}"
     dead = relative.numel() - living.size
     caption = (
-        f"{shape} (at most {found.max_pareto_k:.2f} is wanted); {dead} of {relative.numel()} weights are zero; "
+        f"{shape} (at most {found.max_pareto_k:.3f} is wanted); {dead} of {relative.numel()} weights are zero; "
         f"{float(found.num_distinct.double().mean()):.0f} different sequences among {found.num_particles}."
     )
     return Chart(

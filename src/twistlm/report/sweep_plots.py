@@ -12,6 +12,9 @@ from twistlm.pooling import Pooled
 from twistlm.report.style import look, save
 from twistlm.report.sweep_tables import title
 
+# What bands and bars contain.
+CONTENTS = "mean over seeds; 95 % of scatter and of what all runs share (exact samples, log Z)"
+
 Points = Sequence[tuple[float, Estimate]]
 
 
@@ -29,7 +32,7 @@ def plot_frontier(sweeps: Sequence[Pooled], out: Path) -> list[Path]:
 
 
 def divergences(pooled: Pooled) -> Any:
-    """Both KLs against updates: mean over seeds with a 95 % band, one line per method."""
+    """Both KLs against updates: mean over seeds with a band, one line per method."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for axes, name, kl in zip(panels, ("KL(q‖σ)", "KL(σ‖q)"), (pooled.kl_q_target, pooled.kl_target_q), strict=True):
         means, updates = [], set()
@@ -47,7 +50,7 @@ def divergences(pooled: Pooled) -> Any:
             axes.minorticks_off()
         axes.set(xlabel="updates", ylabel="nats", title=name)
     _legend(figure, panels[0])
-    figure.suptitle(f"{title(pooled)}: divergences during training, mean over seeds with 95 % band")
+    figure.suptitle(f"{title(pooled)}: divergences during training; {CONTENTS}")
     return figure
 
 
@@ -62,7 +65,7 @@ def bounds(pooled: Pooled) -> Any:
         axes.set_title(name)
     panels[0].set(ylabel="bounds on log Z (nats)", ylim=_view(values))
     _legend(figure, panels[0])
-    figure.suptitle(f"{title(pooled)}: lower bounds rise, upper bounds fall; mean over seeds with 95 % bars")
+    figure.suptitle(f"{title(pooled)}: lower bounds rise, upper bounds fall; {CONTENTS}")
     return figure
 
 
@@ -87,7 +90,7 @@ def resampling(pooled: Pooled) -> Any:
         axes.set_ylabel("bounds on log Z (nats)")
     grid[0, 0].set_ylim(_view(values))
     _legend(figure, grid[0, 0])
-    figure.suptitle(f"{title(pooled)}: when to resample; mean over seeds with 95 % bars")
+    figure.suptitle(f"{title(pooled)}: when to resample; {CONTENTS}")
     return figure
 
 
@@ -163,7 +166,9 @@ def _half(estimate: Estimate) -> float:
 
 def _particles(axes: Any, pooled: Pooled) -> None:
     if pooled.log_Z is not None:
-        axes.axhline(pooled.log_Z, color="0.5", linewidth=0.8, label="log Z, pooled")
+        axes.axhline(pooled.log_Z.value, color="0.5", linewidth=0.8, label="log Z, pooled, 95 %")
+        if math.isfinite(pooled.log_Z.half_width):
+            axes.axhspan(pooled.log_Z.low, pooled.log_Z.high, color="0.5", alpha=0.12, linewidth=0)
     counts = sorted({b.num_particles for result in pooled.results for b in result.after.bounds})
     axes.set_xscale("log")
     axes.set_xticks(counts, [str(n) for n in counts])

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from twistlm.bounds import main_bounds
 from twistlm.estimates import Estimate
+from twistlm.estimates import plain as number
 from twistlm.pooling import Pooled, Row
 
 HEADINGS = ("method", "KL(q‖σ)", "KL(σ‖q)", "E_q[log φ]", "KL(q‖p₀)", "seconds", "seeds")
@@ -18,8 +19,15 @@ LATEX_HEADINGS = (
     "method", r"$\mathrm{KL}(q\,\|\,\sigma)$", r"$\mathrm{KL}(\sigma\,\|\,q)$", r"$\mathrm{E}_q[\log\phi]$",
     r"$\mathrm{KL}(q\,\|\,p_0)$", "seconds", "seeds",
 )  # fmt: skip
-PLUS_MINUS, INFINITY = r"\pm", r"\infty"
+LATEX = {"±": r"\pm", "∞": r"\infty", "≥": r"\geq", "≤": r"\leq", "−": "-"}
 NAMES = ("kl_q_target", "kl_target_q", "log_phi", "kl_q_prior", "seconds")
+
+# What ± contains.
+MEANING = (
+    "Nats; ± is 95 % and holds the scatter over seeds (Student's t; of a single seed the error of its evaluation), and "
+    "of KLs to σ what all runs share: the error of log Z and, for KL(σ‖q), of the exact samples. Seconds are those of "
+    "the updates."
+)
 
 
 def title(pooled: Pooled) -> str:
@@ -36,26 +44,21 @@ def remarks(pooled: Pooled) -> list[str]:
         found = pooled.reference.certificate
         bounds = main_bounds(found.bounds)
         assert bounds.upper is not None
+        middle, lower, upper = (number(e.value) for e in (found.divergences.log_Z, bounds.lower, bounds.upper))
         lines.append(
-            f"log Z differs by condition; its mean over {bounds.lower.n} of them is {pooled.log_Z:.3f}, the middle of "
-            f"{bounds.lower.value:.3f} and {bounds.upper.value:.3f} ({bounds.method.upper()}, {bounds.num_particles} "
-            f"particles, {pooled.reference.run}); F and G are of the same conditions."
+            f"log Z differs by condition; its mean over {bounds.lower.n} of them is {middle}, the middle of {lower} "
+            f"and {upper} ({bounds.method.upper()}, {bounds.num_particles} particles, {pooled.reference.run}); F and G "
+            "are of the same conditions."
         )
-    elif pooled.log_Z is None:
-        lines.append(
-            "log Z: no run has exact samples, so it is not bounded from above and no KL to the target is known."
-        )
-    else:
-        points = pooled.midpoints
-        lines.append(
-            f"log Z = {pooled.log_Z:.3f}: the median of {len(points)} runs' sandwich midpoints "
-            f"({min(points):.3f} to {max(points):.3f})."
-        )
+    elif pooled.log_Z is not None:
+        lines.append(f"log Z = {pooled.log_Z}: by the evidence of {len(pooled.results)} runs, weighted by precision.")
+        if math.isinf(pooled.log_Z.high):
+            lines.append("Nothing limits log Z from above, hence no KL to the target either.")
     if pooled.conditional and pooled.reference is None:
         lines.append(
             "It differs by condition, so each run's KLs are those of its own certificate, paired by condition."
         )
-    lines.append("Nats, mean ± 95 % over seeds (Student's t); seconds are those of the updates.")
+    lines.append(MEANING)
     if pooled.num_missing:
         total = pooled.num_missing + len(pooled.results)
         lines.append(f"Unfinished: {pooled.num_missing} of {total} runs are missing; this is what is there.")
@@ -102,9 +105,10 @@ def as_csv(sweeps: Sequence[Pooled]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     pairs = [column for name in NAMES for column in (name, f"{name}_half_width")]
-    writer.writerow(["sweep", "experiment", "preset", "beta", "log_Z", "method", *pairs, "seeds"])
+    writer.writerow(["sweep", "experiment", "preset", "beta", "log_Z", "log_Z_half_width", "method", *pairs, "seeds"])
     for pooled in sweeps:
-        start = [pooled.name, pooled.asked["experiment"], pooled.asked["preset"], pooled.beta, pooled.log_Z]
+        log_Z = ("", "") if pooled.log_Z is None else (pooled.log_Z.value, _half(pooled.log_Z))
+        start = [pooled.name, pooled.asked["experiment"], pooled.asked["preset"], pooled.beta, *log_Z]
         for row in pooled.rows:
             found: list[Estimate | None] = [getattr(row, name) for name in NAMES]
             # An empty field is a number that is not known.
@@ -122,17 +126,24 @@ def _half(estimate: Estimate) -> float | str:
 
 
 def plain(estimate: Estimate | None, digits: int) -> str:
-    """A number with its half-width, as text; a dash for one that is not known."""
+    """A number with its half-width, or with the one end that is known, as text; a dash for what is not known."""
     if estimate is None:
         return "—"
-    # One seed says nothing about its scatter.
-    more = f" ± {estimate.half_width:.{digits}f}" if math.isfinite(estimate.half_width) else ""
-    return f"{estimate.value:.{digits}f}{more}"
+    value = number(estimate.value, digits)
+    if estimate.is_exact or not estimate.is_known:
+        return value
+    if math.isfinite(estimate.half_width):
+        return f"{value} ± {estimate.half_width:.{digits}f}"
+    if math.isfinite(estimate.low):
+        return f"≥ {number(estimate.low, digits)}"
+    return f"≤ {number(estimate.high, digits)}"
 
 
 def _math(estimate: Estimate | None, digits: int) -> str:
     text = plain(estimate, digits)
-    return "---" if estimate is None else f"${text.replace('±', PLUS_MINUS).replace('inf', INFINITY)}$"
+    for symbol, command in LATEX.items():
+        text = text.replace(symbol, command)
+    return "---" if text == "—" else f"${text}$"
 
 
 def _cells(row: Row, shown: Callable[[Estimate | None, int], str] = plain) -> list[str]:

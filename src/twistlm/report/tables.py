@@ -9,7 +9,7 @@ from rich.text import Text
 
 from twistlm.certificate import Certificate
 from twistlm.estimates import Estimate
-from twistlm.rare_events import Probability
+from twistlm.rare_events import Probability, plain_tokens
 
 
 def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
@@ -78,13 +78,19 @@ def effort_lines(certificate: Certificate) -> list[str]:
 
 def probability_table(found: Sequence[Probability], num_tokens: int) -> Table:
     """One column for every threshold; `num_tokens` is the length of a text."""
-    table = Table(title="Probability of the event (95 % intervals)", title_justify="left")
+    table = Table(
+        title="Probability of the event (95 % intervals; the first allows for ways to it that no draw has taken)",
+        title_justify="left",
+    )
     table.add_column("score ≥")
     columns = []
     for each in found:
         table.add_column(f"{each.threshold:g}", justify="right")
         columns.append(_probability_cells(each, num_tokens))
-    names = ("probability", "log10", "self-normalised", "upper bound", "effective events", "tokens", "by counting")
+    names = (
+        "probability", "log10", "by counting", "if every way was seen", "by counting", "self-normalised", "upper bound",
+        "effective events", "tokens",
+    )  # fmt: skip
     for name, *cells in zip(names, *columns, strict=True):
         table.add_row(name, *[Text(cell) for cell in cells])
     return table
@@ -93,17 +99,23 @@ def probability_table(found: Sequence[Probability], num_tokens: int) -> Table:
 def _probability_cells(each: Probability, num_tokens: int) -> list[str]:
     value, low, high = each.log10
     chance, events, tokens = each.value, f"{each.ess:.0f} of {each.num_draws:,}", f"{each.num_tokens:,}"
-    if each.hits == 0:
-        return [f"never seen; below {chance.high:.2e}", f"< {high:.2f}", "—", "—", events, tokens, "—"]
-    plain = each.plain_tokens(num_tokens)
+    if each.seen is None:
+        return [f"never seen; below {chance.high:.2e}", f"< {high:.2f}", *["—"] * 5, events, tokens]
+
+    def counting(estimate: Estimate) -> str:
+        plain = plain_tokens(estimate, num_tokens)
+        return f"{plain:.2g} tokens,\n{plain / each.num_tokens:.1f} times as many"
+
     return [
         f"{chance.value:.2e}\n[{chance.low:.2e}, {chance.high:.2e}]",
         f"{value:.2f} [{low:.2f}, {high:.2f}]",
-        f"{each.self_normalised.value:.2e}",
+        counting(chance),
+        f"[{each.seen.low:.2e}, {each.seen.high:.2e}]",
+        counting(each.seen),
+        f"{each.self_normalised:.2e}",
         "—" if each.log_upper is None else f"{math.exp(each.log_upper.high):.2e}",
         events,
         tokens,
-        f"{plain:.2g} tokens,\n{plain / each.num_tokens:.1f} times as many",
     ]
 
 

@@ -70,9 +70,9 @@ def save_page(records: Sequence[Record], path: Path) -> None:
 def _section(record: Record) -> dict[str, Any]:
     """What the template says of a run."""
     warnings = [] if record.diagnostics is None else findings(record.diagnostics)
-    headline, *lines = verdict(record.after, record.before)
+    headline, *lines = verdict(record.after, record.before, warnings)
     return {
-        "name": record.name, "headline": headline, "lines": [*lines, *map(str, warnings)], "about": _about(record),
+        "name": record.name, "headline": headline, "lines": lines, "about": _about(record),
         "samplers": list(record.certificates), "table": certificate_rows(record.certificates),
         "others": [_other(each) for each in record.evaluations],
         "seconds": record.seconds, "settings": dict(_flat(record.config)),
