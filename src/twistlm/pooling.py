@@ -196,6 +196,8 @@ class Pooled:
 
     def curve(self, method: str, kl: Callable[[Sequence[Certificate]], Estimate | None]) -> list[tuple[int, Estimate]]:
         """`kl` over the method's seeds against updates; empty if nothing was certified during training."""
+        if self.log_Z is None or math.isinf(self.log_Z.high):
+            return []
         rows = [result.during for result in self.of(method)]
         numbers = sorted({number for during in rows for number in during})
         points = [(number, kl([during[number] for during in rows if number in during])) for number in numbers]

@@ -20,6 +20,8 @@ CLOSENESS = (
     (3.0, "q is some way from σ"),
     (math.inf, "q is far from σ"),
 )
+# From here on a lower end alone says something.
+FAR_LEVEL = 2
 # A mode is missed where KL(σ‖q) is surely so many times KL(q‖σ) and so many nats: both are alike near σ.
 MODE_RATIO, MODE_NATS = 3.0, 0.5
 
@@ -112,8 +114,13 @@ def _closeness(certificate: Certificate) -> str:
         return f"{_said('KL(q‖σ)', found.kl_q_target)}. What q misses of σ is not known: that takes exact samples."
     kls = (found.kl_q_target, found.kl_target_q)
     best, worst = (_level(max(getattr(kl, end) for kl in kls)) for end in ("low", "high"))
-    # Neighbours may be told apart by noise, and the worse is said; beyond that nothing is known.
-    words = CLOSENESS[worst][1] if worst - best <= 1 and kls[1].is_known else "How close q is to σ is not known"
+    words = "How close q is to σ is not known"
+    if math.isinf(max(kl.high for kl in kls)):
+        # Nothing limits how far: only that it is no nearer.
+        words = f"{CLOSENESS[best][1]}, if not farther" if best >= FAR_LEVEL else words
+    elif worst - best <= 1:
+        # Neighbours may be told apart by noise, and the worse is said; beyond that nothing is known.
+        words = CLOSENESS[worst][1]
     return f"{words}: {_said('KL(q‖σ)', kls[0])} and {_said('KL(σ‖q)', kls[1])}."
 
 

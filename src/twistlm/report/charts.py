@@ -142,8 +142,8 @@ def curves(history: Sequence[Mapping[str, Any]], after: Certificate) -> dict[str
 
 
 def _known(curve: Curve) -> Curve:
-    """KLs that are limited from both sides: a band is to be drawn."""
-    return [(at, kl.as_divergence) for at, kl in curve if math.isfinite(kl.as_divergence.half_width)]
+    """KLs of which something is known."""
+    return [(at, kl.as_divergence) for at, kl in curve if kl.as_divergence.is_known]
 
 
 def divergences(runs: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
@@ -157,7 +157,10 @@ def divergences(runs: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
         found = [(label, run[name]) for label, run in runs.items() if run[name]]
         series = [Series.of(label, curve, "band", look) for look, (label, curve) in enumerate(found)]
         if series:
-            caption = f"{meaning}; bands are 95 % intervals, the error of log Z included."
+            caption = (
+                f"{meaning}; bands are 95 % intervals, the error of log Z included. Where a band ends at its line, "
+                "nothing limits it on that side: too few exact samples."
+            )
             charts.append(Chart(name.replace("_", "-"), f"{title} during training", caption, "updates", "nats", series))
     return charts
 
