@@ -9,7 +9,7 @@ import torch
 from cases import make_case
 from twistlm import Target, TrainingConfig, smc
 from twistlm.cli import COMMANDS, main
-from twistlm.errors import ConfigError, ModelError
+from twistlm.errors import ConfigError, ModelError, PromptError
 from twistlm.experiments import get_preset
 from twistlm.potentials import Classifier, Function, Regex, Threshold
 from twistlm.potentials.base import MOST_BETA
@@ -140,6 +140,13 @@ def test_a_power_beyond_the_rounding_of_scores_is_refused() -> None:
     for beta in (2 * MOST_BETA, 1e300, math.nan, 0.0):
         with pytest.raises(ConfigError, match="beta must be"):
             Classifier("toxicity", "toxic", beta=beta)
+
+
+def test_a_prompt_of_broken_characters_is_refused() -> None:
+    with pytest.raises(PromptError, match=r"'a\\udcff' is not text"):
+        Target("stories", Regex("a"), "a\udcff", 2)
+    with pytest.raises(ConfigError, match=r"num_tokens must be a whole number, not 2\.5"):
+        Target("stories", Regex("a"), "a", 2.5)  # type: ignore[arg-type]
 
 
 def test_a_proposal_without_a_parameter_takes_none() -> None:

@@ -292,6 +292,8 @@ class Run:
             **options: of `subject`: proposal, resampler, ess_threshold, proposal_run.
         """
         check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
+        if num_particles is not None:
+            check_sizes(TOKEN_BYTES * self.target.num_tokens, num_particles=num_particles)
         subject, rng = self.subject(**options), Rng(seed, ("sample",))
         count = num_samples if num_particles is None else num_particles
         runs = 1 if num_particles is None else num_samples

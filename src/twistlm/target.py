@@ -20,6 +20,7 @@ from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
 from twistlm.registry import available, lookup
 from twistlm.rng import Rng
+from twistlm.sizes import TOKEN_BYTES, check_sizes
 from twistlm.storage import STRICT, as_type
 from twistlm.twisted import TwistedLM
 from twistlm.twists.link import probability
@@ -61,7 +62,7 @@ class Target:
             another name whenever either changes.
 
     Raises:
-        PromptError: the prompt is empty.
+        PromptError: the prompt is empty, or is not text.
         ConfigError: num_tokens < 1, or the identity is empty.
     """
 
@@ -79,8 +80,9 @@ class Target:
     ) -> None:
         if not prompt:
             raise PromptError("prompt is empty; give the text that the model should continue")
-        if num_tokens < 1:
-            raise ConfigError(f"num_tokens must be at least 1, not {num_tokens}")
+        if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise PromptError(f"prompt {prompt!r} is not text: bytes that are not UTF-8 became parts of characters")
+        check_sizes(TOKEN_BYTES, num_tokens=num_tokens)
         if identity is not None and not identity:
             raise ConfigError("identity is empty; give a name, or leave it out")
         self.identity = identity

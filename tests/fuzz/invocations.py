@@ -45,7 +45,7 @@ VALID: dict[str, tuple[str, ...]] = {
     "collect": (*INFILLING, "--max-draws", "8", "--out", "new.safetensors"),
     "train": (*INFILLING, "--num-updates", "1", "--num-particles", "4", "--num-draws", "64", "--out", "new"),
     "evaluate": ("run", *TINY),
-    "certify": ("run", *TINY, "--out", "new.json"),
+    "certify": ("run", *TINY, "--num-draws", "64", "--out", "new.json"),
     "probability": ("Once upon", "--regex", "e", "--thresholds", "1", "--num-tokens", "2", "--num-draws", "64",
                     "--num-samples", "64", "--max-rounds", "1", "--out", "new.json"),
     "sample": ("run", "--num-samples", "2"),
