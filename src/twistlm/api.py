@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twistlm import exact, smc
+from twistlm import smc
 from twistlm.bounds import METHODS
 from twistlm.certificate import Certificate, certify
 from twistlm.conditional import certify_conditional
@@ -222,7 +222,7 @@ class Run:
         tensors, _ = folder.load_twist()
         twist = _build(target, config, Rng(config.seed, ("twist",)), blank=True)
         twist.module.load_state_dict(tensors)
-        collection = exact.load(folder.draws, target.fingerprint) if folder.draws.exists() else None
+        collection = target.draws(folder.draws) if folder.draws.exists() else None
         return Run(target, config, twist, folder, collection, folder.metrics())
 
     def fold(self, name: str) -> Collection | None:
@@ -470,7 +470,7 @@ def train(
     # What can be refused is refused before a folder is made or replaced.
     target.check()
     built = _build(target, config, Rng(config.seed).fork("twist"))
-    given = None if draws is None else exact.load(Path(draws), target.fingerprint)
+    given = None if draws is None else target.draws(Path(draws))
     if out is None:
         return _trained(target, config, built, None, given)
     check_room(Path(out), _room(config, target, built, given))

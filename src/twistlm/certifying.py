@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from twistlm import certificate, exact
+from twistlm import certificate
 from twistlm.api import Run
 from twistlm.bounds import METHODS
 from twistlm.certificate import Certificate, Effort
@@ -17,6 +17,7 @@ from twistlm.evidence import Witness, of_draws
 from twistlm.exact import Collection, ExactSamples
 from twistlm.models.huggingface import load
 from twistlm.other_model import OtherModel
+from twistlm.provenance import refuse_seen
 from twistlm.rng import Rng
 from twistlm.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.subject import Subject
@@ -68,8 +69,11 @@ def certify(
     check_sizes(RUN_BYTES, budget=budget)
     proposes = _opened(proposal, goal, trust_functions)
     known = next((run for run in (target, proposes) if isinstance(run, Run) and _knows(run, goal)), None)
+    seen = proposes.collection if isinstance(proposes, Run) else None
     evidence = (
-        _of_run(known) if known is not None and draws is None else _of_draws(goal, rng.fork("draws"), draws, num_draws)
+        _of_run(known)
+        if known is not None and draws is None
+        else _of_draws(goal, rng.fork("draws"), draws, num_draws, seen)
     )
     ours = _subject(goal, proposes) if proposes is None or isinstance(proposes, Run) else None
     if isinstance(goal.potential, ConditionalPotential):
@@ -135,10 +139,12 @@ def _of_run(run: Run) -> Evidence:
     return _evidence(evaluation, run.witnesses)
 
 
-def _of_draws(goal: Target, rng: Rng, path: str | Path | None, num_draws: int) -> Evidence:
-    """Half of the draws serve log Z, the other half are the exact samples."""
+def _of_draws(goal: Target, rng: Rng, path: str | Path | None, num_draws: int, seen: Collection | None) -> Evidence:
+    """Half of the draws serve log Z, the other half are the exact samples; a file's must not be those `seen` before."""
     if path is not None:
-        collection = exact.load(Path(path), goal.fingerprint)
+        collection = goal.draws(Path(path))
+        if seen is not None:
+            refuse_seen(collection, seen, str(path))
     elif num_draws == 0:
         return Evidence()
     else:

@@ -7,7 +7,8 @@ Where the target differs by what must follow (infilling), every base draw of T +
 target that its last c tokens are the condition of, and all are accepted.
 
 Upper bounds on log Z and KL(σ‖q) are void with approximate samples, so `ExactSamples` can be made only here: by
-`Collection.exact`, whose acceptance it checks again, and by loading a file that `Collection.save` wrote.
+`Collection.exact`, which checks acceptance again. What is compared with φ / sup φ comes from a stream of its own for
+every chunk of draws, and the file names the streams, so that reading it checks the same (`draws_file`).
 """
 
 import math
@@ -19,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from twistlm import smc
+from twistlm import draws_file, smc
+from twistlm.draws_file import Stream, accepts
 from twistlm.errors import ConfigError, ExactSamplesError, NoneAcceptedError, UpperBoundError
 from twistlm.logmath import ess
 from twistlm.potentials.base import copied, evaluate
@@ -27,12 +29,9 @@ from twistlm.progress import bar
 from twistlm.proposals import base
 from twistlm.rng import Rng
 from twistlm.sizes import TOKEN_BYTES, check_sizes
-from twistlm.storage import load_tensors, save_tensors
 from twistlm.twisted import TwistedLM
 from twistlm.types import ConditionalPotential, Potential, Samples, Siblings
 
-# 2: fingerprints cover the content of models and functions.
-FORMAT = 2
 # How the fingerprint of a target begins that cannot be identified.
 UNIDENTIFIED = "unidentified"
 # Between saves of a collection in progress: a kill costs no more than that, and files with features are large.
@@ -79,18 +78,26 @@ class Collection:
         accepted: [n].
         log_upper_bound: log sup φ that acceptance used.
         target: fingerprint of the target.
-        num_chunks: how many chunks of the random stream they came from.
+        streams: where the chunks of draws came from (of a part: where those of the whole did).
+        uniforms: what φ / sup φ was compared with [n]; None where every draw is exact by construction.
     """
 
     draws: Samples
     accepted: Tensor
     log_upper_bound: float
     target: str
-    num_chunks: int
+    streams: tuple[Stream, ...]
+    uniforms: Tensor | None
 
     @property
     def exact(self) -> ExactSamples:
-        """The accepted draws."""
+        """The accepted draws.
+
+        Raises:
+            ExactSamplesError: others are marked as accepted than their random numbers accept.
+        """
+        if not self.accepted.equal(accepts(self.draws.log_phi, self.log_upper_bound, self.uniforms)):
+            raise ExactSamplesError("draws are marked as accepted that are not; collect them again")
         return ExactSamples(self.draws.select(self.accepted.nonzero().squeeze(-1)), self.target, _MADE_HERE)
 
     @property
@@ -109,7 +116,10 @@ class Collection:
         n, at, parts = len(self.draws), 0.0, []
         for fraction in fractions:
             index = torch.arange(round(n * at), round(n * (at + fraction)))
-            parts.append(replace(self, draws=self.draws.select(index), accepted=self.accepted[index]))
+            uniforms = None if self.uniforms is None else self.uniforms[index]
+            parts.append(
+                replace(self, draws=self.draws.select(index), accepted=self.accepted[index], uniforms=uniforms)
+            )
             at += fraction
         return parts
 
@@ -132,40 +142,30 @@ class Collection:
             tensors["conditions"] = self.draws.conditions.int()
         if self.draws.siblings is not None:
             tensors["siblings"] = self.draws.siblings.tokens.int()
-        metadata = {
-            "format": FORMAT,
-            "kind": "rejection",
-            "target": self.target,
-            "log_upper_bound": self.log_upper_bound,
-            "num_chunks": self.num_chunks,
-        }
-        save_tensors(path, tensors, metadata)
+        kind = "joint" if self.uniforms is None else "rejection"
+        metadata = {"kind": kind, "target": self.target, "log_upper_bound": self.log_upper_bound}
+        draws_file.write(path, tensors, metadata, self.streams)
 
 
 def load(path: Path, target: str) -> Collection:
     """Read a file that `Collection.save` wrote, for the target whose fingerprint is `target`.
 
+    `provenance.check` compares what it holds with the model and the potential.
+
     Raises:
-        ExactSamplesError: the file is of another kind or version, or belongs to another target.
-        RunError: it is missing or corrupt.
+        ExactSamplesError: the file is of another kind or version, contradicts itself, or belongs to another target.
+        RunError: it is missing, corrupt or damaged.
     """
-    tensors, metadata = load_tensors(path)
-    if metadata.get("kind") != "rejection":
-        raise ExactSamplesError(f"{path} does not hold draws of `twistlm collect`; collect them")
-    if metadata.get("format") != FORMAT:
-        raise ExactSamplesError(
-            f"{path} is of format {metadata.get('format')} and this version reads format {FORMAT}, in which draws are "
-            "tied to the content of model and potential; collect them again (a run or a sweep: with --overwrite)"
-        )
     if target.startswith(UNIDENTIFIED):
         raise ExactSamplesError(
             f"{path} cannot be told to be of this target, whose model or potential cannot be identified; collect again "
             "with a name of your own for it: Target(…, identity='my-target-v1')"
         )
-    if metadata["target"] != target:
+    tensors, metadata = draws_file.read(path)
+    if metadata.target != target:
         raise ExactSamplesError(
-            f"{path} holds samples of another target ({metadata['target']}, not {target}): model, prompt, length or "
-            "potential differ; collect them for this one"
+            f"{path} holds samples of another target ({metadata.target}, not {target}): model, prompt, length or "
+            "potential differ, in name or in content; collect them for this one"
         )
     siblings = tensors.get("siblings")
     prompts = {k: tensors[f"prompt.{k}"].long() for k in tensors["prompt_index"].unique().tolist()}
@@ -183,7 +183,8 @@ def load(path: Path, target: str) -> Collection:
         else Siblings(siblings.long(), torch.zeros(siblings.shape, dtype=torch.float64)),
         conditions=tensors["conditions"].long() if "conditions" in tensors else None,
     )
-    return Collection(draws, tensors["accepted"], metadata["log_upper_bound"], target, metadata["num_chunks"])
+    uniforms = None if metadata.kind == "joint" else draws_file.joined(metadata.streams)
+    return Collection(draws, tensors["accepted"], metadata.log_upper_bound, target, metadata.streams, uniforms)
 
 
 def collect(
@@ -229,10 +230,11 @@ def collect(
         NoneAcceptedError: nothing was accepted within the budget.
     """
     bound = potential.log_upper_bound
-    if bound is None:
+    if bound is None or not math.isfinite(bound):
+        declared = f"{type(potential).__name__} declares {'none' if bound is None else bound}"
         raise UpperBoundError(
-            f"rejection sampling needs an upper bound on the potential, and {type(potential).__name__} declares none; "
-            "set its log_upper_bound (0 for a probability), or do without exact samples (lower bounds only)"
+            f"rejection sampling needs an upper bound on the potential, and {declared}; set its log_upper_bound "
+            "(0 for a probability), or do without exact samples (lower bounds only)"
         )
     each = TOKEN_BYTES * num_steps
     check_sizes(each, max_draws=max_draws, chunk=chunk, **({} if num_samples is None else {"num_samples": num_samples}))
@@ -241,18 +243,17 @@ def collect(
     saved_at = time.monotonic()
     with bar("exact samples", num_samples or max_draws) as report:
         while not _enough(parts, num_samples, max_draws):
-            k = sum(part.num_chunks for part in parts)
-            stream = rng.fork("collect", k)
+            stream = rng.fork("collect", sum(len(part.streams) for part in parts))
+            source, uniforms = Stream(stream.seed, stream.path, chunk), None
             if isinstance(potential, ConditionalPotential):
                 draws = joint_samples(stream, base_model, potential, prompt, num_steps, chunk, keep_features)
-                accepted = torch.ones(len(draws), dtype=torch.bool, device=draws.log_phi.device)
             else:
                 draws = _base_draws(
                     stream, base_model, potential, prompt, num_steps, chunk, keep_features, num_siblings
                 )
-                uniforms = stream.uniform((1, len(draws)))[0].to(draws.log_phi.device)
-                accepted = uniforms.log() < draws.log_phi - bound
-            parts.append(Collection(draws, accepted, bound, target, 1))
+                uniforms = source.uniforms()
+            accepted = accepts(draws.log_phi, bound, uniforms)
+            parts.append(Collection(draws, accepted, bound, target, (source,), uniforms))
             if save_to is not None and time.monotonic() - saved_at > SAVE_SECONDS:
                 parts = [_joined(parts)]
                 parts[0].save(save_to)
@@ -343,5 +344,8 @@ def _joined(parts: Sequence[Collection]) -> Collection:
         parts[0],
         draws=Samples.concatenate([part.draws for part in parts]),
         accepted=torch.cat([part.accepted for part in parts]),
-        num_chunks=sum(part.num_chunks for part in parts),
+        streams=tuple(stream for part in parts for stream in part.streams),
+        uniforms=None
+        if parts[0].uniforms is None
+        else torch.cat([part.uniforms for part in parts if part.uniforms is not None]),
     )

@@ -18,6 +18,7 @@ from twistlm.identity import Files, UnidentifiableError, digest
 from twistlm.models.local import contents, is_here
 from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
+from twistlm.provenance import check
 from twistlm.registry import available, lookup
 from twistlm.rng import Rng
 from twistlm.sizes import TOKEN_BYTES, check_sizes
@@ -254,11 +255,24 @@ class Target:
         self, rng: Rng, *, num_samples: int | None, max_draws: int, path: Path | None = None, **settings: Any
     ) -> Collection:
         """Exact samples by rejection; continues the file at `path` if there is one. See `twistlm.exact.collect`."""
-        so_far = exact.load(path, self.fingerprint) if path is not None and path.exists() else None
+        so_far = self.draws(path) if path is not None and path.exists() else None
         return exact.collect(
             rng, self.twisted(), self.bound_potential, prompt=self.prompt_tokens, num_steps=self.num_tokens,
             target=self.fingerprint, num_samples=num_samples, max_draws=max_draws, so_far=so_far, save_to=path,
             **settings,
+        )  # fmt: skip
+
+    def draws(self, path: Path) -> Collection:
+        """A file of `collect`, believed after its content and some of its draws have been checked.
+
+        Raises:
+            ExactSamplesError: it is of another target or version, or was changed.
+            RunError: it is missing, corrupt or damaged.
+        """
+        found = exact.load(path, self.fingerprint)
+        return check(
+            Rng(0, ("check",)), found, self.twisted(), self.bound_potential, self.prompt_tokens, self.num_tokens,
+            str(path),
         )  # fmt: skip
 
     def texts(self, samples: Samples) -> list[str]:

@@ -47,7 +47,7 @@ def collect(
     target.check()
     with writing_file(out, replace=policy == "overwrite") as path:
         found = target.collect(
-            Rng(seed), num_samples=num_samples, max_draws=max_draws, path=path,
+            Rng(seed, ("twistlm collect",)), num_samples=num_samples, max_draws=max_draws, path=path,
             chunk=min(chosen.run.chunk, max_draws), keep_features=True, num_siblings=chosen.run.num_siblings,
         )  # fmt: skip
     n, hits = len(found.draws), len(found.exact)

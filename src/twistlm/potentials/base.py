@@ -262,6 +262,8 @@ def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor, conditions:
         raise PotentialError(f"{name} returned log φ = {log_phi[row].item()}{where}; it must be a number or -inf")
     bound = potential.log_upper_bound
     if bound is not None:
+        if math.isnan(bound):
+            raise UpperBoundError(f"{name}'s log_upper_bound is NaN, which bounds nothing; give a number, or None")
         above = log_phi > bound + BOUND_TOLERANCE * max(1.0, abs(bound))
         if above.any():
             row = int(above.nonzero()[0])
