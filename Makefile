@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fuzz lint format bench results ablations docs recipe clean
+.PHONY: help setup demo test fuzz kill lint format bench results ablations docs recipe clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: $(READY) ## Run every test on two cores
 
 fuzz: $(READY) ## Try 10,000 bad invocations of the command line and damaged folders (about an hour; ARGS="--cases 500 --seed 3")
 	cd tests && OMP_NUM_THREADS=1 TWISTLM_PROGRESS=0 ../$(BIN)/python -m fuzz $(ARGS)
+
+kill: $(READY) ## Kill train, collect and sweep 20 times each at random moments: what they leave must be as if nothing had been
+	cd tests && TWISTLM_PROGRESS=0 ../$(BIN)/python -m kills $(ARGS)
 
 lint: $(READY) ## Check style, format, types and the direction of imports
 	$(BIN)/ruff check .
