@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from twistlm.errors import ConfigError
-from twistlm.limits import Array, log_lower_limit, log_upper_limit, upper_limit
+from twistlm.limits import Array, hall_limit, log_lower_limit, log_upper_limit, upper_limit
 from twistlm.logmath import ess
 
 CONFIDENCE = 0.95
@@ -147,24 +147,7 @@ def _limit(x: Array, most: float | None, least: int, tail: float) -> float:
         return upper_limit(x, max(most, float(x.max())), tail)
     if len(x) < max(2, least):
         return math.inf
-    return max(upper_limit(x, max(float(x.max()), float(x.mean()) + 1.0), tail), _hall(x, tail))
-
-
-def _hall(x: Array, tail: float) -> float:
-    """Hall's upper limit of the mean; without skewness Student's."""
-    n, middle, deviation = len(x), float(x.mean()), float(x.std(ddof=1))
-    if deviation <= 1e-14 * max(1.0, abs(middle)):
-        return middle
-    skewness = float((((x - middle) / deviation) ** 3).mean()) / math.sqrt(n)
-    return middle - deviation / math.sqrt(n) * _inverse_cubic(float(stdtrit(n - 1, tail)), skewness)
-
-
-def _inverse_cubic(x: float, skewness: float) -> float:
-    """Solve T + γT²/3 + γ²T³/27 + γ/6 = x for T, with γ the skewness over √n."""
-    if abs(skewness) < 1e-9:
-        return x
-    inner = 1.0 + skewness * (x - skewness / 6.0)
-    return 3.0 * (math.copysign(abs(inner) ** (1 / 3), inner) - 1.0) / skewness
+    return max(upper_limit(x, max(float(x.max()), float(x.mean()) + 1.0), tail), hall_limit(x, tail))
 
 
 def student(values: Sequence[float]) -> Estimate:
@@ -211,7 +194,7 @@ def log_of_mean(
     elif math.isinf(top) or float(ess(log_values.flatten())) < MIN_ESS:
         above = math.inf
     else:
-        above = top + math.log(_hall(np.exp(x - top), tail))
+        above = top + math.log(hall_limit(np.exp(x - top), tail))
     return Estimate(value, log_lower_limit(x, tail), above, n).clipped(low, math.inf if high is None else high)
 
 
