@@ -150,7 +150,12 @@ def _of_draws(goal: Target, rng: Rng, path: str | Path | None, num_draws: int, s
     else:
         try:
             collection = goal.collect(rng, num_samples=None, max_draws=num_draws, chunk=min(2048, num_draws))
-        except (NoneAcceptedError, UpperBoundError) as error:
+        except NoneAcceptedError as error:
+            logger.warning("%s", error)
+            # They still say how large Z can be at most.
+            draws = error.collection.draws.log_phi
+            return Evidence(None, (of_draws(draws, goal.potential.log_upper_bound),), _acceptance(error.collection))
+        except UpperBoundError as error:
             logger.warning("%s", error)
             return Evidence()
     if isinstance(goal.potential, ConditionalPotential):
@@ -163,6 +168,10 @@ def _evidence(evaluation: Collection, witnesses: tuple[Witness, ...] = ()) -> Ev
     accepted = evaluation.exact
     if len(accepted) < 2:
         logger.warning("%d exact samples are too few for upper bounds: raise num_draws", len(accepted))
-    share = (evaluation.draws.log_phi - evaluation.log_upper_bound).exp()
-    acceptance = mean(share, low=0.0, high=1.0) if len(share) else None
-    return Evidence(accepted if len(accepted) >= 2 else None, witnesses, acceptance)
+    return Evidence(accepted if len(accepted) >= 2 else None, witnesses, _acceptance(evaluation))
+
+
+def _acceptance(collection: Collection) -> Estimate | None:
+    """The mean of φ / sup φ."""
+    share = (collection.draws.log_phi - collection.log_upper_bound).exp()
+    return mean(share, low=0.0, high=1.0) if len(share) else None

@@ -4,6 +4,8 @@ The command line prints the message of a `TwistError` as one line and exits with
 a bug and keeps its traceback. A message names the field, the value and the remedy.
 """
 
+from typing import Any
+
 
 class TwistError(Exception):
     """Base of all deliberate errors."""
@@ -37,7 +39,11 @@ class ExactSamplesError(TwistError, ValueError):
 
 
 class NoneAcceptedError(ExactSamplesError):
-    """Rejection sampling accepted nothing within its budget."""
+    """Rejection sampling accepted nothing within its budget; `collection` has what was drawn."""
+
+    def __init__(self, message: str, collection: Any = None) -> None:
+        super().__init__(message)
+        self.collection = collection
 
 
 class ResamplingError(TwistError, ValueError):

@@ -267,7 +267,9 @@ def collect(
         n = len(collection.draws)
         raise NoneAcceptedError(
             f"none of {n} draws was accepted: the acceptance rate is below {3 / n:.1e} with 95 % confidence "
-            f"(log Z < {math.log(3 / n) + bound:.1f}); raise max_draws, or do without exact samples (lower bounds only)"
+            f"(log Z < {math.log(3 / n) + bound:.1f}); raise max_draws, or do without exact samples (lower bounds "
+            "only)",
+            collection,
         )
     return collection
 

@@ -319,7 +319,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     out = [
         "# Coverage", "", "How often 95 % intervals hold the truth, by `make coverage`: "
         f"{len(rows)} cells of {min(row['repeats'] for row in rows):,} repeats each on a model that can be summed over "
-        "([benchmarks/coverage.py](../benchmarks/coverage.py) says how, "
+        "([benchmarks/interval_coverage.py](../benchmarks/interval_coverage.py) says how, "
         "[benchmarks/coverage.json](../benchmarks/coverage.json) has every number).", "",
         "Each entry is the least coverage over all levels of Z (0.5 to 1e-4) and, in brackets, the share of statements "
         "with two finite ends; the others are one-sided. A statement that is not made (KL(σ‖q) without two exact "
