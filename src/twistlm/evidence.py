@@ -107,11 +107,13 @@ class _Limits:
         return min(self.highs)
 
     @property
-    def narrowest(self) -> Witness:
-        """Whose own interval is the narrowest; if all are infinite, whose lower end is the highest."""
-        width = [high - low for low, high in zip(self.lows, self.highs, strict=True)]
-        order = range(len(width))
-        return self.witnesses[min(order, key=lambda k: (width[k], -self.lows[k]))]
+    def sharpest(self) -> Witness:
+        """Whose own mean its lower limit is nearest to: not every witness has a limit from above."""
+        away = [
+            each.value - low if math.isfinite(low) else math.inf
+            for each, low in zip(self.witnesses, self.lows, strict=True)
+        ]
+        return self.witnesses[away.index(min(away))]
 
     def contradiction(self) -> str:
         """Which two witnesses exclude each other."""
@@ -135,7 +137,7 @@ def decide(
         found = _Limits.of(witnesses, ALARM)
         if found.low > found.high:
             alarm = found.contradiction()
-    best = found.narrowest
+    best = found.sharpest
     low, high = sorted((found.low, found.high))
     log_Z = Estimate(best.value, low, high, best.below.numel()).clipped(low, high)
     log_Z = log_Z.clipped(-math.inf if least is None else least, math.inf if most is None else most)
