@@ -233,8 +233,10 @@ def certify(
         bounds, stopped = _tightened(work, effort, min(num_particles), max(2, budget // min(num_particles)), start)
     evidence = [*witnesses, *work.witnesses(bounds)]
     decision = decide(evidence, subject.ranges.low, subject.ranges.high)
-    alarm = decision.alarm or work.contradiction(evidence)
     found = divergences(work.drawn, work.exact_ratios, decision.log_Z, subject.ranges)
+    # A KL whose upper end has been cut at 0 would be negative.
+    negative = 0.0 in (found.kl_q_target.high, 1.0 if found.kl_target_q is None else found.kl_target_q.high)
+    alarm = decision.alarm or (work.contradiction(evidence) if negative else "")
     return Certificate(
         bounds=tuple(bounds),
         divergences=withheld(found) if alarm else found,
