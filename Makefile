@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fuzz kill lint format bench results ablations docs recipe clean
+.PHONY: help setup demo test fuzz kill lint format bench coverage results ablations docs recipe clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ format: $(READY) ## Format and fix what can be fixed automatically
 
 bench: $(READY) ## Time and memory against transformers' generate (over an hour; with ARGS=--quick seconds)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+coverage: $(READY) ## How often intervals hold the truth: 96 cells, 2,000 repeats, into docs/coverage.md (an hour, resumable)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/interval_coverage.py $(ARGS)
 
 results: $(READY) ## Compare the methods: 7 methods, 5 seeds, 4 settings, into docs/results.md (two hours, resumable)
 	$(BIN)/python results/methods.py $(ARGS)

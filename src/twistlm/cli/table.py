@@ -11,10 +11,10 @@ def table(
     sweeps: SweepPaths,
     format: Annotated[Literal["all", "markdown", "csv", "latex"], arg(help="Which files to write.")] = "all",
 ) -> None:
-    """Tabulate sweeps: KL both ways by method, mean ± 95 % over seeds, with the log Z that all runs share.
+    """Tabulate sweeps: KL both ways by method, mean over seeds ± 95 %, with the log Z that all runs share.
 
-    log Z is the median over all methods and seeds of the midpoint of each run's main sandwich. Prints the table and
-    leaves table.md, table.csv and table.tex in the first sweep's folder.
+    log Z is that of all runs' certificates, weighted by precision; ± contains its error and that of the exact samples,
+    which all runs share. Prints the table and leaves table.md, table.csv and table.tex in the first sweep's folder.
     """
 
     from twistlm.pooling import read
