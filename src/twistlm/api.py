@@ -31,7 +31,7 @@ from twistlm.rng import Rng
 from twistlm.runs import RunFolder
 from twistlm.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.sources import Setting
-from twistlm.storage import STRICT, as_type, share
+from twistlm.storage import STRICT, as_type, check_tensors, share
 from twistlm.subject import Subject
 from twistlm.target import Target, TargetFields
 from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
@@ -221,6 +221,7 @@ class Run:
             target = Target.from_spec(dataclasses.asdict(described.target), tuple(trust_functions))
         tensors, _ = folder.load_twist()
         twist = _build(target, config, Rng(config.seed, ("twist",)), blank=True)
+        check_tensors(tensors, twist.module.state_dict(), str(folder.twist))
         twist.module.load_state_dict(tensors)
         collection = target.draws(folder.draws) if folder.draws.exists() else None
         return Run(target, config, twist, folder, collection, folder.metrics())

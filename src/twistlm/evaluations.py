@@ -119,6 +119,11 @@ def others(folder: RunFolder) -> list[Evaluation]:
     return [Evaluation.read(path) for path in sorted(there.glob("*.json"))] if there.is_dir() else []
 
 
+def count_others(folder: RunFolder) -> int:
+    """How many there are, readable or not."""
+    return sum(1 for _ in folder.evaluations.glob("*.json"))
+
+
 def _time_of(path: Path) -> str:
     try:
         if time := Evaluation.read(path).time:

@@ -76,7 +76,8 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
-    def _checkpoint(self) -> Path:
+    def checkpoint(self) -> Path:
+        """Everything that continuing needs."""
         return self.path / "checkpoint.safetensors"
 
     @property
@@ -178,7 +179,7 @@ class RunFolder:
     def _check_complete(self) -> None:
         """Raises StorageError where a finished run lacks a file."""
         self._check_there()
-        wanted = [self.path / "config.json", self._metrics, self._checkpoint, self.twist]
+        wanted = [self.path / "config.json", self._metrics, self.checkpoint, self.twist]
         if missing := [file.name for file in wanted if not file.is_file()]:
             raise StorageError(
                 f"{self.path} lacks {', '.join(missing)}, deleted while the run was being written; run it again"
@@ -251,11 +252,11 @@ class RunFolder:
     def save_checkpoint(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Everything that continuing needs, in one file, atomically."""
         self._check_there()
-        save_tensors(self._checkpoint, tensors, metadata)
+        save_tensors(self.checkpoint, tensors, metadata)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What `save_checkpoint` wrote, or None."""
-        return load_tensors(self._checkpoint) if self._checkpoint.exists() else None
+        return load_tensors(self.checkpoint) if self.checkpoint.exists() else None
 
     def save_twist(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """The finished twist."""

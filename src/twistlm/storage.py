@@ -213,9 +213,38 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            metadata = json.loads((file.metadata() or {}).get("twistlm", "{}"))
+            text = (file.metadata() or {}).get("twistlm", "{}")
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        if path.is_dir() or isinstance(error, PermissionError):
+            raise StorageError(f"{path} cannot be read ({_reason(error)}); see what is there") from error
         raise RunError(f"{path} is corrupt or is not a safetensors file ({error}); delete it and run again") from error
+    metadata = parse_json(text, str(path))
+    if not isinstance(metadata, dict):
+        raise RunError(f"{path} is corrupt: it says of itself {shortened(metadata)}; delete it and run again")
     return tensors, metadata
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Refuse tensors that are not like those that are expected: by name, shape, type, and in being numbers.
+
+    −inf is a number here, a logarithm of zero.
+
+    Raises:
+        RunError: the message names `where` and the first tensor that is wrong.
+    """
+    for name in sorted({*found, *expected}):
+        if name not in found:
+            wrong = "is missing"
+        elif name not in expected:
+            wrong = "has no place here"
+        elif found[name].shape != expected[name].shape:
+            wrong = f"has shape {list(found[name].shape)}, not {list(expected[name].shape)}"
+        elif found[name].dtype != expected[name].dtype:
+            wrong = f"is of {found[name].dtype}, not of {expected[name].dtype}"
+        elif bool((found[name].isnan() | found[name].isposinf()).any()):
+            wrong = "has values that are not numbers"
+        else:
+            continue
+        raise RunError(f"{where} is damaged, or of other settings: {name} {wrong}; restore it or train again")

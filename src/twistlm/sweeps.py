@@ -17,15 +17,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval, MinLen, Predicate
 
 from twistlm.engines import Failure
 from twistlm.errors import RunError, TwistError
 from twistlm.folders import Draft, is_occupied, writing
 from twistlm.runs import RunFolder, versions
-from twistlm.storage import load_json, remove_temporary, save_json
+from twistlm.storage import as_type, load_json, load_typed, remove_temporary, save_json
 
 FORMAT = 1
+# More is no sweep but a damaged number.
+MOST_SEEDS = 100_000
 
 # The paper's six in its order, then ours: what "all" means, and the order of tables and pictures.
 METHODS = ("ctl", "rl", "sixo", "fudge", "dpg", "ppo", "gkl")
@@ -40,6 +44,52 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.method}, seed {self.seed}"
+
+
+def _is_a_name(method: str) -> bool:
+    return "/" not in method and "\0" not in method and bool(method.strip("."))
+
+
+@dataclass(frozen=True)
+class Format:
+    """Of a sweep's folder."""
+
+    format: int
+
+
+@dataclass(frozen=True)
+class AskedTarget:
+    """What a sweep records of its target."""
+
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 (pydantic's, and no field)
+
+    fingerprint: str
+    beta: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What sweep.json says, as far as it is read without being asked again."""
+
+    experiment: str
+    preset: str
+    options: Mapping[str, Any]
+    # It becomes a folder.
+    methods: Annotated[list[Annotated[str, Predicate(_is_a_name)]], MinLen(1)]
+    seeds: Annotated[int, Interval(ge=1, le=MOST_SEEDS)]
+    target: AskedTarget
+    settings: Mapping[str, Mapping[str, Any]]
+    num_updates: int | None = None
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """A run that could not be done."""
+
+    method: str
+    seed: int
+    error: str
+    message: str
 
 
 def in_order(methods: Sequence[str]) -> list[str]:
@@ -145,12 +195,14 @@ class SweepFolder:
         """
         if not (path / "sweep.json").exists():
             raise RunError(f"{path} is not a sweep's folder (it has no sweep.json); make one with `twistlm sweep`")
-        folder = SweepFolder(path)
-        if folder.asked.get("format") != FORMAT:
+        folder, where = SweepFolder(path), str(path / "sweep.json")
+        found = as_type(Format, folder.asked, where).format
+        if found != FORMAT:
             raise RunError(
-                f"{path} was written in format {folder.asked.get('format')} and this version reads format {FORMAT}; "
-                "sweep again with --overwrite"
+                f"{path} was written in format {found} and this version reads format {FORMAT}; sweep again with "
+                "--overwrite"
             )
+        as_type(Asked, folder.asked, where)
         return folder
 
     @cached_property
@@ -175,8 +227,8 @@ class SweepFolder:
     @property
     def failures(self) -> dict[Cell, Failure]:
         """Runs that could not be done when the sweep last ran, and are not done since."""
-        rows = load_json(self._failures) if self._failures.exists() else []
-        found = {Cell(row["method"], row["seed"]): Failure(row["error"], row["message"]) for row in rows}
+        rows = load_typed(self._failures, list[FailureRow]) if self._failures.exists() else []
+        found = {Cell(row.method, row.seed): Failure(row.error, row.message) for row in rows}
         return {cell: failure for cell, failure in found.items() if not self.finished(cell)}
 
     @failures.setter

@@ -11,9 +11,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from twistlm import smc
@@ -32,7 +33,7 @@ from twistlm.runs import RunFolder
 from twistlm.scoring import Scoring, score
 from twistlm.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.sources import Batch, Setting, get_source, serves, uses
-from twistlm.storage import STRICT
+from twistlm.storage import STRICT, as_type, check_tensors
 from twistlm.twisted import TwistedLM
 from twistlm.twists.low_rank import LowRankHead
 from twistlm.types import ConditionalPotential, Samples
@@ -164,12 +165,22 @@ def negative_lower_bound(setting: Setting, num_particles: int = 16, num_runs: in
 class Progress:
     """Where training is: everything but the weights that a checkpoint has to remember."""
 
-    done: int = 0
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's, and no field)
+
+    done: Annotated[int, Ge(0)] = 0
     best_value: float = math.inf
     best_update: int = 0
     stopped: bool = False
     collapsed: int = 0
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint says of itself: where training is, and how many lines of metrics belong to it."""
+
+    progress: Progress
+    rows: Annotated[int, Ge(0)]
 
 
 class Trainer:
@@ -450,27 +461,50 @@ class Trainer:
             self.folder.truncate_metrics(0)
             return
         tensors, metadata = found
-        try:
-            self.progress = Progress(**metadata["progress"])
-            self._refill_pool(tensors)
-            self.module.load_state_dict(_below("twist.", tensors))
-            self.best = _below("best.", tensors)
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in _below("optimiser.", tensors).items():
-                index, key = name.split(".", 1)
-                state.setdefault(int(index), {})[key] = tensor
-            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        where = str(self.folder.checkpoint)
+        known = as_type(Checkpoint, metadata, where)
+        expected = self.module.state_dict()
+        for prefix in ("twist.", "best."):
+            check_tensors(_below(prefix, tensors), expected, where)
+        state = self._optimiser_state(tensors, where)
+        rows = self.folder.metrics()
+        if known.progress.done > self.config.num_updates or known.rows > len(rows):
             raise RunError(
-                f"the checkpoint in {self.folder.path} does not fit this twist and loss ({error}); start over with "
-                "--overwrite"
-            ) from error
-        self.history = self.folder.truncate_metrics(metadata["rows"])
+                f"{where} knows of {known.progress.done} updates and {known.rows} lines of metrics, and there are "
+                f"{self.config.num_updates} and {len(rows)}; start over with --overwrite"
+            )
+        self.progress = known.progress
+        self._refill_pool(tensors, where)
+        self.module.load_state_dict(_below("twist.", tensors))
+        self.best = _below("best.", tensors)
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        self.history = self.folder.truncate_metrics(known.rows)
 
-    def _refill_pool(self, tensors: dict[str, Tensor]) -> None:
+    def _optimiser_state(self, tensors: dict[str, Tensor], where: str) -> dict[int, dict[str, Tensor]]:
+        """What AdamW kept of each parameter; nothing before the first update.
+
+        Raises:
+            RunError: it is not what AdamW keeps of these parameters.
+        """
+        found = _below("optimiser.", tensors)
+        step = torch.zeros(())
+        expected = {
+            f"{index}.{name}": step if name == "step" else parameter
+            for index, parameter in enumerate(self.parameters)
+            for name in ("step", "exp_avg", "exp_avg_sq")
+        }
+        check_tensors(found, expected if found else {}, where)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in found.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        return state
+
+    def _refill_pool(self, tensors: dict[str, Tensor], where: str) -> None:
         """Draw again, with the twists that drew it, what the pool held: cheaper than keeping it in every checkpoint."""
         update, number = 0, 0
         while twist := _below(f"pool.{number}.", tensors):
+            check_tensors(twist, self.module.state_dict(), where)
             self.module.load_state_dict(twist)
             ahead = updates_until_growth(update)
             assert ahead is not None

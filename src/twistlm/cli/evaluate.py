@@ -62,6 +62,6 @@ def evaluate(
     show.print(certificate_table(certificates))
     show.print(bounds_table(certificates))
     print_lines(show, verdict(certificates["after"], certificates["before"]))
-    if others := len(evaluations.others(opened.folder)):
+    if others := evaluations.count_others(opened.folder):
         print(f"{others} more in {opened.folder.evaluations}; `twistlm report {run}` shows them all")
     print(f"Written to {path}")
