@@ -20,7 +20,7 @@ from torch import Tensor
 from twistlm import smc
 from twistlm.calibration import fit_value
 from twistlm.divergences import log_ratios, proposal_samples
-from twistlm.errors import ConfigError, RunError, TrainingError
+from twistlm.errors import ConfigError, ModelError, RunError, TrainingError
 from twistlm.estimates import Estimate, difference, mean
 from twistlm.exact import Collection, joint_samples
 from twistlm.logmath import log_mean_exp, normalise
@@ -266,7 +266,13 @@ class Trainer:
     def _update(self) -> dict[str, Any]:
         start, number = time.perf_counter(), self.progress.done
         self._grow_pool(number)
-        batches = self._batches(self.rng.fork("update", number))
+        try:
+            batches = self._batches(self.rng.fork("update", number))
+        except ModelError as error:
+            raise TrainingError(
+                f"at update {number} {error}; if it was training that broke the twist, lower learning_rate (it is "
+                f"{self.config.learning_rate:g})"
+            ) from error
         if number == 0 and self.objective.scale:
             self._start_at_scale(batches)
         # All of a batch's steps are one update: methods are compared by the sequences that they draw.
