@@ -1,5 +1,6 @@
 """Nothing is lost and nobody writes where another does: whatever goes wrong, what was there is there, byte for byte."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from twistlm.cli import main
 from twistlm.errors import RunError, StorageError
 from twistlm.folders import check_room, writing, writing_file
+from twistlm.runs import RunFolder
+from twistlm.storage import load_lines, save_lines
 
 TRAIN = ["train", "sentiment", "--preset", "smoke", "--num-tokens", "3", "--num-updates", "2"]
 SWEEP = ["sweep", "sentiment", "--preset", "smoke", "--num-tokens", "3", "--num-updates", "1", "--methods", "ctl",
@@ -316,6 +319,31 @@ def test_without_an_exchange_by_the_system(tmp_path: Path, monkeypatch: pytest.M
     with writing(place):
         assert (place / "new").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_the_same_goes_on_with_what_a_kill_left(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for seed in (0, 1, 1, 2):
+        config = {"run": {"seed": seed}, "target": None}
+        with suppress(KeyboardInterrupt), RunFolder.writing(run, config, "overwrite") as folder:
+            done = [path.name for path in folder.path.iterdir() if path.name == "work"]
+            assert done == (["work"] if seed == 1 and (tmp_path / "killed").exists() else [])
+            (folder.path / "work").touch()
+            if seed == 0:
+                for name in ("metrics.jsonl", "checkpoint.safetensors", "twist.safetensors"):
+                    (folder.path / name).touch()
+            else:
+                (tmp_path / "killed").touch()
+                raise KeyboardInterrupt
+        assert json.loads((run / "config.json").read_text())["run"] == {"seed": 0}
+
+
+def test_lines_end_where_they_end(tmp_path: Path) -> None:
+    rows = [{"text": "one\u2028line\x85still\x0bthe same\x1e"}, {"text": ""}]
+    save_lines(tmp_path / "lines", rows)
+    assert [json.loads(line) for line in load_lines(tmp_path / "lines")] == rows
+    save_lines(tmp_path / "lines", [])
+    assert load_lines(tmp_path / "lines") == []
 
 
 def test_no_room_is_said_before_anything_is_begun(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The main job from end to end on real weights: collect, train, certify before and after, show."""
 
+import dataclasses
 import resource
 import sys
 import time
@@ -78,7 +79,7 @@ def _save(
 ) -> None:
     folder = run.folder
     assert folder is not None
-    evaluations.write(folder, certificates, {"before and after": True}, **more)
+    evaluations.write(folder, certificates, dataclasses.asdict(run.config.evaluation), **more)
     rows = [{"sampler": sampler, **row} for sampler, found in columns.items() for row in found.rows()]
     recorded = next((found.diagnostics.as_dict() for found in columns.values() if found.diagnostics is not None), None)
     folder.save_samples(rows, recorded)

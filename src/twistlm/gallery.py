@@ -13,8 +13,9 @@ from twistlm.folders import LOCK, OWNER, is_occupied, writing
 from twistlm.registry import lookup
 from twistlm.report.record import BASE, TWISTED
 from twistlm.report.tables import samples_table
-from twistlm.runs import RunFolder, write_lines
+from twistlm.runs import RunFolder
 from twistlm.sizes import TOKEN_BYTES, check_sizes
+from twistlm.storage import save_lines
 from twistlm.target import Target
 from twistlm.types import ConditionalPotential
 
@@ -68,7 +69,7 @@ def gallery(
             for sampler, samples in picture.columns.items()
             for text, log_phi in samples
         ]
-        write_lines(draft.path / PICTURES, rows)
+        save_lines(draft.path / PICTURES, rows)
     return pictures
 
 

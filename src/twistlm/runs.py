@@ -36,14 +36,14 @@ from twistlm.rows import check_metrics, check_sample
 from twistlm.storage import (
     digest,
     load_json,
+    load_lines,
     load_tensors,
-    load_text,
     load_typed,
     parse_json,
     remove_temporary,
     save_json,
+    save_lines,
     save_tensors,
-    save_text,
 )
 
 FORMAT = 1
@@ -227,8 +227,7 @@ class RunFolder:
         """
         if not self._metrics.exists():
             return []
-        lines = load_text(self._metrics).splitlines()
-        rows = []
+        lines, rows = load_lines(self._metrics), []
         for number, line in enumerate(lines, 1):
             where = f"{self._metrics} at line {number}"
             try:
@@ -244,7 +243,7 @@ class RunFolder:
         """Keep the first `count` lines, those that a checkpoint knows; what came later will be done again."""
         self._check_there()
         rows = self.metrics()[:count]
-        write_lines(self._metrics, rows)
+        save_lines(self._metrics, rows)
         return rows
 
     # --- Weights ---
@@ -296,9 +295,9 @@ class RunFolder:
             for path in there:
                 self.move(path, f"{kept}/{path.name}")
         samples, base, recorded = (self.path / name for name in SAMPLED)
-        write_lines(samples, rows)
+        save_lines(samples, rows)
         if base_rows is not None:
-            write_lines(base, base_rows)
+            save_lines(base, base_rows)
         if diagnostics is not None:
             save_json(recorded, diagnostics)
         return samples
@@ -313,7 +312,7 @@ class RunFolder:
         return samples, base
 
     def _sampled(self, path: Path) -> list[dict[str, Any]]:
-        lines = enumerate(load_text(path).splitlines() if path.exists() else [], 1)
+        lines = enumerate(load_lines(path) if path.exists() else [], 1)
         places = [(line, f"{path} at line {number}") for number, line in lines]
         return [check_sample(parse_json(line, where), where) for line, where in places]
 
@@ -386,11 +385,6 @@ def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _timeless(each) for name, each in value.items() if not name.startswith("seconds")}
     return [_timeless(each) for each in value] if isinstance(value, list) else value
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines, atomically."""
-    save_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def versions() -> dict[str, str]:

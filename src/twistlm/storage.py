@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -78,6 +78,11 @@ def save_json(path: Path, value: Any) -> None:
     save_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def save_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines atomically."""
+    save_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def save_text(path: Path, text: str) -> None:
     """Write text atomically."""
     write_atomically(path, lambda temporary: _write(temporary, text))
@@ -102,6 +107,18 @@ def load_text(path: Path) -> str:
         raise RunError(f"{path} is corrupt ({error}); restore it or start over with --overwrite") from error
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} cannot be read ({_reason(error)}); see what is there") from error
+
+
+def load_lines(path: Path) -> list[str]:
+    """Read lines of text: what `save_lines` wrote, or was added to it.
+
+    Raises:
+        RunError: the file is missing, or is not text.
+        StorageError: it cannot be read.
+    """
+    # Not `splitlines`: what a model writes may hold other characters that end a line for some.
+    text = load_text(path)
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def load_json(path: Path) -> Any:
