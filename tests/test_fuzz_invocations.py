@@ -29,7 +29,7 @@ def test_every_command_and_option_is_tried() -> None:
     assert VALID.keys() == COMMANDS.keys()
     tried: dict[str, set[str]] = {name: set() for name in VALID}
     for case in itertools.islice(invocations(SEED), 5000):
-        tried[case.arguments[0]] |= {each.partition("=")[0] for each in case.arguments}
+        tried[case.command[0]] |= {each.partition("=")[0] for each in case.command}
     for name, found in tried.items():
         assert {option.flag for option in options_of(name) if option.flag} <= found
 
@@ -39,9 +39,9 @@ def test_bad_invocations_end_in_one_line_and_change_nothing(part: int, workspace
     share = CASES // 5
     wrong = []
     for number, case in itertools.islice(enumerate(invocations(SEED)), part * share, (part + 1) * share):
-        outcome = workspace.attempt(case.arguments, case.hopeless)
+        outcome = workspace.attempt(case.command, case.hopeless)
         if outcome.problems:
-            wrong.append(f"case {number}: {case.arguments}: {outcome.problems} {outcome.said[-300:]}")
+            wrong.append(f"case {number}: {case.command}: {outcome.problems} {outcome.said[-300:]}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -6,12 +6,14 @@ value that no option takes never gets it.
 """
 
 import inspect
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from fuzz.harness import Outcome, Workspace
 from twistlm.cli import COMMANDS
 
 # Values that no number is, and those that some are.
@@ -63,7 +65,7 @@ HEAVY = ("demo", "gallery", "sweep", "report")
 class Invocation:
     """One command line; `hopeless` if it has a value that nothing takes, so that it must be refused."""
 
-    arguments: tuple[str, ...]
+    command: tuple[str, ...]
     hopeless: bool
 
 
@@ -82,6 +84,13 @@ def invocations(seed: int) -> Iterator[Invocation]:
         yield make(random.Random(f"{seed} {number}"))
 
 
+def run(seed: int, numbers: range, template: Path, place: Path) -> Iterator[tuple[Invocation, Outcome]]:
+    """Attempt the cases of these numbers, one after the other."""
+    workspace = Workspace(template, place)
+    for case in itertools.islice(invocations(seed), numbers.start, numbers.stop):
+        yield case, workspace.attempt(case.command, case.hopeless)
+
+
 def make(rng: random.Random) -> Invocation:
     """A valid command line with a few things wrong."""
     name = rng.choice(list(VALID))
@@ -89,14 +98,12 @@ def make(rng: random.Random) -> Invocation:
     options = options_of(name)
     rng.shuffle(options)
     if rng.random() < 0.1:
-        del arguments[rng.randrange(len(arguments)) :]
-    if rng.random() < 0.1:
         arguments += arguments[-2:]
     for option in options[: rng.randint(0, 3)]:
         values, impossible = _value(rng, option)
         arguments = _replaced(arguments, option, values, rng)
         hopeless |= impossible
-    match rng.choices(("nothing", "more", "conflict", "unknown"), (5, 1, 1, 1))[0]:
+    match rng.choices(("nothing", "more", "conflict", "unknown", "missing"), (6, 1, 1, 1, 1))[0]:
         case "more":
             arguments += rng.choices(TEXTS + PATHS, k=2)
         case "conflict":
@@ -105,6 +112,9 @@ def make(rng: random.Random) -> Invocation:
         case "unknown":
             arguments.append(rng.choice(NO_OPTIONS))
             hopeless = True
+        case "missing" if name not in ("demo", "list"):
+            # Of every other command the first argument says what it is about.
+            arguments, hopeless = list(rng.choice(((), VALID[name][1:]))), True
     if name in HEAVY and not hopeless:
         arguments, hopeless = [*arguments, "--nope"], True
     if any(each.startswith("/dev") for each in arguments):

@@ -1,5 +1,6 @@
 """`twistlm probability`."""
 
+import sys
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
@@ -75,9 +76,13 @@ def probability(
     )
     search = rare_events.Search(num_draws=num_draws, max_rounds=max_rounds, num_samples=num_samples)
     described = target.spec()
-    found = rare_events.probability(target, thresholds, search=search, seed=seed, report=console(stderr=True).print)
+    found = rare_events.probability(target, thresholds, search=search, seed=seed, report=_say)
     if out is not None:
         save_json(out, {"seed": seed, "target": described, "found": [each.as_dict() for each in found]})
     console().print(probability_table(found, num_tokens))
     if out is not None:
         print(f"Written to {out}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
