@@ -16,7 +16,7 @@ from twistlm.types import ConditionalPotential, Potential, Samples
 
 # Draws whose log p₀ and log φ are worked out again, and how many may come out otherwise: a score that lies on a
 # threshold may fall on either side of it.
-ROWS = 16
+ROWS = 8
 FORGIVEN = 1
 # Log p₀ of one token, and log φ, by another way of computing them: float32 differs by 1e-4, bfloat16 by a tenth.
 CLOSE, ROUGHLY = 0.02, 0.5
