@@ -5,6 +5,7 @@ sweep keeps the sweep's own, which tables are made of, so what comes afterwards 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from twistlm.certificate import Certificate
 from twistlm.errors import RunError, TwistError
-from twistlm.runs import RunFolder
+from twistlm.runs import RunFolder, timeless
 from twistlm.storage import as_type, digest, load_json, shortened
 
 
@@ -104,9 +105,18 @@ def write(folder: RunFolder, certificates: Mapping[str, Certificate], settings: 
     }  # fmt: skip
     if folder.is_done:
         return folder.save_json(_free(folder, made["time"]), made)
-    if folder.certificate.exists():
-        folder.move(folder.certificate, _free(folder, _time_of(folder.certificate)))
+    keep(folder, made)
     return folder.save_json(folder.certificate.name, made)
+
+
+def keep(folder: RunFolder, new: Mapping[str, Any]) -> None:
+    """Move the certificate that is there to the other evaluations, unless it says the same as the new one."""
+    if not folder.certificate.exists():
+        return
+    with suppress(TwistError):
+        if timeless(load_json(folder.certificate)) == timeless(new):
+            return
+    folder.move(folder.certificate, _free(folder, _time_of(folder.certificate)))
 
 
 def others(folder: RunFolder) -> list[Evaluation]:

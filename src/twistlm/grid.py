@@ -4,6 +4,7 @@ Exact samples are collected once and shared: all methods are to be judged by the
 Every run is an ordinary run folder, and is finished when it is marked as done.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from twistlm import api
 from twistlm.bounds import main_bounds
 from twistlm.engines import local
 from twistlm.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundError
+from twistlm.evaluations import keep
 from twistlm.experiments import Preset, get_preset
 from twistlm.losses import objective
 from twistlm.pooling import Pooled
@@ -187,7 +189,9 @@ def _do(request: Request, path: Path, draws: Path | None, cell: Cell) -> None:
         )  # fmt: skip
         # A seed of its own: the scatter over seeds is to include that of evaluation.
         certificates = {name: run.evaluate(seed=cell.seed, **how) for name, how in CERTIFICATES.items()}
-    folder.run(cell).save_json("certificate.json", {name: each.as_dict() for name, each in certificates.items()})
+    made = {name: each.as_dict() for name, each in certificates.items()}
+    keep(folder.run(cell), json.loads(json.dumps(made)))
+    folder.run(cell).save_json("certificate.json", made)
     folder.run(cell).mark_done()
 
 

@@ -334,7 +334,13 @@ class RunFolder:
 
     @property
     def is_done(self) -> bool:
-        """Whether the sweep that this run is of has finished it, and its certificate is there."""
+        """Whether the sweep that this run is of has finished it, and its certificate is there.
+
+        Raises:
+            StorageError: a folder is in the way of the mark.
+        """
+        if self._done.is_dir():
+            raise StorageError(f"{self._done} is a folder, in the way of a file; remove it")
         return self._done.is_file() and self.certificate.is_file()
 
     def mark_done(self) -> None:
@@ -343,7 +349,7 @@ class RunFolder:
 
     def _hashes(self) -> dict[str, str]:
         """Of what came out, whatever time it took."""
-        found = json.dumps(_timeless(load_json(self.certificate)), sort_keys=True).encode()
+        found = json.dumps(timeless(load_json(self.certificate)), sort_keys=True).encode()
         hashes = {self.certificate.name: hashlib.sha256(found).hexdigest()}
         return hashes | ({self.twist.name: digest(self.twist)} if self.twist.exists() else {})
 
@@ -380,11 +386,11 @@ def _is_of(config: Mapping[str, Any], path: Path) -> bool:
         return False
 
 
-def _timeless(value: Any) -> Any:
+def timeless(value: Any) -> Any:
     """JSON values without how long anything took."""
     if isinstance(value, dict):
-        return {name: _timeless(each) for name, each in value.items() if not name.startswith("seconds")}
-    return [_timeless(each) for each in value] if isinstance(value, list) else value
+        return {name: timeless(each) for name, each in value.items() if not name.startswith("seconds")}
+    return [timeless(each) for each in value] if isinstance(value, list) else value
 
 
 def versions() -> dict[str, str]:
