@@ -59,13 +59,14 @@ class SampleRow:
     """A sample; those of older versions say nothing of single tokens."""
 
     text: str
-    sampler: str | None = None
-    weight: float | None = None
-    log_phi: float | None = None
-    log_p: float | None = None
-    pieces: Sequence[str] | None = None
-    log_psi_moves: Sequence[float] | None = None
-    log_w_moves: Sequence[float] | None = None
+    sampler: str = ""
+    # What is not there is fine, and null is not.
+    weight: float = 0.0
+    log_phi: float = 0.0
+    log_p: float = 0.0
+    pieces: Sequence[str] = ()
+    log_psi_moves: Sequence[float] = ()
+    log_w_moves: Sequence[float] = ()
 
 
 KINDS = {"update": UpdateRow, "evaluation": EvaluationRow, "certificate": CertificateRow}
@@ -91,7 +92,7 @@ def check_sample(row: Any, where: str) -> dict[str, Any]:
         RunError: it is something else.
     """
     found = as_type(SampleRow, row, where)
-    counts = {len(each) for each in (found.pieces, found.log_psi_moves, found.log_w_moves) if each is not None}
+    counts = {len(getattr(found, name)) for name in ("pieces", "log_psi_moves", "log_w_moves") if name in row}
     if len(counts) > 1:
         raise RunError(
             f"{where} is damaged: its tokens are {', '.join(map(str, sorted(counts)))} in number; sample again"

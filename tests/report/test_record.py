@@ -83,6 +83,13 @@ def test_what_lacks_a_part(run: Path, name: str, field: str, remedy: str, capsys
     refused(run, remedy, capsys)
 
 
+def test_nothing_in_place_of_a_number(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    rows[1]["log_p"] = None
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused(run, "samples.jsonl at line 2 is damaged or of another version: log_p", capsys)
+
+
 def test_it_is_read_as_it_was_written(run: Path) -> None:
     record = Record.read(run, "run")
     assert list(record.certificates) == ["after"]
