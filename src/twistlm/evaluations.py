@@ -13,6 +13,7 @@ from typing import Any
 
 from twistlm.certificate import Certificate
 from twistlm.errors import RunError, TwistError
+from twistlm.rows import CertificateFields
 from twistlm.runs import RunFolder, timeless
 from twistlm.storage import as_type, digest, load_json, shortened
 
@@ -73,8 +74,11 @@ def parsed(found: Mapping[str, Any], path: Path) -> dict[str, Certificate]:
 
 
 def _certificate(fields: Mapping[str, Any], name: str, path: Path) -> Certificate:
+    as_type(CertificateFields, fields, f"{path}, {name!r}")
     try:
         found = Certificate.from_dict(fields)
+        # What cannot be written again was none.
+        found.as_dict()
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = shortened(error)
     else:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, MinLen
 
 from twistlm.errors import RunError
 from twistlm.storage import as_type
@@ -52,6 +54,27 @@ class CertificateRow:
     """A certificate during training; what is in it, `Certificate.from_dict` says."""
 
     update: int
+
+
+@dataclass(frozen=True)
+class BoundFields:
+    """A sandwich of log Z."""
+
+    method: str
+    num_particles: Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
+class CertificateFields:
+    """What `Certificate.from_dict` takes as it is; the rest it reads as numbers with intervals."""
+
+    bounds: Annotated[Sequence[BoundFields], MinLen(1)]
+    log_Z_source: str
+    seconds: float
+    num_sequences: int
+    num_tokens: int = 0
+    ess_fraction: float | None = None
+    stopped: str = ""
 
 
 @dataclass(frozen=True)
