@@ -1,5 +1,6 @@
 """One log Z: from every source, at the level that is stated, and none where sources exclude each other."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -158,3 +159,16 @@ def test_what_is_known_by_definition_is_said_so(case: Case) -> None:
     assert str(found.kl_q_prior) == "0.000 (exact)"
     assert str(Estimate(-0.0001, -0.2, 0.1, 9)) == "0.000 [-0.200, 0.100]"
     assert str(replace(found.kl_q_prior, low=-math.inf, high=math.inf)) == "not known"
+
+
+def test_an_impossible_event_is_certified_as_far_as_it_goes() -> None:
+    """No draw has φ > 0: there is no estimate of log Z, and still a limit of it."""
+    target = Target(tiny_lm(), Regex("no such words"), "5", 3, eos="ignore")
+    found = twistlm.certify(target, num_draws=512, num_samples=64, num_particles=(4,))
+    assert found.divergences.log_Z.low == -math.inf
+    assert found.divergences.log_Z.high == pytest.approx(math.log(3.7 / 512), abs=0.5)
+    assert found.divergences.phi.low == 0.0
+    assert found.acceptance is not None
+    assert found.acceptance.high < 0.01
+    json.dumps(found.as_dict(), allow_nan=False)
+    assert "log Z is at most" in verdict(found)[1]

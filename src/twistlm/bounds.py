@@ -57,8 +57,9 @@ class Bounds:
 
     @property
     def gap(self) -> float | None:
-        """upper − lower."""
-        return None if self.upper is None else self.upper.value - self.lower.value
+        """upper − lower; None where one of them is missing or infinite."""
+        gap = math.inf if self.upper is None else self.upper.value - self.lower.value
+        return gap if math.isfinite(gap) else None
 
 
 def log_Z_bounds(

@@ -60,10 +60,12 @@ class Certificate:
     def smc_symmetrised_kl(self) -> float | None:
         """A bound on KL(q‖σ) + KL(σ‖q) of one sample of SMC with the most particles: the gap of its sandwich.
 
-        In expectation (Zhao et al. 2024, section 4); with both bounds' errors. None without SMC or exact samples.
+        In expectation (Zhao et al. 2024, section 4); with both bounds' errors. None without SMC or exact samples, and
+        where the sandwich is infinitely wide.
         """
         found = [b for b in self.bounds if b.method == "smc" and b.upper is not None]
-        return None if not found else width(max(found, key=lambda b: b.num_particles))
+        widest = width(max(found, key=lambda b: b.num_particles)) if found else math.inf
+        return widest if math.isfinite(widest) else None
 
     @property
     def log_Z_lower(self) -> Estimate:

@@ -16,6 +16,7 @@ from torch import Tensor
 from twistlm import smc
 from twistlm.estimates import CONFIDENCE, Estimate, difference, exactly, log_of_mean, mean
 from twistlm.exact import ExactSamples
+from twistlm.potentials.base import evaluate
 from twistlm.proposals import Proposal, twist_induced
 from twistlm.ranges import Ranges
 from twistlm.rng import Rng
@@ -68,7 +69,8 @@ def proposal_samples(
 ) -> Samples:
     """`num_samples` independent draws from q for each of the prompts, in batches of about `max_batch` sequences.
 
-    With `conditions` [R, c] for R prompts, the draws of each come one after the other. Without a potential φ = 1.
+    With `conditions` [R, c] for R prompts, the draws of each come one after the other. Without a potential φ = 1. φ is
+    taken apart from SMC, which refuses a batch of which every sequence has φ = 0: here each stands for itself.
     `paused` [num_samples, T], for a single prompt: the steps at which each draws from p₀ instead of q.
     """
 
@@ -76,11 +78,15 @@ def proposal_samples(
         given = None if conditions is None else conditions[which]
         resting = None if paused is None else paused[at : at + count].unsqueeze(0)
         result = smc.run(
-            rng.fork("proposal", at), model, potential, prompts=prompts[which], num_particles=count,
+            rng.fork("proposal", at), model, None, prompts=prompts[which], num_particles=count,
             num_steps=num_steps, proposal=proposal, ess_threshold=0.0, conditions=given,
             record_features=record_features, num_siblings=num_siblings, paused=resting,
         )  # fmt: skip
-        return smc.to_samples(result, prompts[which], model, given)
+        samples = smc.to_samples(result, prompts[which], model, given)
+        if potential is None:
+            return samples
+        log_phi = evaluate(potential, samples.prompts, samples.tokens, samples.conditions)
+        return replace(samples, log_phi=log_phi.to(samples.log_p.device))
 
     if conditions is not None:
         size = max(1, max_batch // num_samples)

@@ -170,7 +170,8 @@ def student(values: Sequence[float]) -> Estimate:
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
     """a − b for independent estimates: half-widths add in quadrature, each side for itself (Zou and Donner 2008)."""
-    value = a.value - b.value
+    # What has a −∞ among its values has no finite mean, whatever it is taken from.
+    value = math.inf if b.value == -math.inf else a.value - b.value
     if not math.isfinite(value):
         return Estimate(value, -math.inf, math.inf, min(a.n, b.n))
     low = value - math.hypot(a.value - a.low, b.high - b.value)

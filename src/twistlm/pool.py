@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from twistlm.divergences import proposal_samples
 from twistlm.intermittent import Switching
 from twistlm.logmath import normalise
-from twistlm.potentials.base import evaluate
 from twistlm.proposals import Proposal
 from twistlm.resampling import invert
 from twistlm.rng import Rng
@@ -76,12 +75,10 @@ class Pool:
         now = snapshot(module)
         rng = rng.fork("pool", sum(self.counts))
         paused = None if self.switching is None else self.switching.draw(rng.fork("switching"), count, num_steps)
-        # φ is taken apart from SMC, which refuses a batch of which every sequence has φ = 0.
         fresh = proposal_samples(
-            rng, model, None, prompts=[prompt], num_samples=count, num_steps=num_steps, proposal=proposal,
+            rng, model, potential, prompts=[prompt], num_samples=count, num_steps=num_steps, proposal=proposal,
             max_batch=BATCH, record_features=model.features_are_reusable, paused=paused,
         )  # fmt: skip
-        fresh = replace(fresh, log_phi=evaluate(potential, fresh.prompts, fresh.tokens).to(fresh.log_p.device))
         kept = (fresh.log_phi >= least).nonzero().squeeze(-1)
         fresh, rows = fresh.select(kept), []
         for twist in self.twists:

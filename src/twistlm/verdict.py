@@ -145,6 +145,8 @@ def _log_Z(certificate: Certificate) -> str:
             f"log Z is at least {plain(used.low)}; nothing limits it from above. That takes a potential with a "
             "log_upper_bound, or exact samples."
         )
+    if math.isinf(used.low):
+        return f"log Z is at most {plain(used.high)}: no draw has shown φ > 0. It takes more base draws (--num-draws)."
     known = f"log Z = {used} (mostly by {certificate.log_Z_source})"
     if used.high - used.low <= CLOSED:
         return f"log Z is known to {used.high - used.low:.2f} nats: {known}."

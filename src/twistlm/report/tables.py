@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twistlm.certificate import Certificate
-from twistlm.estimates import Estimate
+from twistlm.estimates import Estimate, plain
 from twistlm.rare_events import Probability, plain_tokens
 
 
@@ -50,7 +50,7 @@ def bounds_table(certificates: Mapping[str, Certificate]) -> Table:
     rows = [(b.num_particles, b.method, name, b) for name, c in certificates.items() for b in c.bounds]
     order = {name: k for k, name in enumerate(certificates)}
     for n, method, name, b in sorted(rows, key=lambda row: (row[0], row[1], order[row[2]])):
-        gap = "—" if b.gap is None else f"{b.gap:.3f}"
+        gap = "—" if b.gap is None else plain(b.gap)
         runs = f"{b.lower.n}" if b.upper is None else f"{b.lower.n} / {b.upper.n}"
         table.add_row(str(n), method.upper(), name, Text(_cell(b.lower)), Text(_cell(b.upper)), gap, runs)
     return table
