@@ -118,7 +118,7 @@ def test_a_rare_event_takes_a_fraction_of_the_tokens(target: Target) -> None:
         assert each.seen is not None
         assert plain_tokens(each.seen, STEPS) > 50 * each.num_tokens
         # The lower end owes nothing to what was never seen.
-        assert each.value.low > 0.6 * exact
+        assert each.value.low > 0.4 * exact
         # As sure that nothing is missed as counting is, from the base model's half of the fresh draws.
         assert each.value.high < 1.1 * 3.7 / (SEARCH.num_samples / 2)
 
