@@ -23,6 +23,8 @@ from twistlm.subject import Sampler
 from twistlm.twisted import TwistedLM
 from twistlm.types import Samples
 
+# Below this a search without a limit might not end.
+LEAST_GAP = 1e-3
 # Runs of IWAE that a search for a tight sandwich has samples for at every N.
 IWAE_RUNS = 8
 
@@ -171,6 +173,10 @@ class Effort:
         for name in ("gap", "num_sequences", "seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.gap < LEAST_GAP and math.isinf(self.num_sequences) and math.isinf(self.seconds):
+            raise ConfigError(
+                f"gap = {self.gap:g} may never be met: give max_sequences or max_seconds too, or at least {LEAST_GAP:g}"
+            )
 
 
 def certify(
