@@ -181,7 +181,8 @@ def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFix
         assert [(b["method"], b["num_particles"]) for b in certificate[side]["bounds"]] == [
             ("iwae", 2), ("smc", 2), ("iwae", 4), ("smc", 4)
         ]  # fmt: skip
-    for name in ("bounds", "kl-q-target", "kl-target-q", "ess", "genealogy", "weights"):
+    # KL(σ‖q) too where it is known: eight exact samples may say nothing of it.
+    for name in ("bounds", "kl-q-target", "ess", "genealogy", "weights"):
         for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
             assert (tmp_path / "demo" / "report" / f"{name}.{ending}").read_bytes().startswith(start)
     assert f"Report, to be opened in a browser: {tmp_path / 'demo' / 'report.html'}" in shown

@@ -24,7 +24,7 @@ def small_numbers(texts: list[str]) -> list[float]:
 
 def preset(*_: object, **__: object) -> Preset:
     training = TrainingConfig(num_particles=16, num_updates=2, evaluate_every=2, patience=None, shrinkages=())
-    run = RunConfig(training=training, num_draws=256, num_siblings=0, evaluation=EvaluationConfig((2, 4), 32, 16))
+    run = RunConfig(training=training, num_draws=2048, num_siblings=0, evaluation=EvaluationConfig((2, 4), 32, 16))
     return Preset(
         "", lambda: Target(tiny_lm(), Function(small_numbers, log_upper_bound=0.0), "5", 3, eos="ignore"), run
     )
