@@ -8,14 +8,13 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import random
 import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -104,7 +103,7 @@ class Outcome:
 def furnish(place: Path) -> None:
     """A finished run with everything in it that a run can have, and a finished sweep."""
     place.mkdir(parents=True)
-    with within(place), redirect_stdout(io.StringIO()):
+    with chdir(place), redirect_stdout(io.StringIO()):
         for command in (
             TRAIN, ["evaluate", "run", *CHEAP], ["evaluate", "run", *CHEAP, "--seed", "2"],
             ["sample", "run", "--num-samples", "4"], SWEEP,
@@ -142,7 +141,7 @@ def attempt(case: Case, template: Path, place: Path) -> Outcome:
     how = damage(random.Random(f"{case.number} damage"), place / case.file)
     before, problems, out, err = contents(place), [], io.StringIO(), io.StringIO()
     code: int | None = None
-    with within(place), _limit(SECONDS), redirect_stdout(out), redirect_stderr(err):
+    with chdir(place), _limit(SECONDS), redirect_stdout(out), redirect_stderr(err):
         try:
             code = _page(case.command[1]) if case.command[0] == "page" else main(list(case.command))
         except SystemExit as stopped:
@@ -183,17 +182,6 @@ def contents(place: Path) -> dict[str, str]:
         what = "folder" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
         found[str(path.relative_to(place))] = what
     return found
-
-
-@contextmanager
-def within(folder: Path) -> Iterator[None]:
-    """Be there for a while."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def _is_made_anew(name: str) -> bool:

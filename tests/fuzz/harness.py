@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -76,7 +76,7 @@ class Workspace:
         out, err, problems = io.StringIO(), io.StringIO(), []
         code: int | None = None
         since = time.perf_counter()
-        with _within(self.place / "here"), _limit(SECONDS), redirect_stdout(out), redirect_stderr(err):
+        with chdir(self.place / "here"), _limit(SECONDS), redirect_stdout(out), redirect_stderr(err):
             try:
                 code = main(list(arguments))
             except SystemExit as stopped:
@@ -130,16 +130,6 @@ def _wrong_words(code: int, said: str) -> list[str]:
     if code == 0 and lines:
         problems.append("done, with words on standard error")
     return problems
-
-
-@contextmanager
-def _within(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 @contextmanager
