@@ -52,6 +52,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "toxicity", "--out", "x", "--beta", "nan"], "beta must be finite, not nan"),
         (["train", "toxicity", "--out", "x", "--learning-rate", "inf"], "learning_rate must be finite, not inf"),
         (["train", "toxicity", "--out", "x", "--weight-decay", "-1"], "weight_decay must be at least 0, not -1.0"),
+        (
+            ["train", "toxicity", "--out", "x", "--weight-decay", "1e300"],
+            "weight_decay = 1e+300 times learning_rate = 0.0",
+        ),
         (["train", "toxicity", "--out", "x", "--method", "*ctl"], "the weight '' is not a positive number"),
         (["train", "toxicity", "--out", "x", "--twist", "None"], "unknown twist 'None'"),
         (["train", "toxicity", "--out", "x", "--beta", "1e300"], "beta must be at most 1e+06"),

@@ -113,6 +113,12 @@ class TrainingConfig:
                 raise ConfigError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"weight_decay must be 0 or more and finite, not {self.weight_decay}")
+        # AdamW multiplies every parameter by 1 − learning_rate · weight_decay.
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ConfigError(
+                f"weight_decay = {self.weight_decay:g} times learning_rate = {self.learning_rate:g} must be below 1: "
+                "each update would do more than set the twist to zero; lower one of them"
+            )
 
     def draws_from(self, *names: str) -> bool:
         """Whether one of these sources gives a part of any role's samples."""
