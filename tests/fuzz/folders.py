@@ -10,27 +10,24 @@ import itertools
 import json
 import random
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from fuzz.harness import SECONDS, limit
 from twistlm.cli import main
 from twistlm.errors import TwistError
 from twistlm.report.page import save_page
 from twistlm.report.record import read_all
 
-# Longer than anything here takes that is not stuck.
-SECONDS = 60
 TARGET = ["sentiment", "--preset", "smoke", "--num-tokens", "2"]
 TRAIN = [
     "train",
@@ -141,7 +138,7 @@ def attempt(case: Case, template: Path, place: Path) -> Outcome:
     how = damage(random.Random(f"{case.number} damage"), place / case.file)
     before, problems, out, err = contents(place), [], io.StringIO(), io.StringIO()
     code: int | None = None
-    with chdir(place), _limit(SECONDS), redirect_stdout(out), redirect_stderr(err):
+    with chdir(place), limit(SECONDS), redirect_stdout(out), redirect_stderr(err):
         try:
             code = _page(case.command[1]) if case.command[0] == "page" else main(list(case.command))
         except SystemExit as stopped:
@@ -197,20 +194,6 @@ def _wrong_words(code: int, said: str) -> list[str]:
     if code and (len(lines) != 1 or not lines[0].startswith("error: ") or len(lines[0]) < len("error: ") + 8):
         problems.append(f"{len(lines)} lines in place of one error: {said[-300:]!a}")
     return problems
-
-
-@contextmanager
-def _limit(seconds: int) -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"still going after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # --- Damage ---

@@ -76,7 +76,7 @@ class Workspace:
         out, err, problems = io.StringIO(), io.StringIO(), []
         code: int | None = None
         since = time.perf_counter()
-        with chdir(self.place / "here"), _limit(SECONDS), redirect_stdout(out), redirect_stderr(err):
+        with chdir(self.place / "here"), limit(SECONDS), redirect_stdout(out), redirect_stderr(err):
             try:
                 code = main(list(arguments))
             except SystemExit as stopped:
@@ -133,7 +133,9 @@ def _wrong_words(code: int, said: str) -> list[str]:
 
 
 @contextmanager
-def _limit(seconds: int) -> Iterator[None]:
+def limit(seconds: int) -> Iterator[None]:
+    """End what takes longer by an error that no command catches: a TimeoutError would be one of the system's."""
+
     def stop(number: int, frame: FrameType | None) -> None:
         raise TooSlowError
 
