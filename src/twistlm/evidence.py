@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from twistlm.estimates import ALARM, CONFIDENCE, Estimate, plain
-from twistlm.limits import log_lower_limit, log_upper_limit
+from twistlm.limits import Array, log_lower_limit, log_upper_limit
 from twistlm.logmath import log_mean_exp
 
 
@@ -58,17 +58,20 @@ class Witness:
 
     def lower(self, tail: float) -> float:
         """What log Z is below with probability `tail` at most."""
-        return log_lower_limit(self.below.double().flatten().cpu().numpy(), tail)
+        return log_lower_limit(_numbers(self.below), tail)
 
     def uppers(self, tail: float) -> list[float]:
         """What log Z is above with probability `tail` at most, by each way that there is."""
         found = []
         if self.most is not None:
-            below = self.below.double().flatten().cpu().numpy()
-            found.append(log_upper_limit(below, max(self.most, float(below.max())), tail))
+            found.append(log_upper_limit(_numbers(self.below), max(self.most, float(self.below.max())), tail))
         if self.above is not None:
-            found.append(-log_lower_limit(-self.above.double().flatten().cpu().numpy(), tail))
+            found.append(-log_lower_limit(-_numbers(self.above), tail))
         return found
+
+
+def _numbers(values: Tensor) -> Array:
+    return values.double().flatten().cpu().numpy()
 
 
 @dataclass(frozen=True)
