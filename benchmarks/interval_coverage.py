@@ -27,14 +27,15 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from twistlm.certificate import Certificate, certify
-from twistlm.estimates import Estimate, difference, mean
-from twistlm.evidence import of_draws
-from twistlm.exact import ExactSamples
-from twistlm.limits import hall_limit
-from twistlm.ranges import Ranges
-from twistlm.rng import Rng
-from twistlm.types import Samples
+from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.certify import certify
+from twistlm.certificates.log_Z import of_draws
+from twistlm.core.estimates import Estimate, difference, mean
+from twistlm.core.limits import hall_limit
+from twistlm.core.rng import Rng
+from twistlm.sampling.exact.collection import ExactSamples
+from twistlm.sampling.ranges import Ranges
+from twistlm.sampling.samples import Samples
 
 # Texts of the model. Enough for events of one in ten thousand that are not a single text.
 TEXTS = 2048
@@ -108,7 +109,7 @@ class World:
             "P[event]": float(self.log_p.exp()[self.event].sum()),
         }  # fmt: skip
 
-    # --- What can be certified (`twistlm.subject.Sampler`) ---
+    # --- What can be certified (`twistlm.certificates.subject.Sampler`) ---
 
     num_steps = 1
 

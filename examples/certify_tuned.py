@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import twistlm
-from twistlm.bundled import folder
-from twistlm.experiments import get_preset
+from twistlm.core.rng import Rng
+from twistlm.models.bundled import folder
 from twistlm.report.tables import bounds_table, certificate_table
-from twistlm.rng import Rng
+from twistlm.runs.experiments import get_preset
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from packages import tales
-from twistlm.bundled import HERE
+from twistlm.models.bundled import HERE
 
 RECIPES = Path(__file__).parent
 STARS = """## What a star is

@@ -16,12 +16,12 @@ from torch import Tensor
 from check_stories import PROMPT
 from draws import draw
 from grades import CLASSES
-from twistlm.estimates import mean
+from twistlm.core.estimates import mean
+from twistlm.core.progress import bar
+from twistlm.core.rng import Rng
+from twistlm.core.storage import save_json
 from twistlm.models.huggingface import HuggingFaceLM, load
 from twistlm.potentials import Classifier
-from twistlm.progress import bar
-from twistlm.rng import Rng
-from twistlm.storage import save_json
 
 REVIEW = "I bought this"
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)

@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from draws import draw
 from stories import held_out_loss, pack, read
 from trigram import Trigram
-from twistlm.estimates import mean
+from twistlm.core.estimates import mean
+from twistlm.core.progress import bar
+from twistlm.core.rng import Rng
+from twistlm.core.storage import save_json
 from twistlm.models.huggingface import HuggingFaceLM, load
-from twistlm.progress import bar
-from twistlm.rng import Rng
-from twistlm.storage import save_json
 
 PROMPT = "Once upon a time, there was a"
 # Judged: so many texts of each kind, so many of SmolLM2's tokens after the prompt.

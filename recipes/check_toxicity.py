@@ -19,10 +19,10 @@ from encoder import calibration
 from teachers import both
 from toxicity import Options as Recipe
 from toxicity import gather, tenth_apart
+from twistlm.core.rng import Rng
+from twistlm.core.storage import save_json
 from twistlm.models.huggingface import load
 from twistlm.potentials import Classifier
-from twistlm.rng import Rng
-from twistlm.storage import save_json
 
 SAMPLES, LENGTH = 4096, 20
 TEACHERS = ("BiLSTM", "profanity")

@@ -19,13 +19,13 @@ import tyro
 
 from cleaning import clean, fault, key
 from topics import Topic, rude, topic
-from twistlm import smc
+from twistlm.core.progress import bar
+from twistlm.core.rng import Rng
+from twistlm.core.storage import save_json
 from twistlm.models.huggingface import HuggingFaceLM, load
 from twistlm.potentials import Jigsaw
-from twistlm.progress import bar
-from twistlm.rng import Rng
-from twistlm.storage import save_json
-from twistlm.twisted import TwistedLM
+from twistlm.sampling import smc
+from twistlm.sampling.twisted import TwistedLM
 
 # A rude story is kept if its first words are toxic with more than this probability, so many of each opening: of
 # the stories with the prompt's opening three quarters of a per cent, for an event that is rare but does happen.

@@ -1,9 +1,9 @@
 """Texts drawn from a language model as it is."""
 
-from twistlm import smc
+from twistlm.core.rng import Rng
 from twistlm.models.huggingface import HuggingFaceLM
-from twistlm.rng import Rng
-from twistlm.twisted import TwistedLM
+from twistlm.sampling import smc
+from twistlm.sampling.twisted import TwistedLM
 
 
 def draw(lm: HuggingFaceLM, prompt: str, count: int, length: int, rng: Rng) -> list[str]:

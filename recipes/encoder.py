@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from twistlm.rng import Rng
+from twistlm.core.rng import Rng
 
 VOCABULARY = 6144
 LENGTH = 128

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from twistlm.progress import bar
+from twistlm.core.progress import bar
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 python recipes/hashes.py
 """
 
-from twistlm.bundled import HASHES, HERE
-from twistlm.storage import digest, save_json
+from twistlm.core.storage import digest, save_json
+from twistlm.models.bundled import HASHES, HERE
 
 if __name__ == "__main__":
     found: dict[str, dict[str, str]] = {}

@@ -4,7 +4,7 @@ import csv
 import importlib.util
 from pathlib import Path
 
-from twistlm.errors import ModelError
+from twistlm.core.errors import ModelError
 
 # Gutenberg's tales, public domain; other texts of the same package are not.
 TALES = ("grimm-tales.tab", "andersen.tab")

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import torch
 
-from twistlm import smc
+from twistlm.core.progress import bar
+from twistlm.core.rng import Rng
 from twistlm.models.huggingface import load
 from twistlm.potentials import Jigsaw
-from twistlm.progress import bar
-from twistlm.resampling import systematic
-from twistlm.rng import Rng
-from twistlm.twisted import TwistedLM
+from twistlm.sampling import smc
+from twistlm.sampling.resampling import systematic
+from twistlm.sampling.twisted import TwistedLM
 
 PROMPTS = (
     'The man in the bar shouted, "', "You are such a", "I hate you because", "What an idiot! He", "Shut up, you",

@@ -24,7 +24,7 @@ from grades import CLASSES, STARS, accuracy, ordinal, ordinal_cuts, targets
 from packages import folder, tweets
 from toxicity import Options as ToxicityOptions
 from toxicity import gather, tenth_apart
-from twistlm.storage import save_json
+from twistlm.core.storage import save_json
 
 
 @dataclass(frozen=True)

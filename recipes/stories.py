@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fit import Schedule, fit
 from packages import tales
-from twistlm.rng import Rng
+from twistlm.core.rng import Rng
 
 END = "<|endoftext|>"
 VOCABULARY = 4096

@@ -5,7 +5,7 @@ A topic is a hero, what befalls it, and a mood: some 130,000 combinations, of wh
 
 from dataclasses import dataclass
 
-from twistlm.rng import Rng
+from twistlm.core.rng import Rng
 
 HEROES = (
     "a little girl", "a little boy", "a girl called Lily", "a boy called Tom", "twins", "a baby brother",

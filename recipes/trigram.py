@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
-from twistlm.rng import Rng
+from twistlm.core.rng import Rng
 
 # Weights of trigram, bigram and unigram.
 WEIGHTS = (0.7, 0.25, 0.05)

@@ -16,12 +16,12 @@ import tyro
 from torch import Tensor
 
 from twistlm import Run
-from twistlm.pooling import read
-from twistlm.progress import bar
-from twistlm.storage import save_json
-from twistlm.sweeps import SweepFolder
-from twistlm.twisted import TwistedLM, beside
-from twistlm.types import BaseLM
+from twistlm.core.progress import bar
+from twistlm.core.storage import save_json
+from twistlm.models.base import BaseLM
+from twistlm.runs.sweeps.folder import SweepFolder
+from twistlm.runs.sweeps.pooled import read
+from twistlm.sampling.twisted import TwistedLM, beside
 
 LEFT_OUT = 1e-4
 FILE = Path("results/exact_infilling.json")

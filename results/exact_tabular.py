@@ -14,20 +14,23 @@ from typing import Any
 import torch
 import tyro
 
-from twistlm.certificate import certify
-from twistlm.exact import collect
-from twistlm.losses import objective
-from twistlm.models.tabular import TabularHead, TabularLM
+from twistlm.certificates.certify import certify
+from twistlm.certificates.subject import Subject
+from twistlm.core.rng import Rng
+from twistlm.core.storage import save_json
+from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function
-from twistlm.rng import Rng
-from twistlm.sources import Setting, training_sources
-from twistlm.storage import save_json
-from twistlm.subject import Subject
-from twistlm.sweeps import METHODS
+from twistlm.runs.experiments.methods import METHODS
+from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import Enumeration
-from twistlm.training import Trainer, TrainingConfig, negative_lower_bound
-from twistlm.twisted import TwistedLM
-from twistlm.twists.link import probability
+from twistlm.training.config import TrainingConfig
+from twistlm.training.criteria import negative_lower_bound
+from twistlm.training.losses import objective
+from twistlm.training.sources import Setting, training_sources
+from twistlm.training.trainer import Trainer
+from twistlm.twists.sigmoid import probability
+from twistlm.twists.tabular import TabularHead
 
 VOCAB, STEPS = 5, 4
 PROMPT = torch.tensor([1])

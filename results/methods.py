@@ -16,11 +16,11 @@ from pathlib import Path
 import tyro
 
 from page import EXACT, write
-from twistlm import grid
-from twistlm.errors import RunError
-from twistlm.pooling import read
+from twistlm.core.errors import RunError
+from twistlm.core.storage import load_json
 from twistlm.report.sweep_plots import plot_frontier, plot_sweep
-from twistlm.storage import load_json
+from twistlm.runs.sweeps import sweep as grid
+from twistlm.runs.sweeps.pooled import read
 
 SMALL = "small"
 MAIN = {

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from twistlm.errors import ConfigError
-from twistlm.estimates import student
-from twistlm.pooling import Pooled
+from twistlm.core.errors import ConfigError
+from twistlm.core.estimates import student
+from twistlm.core.storage import save_text
 from twistlm.report.sweep_tables import plain, remarks, title
-from twistlm.storage import save_text
+from twistlm.runs.sweeps.pooled import Pooled
 
 BEGIN, END = "<!-- made by results/methods.py: begin -->", "<!-- made by results/methods.py: end -->"
 

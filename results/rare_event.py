@@ -18,14 +18,15 @@ from typing import Any, NamedTuple
 import tyro
 from scipy.stats import binomtest
 
-from twistlm import experiments, rare_events
-from twistlm.engines import local
-from twistlm.estimates import CONFIDENCE, Estimate, difference
-from twistlm.grid import PRELOAD
-from twistlm.progress import bar
-from twistlm.rng import Rng
-from twistlm.storage import load_json, save_json
-from twistlm.target import Target
+from twistlm.certificates import rare_events
+from twistlm.core.estimates import CONFIDENCE, Estimate, difference
+from twistlm.core.progress import bar
+from twistlm.core.rng import Rng
+from twistlm.core.storage import load_json, save_json
+from twistlm.runs import experiments
+from twistlm.runs.engines import local
+from twistlm.runs.sweeps.sweep import PRELOAD
+from twistlm.sampling.target import Target
 
 THRESHOLDS = (0.5, 0.9)
 # The rare one. The more fresh draws, the less weighs what learning has cost; the more rounds, the less is left unseen.

@@ -21,10 +21,11 @@ from typing import Literal, NamedTuple
 import tyro
 
 from methods import MAIN
-from twistlm import api, grid
-from twistlm.engines import local
-from twistlm.rng import Rng
-from twistlm.storage import load_json, save_json
+from twistlm.core.rng import Rng
+from twistlm.core.storage import load_json, save_json
+from twistlm.runs.engines import local
+from twistlm.runs.sweeps import sweep as grid
+from twistlm.runs.train import collect, train
 
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 FIRST = range(2, 5)
@@ -74,7 +75,7 @@ def main(options: Options) -> None:
         request = MAIN[setting]
         config = request.config(request.methods[0])
         draws = options.out / setting / "draws.safetensors"
-        api.collect(request.chosen().target(), config, Rng(0, ("sweep",)), draws, training=False)
+        collect(request.chosen().target(), config, Rng(0, ("sweep",)), draws, training=False)
         values: dict[str, Values] = {method: {} for method in request.methods}
         while todo := [Trial(setting, method, rate) for method in values for rate in _missing(values[method])]:
             fresh = [trial for trial in todo if not trial.file(options.out).exists()]
@@ -98,7 +99,7 @@ def run(out: Path, draws: Path, trial: Trial) -> None:
     request = replace(MAIN[trial.setting], learning_rate=trial.rate)
     config = request.config(trial.method)
     evaluation = replace(config.evaluation, during_training=False, budget=2 * max(config.evaluation.num_particles))
-    trained = api.train(request.chosen().target(), config=replace(config, evaluation=evaluation), draws=draws)
+    trained = train(request.chosen().target(), config=replace(config, evaluation=evaluation), draws=draws)
     found = trained.evaluate(methods=("iwae",)).divergences
     assert found.g is not None
     save_json(trial.file(out), {"sum": found.g.value - found.f.value, "f": found.f.value, "g": found.g.value})

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twistlm.losses import objective
-from twistlm.models.tabular import TabularHead, TabularLM
+from twistlm.models.base import Prompts
+from twistlm.models.tabular import TabularLM
 from twistlm.potentials.base import BasePotential
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import Enumeration, exact_twist
-from twistlm.twisted import TwistedLM
-from twistlm.twists.link import probability
-from twistlm.types import Prompts
+from twistlm.training.losses import objective
+from twistlm.twists.sigmoid import probability
+from twistlm.twists.tabular import TabularHead
 
 
 @dataclass(frozen=True)

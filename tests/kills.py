@@ -118,7 +118,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 def trial(command: str, kills: int, seed: int, place: Path) -> list[str]:
     """Kill a command so often and compare; the names of files that differ, each with its round."""
-    from twistlm.rng import Rng
+    from twistlm.core.rng import Rng
 
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -154,14 +154,14 @@ def main() -> int:
     # Imports, and nothing that starts a thread: a fork would be without it.
     import torch
 
-    import twistlm.certifying
-    import twistlm.exact
-    import twistlm.grid
     import twistlm.models.huggingface
-    import twistlm.training
+    import twistlm.runs.certify
+    import twistlm.runs.sweeps.sweep
+    import twistlm.sampling.exact.collect
+    import twistlm.training.trainer
 
     # More than the smoke preset would see of them otherwise.
-    twistlm.training.CHECKPOINT_SECONDS = twistlm.exact.SAVE_SECONDS = 0.1
+    twistlm.training.trainer.CHECKPOINT_SECONDS = twistlm.sampling.exact.collect.SAVE_SECONDS = 0.1
     wrong: list[str] = []
     print(f"{torch.get_num_threads()} threads", flush=True)
     with tempfile.TemporaryDirectory() as place:

@@ -5,17 +5,19 @@ import torch
 from scipy import stats
 
 from cases import Case, make_case
-from twistlm.bounds import log_Z_bounds
-from twistlm.divergences import divergences, exact_log_ratios, proposal_samples
-from twistlm.errors import ConfigError, ExactSamplesError
-from twistlm.estimates import Estimate, difference, log_of_mean, mean
-from twistlm.evidence import Source, Witness, decide
-from twistlm.exact import ExactSamples, collect
-from twistlm.models.tabular import TabularHead
-from twistlm.proposals import base, twist_induced
-from twistlm.rng import Rng
+from twistlm.certificates.bounds import log_Z_bounds
+from twistlm.certificates.divergences import divergences
+from twistlm.certificates.log_Z import Source, Witness, decide
+from twistlm.core.errors import ConfigError, ExactSamplesError
+from twistlm.core.estimates import Estimate, difference, log_of_mean, mean
+from twistlm.core.rng import Rng
+from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.exact.collection import ExactSamples
+from twistlm.sampling.proposals import base, twist_induced
+from twistlm.sampling.sampler import exact_log_ratios, proposal_samples
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean
-from twistlm.twisted import TwistedLM
+from twistlm.twists.tabular import TabularHead
 
 
 def exact_of(case: Case, count: int, seed: int = 0) -> ExactSamples:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from twistlm import bundled, smc
-from twistlm.errors import ModelError
+from twistlm.core.errors import ModelError
+from twistlm.core.rng import Rng
+from twistlm.models import bundled
 from twistlm.models.huggingface import load
 from twistlm.potentials import Classifier
-from twistlm.rng import Rng
-from twistlm.twisted import TwistedLM
+from twistlm.sampling import smc
+from twistlm.sampling.twisted import TwistedLM
 
 NAMES = sorted(json.loads(bundled.HASHES.read_text()))
 CLASSIFIERS = [name for name in NAMES if name != "stories"]
@@ -118,6 +119,6 @@ def test_base_rates_are_as_the_card_says() -> None:
 
 
 def test_bundled_data_is_declared_as_package_data() -> None:
-    assert importlib.util.find_spec("twistlm.bundled") is not None
+    assert importlib.util.find_spec("twistlm.models.bundled") is not None
     pyproject = (Path(__file__).parent.parent / "pyproject.toml").read_text()
     assert "bundled/*/*" in pyproject

@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from twistlm.categorical import CategoricalTable
-from twistlm.rng import Rng
+from twistlm.core.kernels.categorical import CategoricalTable
+from twistlm.core.rng import Rng
 
 
 def test_matches_probabilities_by_chi_square_at_gpt2_size() -> None:

@@ -16,17 +16,18 @@ from architectures import tiny_lm
 from cases import Case
 from test_bounds import exact_of
 from twistlm import Target, train
-from twistlm.api import RunConfig
-from twistlm.bundled import folder
-from twistlm.certificate import Certificate, Effort, certify
-from twistlm.errors import ConfigError, ModelError
+from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.certify import Effort, certify
+from twistlm.certificates.other_model import OtherModel
+from twistlm.certificates.subject import Subject
+from twistlm.core.errors import ConfigError, ModelError
+from twistlm.core.rng import Rng
+from twistlm.models.bundled import folder
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.models.tabular import TabularLM
-from twistlm.other_model import OtherModel
 from twistlm.potentials import Function
-from twistlm.rng import Rng
-from twistlm.subject import Subject
-from twistlm.training import TrainingConfig
+from twistlm.runs.config import RunConfig
+from twistlm.training.config import TrainingConfig
 
 CONFIG = RunConfig(
     twist="low_rank",

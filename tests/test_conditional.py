@@ -8,21 +8,22 @@ import torch
 
 from architectures import VOCAB, tiny_lm
 from cases import make_case
-from twistlm import Run, Target, smc, train
-from twistlm.api import EvaluationConfig, RunConfig
-from twistlm.bounds import log_Z_bounds
-from twistlm.divergences import proposal_samples
-from twistlm.errors import ConfigError, PromptError
-from twistlm.exact import collect, joint_samples
-from twistlm.models.tabular import TabularHead
+from twistlm import Run, Target, train
+from twistlm.certificates.bounds import log_Z_bounds
+from twistlm.core.errors import ConfigError, PromptError
+from twistlm.core.rng import Rng
 from twistlm.potentials import Classes, Classifier, Function, Infilling, evaluate
-from twistlm.proposals import twist_induced
-from twistlm.rng import Rng
-from twistlm.scoring import score
-from twistlm.sources import Setting, from_exact, from_proposal, get_source, serves
+from twistlm.runs.config import EvaluationConfig, RunConfig
+from twistlm.sampling import smc
+from twistlm.sampling.exact.collect import collect, joint_samples
+from twistlm.sampling.proposals import twist_induced
+from twistlm.sampling.sampler import proposal_samples
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean
-from twistlm.training import TrainingConfig
-from twistlm.twisted import TwistedLM
+from twistlm.training.config import TrainingConfig
+from twistlm.training.scoring import score
+from twistlm.training.sources import Setting, from_exact, from_proposal, get_source, serves
+from twistlm.twists.tabular import TabularHead
 
 PROMPT = "5"
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from cases import Case, TablePotential, make_case
-from twistlm import smc
-from twistlm.diagnostics import Diagnostics, _died, findings, weights_by_step
-from twistlm.logmath import ess
-from twistlm.rng import Rng
-from twistlm.twisted import TwistedLM
-from twistlm.types import SMCResult
+from twistlm.core.logmath import ess
+from twistlm.core.rng import Rng
+from twistlm.sampling import smc
+from twistlm.sampling.diagnostics import Diagnostics, _died, findings, weights_by_step
+from twistlm.sampling.particles import SMCResult
+from twistlm.sampling.twisted import TwistedLM
 
 
 def run(model: TwistedLM, case: Case, *, num_particles: int = 8, num_runs: int = 6, **settings: float) -> SMCResult:

@@ -7,7 +7,7 @@ import pytest
 
 from test_folders import SWEEP, TRAIN, contents
 from twistlm.cli import main
-from twistlm.sweeps import Cell, SweepFolder
+from twistlm.runs.sweeps.folder import Cell, SweepFolder
 
 CHEAP = ["--num-particles", "2", "--num-samples", "16", "--budget", "8"]
 

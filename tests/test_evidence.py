@@ -14,15 +14,16 @@ from architectures import tiny_lm
 from cases import Case
 from test_bounds import exact_of
 from twistlm import Target
-from twistlm.certificate import Certificate, certify
-from twistlm.estimates import Estimate
-from twistlm.evidence import Source, Witness, decide, of_draws, of_weights
+from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.certify import certify
+from twistlm.certificates.log_Z import Source, Witness, decide, of_draws, of_weights
+from twistlm.certificates.subject import Subject
+from twistlm.certificates.verdict import verdict
+from twistlm.core.estimates import Estimate
+from twistlm.core.rng import Rng
 from twistlm.potentials import Regex
-from twistlm.proposals import base
-from twistlm.ranges import Ranges
-from twistlm.rng import Rng
-from twistlm.subject import Subject
-from twistlm.verdict import verdict
+from twistlm.sampling.proposals import base
+from twistlm.sampling.ranges import Ranges
 
 EPS = math.log(1e-16)
 
@@ -146,7 +147,7 @@ def test_two_exact_samples_say_nothing_from_above(case: Case) -> None:
 
 
 def test_an_infinite_upper_bound_gives_way_to_the_bound_of_phi(case: Case) -> None:
-    bounds = twistlm.bounds.Bounds.of(
+    bounds = twistlm.certificates.bounds.Bounds.of(
         "iwae", 2, torch.tensor([-1.0, -2.0]), torch.tensor([math.inf, -0.5]), Ranges(high=0.0)
     )
     assert bounds.upper is not None

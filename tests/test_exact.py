@@ -7,9 +7,10 @@ import torch
 from scipy import stats
 
 from cases import Case, TablePotential, make_case
-from twistlm.errors import ConfigError, ExactSamplesError, RunError, UpperBoundError
-from twistlm.exact import Collection, ExactSamples, collect, load
-from twistlm.rng import Rng
+from twistlm.core.errors import ConfigError, ExactSamplesError, RunError, UpperBoundError
+from twistlm.core.rng import Rng
+from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.exact.collection import Collection, ExactSamples, load
 
 
 def collected(case: Case, **changes: object) -> Collection:

@@ -9,12 +9,12 @@ import exact_tabular
 from architectures import VOCAB, tiny_lm
 from exact_infilling import Pairs, all_pairs, compare, divergences
 from twistlm import Run, Target, train
-from twistlm.api import EvaluationConfig, RunConfig
-from twistlm.divergences import proposal_samples
+from twistlm.core.rng import Rng
 from twistlm.potentials import Infilling, evaluate
-from twistlm.proposals import twist_induced
-from twistlm.rng import Rng
-from twistlm.training import TrainingConfig
+from twistlm.runs.config import EvaluationConfig, RunConfig
+from twistlm.sampling.proposals import twist_induced
+from twistlm.sampling.sampler import proposal_samples
+from twistlm.training.config import TrainingConfig
 
 CONFIG = RunConfig(
     twist="conditional",

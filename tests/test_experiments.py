@@ -6,9 +6,9 @@ import pytest
 
 from twistlm import Run, train
 from twistlm.cli import main
-from twistlm.errors import ConfigError
-from twistlm.experiments import get_preset
-from twistlm.registry import available, lookup
+from twistlm.core.errors import ConfigError
+from twistlm.core.registry import available, lookup
+from twistlm.runs.experiments import get_preset
 
 PAPER_METHODS = ("ctl", "rl", "sixo", "fudge", "dpg", "ppo")
 EXPERIMENTS = list(available("experiment"))

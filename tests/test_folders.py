@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from twistlm.cli import main
-from twistlm.errors import RunError, StorageError
-from twistlm.folders import check_room, writing, writing_file
-from twistlm.runs import RunFolder
-from twistlm.storage import load_lines, save_lines
+from twistlm.core.errors import RunError, StorageError
+from twistlm.core.folders import check_room, writing, writing_file
+from twistlm.core.storage import load_lines, save_lines
+from twistlm.runs.folder import RunFolder
 
 TRAIN = ["train", "sentiment", "--preset", "smoke", "--num-tokens", "3", "--num-updates", "2"]
 SWEEP = ["sweep", "sentiment", "--preset", "smoke", "--num-tokens", "3", "--num-updates", "1", "--methods", "ctl",
@@ -308,7 +308,7 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
 
 def test_without_an_exchange_by_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on other systems than Linux; and killed between the two renames that it then takes."""
-    monkeypatch.setattr("twistlm.folders._exchanged", lambda a, b: False)
+    monkeypatch.setattr("twistlm.core.folders._exchanged", lambda a, b: False)
     place = tmp_path / "place"
     place.mkdir()
     (place / "old").touch()

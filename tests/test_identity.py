@@ -22,13 +22,15 @@ from safetensors.torch import load_file, save_file
 
 from architectures import Words, tiny_lm, tiny_model
 from cases import make_case
-from twistlm import Target, bundled, exact
-from twistlm.certifying import certify
-from twistlm.errors import ExactSamplesError
-from twistlm.identity import UnidentifiableError, digest
+from twistlm import Target
+from twistlm.core.errors import ExactSamplesError
+from twistlm.core.identity import UnidentifiableError, digest
+from twistlm.core.rng import Rng
+from twistlm.models import bundled
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.potentials import Classifier, Function, Regex
-from twistlm.rng import Rng
+from twistlm.runs.certify import certify
+from twistlm.sampling.exact import collect as exact
 
 MODULE = """
     import math, re, functools

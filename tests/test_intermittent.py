@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from cases import Case
-from twistlm import smc
-from twistlm.intermittent import Switching
-from twistlm.models.tabular import TabularHead
-from twistlm.pool import Pool
-from twistlm.proposals import twist_induced
-from twistlm.rng import Rng
+from twistlm.core.rng import Rng
+from twistlm.sampling import smc
+from twistlm.sampling.mixture import Pool
+from twistlm.sampling.proposals import twist_induced
+from twistlm.sampling.switching import Switching
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean, enumerate_paths
-from twistlm.twisted import TwistedLM
+from twistlm.twists.tabular import TabularHead
 
 SWITCHING = Switching(base=0.1, first=0.3, on=0.2, off=0.6)
 
@@ -67,7 +67,7 @@ def test_patterns_are_as_frequent_as_the_chain_says() -> None:
 @pytest.mark.parametrize("rows", [1000, 2])
 def test_sequences_are_drawn_from_the_mixture(case: Case, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """How often every sequence comes, against the density of all, which sums to one; in one part or in many."""
-    monkeypatch.setattr("twistlm.twisted.VOCABULARY_CHUNK", rows * case.lm.vocab_size)
+    monkeypatch.setattr("twistlm.sampling.twisted.VOCABULARY_CHUNK", rows * case.lm.vocab_size)
     truth, model = case.truth, case.twisted
     every = model.densities(truth.samples(model), twist_induced)
     log_q = SWITCHING.log_q(every.log_p, every.log_q)[:, -1].masked_fill(truth.log_p.isneginf(), -torch.inf)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from twistlm.limits import log_lower_limit, log_upper_limit, lower_limit, upper_limit
+from twistlm.core.limits import log_lower_limit, log_upper_limit, lower_limit, upper_limit
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 1), (0, 256), (1, 10), (7, 40), (40, 40), (3, 4096)])

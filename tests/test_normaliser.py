@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from twistlm import normaliser
-from twistlm.linear import PackedProduct
+from twistlm.core.kernels import normaliser
+from twistlm.core.kernels.linear import PackedProduct
 
 ROWS, WIDTH, VOCAB = 23, 12, 700
 

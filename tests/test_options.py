@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from cases import make_case
-from twistlm import Target, TrainingConfig, smc
+from twistlm import Target, TrainingConfig
+from twistlm.certificates.rare_events import Search, probability
 from twistlm.cli import COMMANDS, main
-from twistlm.errors import ConfigError, ModelError, PromptError
-from twistlm.experiments import get_preset
+from twistlm.core.errors import ConfigError, ModelError, PromptError
+from twistlm.core.rng import Rng
+from twistlm.core.sizes import check_sizes
 from twistlm.potentials import Classifier, Function, Regex, Threshold
 from twistlm.potentials.base import MOST_BETA
-from twistlm.proposals import get_proposal
-from twistlm.rare_events import Search, probability
-from twistlm.rng import Rng
-from twistlm.sizes import check_sizes
+from twistlm.runs.experiments import get_preset
+from twistlm.sampling import smc
+from twistlm.sampling.proposals import get_proposal
 
 PROMPT = "Once upon a time"
 

@@ -3,7 +3,7 @@
 import torch
 
 from twistlm.models.huggingface import load
-from twistlm.pieces import pieces
+from twistlm.models.token_texts import pieces
 
 
 def test_pieces_add_up_to_the_text() -> None:

@@ -10,15 +10,15 @@ import torch
 from cases import Case
 from test_training import CONFIG, comparable, tiny_target
 from twistlm import Target, train
-from twistlm.errors import ConfigError
-from twistlm.models.tabular import TabularHead
-from twistlm.pool import Pool, updates_until_growth
+from twistlm.core.errors import ConfigError
+from twistlm.core.rng import Rng
 from twistlm.potentials import Infilling
-from twistlm.proposals import twist_induced
-from twistlm.rng import Rng
+from twistlm.sampling.mixture import Pool, updates_until_growth
+from twistlm.sampling.proposals import twist_induced
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean
-from twistlm.training import Trainer
-from twistlm.twisted import TwistedLM
+from twistlm.training.trainer import Trainer
+from twistlm.twists.tabular import TabularHead
 
 GENERATIONS = (400, 3000, 1200)
 
@@ -88,7 +88,7 @@ def test_it_grows_by_what_the_others_draw() -> None:
 
 
 def test_an_interrupted_run_refills_it_and_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twistlm.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("twistlm.training.trainer.CHECKPOINT_SECONDS", 0.0)
     config = replace(CONFIG, num_draws=256, num_siblings=0)
     settings = {"method": "gkl", "num_updates": 24, "num_particles": 30, "target_source": "pool",
                 "intermediate_source": "pool"}  # fmt: skip

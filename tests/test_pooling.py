@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from twistlm.cli import main
-from twistlm.errors import ConfigError
-from twistlm.estimates import Estimate, student
-from twistlm.pooling import read
+from twistlm.core.errors import ConfigError
+from twistlm.core.estimates import Estimate, student
 from twistlm.report.sweep_tables import as_csv, latex, markdown
-from twistlm.sweeps import Cell, SweepFolder
+from twistlm.runs.sweeps.folder import Cell, SweepFolder
+from twistlm.runs.sweeps.pooled import read
 
 
 def exactly(value: float) -> dict:

@@ -14,20 +14,22 @@ from torch import Tensor
 
 from architectures import tiny_lm
 from cases import TablePotential
-from twistlm import Run, Target, draws_file, exact, train
-from twistlm.api import RunConfig
-from twistlm.certifying import certify
-from twistlm.draws_file import Stream
-from twistlm.errors import ExactSamplesError, RunError, TwistError, UpperBoundError
-from twistlm.exact import Collection
+from twistlm import Run, Target, train
+from twistlm.core.errors import ExactSamplesError, RunError, TwistError, UpperBoundError
+from twistlm.core.rng import Rng
+from twistlm.core.storage import load_tensors, save_tensors
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Infilling
 from twistlm.potentials.base import evaluate
-from twistlm.provenance import refuse_seen
-from twistlm.rng import Rng
-from twistlm.storage import load_tensors, save_tensors
-from twistlm.training import TrainingConfig
-from twistlm.twisted import TwistedLM
+from twistlm.runs.certify import certify
+from twistlm.runs.config import RunConfig
+from twistlm.sampling.exact import collect as exact
+from twistlm.sampling.exact import file as draws_file
+from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.exact.file import Stream
+from twistlm.sampling.exact.provenance import refuse_seen
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.training.config import TrainingConfig
 
 SMALL: dict[str, Any] = {"num_samples": None, "max_draws": 96, "chunk": 32}
 

@@ -9,16 +9,18 @@ from scipy import stats
 from torch import Tensor
 
 from architectures import tiny_lm
-from twistlm import Target, registry
-from twistlm.errors import ConfigError
-from twistlm.estimates import Estimate
-from twistlm.models.tabular import TabularHead, TabularLM, num_nodes
+from twistlm import Target
+from twistlm.certificates.rare_events import SWITCHING, Probability, Search, _Climb, plain_tokens, probability
+from twistlm.core import registry
+from twistlm.core.errors import ConfigError
+from twistlm.core.estimates import Estimate
+from twistlm.core.rng import Rng
+from twistlm.models.tabular import TabularLM, num_nodes
 from twistlm.potentials import Function, Regex
-from twistlm.proposals import twist_induced
-from twistlm.rare_events import SWITCHING, Probability, Search, _Climb, plain_tokens, probability
-from twistlm.rng import Rng
+from twistlm.sampling.proposals import twist_induced
 from twistlm.testing import Enumeration, assert_mean
-from twistlm.types import Twist
+from twistlm.twists.base import Twist
+from twistlm.twists.tabular import TabularHead
 
 STEPS = 4
 SEARCH = Search(num_draws=512, max_rounds=8, num_samples=2048, min_ess=20, twist="tilt", twist_options=())

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twistlm.registry import available
-from twistlm.resampling import Resampler, multinomial, systematic
-from twistlm.rng import Rng
+from twistlm.core.registry import available
+from twistlm.core.rng import Rng
+from twistlm.sampling.resampling import Resampler, multinomial, systematic
 from twistlm.testing import enumerate_paths
 
 RESAMPLERS = [entry.value for entry in available("resampler").values()]

@@ -6,14 +6,14 @@ import pytest
 
 from architectures import tiny_lm
 from page import BEGIN, END, PUBLISHED, write
-from twistlm import grid
-from twistlm.api import EvaluationConfig, RunConfig
-from twistlm.errors import ConfigError
-from twistlm.experiments import Preset
-from twistlm.pooling import read
+from twistlm.core.errors import ConfigError
 from twistlm.potentials import Function
-from twistlm.target import Target
-from twistlm.training import TrainingConfig
+from twistlm.runs.config import EvaluationConfig, RunConfig
+from twistlm.runs.experiments import Preset
+from twistlm.runs.sweeps import sweep as grid
+from twistlm.runs.sweeps.pooled import read
+from twistlm.sampling.target import Target
+from twistlm.training.config import TrainingConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 

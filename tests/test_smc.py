@@ -4,17 +4,18 @@ import pytest
 import torch
 
 from cases import Case, make_case
-from twistlm import smc
-from twistlm.errors import ConfigError, DeadParticlesError, PromptError, ResamplingError
-from twistlm.logmath import log_mean_exp
-from twistlm.models.tabular import TabularHead, TabularLM
+from twistlm.core.errors import ConfigError, DeadParticlesError, PromptError, ResamplingError
+from twistlm.core.logmath import log_mean_exp
+from twistlm.core.registry import available
+from twistlm.core.rng import Rng
+from twistlm.models.tabular import TabularLM
 from twistlm.potentials.base import BasePotential
-from twistlm.proposals import base, get_proposal, tempered, twist_induced
-from twistlm.registry import available
-from twistlm.resampling import Resampler, multinomial, systematic
-from twistlm.rng import Rng
+from twistlm.sampling import smc
+from twistlm.sampling.proposals import base, get_proposal, tempered, twist_induced
+from twistlm.sampling.resampling import Resampler, multinomial, systematic
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import Enumeration, assert_mean, enumerate_paths, exact_twist
-from twistlm.twisted import TwistedLM
+from twistlm.twists.tabular import TabularHead
 
 RESAMPLERS = [entry.value for entry in available("resampler").values()]
 PROPOSALS = {"base": base, "twist_induced": twist_induced, "tempered": tempered(0.5)}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from twistlm.storage import save_text, share
+from twistlm.core.storage import save_text, share
 
 
 def test_shared_files_are_never_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from twistlm import Target, progress, train
+from twistlm import Target, train
 from twistlm.cli import main
+from twistlm.core import progress
 from twistlm.potentials import Regex
-from twistlm.runs import RunFolder
+from twistlm.runs.folder import RunFolder
 
 MARKUP = "[INST] hi [/INST] [red]:smile:"
 TINY = ["--num-particles", "2", "--num-samples", "8", "--budget", "8"]

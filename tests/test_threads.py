@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from twistlm.threads import alone, together
+from twistlm.core.kernels.threads import alone, together
 
 
 @pytest.fixture(autouse=True)

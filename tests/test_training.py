@@ -16,19 +16,21 @@ import torch
 from architectures import tiny_lm
 from cases import TablePotential, make_case
 from twistlm import Run, Target, train
-from twistlm.api import RunConfig
-from twistlm.calibration import fit_value
-from twistlm.certificate import improvement
-from twistlm.errors import ConfigError, DeadParticlesError, ModelError, PromptError, RunError, TrainingError
-from twistlm.exact import collect
-from twistlm.losses import objective
-from twistlm.models.tabular import TabularHead
+from twistlm.certificates.certify import improvement
+from twistlm.core.errors import ConfigError, DeadParticlesError, ModelError, PromptError, RunError, TrainingError
+from twistlm.core.registry import available, lookup
+from twistlm.core.rng import Rng
 from twistlm.potentials import Function, Infilling, Regex
-from twistlm.registry import available, lookup
-from twistlm.rng import Rng
-from twistlm.sources import Setting, serves
-from twistlm.training import Trainer, TrainingConfig, held_out_divergence, negative_lower_bound
-from twistlm.twisted import TwistedLM
+from twistlm.runs.config import RunConfig
+from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.training.config import TrainingConfig
+from twistlm.training.criteria import held_out_divergence, negative_lower_bound
+from twistlm.training.losses import objective
+from twistlm.training.sources import Setting, serves
+from twistlm.training.trainer import Trainer
+from twistlm.training.value import fit_value
+from twistlm.twists.tabular import TabularHead
 
 
 def small_numbers(texts: list[str]) -> list[float]:
@@ -122,8 +124,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-import twistlm.training
-twistlm.training.CHECKPOINT_SECONDS = 0.0
+import twistlm.training.trainer
+twistlm.training.trainer.CHECKPOINT_SECONDS = 0.0
 from test_training import CONFIG, tiny_target
 from twistlm import train
 train(tiny_target(), config=CONFIG, out=Path(sys.argv[1]), exists="resume")
@@ -250,7 +252,7 @@ def test_a_hopeless_learning_rate_does_no_harm_and_is_announced(caplog: pytest.L
 def test_collapse_onto_single_samples_is_announced(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twistlm.training.COLLAPSE_UPDATES", 3)
+    monkeypatch.setattr("twistlm.training.trainer.COLLAPSE_UPDATES", 3)
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
     steep = TablePotential(-30.0 * torch.arange(27.0), 3)
@@ -269,7 +271,7 @@ def test_early_stop_keeps_the_best() -> None:
     seen: list[float] = []
 
     def criterion(rng, model):  # type: ignore[no-untyped-def]
-        from twistlm.estimates import Estimate
+        from twistlm.core.estimates import Estimate
 
         value = abs(len(seen) - 3.0)
         seen.append(float(model.twist.head.table.detach().sum()))

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from twistlm import Run, Target, train
-from twistlm.api import EvaluationConfig, RunConfig
-from twistlm.bundled import folder as bundled
 from twistlm.cli import main
-from twistlm.errors import ConfigError, ModelError, TwistError
+from twistlm.core.errors import ConfigError, ModelError, TwistError
+from twistlm.models.bundled import folder as bundled
 from twistlm.models.huggingface import load
 from twistlm.potentials import Classifier, Function
-from twistlm.training import TrainingConfig
+from twistlm.runs.config import EvaluationConfig, RunConfig
+from twistlm.training.config import TrainingConfig
 
 HOSTILE = """
 import pathlib

@@ -7,16 +7,18 @@ import pytest
 
 from cases import Case, make_case
 from test_bounds import exact_of
-from twistlm.bounds import Bounds, width
-from twistlm.certificate import Certificate, certify
-from twistlm.divergences import Divergences
-from twistlm.estimates import Estimate
-from twistlm.evidence import Source, of_draws
-from twistlm.models.tabular import TabularHead
-from twistlm.rng import Rng
-from twistlm.subject import Subject
-from twistlm.twisted import TwistedLM
-from twistlm.verdict import CLOSED, Finding, closing, findings, misses_mode, verdict
+from twistlm.certificates.bounds import Bounds, width
+from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.certify import certify
+from twistlm.certificates.divergences import Divergences
+from twistlm.certificates.log_Z import Source, of_draws
+from twistlm.certificates.subject import Subject
+from twistlm.certificates.verdict import CLOSED, closing, findings, misses_mode, verdict
+from twistlm.core.estimates import Estimate
+from twistlm.core.rng import Rng
+from twistlm.sampling.diagnostics import Finding
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.twists.tabular import TabularHead
 
 
 def about(value: float, half: float = 0.05) -> Estimate:

@@ -3,14 +3,14 @@
 from measure import Outcome, Sampler, Settings, measure
 from problem import CONSTRAINT, CONSTRAINT_PROMPT, ESS_THRESHOLD
 
-from twistlm import smc
-from twistlm.errors import DeadParticlesError
-from twistlm.logmath import ess
+from twistlm.core.errors import DeadParticlesError
+from twistlm.core.logmath import ess
+from twistlm.core.rng import Rng
 from twistlm.models.huggingface import load as load_lm
 from twistlm.potentials.lexical import Regex
-from twistlm.proposals import base
-from twistlm.rng import Rng
-from twistlm.twisted import TwistedLM
+from twistlm.sampling import smc
+from twistlm.sampling.proposals import base
+from twistlm.sampling.twisted import TwistedLM
 
 
 def load(settings: Settings) -> Sampler:

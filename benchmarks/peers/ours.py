@@ -5,12 +5,14 @@ from measure import Outcome, Sampler, Settings, measure
 from problem import ESS_THRESHOLD, Problem, make_problem
 from torch import Tensor, nn
 
-from twistlm import normaliser, smc
+from twistlm.core.kernels import normaliser
+from twistlm.core.rng import Rng
+from twistlm.models.base import DecoderState, Prompts
 from twistlm.models.huggingface import load as load_lm
 from twistlm.potentials.function import Function
-from twistlm.rng import Rng
-from twistlm.twisted import TwistedLM
-from twistlm.types import DecoderState, Prompts, Twist
+from twistlm.sampling import smc
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.twists.base import Twist
 
 
 class RunningSum:

@@ -12,7 +12,7 @@ from suite.options import Batch, Options, Sizes
 from suite.record import Curve, Record, Row
 from suite.tasks import Bench, Task
 from suite.timing import Timing, alternate
-from twistlm.progress import bar
+from twistlm.core.progress import bar
 
 MODEL = "gpt2"
 # Timed as a whole and apart from attention.

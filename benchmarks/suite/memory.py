@@ -16,8 +16,8 @@ from suite.options import Batch, Options
 from suite.record import Record, Row
 from suite.tasks import Bench
 from suite.times import HEADS
-from twistlm.progress import bar
-from twistlm.registry import available
+from twistlm.core.progress import bar
+from twistlm.core.registry import available
 
 TWISTS = (*HEADS, "backbone")
 SHORT = (
@@ -36,8 +36,8 @@ QUICK_CASES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 IMPORTS = [
     "torch", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
-    "transformers.generation.utils", "twistlm.certificate", "twistlm.models.huggingface", "twistlm.training",
-    "twistlm.experiments",
+    "transformers.generation.utils", "twistlm.certificates.certify", "twistlm.models.huggingface",
+    "twistlm.training.trainer", "twistlm.runs.experiments",
 ]  # fmt: skip
 # The first growth is the allocator's own; from here on nothing may be added.
 SETTLED = 50

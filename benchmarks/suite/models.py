@@ -15,12 +15,12 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from twistlm.bundled import folder
+from twistlm.core.registry import lookup
+from twistlm.core.rng import Rng
+from twistlm.models.bundled import folder
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.models.packaged import packaged_model, without_progress_bars
-from twistlm.registry import lookup
-from twistlm.rng import Rng
-from twistlm.types import Twist
+from twistlm.twists.base import Twist
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROMPT_LENGTH = 8

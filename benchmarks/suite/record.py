@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from twistlm.storage import save_json
+from twistlm.core.storage import save_json
 
 FORMAT = 3
 

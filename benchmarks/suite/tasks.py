@@ -22,22 +22,24 @@ from torch import Tensor
 from suite.machine import MB, release
 from suite.models import build, prompt_of, spread_twist
 from suite.options import Batch
-from twistlm import smc
-from twistlm.certificate import certify
-from twistlm.estimates import Estimate
-from twistlm.exact import collect
-from twistlm.experiments import get_preset
-from twistlm.losses import objective
+from twistlm.certificates.certify import certify
+from twistlm.certificates.subject import Subject
+from twistlm.core.estimates import Estimate
+from twistlm.core.rng import Rng
+from twistlm.models.base import Prompts
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.potentials.base import BasePotential
-from twistlm.proposals import base
-from twistlm.rng import Rng
-from twistlm.sources import Setting
-from twistlm.subject import Subject
-from twistlm.training import Trainer
-from twistlm.twisted import TwistedLM
-from twistlm.twists.link import probability
-from twistlm.types import Prompts, SMCResult, Twist
+from twistlm.runs.experiments import get_preset
+from twistlm.sampling import smc
+from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.particles import SMCResult
+from twistlm.sampling.proposals import base
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.training.losses import objective
+from twistlm.training.sources import Setting
+from twistlm.training.trainer import Trainer
+from twistlm.twists.base import Twist
+from twistlm.twists.sigmoid import probability
 
 # Runs of IWAE and of SMC in a certificate.
 RUNS = 4

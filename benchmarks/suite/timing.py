@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from suite.tasks import Task
-from twistlm.progress import bar
+from twistlm.core.progress import bar
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twistlm import potentials
-    from twistlm.api import Run, RunConfig, train
-    from twistlm.certificate import Certificate
-    from twistlm.certifying import certify
-    from twistlm.rare_events import Probability, probability
-    from twistlm.target import Target
-    from twistlm.training import TrainingConfig
+    from twistlm import potentials, types
+    from twistlm.certificates.certificate import Certificate
+    from twistlm.certificates.rare_events import Probability, probability
+    from twistlm.runs.certify import certify
+    from twistlm.runs.config import RunConfig
+    from twistlm.runs.run import Run
+    from twistlm.runs.train import train
+    from twistlm.sampling.target import Target
+    from twistlm.training import losses
+    from twistlm.training.config import TrainingConfig
 
 __all__ = [
     "Certificate",
@@ -29,28 +32,31 @@ __all__ = [
     "Target",
     "TrainingConfig",
     "certify",
+    "losses",
     "potentials",
     "probability",
     "train",
+    "types",
 ]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Run": "twistlm.api",
-    "RunConfig": "twistlm.api",
-    "Target": "twistlm.target",
-    "train": "twistlm.api",
-    "Certificate": "twistlm.certificate",
-    "certify": "twistlm.certifying",
-    "Probability": "twistlm.rare_events",
-    "probability": "twistlm.rare_events",
-    "TrainingConfig": "twistlm.training",
+    "Run": "twistlm.runs.run",
+    "RunConfig": "twistlm.runs.config",
+    "Target": "twistlm.sampling.target",
+    "train": "twistlm.runs.train",
+    "Certificate": "twistlm.certificates.certificate",
+    "certify": "twistlm.runs.certify",
+    "Probability": "twistlm.certificates.rare_events",
+    "probability": "twistlm.certificates.rare_events",
+    "TrainingConfig": "twistlm.training.config",
 }
+_MODULES = {"potentials": "twistlm.potentials", "losses": "twistlm.training.losses", "types": "twistlm.types"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "potentials":
-        return importlib.import_module("twistlm.potentials")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'twistlm' has no attribute {name!r}")

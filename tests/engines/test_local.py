@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from twistlm.engines import Failure, local
-from twistlm.errors import TrainingError
+from twistlm.core.errors import TrainingError
+from twistlm.runs.engines import Failure, local
 
 
 def work(task: str) -> None:

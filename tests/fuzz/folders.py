@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from fuzz.harness import SECONDS, limit
 from twistlm.cli import main
-from twistlm.errors import TwistError
+from twistlm.core.errors import TwistError
 from twistlm.report.page import save_page
 from twistlm.report.record import read_all
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from cases import Case
-from twistlm import smc
-from twistlm.divergences import proposal_samples
-from twistlm.errors import ConfigError
-from twistlm.losses import objective
-from twistlm.models.tabular import TabularHead
-from twistlm.proposals import Proposal, base, twist_induced
-from twistlm.registry import available, lookup
-from twistlm.rng import Rng
-from twistlm.scoring import score
-from twistlm.sources import Batch, independent
-from twistlm.twisted import TwistedLM
-from twistlm.types import Samples
+from twistlm.core.errors import ConfigError
+from twistlm.core.registry import available, lookup
+from twistlm.core.rng import Rng
+from twistlm.sampling import smc
+from twistlm.sampling.proposals import Proposal, base, twist_induced
+from twistlm.sampling.sampler import proposal_samples
+from twistlm.sampling.samples import Samples
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.training.losses import objective
+from twistlm.training.scoring import score
+from twistlm.training.sources import Batch, independent
+from twistlm.twists.tabular import TabularHead
 
 LOSSES = list(available("loss"))
 # These learn σ(s_1:t) / p₀(s_1:t), the optimal twist divided by Z.

@@ -7,13 +7,13 @@ import torch
 
 from architectures import CONFIGS, Words, tiny_lm, tiny_model
 from cases import TablePotential
-from twistlm import smc
-from twistlm.errors import ModelError
+from twistlm.core.errors import ModelError
+from twistlm.core.rng import Rng
 from twistlm.models.huggingface import HuggingFaceLM, load
-from twistlm.proposals import base
-from twistlm.rng import Rng
+from twistlm.sampling import smc
+from twistlm.sampling.proposals import base
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean
-from twistlm.twisted import TwistedLM
 
 reference = functools.cache(tiny_model)
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([9]), torch.tensor([4, 3, 2, 1, 8]), torch.tensor([5, 6, 7])]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from architectures import CONFIGS, tiny_model
-from twistlm.linear import PackedProduct, packable
-from twistlm.models.inference import PackedLinear, for_inference
+from twistlm.core.kernels.linear import PackedProduct, packable
+from twistlm.models.packing import PackedLinear, for_inference
 
 TOKENS = torch.randint(1, 200, (3, 7), generator=torch.Generator().manual_seed(0))
 

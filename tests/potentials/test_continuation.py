@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from twistlm.errors import ConfigError, PotentialError, PromptError
+from twistlm.core.errors import ConfigError, PotentialError, PromptError
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Continuation, evaluate
 

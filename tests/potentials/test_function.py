@@ -3,12 +3,13 @@ import math
 import pytest
 import torch
 
-from twistlm import exact, smc
-from twistlm.errors import ConfigError, PotentialError
+from twistlm.core.errors import ConfigError, PotentialError
+from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Threshold, evaluate
-from twistlm.rng import Rng
-from twistlm.twisted import TwistedLM
+from twistlm.sampling import smc
+from twistlm.sampling.exact import collect as exact
+from twistlm.sampling.twisted import TwistedLM
 
 
 def test_log_potential_potential_and_single_text_agree(lm, batch) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from twistlm.errors import ConfigError, ModelError
+from twistlm.core.errors import ConfigError, ModelError
 from twistlm.potentials import Jigsaw, Threshold, _bilstm, evaluate, jigsaw
 from twistlm.potentials._bilstm import LABELS, WordTokenizer, packaged_folder
 

@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from twistlm.errors import ConfigError
+from twistlm.core.errors import ConfigError
 from twistlm.potentials import Contains, Regex, evaluate
 
 HIT, MISS = 0.0, -math.inf

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError
+from twistlm.core.errors import ConfigError
+from twistlm.core.registry import available
 from twistlm.potentials import (
     BasePotential,
     Classes,
@@ -22,7 +23,6 @@ from twistlm.potentials import (
     from_spec,
     spec,
 )
-from twistlm.registry import available
 
 TRUSTED = (f"{__name__}:shout", "no.such:thing", "math:nothing")
 

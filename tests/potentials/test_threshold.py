@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError, PotentialError
+from twistlm.core.errors import ConfigError, PotentialError
+from twistlm.models.base import Prompts
 from twistlm.potentials import Function, TextPotential, Threshold, evaluate
-from twistlm.types import Prompts
 
 PHI = {"hi dog": 0.25, "hi cat": 0.75}
 

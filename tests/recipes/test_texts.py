@@ -5,7 +5,7 @@ import pytest
 from cleaning import clean, fault, key
 from topics import OPENINGS, topic
 from trigram import Trigram
-from twistlm.rng import Rng
+from twistlm.core.rng import Rng
 
 GOOD = (
     "Once upon a time, there was a dog. It was sad and sat by the door. A girl came and gave it a bone. "

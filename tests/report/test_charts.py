@@ -10,14 +10,15 @@ import torch
 
 from cases import Case
 from test_bounds import exact_of
-from twistlm import smc
-from twistlm.certificate import Certificate, certify
-from twistlm.diagnostics import Diagnostics
-from twistlm.estimates import Estimate
+from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.certify import certify
+from twistlm.certificates.subject import Subject
+from twistlm.core.estimates import Estimate
+from twistlm.core.rng import Rng
 from twistlm.report import charts
 from twistlm.report.plots import save_charts
-from twistlm.rng import Rng
-from twistlm.subject import Subject
+from twistlm.sampling import smc
+from twistlm.sampling.diagnostics import Diagnostics
 
 
 def certified(case: Case) -> Certificate:

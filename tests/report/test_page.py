@@ -11,17 +11,18 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Locator, Page, Request, sync_playwright
 
-from twistlm import Run, Target, smc, train
+from twistlm import Run, Target, train
+from twistlm.certificates.verdict import verdict
 from twistlm.cli import main
 from twistlm.cli.sample import MOST_BASE
-from twistlm.diagnostics import Diagnostics
-from twistlm.experiments import get_preset
+from twistlm.core.rng import Rng
 from twistlm.potentials import Function
 from twistlm.report.page import page_data, save_page
 from twistlm.report.record import Record, read_all
-from twistlm.resampling import multinomial
-from twistlm.rng import Rng
-from twistlm.verdict import verdict
+from twistlm.runs.experiments import get_preset
+from twistlm.sampling import smc
+from twistlm.sampling.diagnostics import Diagnostics
+from twistlm.sampling.resampling import multinomial
 
 HOSTILE = '<script>window.hacked = 1</script> & <img src=x onerror="window.hacked = 2"> </script><b>bold</b>'
 # A name that a folder may have; plotly would read the last part as markup.

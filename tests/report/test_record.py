@@ -10,7 +10,7 @@ from architectures import tiny_lm
 from test_certifying import CONFIG, tiny_target
 from twistlm import train
 from twistlm.cli import main
-from twistlm.errors import RunError
+from twistlm.core.errors import RunError
 from twistlm.report.record import Record, read_all
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from architectures import VOCAB, tiny_lm
-from twistlm import entries
-from twistlm.models.tabular import TabularHead
-from twistlm.registry import available, lookup
-from twistlm.rng import Rng
-from twistlm.twisted import TwistedLM
-from twistlm.types import Samples, Siblings
+from twistlm.core.kernels import entries
+from twistlm.core.registry import available, lookup
+from twistlm.core.rng import Rng
+from twistlm.sampling.samples import Samples, Siblings
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.twists.tabular import TabularHead
 
 REPEATS = 30
 

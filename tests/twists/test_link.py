@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from cases import Case
-from twistlm.errors import ConfigError
-from twistlm.models.tabular import TabularHead
+from twistlm.core.errors import ConfigError
+from twistlm.core.rng import Rng
 from twistlm.potentials import Function
-from twistlm.rng import Rng
-from twistlm.target import Target
-from twistlm.twisted import TwistedLM
-from twistlm.twists.link import probability
+from twistlm.sampling.target import Target
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.twists.sigmoid import probability
+from twistlm.twists.tabular import TabularHead
 
 
 def test_it_starts_as_one_half_everywhere_which_is_the_base_model(case: Case) -> None:

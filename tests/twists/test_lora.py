@@ -9,14 +9,14 @@ from torch import Tensor
 
 from architectures import CONFIGS, tiny_lm
 from cases import TablePotential
-from twistlm import smc
-from twistlm.errors import ConfigError
+from twistlm.core.errors import ConfigError
+from twistlm.core.registry import lookup
+from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
-from twistlm.registry import lookup
-from twistlm.rng import Rng
-from twistlm.twisted import TwistedLM
+from twistlm.sampling import smc
+from twistlm.sampling.samples import Samples
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.twists.lora import lora
-from twistlm.types import Samples
 
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([9])]
 
@@ -132,7 +132,7 @@ def test_frozen_weights_are_the_base_models_own(architecture: str, monkeypatch: 
 
     assert any(borrowed(built(architecture)))
     # As on a GPU, where nothing is packed.
-    monkeypatch.setattr("twistlm.models.inference.packable", lambda weight: False)
+    monkeypatch.setattr("twistlm.models.packing.packable", lambda weight: False)
     model = built(architecture)
     assert all(borrowed(model))
     samples = drawn(moved(model))

@@ -5,14 +5,15 @@ import torch
 
 from architectures import VOCAB, tiny_lm
 from cases import TablePotential
-from twistlm import normaliser, smc
-from twistlm.errors import ConfigError
+from twistlm.core.errors import ConfigError
+from twistlm.core.kernels import normaliser
+from twistlm.core.registry import available, lookup
+from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
-from twistlm.registry import available, lookup
-from twistlm.rng import Rng
-from twistlm.twisted import TwistedLM
-from twistlm.twists.link import probability
-from twistlm.types import Twist
+from twistlm.sampling import smc
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.twists.base import Twist
+from twistlm.twists.sigmoid import probability
 
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([9])]
 # Those that read conditions are tested with their targets (test_conditional.py).
@@ -101,7 +102,7 @@ def test_chunked_gradient_equals_unchunked(name: str, monkeypatch: pytest.Monkey
         return torch.cat([p.grad.flatten() for p in model.twist.module.parameters()])
 
     whole = gradient()
-    monkeypatch.setattr("twistlm.twisted.VOCABULARY_CHUNK", 7 * VOCAB)
+    monkeypatch.setattr("twistlm.sampling.twisted.VOCABULARY_CHUNK", 7 * VOCAB)
     torch.testing.assert_close(gradient(), whole, rtol=1e-3, atol=1e-4)
 
 
@@ -109,7 +110,7 @@ def test_chunked_gradient_equals_unchunked(name: str, monkeypatch: pytest.Monkey
 def test_draws_in_parts_have_the_densities_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = perturbed(name)
     with monkeypatch.context() as patch:
-        patch.setattr("twistlm.twisted.VOCABULARY_CHUNK", 5 * VOCAB)
+        patch.setattr("twistlm.sampling.twisted.VOCABULARY_CHUNK", 5 * VOCAB)
         result = drawn(model, num_particles=9, ess_threshold=1.0)
     samples = smc.to_samples(result, PROMPTS, model)
     whole = model.densities(samples, lookup("proposal", "twist_induced").value)

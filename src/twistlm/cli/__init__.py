@@ -32,8 +32,8 @@ from twistlm.cli.sweep import sweep
 from twistlm.cli.table import table
 from twistlm.cli.train import train
 from twistlm.cli.validation import validated
-from twistlm.errors import ConfigError, StorageError, TwistError
-from twistlm.terminal import hush, outlets
+from twistlm.core.errors import ConfigError, StorageError, TwistError
+from twistlm.core.terminal import hush, outlets
 
 Command = Callable[..., None]
 

@@ -21,7 +21,7 @@ from twistlm.cli.options import (
     TrustFunction,
     refuse_existing,
 )
-from twistlm.errors import ConfigError
+from twistlm.core.errors import ConfigError
 
 
 def certify(
@@ -60,14 +60,14 @@ def certify(
     lower bounds and one-sided statements are made.
     """
 
-    from twistlm import certifying
-    from twistlm.api import Run
-    from twistlm.certificate import Effort
-    from twistlm.experiments import get_preset
+    from twistlm.certificates.certify import Effort
+    from twistlm.certificates.verdict import verdict
+    from twistlm.core.storage import save_json
+    from twistlm.core.terminal import console
     from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines
-    from twistlm.storage import save_json
-    from twistlm.terminal import console
-    from twistlm.verdict import verdict
+    from twistlm.runs import certify as certifying
+    from twistlm.runs.experiments import get_preset
+    from twistlm.runs.run import Run
 
     refuse_existing(out)
     is_run = (Path(target) / "config.json").exists()

@@ -32,10 +32,10 @@ def collect(
     Draws from the base model and accepts each with probability φ / sup φ. All draws are kept: weighted by φ they are
     training data.
     """
-    from twistlm.errors import RunError
-    from twistlm.experiments import get_preset
-    from twistlm.folders import writing_file
-    from twistlm.rng import Rng
+    from twistlm.core.errors import RunError
+    from twistlm.core.folders import writing_file
+    from twistlm.core.rng import Rng
+    from twistlm.runs.experiments import get_preset
 
     policy = if_exists(resume, overwrite)
     if out.exists() and policy == "refuse":

@@ -25,8 +25,8 @@ def demo(
     a minute and a half with SmolLM2-135M. Leaves certificate.json, samples.jsonl and diagnostics.json in the run
     folder, and report.html, which shows it all, with the charts beside it.
     """
-    from twistlm.demo import demo as run_demo
-    from twistlm.experiments import get_preset
+    from twistlm.cli.jobs.demo import demo as run_demo
+    from twistlm.runs.experiments import get_preset
 
     experiment = {"stories": "toxicity", "smollm2": "toxicity-smollm2"}[model]
     run_demo(get_preset(experiment, preset), out, seed, if_exists(resume, overwrite))

@@ -29,11 +29,11 @@ def evaluate(
     of: there this one goes to evaluations/ itself. `twistlm report` shows them all.
     """
 
-    from twistlm import evaluations
-    from twistlm.api import Run
+    from twistlm.certificates.verdict import verdict
+    from twistlm.core.terminal import console
     from twistlm.report.tables import bounds_table, certificate_table, print_lines
-    from twistlm.terminal import console
-    from twistlm.verdict import verdict
+    from twistlm.runs import evaluations
+    from twistlm.runs.run import Run
 
     opened = Run.load(run, trust_functions=trust_function)
     proposes = None if proposal_run is None else Run.load(proposal_run, trust_functions=trust_function)

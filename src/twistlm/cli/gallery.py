@@ -24,9 +24,9 @@ def gallery(
     these runs are judged by the lower bound on log Z alone.
     """
 
-    from twistlm.gallery import gallery as hang
-    from twistlm.gallery import show
-    from twistlm.terminal import console
+    from twistlm.cli.jobs.gallery import gallery as hang
+    from twistlm.cli.jobs.gallery import show
+    from twistlm.core.terminal import console
 
     pictures = hang(
         experiment, preset, out, method=method, num_samples=num_samples, seed=seed, exists=if_exists(resume, overwrite)

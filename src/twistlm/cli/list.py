@@ -5,15 +5,15 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from twistlm.cli.options import Text
-from twistlm.errors import ConfigError
+from twistlm.core.errors import ConfigError
 
 
 def list_(kind: Annotated[Positional[Text], arg(help="Only parts of this kind, or 'all'.")] = "all") -> None:
     """What there is to choose from: models, classifiers, potentials, twists, losses, sources, experiments and more."""
     from rich.table import Table
 
-    from twistlm.registry import HOMES, available
-    from twistlm.terminal import console
+    from twistlm.core.registry import HOMES, available
+    from twistlm.core.terminal import console
 
     if kind != "all" and kind not in HOMES:
         raise ConfigError(f"unknown kind {kind!r}; choose one of: all, {', '.join(HOMES)}")

@@ -10,7 +10,7 @@ from annotated_types import Interval
 from pydantic import AfterValidator
 from tyro.conf import Positional, UseAppendAction, arg
 
-from twistlm.errors import ConfigError, RunError, StorageError
+from twistlm.core.errors import ConfigError, RunError, StorageError
 
 # --- What values may be (`twistlm.cli.validation` holds them against this) -----------------------------------
 

@@ -19,8 +19,8 @@ def plot(
     particles) and resampling (never, when ESS halves, at every step); and in the first one's folder frontier (expected
     log φ / β against KL to the prior, which wants sweeps with several --beta).
     """
-    from twistlm.pooling import read
     from twistlm.report.sweep_plots import plot_frontier, plot_sweep
+    from twistlm.runs.sweeps.pooled import read
 
     pooled = [read(path) for path in some(sweeps)]
     for path, each in zip(sweeps, pooled, strict=True):

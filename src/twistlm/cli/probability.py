@@ -7,7 +7,7 @@ from annotated_types import MinLen
 from tyro.conf import Positional, arg
 
 from twistlm.cli.options import Count, FilePath, Positive, Seed, Text, given, refuse_existing
-from twistlm.errors import ConfigError
+from twistlm.core.errors import ConfigError
 
 
 def probability(
@@ -48,12 +48,12 @@ def probability(
     twistlm probability "Once upon a time, there was a" --classifier toxicity --label toxic --thresholds 0.5 0.9
     """
 
-    from twistlm import rare_events
+    from twistlm.certificates import rare_events
+    from twistlm.core.storage import save_json
+    from twistlm.core.terminal import console
     from twistlm.potentials import from_spec
     from twistlm.report.tables import probability_table
-    from twistlm.storage import save_json
-    from twistlm.target import Target
-    from twistlm.terminal import console
+    from twistlm.sampling.target import Target
 
     refuse_existing(out)
     wanted = given(classifier=classifier, regex=regex, function=function)

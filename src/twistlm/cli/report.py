@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from twistlm.cli.options import AnyPath, FilePath, check_writable
-from twistlm.errors import ConfigError, RunError
+from twistlm.core.errors import ConfigError, RunError
 
 
 def report(

@@ -43,10 +43,10 @@ def sample(
     from rich.table import Table
     from rich.text import Text
 
-    from twistlm.api import Run
-    from twistlm.diagnostics import findings
+    from twistlm.core.terminal import console
     from twistlm.report.tables import print_lines
-    from twistlm.terminal import console
+    from twistlm.runs.run import Run
+    from twistlm.sampling.diagnostics import findings
 
     opened = Run.load(run, trust_functions=trust_function)
     found = opened.sample(

@@ -40,7 +40,7 @@ def sweep(
     METHOD/seed-K/ (a run folder each, with certificate.json) and failures.json (if any). `twistlm table` and
     `twistlm plot` read it, at any time.
     """
-    from twistlm import grid
+    from twistlm.runs.sweeps import sweep as grid
 
     request = grid.Request(
         experiment, preset, options.given, grid.parse_methods(methods), seeds, num_updates, learning_rate, source

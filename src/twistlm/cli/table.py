@@ -17,10 +17,10 @@ def table(
     which all runs share. Prints the table and leaves table.md, table.csv and table.tex in the first sweep's folder.
     """
 
-    from twistlm.pooling import read
+    from twistlm.core.storage import save_text
+    from twistlm.core.terminal import console
     from twistlm.report import sweep_tables
-    from twistlm.storage import save_text
-    from twistlm.terminal import console
+    from twistlm.runs.sweeps.pooled import read
 
     pooled = [read(path) for path in some(sweeps)]
     writers = {"markdown": sweep_tables.markdown, "csv": sweep_tables.as_csv, "latex": sweep_tables.latex}

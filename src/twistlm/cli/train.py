@@ -58,9 +58,9 @@ def train(
     Base draws are collected first; they train the twist, judge it (held out) and evaluate it (never seen). The best
     twist by the held-out criterion is kept. Killed at any moment, it continues with --resume.
     """
-    from twistlm import api
-    from twistlm.experiments import get_preset
-    from twistlm.sources import training_sources
+    from twistlm.runs.experiments import get_preset
+    from twistlm.runs.train import train as learn
+    from twistlm.training.sources import training_sources
 
     chosen = get_preset(experiment, preset, **options.given)
     changes = given(learning_rate=learning_rate, weight_decay=weight_decay)
@@ -69,7 +69,7 @@ def train(
     config = chosen.config(method)
     if num_draws is not None:
         config = replace(config, num_draws=num_draws)
-    run = api.train(
+    run = learn(
         chosen.target(), config=config, twist=twist, num_particles=num_particles, num_updates=num_updates, seed=seed,
         out=out, exists=if_exists(resume, overwrite), draws=draws, **changes,
     )  # fmt: skip

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from twistlm.errors import ConfigError
+from twistlm.core.errors import ConfigError
 
 # Characters of a value that a message quotes.
 QUOTED = 80

@@ -1,1 +1,1 @@
-"""Language models: anything that implements `twistlm.types.BaseLM`."""
+"""Language models: anything that implements `twistlm.models.base.BaseLM`."""

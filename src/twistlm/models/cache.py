@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from twistlm.threads import together
+from twistlm.core.kernels.threads import together
 
 # Numbers to read above which one query's attention is worth a second thread.
 TOGETHER = 2**20

@@ -18,16 +18,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache, DynamicCache
 
-from twistlm.errors import ModelError
-from twistlm.linear import PackedProduct
+from twistlm.core.errors import ModelError
+from twistlm.core.kernels.linear import PackedProduct
+from twistlm.core.kernels.threads import alone
+from twistlm.core.registry import available
 from twistlm.models.attention import attending, can_attend
+from twistlm.models.base import DecoderState, Prompts
 from twistlm.models.cache import GrowingLayer, PrefixLayer
-from twistlm.models.inference import for_inference, sharing_copy
 from twistlm.models.local import safely, usable_device
 from twistlm.models.packaged import without_progress_bars
-from twistlm.registry import available
-from twistlm.threads import alone
-from twistlm.types import DecoderState, Prompts
+from twistlm.models.packing import for_inference, sharing_copy
 
 DTYPES: dict[str, Any] = {
     "auto": "auto",
@@ -263,7 +263,7 @@ class HuggingFaceLM(HuggingFaceDecoder):
         self._check_architecture(model)
 
     def identified_by(self) -> Any:
-        """What makes it this very model: weights, tokenizer, precision. See `twistlm.identity`."""
+        """What makes it this very model: weights, tokenizer, precision. See `twistlm.core.identity`."""
         # A sharing copy has ordinary layers for packed ones.
         return [sharing_copy(self.module), self.output.weight, self.output.bias, self.tokenizer, str(self.dtype)]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from twistlm.errors import ConfigError, ModelError
-from twistlm.identity import Files, UnidentifiableError
-from twistlm.registry import available
+from twistlm.core.errors import ConfigError, ModelError
+from twistlm.core.identity import Files, UnidentifiableError
+from twistlm.core.registry import available
 
 
 def is_folder(name: str) -> bool:

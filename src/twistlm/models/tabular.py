@@ -8,12 +8,10 @@ A decoder's features are node numbers, so the same `TwistedLM` runs on it as on 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from twistlm import normaliser
-from twistlm.entries import entries
-from twistlm.errors import ModelError
-from twistlm.types import DecoderState, Prompts, Twist
+from twistlm.core.errors import ModelError
+from twistlm.models.base import DecoderState, Prompts
 
 
 def num_nodes(vocab_size: int, depth: int) -> int:
@@ -79,36 +77,3 @@ class TabularLM:
         for token in prompt:
             node = node * self.vocab_size + token + 1
         return node
-
-
-class TabularHead(nn.Module):
-    """log ψ(prefix, v) as a table with one parameter each: the twist without any approximation error."""
-
-    def __init__(self, log_psi: Tensor) -> None:
-        super().__init__()
-        self.table = nn.Parameter(log_psi)
-        self.shrinkage: Tensor
-        self.register_buffer("shrinkage", torch.ones((), dtype=log_psi.dtype))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Rows of the table [..., V]."""
-        return self.shrinkage * entries(self.table, features)
-
-    def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """Entries of the table [...]."""
-        return self.shrinkage * entries(self.table.flatten(), features * self.table.shape[1] + tokens)
-
-    def start_at(self, log_psi: float) -> None:
-        """Every entry is raised by this."""
-        with torch.no_grad():
-            self.table.add_(log_psi)
-
-    def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
-        """log Σ_v p₀ψ [n]."""
-        return normaliser.of_head(self, features, logits, rows)
-
-    @staticmethod
-    def twist(log_psi: Tensor) -> Twist:
-        """A twist whose table is `log_psi` [prefixes, V]."""
-        head = TabularHead(log_psi)
-        return Twist(head, head)

@@ -14,9 +14,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError, PotentialError, TwistError, UpperBoundError
-from twistlm.registry import register
-from twistlm.types import BaseLM, ConditionalPotential, Potential, Prompts
+from twistlm.core.errors import ConfigError, PotentialError, TwistError, UpperBoundError
+from twistlm.core.registry import register
+from twistlm.models.base import BaseLM, Prompts
+from twistlm.potentials.protocol import ConditionalPotential, Potential
 
 # Relative slack of the upper-bound check: a log-probability computed in float32 may end slightly above 0.
 BOUND_TOLERANCE = 1e-5
@@ -60,7 +61,7 @@ class BasePotential(Potential, ABC):
         """log φ [B] of B prompts followed by tokens [B, T], in nats; call it through `evaluate`."""
 
     def identified_by(self) -> Any:
-        """What makes it this very potential, besides its class: see `twistlm.identity`.
+        """What makes it this very potential, besides its class: see `twistlm.core.identity`.
 
         Its arguments, or whatever it holds if it is no dataclass. One that reads weights by their name adds them.
         """

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError
+from twistlm.core.errors import ConfigError
+from twistlm.core.registry import register
+from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BasePotential, evaluate
 from twistlm.potentials.classifier import Classifier, of_classifier
-from twistlm.registry import register
-from twistlm.types import BaseLM, Prompts
 
 
 @register("potential", "classes")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from twistlm.errors import ConfigError, ModelError
+from twistlm.core.errors import ConfigError, ModelError
+from twistlm.core.registry import available, register
+from twistlm.models.base import BaseLM, Prompts
 from twistlm.models.local import contents
 from twistlm.potentials.base import TextPotential, check_beta
-from twistlm.registry import available, register
-from twistlm.types import BaseLM, Prompts
 
 # What transformers calls the label of a single logit that nobody has named.
 UNNAMED = "LABEL_0"
@@ -168,9 +168,9 @@ def _load(name: str, device: str | None) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from twistlm.models.inference import for_inference
     from twistlm.models.local import safely, usable_device
     from twistlm.models.packaged import without_progress_bars
+    from twistlm.models.packing import for_inference
 
     bundled = available("classifier")
     source: str | Path = bundled[name].value() if name in bundled else name

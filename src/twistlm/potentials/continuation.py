@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError, PotentialError, PromptError
+from twistlm.core.errors import ConfigError, PotentialError, PromptError
+from twistlm.core.registry import register
+from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BasePotential
-from twistlm.registry import register
-from twistlm.types import BaseLM, Prompts
 
 
 @register("potential", "continuation")

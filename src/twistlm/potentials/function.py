@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError, PotentialError
+from twistlm.core.errors import ConfigError, PotentialError
+from twistlm.core.registry import register
+from twistlm.models.base import Prompts
 from twistlm.potentials.base import TextPotential
-from twistlm.registry import register
-from twistlm.types import Prompts
 
 logger = logging.getLogger("twistlm")
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError, PotentialError
+from twistlm.core.errors import ConfigError, PotentialError
+from twistlm.core.registry import register
+from twistlm.models.base import Prompts
 from twistlm.potentials.base import BasePotential
 from twistlm.potentials.continuation import check_length, log_p_after, without_start
-from twistlm.registry import register
-from twistlm.types import Prompts
 
 
 @register("potential", "infilling")

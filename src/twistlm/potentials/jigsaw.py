@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError
-from twistlm.identity import Files
+from twistlm.core.errors import ConfigError
+from twistlm.core.identity import Files
+from twistlm.core.registry import register
+from twistlm.models.base import Prompts
 from twistlm.potentials._bilstm import LABELS, BiLSTM, WordTokenizer, packaged_folder
 from twistlm.potentials.base import TextPotential, check_beta
-from twistlm.registry import register
-from twistlm.types import Prompts
 
 WEIGHTS, TOKENIZER = "model.weights.h5", "tokenizer.pickle"
 

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from twistlm.errors import ConfigError
+from twistlm.core.errors import ConfigError
+from twistlm.core.registry import register
 from twistlm.potentials.base import TextPotential, check_eps, indicator, set_indicator_bounds
-from twistlm.registry import register
 
 
 @register("potential", "regex")

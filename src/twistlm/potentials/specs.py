@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
-from twistlm.errors import ConfigError
-from twistlm.registry import available, lookup
-from twistlm.types import Potential
+from twistlm.core.errors import ConfigError
+from twistlm.core.registry import available, lookup
+from twistlm.potentials.protocol import Potential
 
 
 def spec(potential: Potential) -> dict[str, Any]:

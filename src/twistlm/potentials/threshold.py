@@ -6,10 +6,11 @@ from typing import Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-from twistlm.errors import ConfigError, PotentialError
+from twistlm.core.errors import ConfigError, PotentialError
+from twistlm.core.registry import register
+from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BasePotential, check_eps, check_reachable, evaluate, indicator, set_indicator_bounds
-from twistlm.registry import register
-from twistlm.types import BaseLM, Potential, Prompts
+from twistlm.potentials.protocol import Potential
 
 
 @runtime_checkable

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from twistlm.certificate import Certificate
-from twistlm.diagnostics import Diagnostics, Genealogy
-from twistlm.estimates import Estimate, difference
-from twistlm.logmath import log_mean_exp
+from twistlm.certificates.certificate import Certificate
+from twistlm.core.estimates import Estimate, difference
+from twistlm.core.logmath import log_mean_exp
+from twistlm.sampling.diagnostics import Diagnostics, Genealogy
 
 NUM_BINS = 40
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twistlm.certificate import Certificate
-from twistlm.diagnostics import Diagnostics
-from twistlm.errors import RunError
-from twistlm.evaluations import Evaluation, during, others
-from twistlm.runs import RunFolder
-from twistlm.storage import as_type, digest, load_json, shortened
-from twistlm.target import TargetFields
+from twistlm.certificates.certificate import Certificate
+from twistlm.core.errors import RunError
+from twistlm.core.storage import as_type, digest, load_json, shortened
+from twistlm.runs.evaluations import Evaluation, during, others
+from twistlm.runs.folder import RunFolder
+from twistlm.sampling.diagnostics import Diagnostics
+from twistlm.sampling.target import TargetFields
 
 BASE, TWISTED = "base model p₀", "twisted SMC"
 

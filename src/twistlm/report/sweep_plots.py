@@ -7,10 +7,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from twistlm.estimates import Estimate
-from twistlm.pooling import Pooled
+from twistlm.core.estimates import Estimate
 from twistlm.report.style import look, save
 from twistlm.report.sweep_tables import title
+from twistlm.runs.sweeps.pooled import Pooled
 
 # What bands and bars contain.
 CONTENTS = "mean over seeds; 95 % of scatter and of what all runs share (exact samples, log Z)"

@@ -9,10 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from twistlm.bounds import main_bounds
-from twistlm.estimates import Estimate
-from twistlm.estimates import plain as number
-from twistlm.pooling import Pooled, Row
+from twistlm.certificates.bounds import main_bounds
+from twistlm.core.estimates import Estimate
+from twistlm.core.estimates import plain as number
+from twistlm.runs.sweeps.pooled import Pooled, Row
 
 HEADINGS = ("method", "KL(q‖σ)", "KL(σ‖q)", "E_q[log φ]", "KL(q‖p₀)", "seconds", "seeds")
 LATEX_HEADINGS = (

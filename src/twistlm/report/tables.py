@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from twistlm.certificate import Certificate
-from twistlm.estimates import Estimate, plain
-from twistlm.rare_events import Probability, plain_tokens
+from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.rare_events import Probability, plain_tokens
+from twistlm.core.estimates import Estimate, plain
 
 
 def certificate_table(certificates: Mapping[str, Certificate]) -> Table:

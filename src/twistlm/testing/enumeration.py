@@ -6,10 +6,13 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from twistlm.models.tabular import TabularHead, TabularLM
-from twistlm.proposals import Proposal, twist_induced
-from twistlm.twisted import TwistedLM
-from twistlm.types import Potential, Samples, Twist
+from twistlm.models.tabular import TabularLM
+from twistlm.potentials.protocol import Potential
+from twistlm.sampling.proposals import Proposal, twist_induced
+from twistlm.sampling.samples import Samples
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.twists.base import Twist
+from twistlm.twists.tabular import TabularHead
 
 
 @dataclass(frozen=True)

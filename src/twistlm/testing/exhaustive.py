@@ -7,8 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from twistlm.categorical import CategoricalTable
-from twistlm.rng import Rng
+from twistlm.core.kernels.categorical import CategoricalTable
+from twistlm.core.rng import Rng
 
 T = TypeVar("T")
 

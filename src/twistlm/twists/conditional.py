@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from twistlm.errors import ConfigError
-from twistlm.registry import register
+from twistlm.core.errors import ConfigError
+from twistlm.core.registry import register
+from twistlm.models.base import BaseLM, Decoder
 from twistlm.twists.backbone import fine_tuned
+from twistlm.twists.base import Twist
 from twistlm.twists.head import VocabularyHead, _layers, _twist, _unembedding, _zero_output
-from twistlm.types import BaseLM, Decoder, Twist
 
 
 @register("twist", "conditional", needs_conditions=True)

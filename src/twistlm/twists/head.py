@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twistlm import normaliser
-from twistlm.entries import entries
-from twistlm.errors import ConfigError
-from twistlm.linear import PackedProduct
-from twistlm.registry import register
-from twistlm.types import BaseLM, Twist
+from twistlm.core.errors import ConfigError
+from twistlm.core.kernels import normaliser
+from twistlm.core.kernels.entries import entries
+from twistlm.core.kernels.linear import PackedProduct
+from twistlm.core.registry import register
+from twistlm.models.base import BaseLM
+from twistlm.twists.base import Twist
 
 
 class VocabularyHead(nn.Module):

@@ -18,10 +18,11 @@ from typing import Any
 
 from torch import nn
 
-from twistlm.errors import ConfigError
-from twistlm.registry import register
+from twistlm.core.errors import ConfigError
+from twistlm.core.registry import register
+from twistlm.models.base import BaseLM, Decoder
+from twistlm.twists.base import Twist
 from twistlm.twists.head import VocabularyHead, head_of_its_own
-from twistlm.types import BaseLM, Decoder, Twist
 
 
 class Adapted(nn.Module):

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from twistlm import normaliser
-from twistlm.entries import entries
-from twistlm.errors import ConfigError
-from twistlm.linear import PackedProduct
-from twistlm.registry import register
-from twistlm.types import BaseLM, Twist
+from twistlm.core.errors import ConfigError
+from twistlm.core.kernels import normaliser
+from twistlm.core.kernels.entries import entries
+from twistlm.core.kernels.linear import PackedProduct
+from twistlm.core.registry import register
+from twistlm.models.base import BaseLM
+from twistlm.twists.base import Twist
 
 
 class LowRankHead(nn.Module):

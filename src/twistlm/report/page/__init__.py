@@ -13,16 +13,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from twistlm.diagnostics import findings
-from twistlm.evaluations import Evaluation
+from twistlm.certificates.verdict import verdict
+from twistlm.core.storage import save_text
 from twistlm.report.charts import Chart, bounds, curves, divergences, smc_charts
 from twistlm.report.plots import save_charts
 from twistlm.report.record import Record
 from twistlm.report.style import COLOURS
 from twistlm.report.tables import certificate_rows
-from twistlm.runs import versions
-from twistlm.storage import save_text
-from twistlm.verdict import verdict
+from twistlm.runs.evaluations import Evaluation
+from twistlm.runs.folder import versions
+from twistlm.sampling.diagnostics import findings
 
 # Three digits after the point: a thousandth of a nat is below every interval that is shown.
 DIGITS = 3

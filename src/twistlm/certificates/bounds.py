@@ -1,0 +1,172 @@
+"""Lower and upper bounds on log Z, by importance sampling (IWAE) and by SMC.
+
+Lower: E[log Ẑ] ≤ log Z by Jensen, with Ẑ from N proposal samples without resampling (Burda et al. 2016) or from SMC.
+Upper: the same with one exact target sample among the N, kept throughout (Zhao et al. 2024, section 4; the SMC form
+is conditional SMC, for which E[log Ẑ] ≥ log Z because E[1/Ẑ] = 1/Z). Both tighten as N grows; the gap between them
+also bounds the symmetrised KL between SMC's samples and the target.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from twistlm.core.errors import ConfigError, ExactSamplesError
+from twistlm.core.estimates import Estimate, mean
+from twistlm.core.logmath import log_mean_exp
+from twistlm.core.rng import Rng
+from twistlm.potentials.protocol import Potential
+from twistlm.sampling import smc
+from twistlm.sampling.exact.collection import ExactSamples
+from twistlm.sampling.proposals import Proposal, twist_induced
+from twistlm.sampling.ranges import Ranges
+from twistlm.sampling.resampling import Resampler, systematic
+from twistlm.sampling.twisted import TwistedLM
+
+METHODS = ("iwae", "smc")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A sandwich of log Z at one number of particles; `upper` is None without exact samples.
+
+    `lowers` and `uppers` are each run's own values [runs], where they are known. If targets differ, run r is given the
+    condition of the r-th exact sample, and the sandwich is of the mean of log Z over conditions. An upper
+    bound that is infinite (q is 0 where an exact sample lies) gives way to the bound of φ, which is one of log Z.
+    """
+
+    method: str
+    num_particles: int
+    lower: Estimate
+    upper: Estimate | None
+    lowers: Tensor | None = field(default=None, repr=False, compare=False)
+    uppers: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @staticmethod
+    def of(method: str, num_particles: int, lowers: Tensor, uppers: Tensor | None, ranges: Ranges) -> "Bounds":
+        """From the log Ẑ of independent runs [runs], those of the upper bound with an exact sample each."""
+        upper = None
+        if uppers is not None and uppers.numel():
+            upper = mean(uppers, low=ranges.ratio_low, high=ranges.ratio_high)
+            if math.isinf(upper.value) and ranges.high is not None:
+                upper = Estimate(ranges.high, -math.inf, ranges.high, upper.n)
+        lower = mean(lowers, low=ranges.ratio_low, high=ranges.ratio_high)
+        return Bounds(method, num_particles, lower, upper, lowers, uppers)
+
+    @property
+    def gap(self) -> float | None:
+        """upper − lower; None where one of them is missing or infinite."""
+        gap = math.inf if self.upper is None else self.upper.value - self.lower.value
+        return gap if math.isfinite(gap) else None
+
+
+def log_Z_bounds(
+    rng: Rng,
+    model: TwistedLM,
+    potential: Potential,
+    *,
+    prompt: Tensor,
+    num_steps: int,
+    num_particles: int,
+    num_runs: int,
+    method: str = "smc",
+    exact: ExactSamples | None = None,
+    proposal: Proposal = twist_induced,
+    resampler: Resampler = systematic,
+    ess_threshold: float = 0.5,
+    max_batch: int = 512,
+) -> Bounds:
+    """Both bounds, each the mean over independent runs with its interval.
+
+    Args:
+        rng: source of randomness.
+        model: base model and twist.
+        potential: φ, bound to the model.
+        prompt: the prompt's tokens.
+        num_steps: T.
+        num_particles: N.
+        num_runs: independent runs per bound; the upper bound uses a different exact sample in each.
+        method: "iwae" (never resample) or "smc".
+        exact: exact target samples for the upper bound; None gives the lower bound alone.
+        proposal: q_t.
+        resampler: scheme for "smc".
+        ess_threshold: for "smc".
+        max_batch: sequences in memory at a time; part of what a seed reproduces.
+
+    Raises:
+        ConfigError: unknown method or num_runs < 1.
+        ExactSamplesError: fewer exact samples than runs.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if num_runs < 1:
+        raise ConfigError(f"num_runs must be at least 1, not {num_runs}")
+    if exact is not None and len(exact) < num_runs:
+        raise ExactSamplesError(
+            f"{num_runs} runs of the upper bound need as many exact samples, and there are {len(exact)}; collect more "
+            "or use fewer runs"
+        )
+    threshold = ess_threshold if method == "smc" else 0.0
+    group = max(1, max_batch // num_particles)
+    given = None if exact is None else exact.samples.conditions
+
+    def estimates(side: str) -> Tensor:
+        values = []
+        for at in range(0, num_runs, group):
+            count = min(group, num_runs - at)
+            retained = exact.samples.tokens[at : at + count] if exact is not None and side == "upper" else None
+            result = smc.run(
+                rng.fork(method, side, num_particles, at), model, potential, prompts=[prompt] * count,
+                num_particles=num_particles, num_steps=num_steps, proposal=proposal, resampler=resampler,
+                ess_threshold=threshold, retained=retained,
+                conditions=None if given is None else given[at : at + count],
+            )  # fmt: skip
+            values.append(result.log_Z_hat)
+        return torch.cat(values)
+
+    lower = estimates("lower")
+    upper = estimates("upper") if exact is not None else None
+    return Bounds.of(method, num_particles, lower, upper, Ranges.of(potential, model.twist is None))
+
+
+def iwae_from_ratios(drawn: Tensor, exact: Tensor | None, num_particles: int, ranges: Ranges | None = None) -> Bounds:
+    """IWAE bounds from log ratios that are there already, in disjoint groups.
+
+    Args:
+        drawn: log p₀φ/q of independent proposal samples [n].
+        exact: the same of independent exact samples [m], drawn apart from those; None for the lower bound alone.
+        num_particles: N; each lower bound takes N of the drawn, each upper bound N − 1 and one exact.
+        ranges: what is known of them by definition.
+
+    Raises:
+        ConfigError: there are not enough for one group.
+    """
+    runs = drawn.numel() // num_particles
+    if runs < 1:
+        raise ConfigError(f"IWAE with {num_particles} particles needs as many samples, not {drawn.numel()}")
+    lower = log_mean_exp(drawn[: runs * num_particles].view(runs, num_particles))
+    upper = None
+    if exact is not None:
+        others = num_particles - 1
+        runs = exact.numel() if others == 0 else min(exact.numel(), drawn.numel() // others)
+        if runs >= 1:
+            rest = drawn[: runs * others].view(runs, others)
+            upper = log_mean_exp(torch.cat([exact[:runs].view(runs, 1), rest], -1))
+    # Made from draws that serve elsewhere too: they are no runs of their own.
+    return replace(Bounds.of("iwae", num_particles, lower, upper, ranges or Ranges()), lowers=None, uppers=None)
+
+
+def main_bounds(bounds: Sequence[Bounds]) -> Bounds:
+    """The bounds that count: at the largest N, those of the method with the narrower interval.
+
+    Taking the best of all lower and of all upper bounds would select their errors too, until they cross.
+    """
+    largest = max(b.num_particles for b in bounds)
+    return min((b for b in bounds if b.num_particles == largest), key=width)
+
+
+def width(bounds: Bounds) -> float:
+    """From the least that the lower bound may be to the most that the upper one may."""
+    return (bounds.lower.high if bounds.upper is None else bounds.upper.high) - bounds.lower.low

@@ -1,0 +1,132 @@
+"""A certificate: what is known about a sampler and its target, every number with its interval."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twistlm.certificates.bounds import Bounds, main_bounds, width
+from twistlm.certificates.divergences import Divergences
+from twistlm.core.estimates import Estimate
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Bounds on log Z and divergences of one sampler.
+
+    Attributes:
+        bounds: sandwiches by method and number of particles.
+        divergences: KLs, with the log Z they used and where it came from.
+        log_Z_source: where the value of log Z comes from (`log_Z.Source`); its interval is by all evidence.
+        ess_fraction: effective sample size of importance sampling with the proposal, per sample; None where each sample
+            has a target of its own.
+        num_sequences: sequences drawn from the proposal or by SMC to make this.
+        seconds: wall-clock time.
+        num_tokens: tokens of those sequences, each a call of the model.
+        stopped: where a gap was asked for: "gap" if the sandwich is that tight, else "budget"; "" where none was.
+        acceptance: share of base draws that rejection accepts, the mean of φ / sup φ; None if none were collected.
+        alarm: what cannot be true at once, so that log Z and both KLs to the target are withheld; "" if nothing is.
+    """
+
+    bounds: tuple[Bounds, ...]
+    divergences: Divergences
+    log_Z_source: str
+    ess_fraction: float | None
+    num_sequences: int
+    seconds: float
+    num_tokens: int = 0
+    stopped: str = ""
+    acceptance: Estimate | None = None
+    alarm: str = ""
+
+    @property
+    def smc_symmetrised_kl(self) -> float | None:
+        """A bound on KL(q‖σ) + KL(σ‖q) of one sample of SMC with the most particles: the gap of its sandwich.
+
+        In expectation (Zhao et al. 2024, section 4); with both bounds' errors. None without SMC or exact samples, and
+        where the sandwich is infinitely wide.
+        """
+        found = [b for b in self.bounds if b.method == "smc" and b.upper is not None]
+        widest = width(max(found, key=lambda b: b.num_particles)) if found else math.inf
+        return widest if math.isfinite(widest) else None
+
+    @property
+    def log_Z_lower(self) -> Estimate:
+        """The lower bound that counts (`twistlm.certificates.bounds.main_bounds`)."""
+        return main_bounds(self.bounds).lower
+
+    @property
+    def log_Z_upper(self) -> Estimate | None:
+        """The upper bound that counts; None without exact samples."""
+        return main_bounds(self.bounds).upper
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, each estimate with its interval."""
+        found = self.divergences
+        return {
+            "log_Z_lower": self.log_Z_lower.as_dict(),
+            "log_Z_upper": _optional(self.log_Z_upper),
+            "log_Z": found.log_Z.as_dict(),
+            "log_Z_source": self.log_Z_source,
+            "f": found.f.as_dict(),
+            "g": _optional(found.g),
+            "kl_q_target": found.kl_q_target.as_dict(),
+            "kl_target_q": _optional(found.kl_target_q),
+            "kl_q_prior": found.kl_q_prior.as_dict(),
+            "log_phi": found.log_phi.as_dict(),
+            "phi": found.phi.as_dict(),
+            "ess_fraction": self.ess_fraction,
+            "bounds": [
+                {
+                    "method": b.method,
+                    "num_particles": b.num_particles,
+                    "lower": b.lower.as_dict(),
+                    "upper": _optional(b.upper),
+                }
+                for b in self.bounds
+            ],
+            "smc_symmetrised_kl": self.smc_symmetrised_kl,
+            "num_sequences": self.num_sequences,
+            "num_tokens": self.num_tokens,
+            "stopped": self.stopped,
+            "acceptance": _optional(self.acceptance),
+            "alarm": self.alarm,
+            "seconds": self.seconds,
+        }
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> "Certificate":
+        """The inverse of `as_dict`."""
+
+        def estimate(name: str) -> Estimate:
+            return Estimate.from_dict(fields[name])
+
+        bounds = tuple(
+            Bounds(
+                b["method"],
+                b["num_particles"],
+                Estimate.from_dict(b["lower"]),
+                None if b["upper"] is None else Estimate.from_dict(b["upper"]),
+            )
+            for b in fields["bounds"]
+        )
+        found = Divergences(
+            kl_q_target=estimate("kl_q_target"),
+            kl_target_q=None if fields["kl_target_q"] is None else estimate("kl_target_q"),
+            kl_q_prior=estimate("kl_q_prior"),
+            log_phi=estimate("log_phi"),
+            phi=estimate("phi"),
+            log_Z=estimate("log_Z"),
+            f=estimate("f"),
+            g=None if fields["g"] is None else estimate("g"),
+        )
+        accepted = fields.get("acceptance")
+        return Certificate(
+            bounds, found, fields["log_Z_source"], fields["ess_fraction"], fields["num_sequences"], fields["seconds"],
+            fields.get("num_tokens", 0), fields.get("stopped", ""),
+            None if accepted is None else Estimate.from_dict(accepted), fields.get("alarm", ""),
+        )  # fmt: skip
+
+
+def _optional(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else estimate.as_dict()

@@ -1,0 +1,123 @@
+"""How far a sampler is from the target, in both directions.
+
+With r(s) = log p₀(s) φ(s) − log q(s): F = E_q[r] and G = E_σ[r], so that
+
+    KL(q‖σ) = log Z − F,    KL(σ‖q) = G − log Z
+
+(Zhao et al. 2024, section 5). F needs only samples of q; G needs exact samples of σ. An estimate of either KL carries
+the log Z that it used (`twistlm.certificates.log_Z`), whose interval counts in its own.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from twistlm.core.estimates import CONFIDENCE, Estimate, difference, exactly, log_of_mean, mean
+from twistlm.sampling.ranges import Ranges
+from twistlm.sampling.sampler import log_ratios
+from twistlm.sampling.samples import Samples
+
+# Fewer exact samples than this do not limit KL(σ‖q) from above, unless the weights have a bound.
+MIN_EXACT = 20
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """KLs between q and σ with 95 % intervals, in nats.
+
+    Attributes:
+        kl_q_target: KL(q‖σ); sees what q does that σ would not.
+        kl_target_q: KL(σ‖q); sees what q misses. None without exact samples.
+        kl_q_prior: KL(q‖p₀).
+        log_phi: E_q[log φ].
+        phi: E_q[φ].
+        log_Z: the log Z that both used.
+        f: F = E_q[log p₀φ − log q], a lower bound on log Z.
+        g: G = E_σ[log p₀φ − log q], an upper bound on it. None without exact samples.
+    """
+
+    kl_q_target: Estimate
+    kl_target_q: Estimate | None
+    kl_q_prior: Estimate
+    log_phi: Estimate
+    phi: Estimate
+    log_Z: Estimate
+    f: Estimate
+    g: Estimate | None
+
+
+def divergences(
+    drawn: Samples,
+    exact_ratios: Tensor | None,
+    log_Z: Estimate,
+    ranges: Ranges | None = None,
+) -> Divergences:
+    """Both KLs of a proposal.
+
+    What was never drawn is limited by what is known. Under q the mean of exp r is Z, so that r is hardly above
+    log Z + log n anywhere that n draws can miss; under σ the mean of exp −r is 1/Z. From the other side r has the
+    bounds of φ where q = p₀; else what was never seen is taken to be no worse than the worst that was, which for
+    KL(σ‖q) fewer than `MIN_EXACT` exact samples cannot say.
+
+    Args:
+        drawn: independent samples of the proposal (`proposal_samples`).
+        exact_ratios: `exact_log_ratios` of exact samples that took no part in training; None leaves KL(σ‖q) out.
+        log_Z: reference with its interval.
+        ranges: what is known of φ and of r by definition.
+    """
+    known = ranges or Ranges()
+    f, g = sides(drawn, exact_ratios, log_Z, known)
+    prior = (drawn.log_q - drawn.log_p).sum(-1)
+    return Divergences(
+        kl_q_target=difference(log_Z, f).as_divergence,
+        kl_target_q=None if g is None else difference(g, log_Z).as_divergence,
+        kl_q_prior=exactly(0.0, len(drawn)) if known.is_base else mean(prior).as_divergence,
+        log_phi=mean(drawn.log_phi, low=known.low, high=known.high),
+        phi=phi(drawn.log_phi, known),
+        log_Z=log_Z,
+        f=f,
+        g=g,
+    )
+
+
+def withheld(found: Divergences) -> Divergences:
+    """The same without a statement about log Z or either KL to the target: nothing limits them."""
+
+    def unknown(estimate: Estimate) -> Estimate:
+        return Estimate(estimate.value, -math.inf, math.inf, estimate.n)
+
+    missed = None if found.kl_target_q is None else unknown(found.kl_target_q)
+    return replace(found, log_Z=unknown(found.log_Z), kl_q_target=unknown(found.kl_q_target), kl_target_q=missed)
+
+
+def sides(
+    drawn: Samples, exact_ratios: Tensor | None, log_Z: Estimate, ranges: Ranges, level: float = CONFIDENCE
+) -> tuple[Estimate, Estimate | None]:
+    """F, and G where there are exact samples; arguments as for `divergences`."""
+    above = [log_Z.high + math.log(len(drawn)), math.inf if ranges.ratio_high is None else ranges.ratio_high]
+    most = min(above) if math.isfinite(min(above)) else None
+    f = mean(log_ratios(drawn), low=_least_ratio(drawn, ranges), high=most, level=level)
+    if exact_ratios is None:
+        return f, None
+    g = mean(exact_ratios, high=ranges.ratio_high, least=MIN_EXACT, level=level)
+    # The share of σ that m exact samples may have missed bears no r below log Z + log share.
+    unseen = 1.0 - ((1.0 - level) / 2) ** (1.0 / exact_ratios.numel())
+    least = max(log_Z.low + math.log(unseen), -math.inf if ranges.ratio_low is None else ranges.ratio_low)
+    return f, replace(g, low=max(g.low, mean(exact_ratios, low=least, level=level).low))
+
+
+def _least_ratio(drawn: Samples, ranges: Ranges) -> float | None:
+    """What r is not below: φ's bound, with the least p₀/q that was seen."""
+    if ranges.is_base or ranges.low is None:
+        return ranges.ratio_low
+    return ranges.low + float((drawn.log_p - drawn.log_q).sum(-1).min())
+
+
+def phi(log_phi: Tensor, ranges: Ranges) -> Estimate:
+    """E_q[φ] from log φ of independent samples [n]."""
+    low = -math.inf if ranges.low is None else ranges.low
+    if ranges.high is not None:
+        return mean(log_phi.exp(), low=math.exp(low), high=math.exp(ranges.high))
+    found = log_of_mean(log_phi, low=low)
+    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n)

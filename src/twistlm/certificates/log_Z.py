@@ -1,0 +1,165 @@
+"""What log Z is: one decision for certificates, runs and sweeps, from all the evidence that there is.
+
+A witness brings independent estimates Ẑ ≥ 0 with E[Ẑ] = Z: φ of base draws, weights p₀φ/q of the proposal's samples,
+runs of SMC. What their mean is at least limits Z from below, whatever the weights may be; what it is at most limits Z
+from above if they have a bound, as φ has. With an exact sample among its particles E[1/Ẑ] = 1/Z holds instead (Zhao et
+al. 2024, section 4), so that what the mean of 1/Ẑ is at least limits Z from above without any bound. Either side takes
+the best of its limits, each at a level that leaves all of them together the stated one.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from twistlm.core.estimates import ALARM, CONFIDENCE, Estimate, plain
+from twistlm.core.limits import Array, log_lower_limit, log_upper_limit
+from twistlm.core.logmath import log_mean_exp
+
+
+class Source(StrEnum):
+    """Where a log Z comes from."""
+
+    DRAWS = "base draws"
+    WEIGHTS = "importance weights"
+    SMC = "SMC"
+    CONDITIONS = "main sandwich, mean over conditions"
+    BELOW = "lower bound only"
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Evidence of log Z from one source.
+
+    Attributes:
+        source: its name.
+        below: log of independent estimates with mean Z [n].
+        above: log of independent estimates the mean of whose inverse is 1/Z [m]; None without exact samples.
+        most: log of what no estimate in `below` can exceed; None if that is not known.
+    """
+
+    source: Source
+    below: Tensor
+    above: Tensor | None = None
+    most: float | None = None
+
+    @property
+    def value(self) -> float:
+        """log of the mean of its estimates."""
+        return float(log_mean_exp(self.below.flatten()))
+
+    @property
+    def ways(self) -> int:
+        """How many limits from above there are."""
+        return (self.most is not None) + (self.above is not None)
+
+    def lower(self, tail: float) -> float:
+        """What log Z is below with probability `tail` at most."""
+        return log_lower_limit(_numbers(self.below), tail)
+
+    def uppers(self, tail: float) -> list[float]:
+        """What log Z is above with probability `tail` at most, by each way that there is."""
+        found = []
+        if self.most is not None:
+            found.append(log_upper_limit(_numbers(self.below), max(self.most, float(self.below.max())), tail))
+        if self.above is not None:
+            found.append(-log_lower_limit(-_numbers(self.above), tail))
+        return found
+
+
+def _numbers(values: Tensor) -> Array:
+    return values.double().flatten().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """log Z with its interval, where its value comes from, and what contradicts it ("" if nothing does)."""
+
+    log_Z: Estimate
+    source: Source
+    alarm: str = ""
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Every witness's own limits at one level."""
+
+    witnesses: Sequence[Witness]
+    lows: list[float]
+    highs: list[float]
+
+    @staticmethod
+    def of(witnesses: Sequence[Witness], level: float) -> "_Limits":
+        tail = (1.0 - level) / 2
+        ways = sum(each.ways for each in witnesses)
+        return _Limits(
+            witnesses,
+            [each.lower(tail / len(witnesses)) for each in witnesses],
+            [min(each.uppers(tail / max(1, ways)), default=math.inf) for each in witnesses],
+        )
+
+    @property
+    def low(self) -> float:
+        return max(self.lows)
+
+    @property
+    def high(self) -> float:
+        return min(self.highs)
+
+    @property
+    def sharpest(self) -> Witness:
+        """Whose own mean its lower limit is nearest to: not every witness has a limit from above."""
+        away = [
+            each.value - low if math.isfinite(low) else math.inf
+            for each, low in zip(self.witnesses, self.lows, strict=True)
+        ]
+        return self.witnesses[away.index(min(away))]
+
+    def contradiction(self) -> str:
+        """Which two witnesses exclude each other."""
+        low, high = self.lows.index(self.low), self.highs.index(self.high)
+        return (
+            f"{self.witnesses[low].source} say that log Z is at least {plain(self.low)}, and "
+            f"{self.witnesses[high].source} that it is at most {plain(self.high)}"
+        )
+
+
+def decide(
+    witnesses: Sequence[Witness], least: float | None = None, most: float | None = None, level: float = CONFIDENCE
+) -> Decision:
+    """log Z by all witnesses, between what it can be at least and at most (None if that is not known).
+
+    Limits that cross at the stated level are taken at `estimates.ALARM` instead; if they cross there too, one of the
+    sources is not what it is said to be, and the decision says so.
+    """
+    found, alarm = _Limits.of(witnesses, level), ""
+    if found.low > found.high:
+        found = _Limits.of(witnesses, ALARM)
+        if found.low > found.high:
+            alarm = found.contradiction()
+    best = found.sharpest
+    low, high = sorted((found.low, found.high))
+    log_Z = Estimate(best.value, low, high, best.below.numel()).clipped(low, high)
+    log_Z = log_Z.clipped(-math.inf if least is None else least, math.inf if most is None else most)
+    return Decision(log_Z, Source.BELOW if math.isinf(high) else best.source, alarm)
+
+
+def of_draws(log_phi: Tensor, most: float | None) -> Witness:
+    """φ of base draws [n], which has the bound exp(most)."""
+    return Witness(Source.DRAWS, log_phi, None, most)
+
+
+def of_weights(drawn: Tensor, exact: Tensor | None, most: float | None) -> Witness:
+    """log p₀φ/q of the proposal's samples [n] and of exact ones [m]; `most` bounds the former if q = p₀.
+
+    Every exact sample is joined by an equal share of the proposal's.
+    """
+    above = None
+    if exact is not None and exact.numel():
+        others = drawn.numel() // exact.numel()
+        rest = drawn[: others * exact.numel()].view(exact.numel(), others)
+        above = log_mean_exp(torch.cat([exact.view(-1, 1), rest], 1))
+    return Witness(Source.WEIGHTS, drawn, above, most)

@@ -1,0 +1,1 @@
+"""What the commands with more than a call to make do."""

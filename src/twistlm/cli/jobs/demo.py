@@ -1,0 +1,94 @@
+"""The main job from end to end on real weights: collect, train, certify before and after, show."""
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.certify import improvement
+from twistlm.certificates.verdict import verdict
+from twistlm.core.estimates import Estimate
+from twistlm.core.terminal import console
+from twistlm.report.page import save_report
+from twistlm.report.record import BASE, TWISTED, Record
+from twistlm.report.tables import bounds_table, certificate_table, print_lines, samples_table
+from twistlm.runs import evaluations
+from twistlm.runs.experiments import Preset
+from twistlm.runs.run import Run
+from twistlm.runs.texts import TextSamples
+from twistlm.runs.train import train
+
+NUM_SHOWN = 8
+PARTICLES_PER_SAMPLE = 64
+
+
+def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
+    """Run the preset into `out`, print its tables and leave certificate, samples and a report there."""
+    started = time.perf_counter()
+    target = preset.target()
+    print(
+        f"Target: p₀(s) φ(s) with p₀ = {target.model_name}, prompt {target.prompt!r}, {target.num_tokens} new tokens,\n"
+        f"φ = {target.potential}. Twist: {preset.run.twist}; method: {preset.run.training.loss}; seed {seed}."
+    )
+    run = train(target, config=preset.run, seed=seed, out=out, exists=exists)
+    trained = time.perf_counter() - started
+    certificates = {name: run.evaluate(before=name == "before") for name in ("before", "after")}
+    evaluation = run.fold("evaluation")
+    gain = None if evaluation is None else improvement(run.model, evaluation.exact)
+    columns = {
+        BASE: run.base_samples(NUM_SHOWN),
+        f"{TWISTED}, {PARTICLES_PER_SAMPLE} particles": run.sample(NUM_SHOWN, num_particles=PARTICLES_PER_SAMPLE),
+    }
+    cost = {
+        "base_draws": preset.run.num_draws, "seconds_training": round(trained, 1),
+        "seconds_total": round(time.perf_counter() - started, 1), "peak_memory_gib": round(_peak_gib(), 2),
+    }  # fmt: skip
+    more = {"improvement_kl_target_q": None if gain is None else gain.as_dict(), "cost": cost}
+    _save(run, certificates, columns, more)
+    page, _ = save_report([Record.read(out, out.name)], out / "report.html")
+    # Everything is on disk before it is shown.
+    _show(certificates, gain, columns, getattr(target.potential, "beta", 1.0))
+    print(
+        f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything "
+        f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. Results: {out}/\n"
+        f"Report, to be opened in a browser: {page}"
+    )
+    return run
+
+
+def _show(
+    certificates: Mapping[str, Certificate], gain: Estimate | None, columns: Mapping[str, TextSamples], beta: float
+) -> None:
+    screen = console()
+    screen.print(certificate_table(certificates))
+    screen.print(bounds_table(certificates))
+    print_lines(screen, verdict(certificates["after"], certificates["before"]))
+    if gain is not None:
+        print(f"KL(σ‖q) fell by {gain} nats (before − after, on the same {gain.n} exact samples).")
+    # The score is φ, without its power.
+    scores = {
+        name: list(zip(found.texts, (found.log_phi / beta).exp().tolist(), strict=True))
+        for name, found in columns.items()
+    }
+    screen.print(samples_table(scores))
+
+
+def _save(
+    run: Run, certificates: Mapping[str, Certificate], columns: Mapping[str, TextSamples], more: Mapping[str, Any]
+) -> None:
+    folder = run.folder
+    assert folder is not None
+    evaluations.write(folder, certificates, dataclasses.asdict(run.config.evaluation), **more)
+    rows = [{"sampler": sampler, **row} for sampler, found in columns.items() for row in found.rows()]
+    recorded = next((found.diagnostics.as_dict() for found in columns.values() if found.diagnostics is not None), None)
+    folder.save_samples(rows, recorded)
+
+
+def _peak_gib() -> float:
+    """Peak resident memory of this process; the kernel counts kibibytes on Linux and bytes on macOS."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

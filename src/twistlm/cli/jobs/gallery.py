@@ -1,0 +1,131 @@
+"""What the methods write: base draws beside twisted SMC, for the settings that an experiment is best looked at in."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from twistlm.core.errors import RunError
+from twistlm.core.folders import LOCK, OWNER, is_occupied, writing
+from twistlm.core.registry import lookup
+from twistlm.core.sizes import TOKEN_BYTES, check_sizes
+from twistlm.core.storage import save_lines
+from twistlm.potentials.protocol import ConditionalPotential
+from twistlm.report.record import BASE, TWISTED
+from twistlm.report.tables import samples_table
+from twistlm.runs.config import RunConfig
+from twistlm.runs.experiments import get_preset
+from twistlm.runs.folder import RunFolder
+from twistlm.runs.run import Run
+from twistlm.runs.train import train
+from twistlm.sampling.target import Target
+
+PARTICLES_PER_SAMPLE = 64
+PICTURES = "gallery.jsonl"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One target of a gallery: a title, and texts with log φ by sampler."""
+
+    title: str
+    columns: Mapping[str, list[tuple[str, float]]]
+
+
+def gallery(
+    experiment: str, preset: str, out: Path, *, method: str | None = None, num_samples: int = 4, seed: int = 0,
+    exists: str = "refuse",
+) -> list[Picture]:  # fmt: skip
+    """Train on every setting of an experiment's gallery and sample from each: `out` gets the runs and gallery.jsonl.
+
+    Raises:
+        ConfigError: there is no such experiment, preset or method.
+        RunError: a run is there and must not be.
+    """
+    chosen: dict[str, tuple[str, Target, RunConfig]] = {}
+    for options in lookup("experiment", experiment).options["gallery"]:
+        size = get_preset(experiment, preset, **options)
+        # A conservative name: it becomes a folder.
+        name = "-".join(f"{key}-{value}".replace(" ", "-") for key, value in options.items()) or "run"
+        about = ", ".join(f"{key} = {value}" for key, value in options.items()) or experiment
+        chosen[name] = about, size.target(), _simplified(size.config(method), size.target())
+        RunFolder.check(out / name, exists)
+    if exists == "overwrite" and (foreign := _foreign(out)):
+        raise RunError(
+            f"{out} is not a gallery's folder ({foreign} is there), so it is left alone; choose another --out"
+        )
+    # What can be refused is refused before anything is made or replaced.
+    for _, target, _ in chosen.values():
+        check_sizes(TOKEN_BYTES * target.num_tokens * PARTICLES_PER_SAMPLE, num_samples=num_samples)
+        target.check()
+    with writing(out, replace=exists == "overwrite") as draft:
+        pictures: list[Picture] = []
+        policy = "refuse" if exists == "refuse" else "resume"
+        for name, (about, target, config) in chosen.items():
+            run = train(target, config=config, seed=seed, out=draft.path / name, exists=policy)
+            pictures += _pictures(run, about, num_samples, seed)
+        rows = [
+            {"picture": picture.title, "sampler": sampler, "text": text, "log_phi": log_phi}
+            for picture in pictures
+            for sampler, samples in picture.columns.items()
+            for text, log_phi in samples
+        ]
+        save_lines(draft.path / PICTURES, rows)
+    return pictures
+
+
+def _simplified(config: RunConfig, target: Target) -> RunConfig:
+    """Without what a gallery has no use for."""
+    config = replace(config, evaluation=replace(config.evaluation, during_training=False))
+    if isinstance(target.potential, ConditionalPotential):
+        return config
+    # At a high power of φ rejection accepts nothing, whatever it costs.
+    return replace(config, num_draws=0)
+
+
+def _foreign(out: Path) -> str | None:
+    """The name of something in a folder that no gallery has put there; None if there is nothing."""
+    found = list(out.iterdir()) if is_occupied(out) else []
+    return next(
+        (each.name for each in found if not (each.name in (PICTURES, LOCK, OWNER) or RunFolder.is_one(each))), None
+    )
+
+
+def show(pictures: list[Picture], console: Console) -> None:
+    """Every picture as a table."""
+    for picture in pictures:
+        console.print(f"\n{picture.title} (log φ, text after the prompt)", markup=False, highlight=False)
+        console.print(samples_table(picture.columns))
+
+
+def _pictures(run: Run, about: str, num_samples: int, seed: int) -> Iterator[Picture]:
+    for condition in _conditions(run):
+        title = about if condition is None else f"{about}; to be followed by {condition!r}"
+        columns = {
+            BASE: run.base_samples(num_samples, condition=condition, seed=seed),
+            f"{TWISTED}, {PARTICLES_PER_SAMPLE} particles": run.sample(
+                num_samples, num_particles=PARTICLES_PER_SAMPLE, condition=condition, seed=seed
+            ),
+        }
+        yield Picture(
+            title,
+            {name: list(zip(found.texts, found.log_phi.tolist(), strict=True)) for name, found in columns.items()},
+        )
+
+
+def _conditions(run: Run) -> list[str | None]:
+    """Where targets differ: the ends of a few stories that no run has trained on."""
+    bound, evaluation = run.target.bound_potential, run.fold("evaluation")
+    if not isinstance(bound, ConditionalPotential) or evaluation is None:
+        return [None]
+    conditions = evaluation.draws.conditions
+    assert conditions is not None
+    texts = run.target.lm.decode(list(conditions[:32]))
+    # Only text that is encoded as it was drawn can be asked for again.
+    again = [text for text, tokens in zip(texts, conditions, strict=False) if _survives(bound, text, tokens.tolist())]
+    return list(again[:4])
+
+
+def _survives(bound: ConditionalPotential, text: str, tokens: list[int]) -> bool:
+    return bool(bound.condition(text).tolist() == tokens)

@@ -1,0 +1,1 @@
+"""The ground: arithmetic, randomness, estimates with intervals, files, errors. Knows nothing of language models."""

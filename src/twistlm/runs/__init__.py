@@ -1,0 +1,1 @@
+"""Runs, sweeps and experiments, and the folders that keep them."""

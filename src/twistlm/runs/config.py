@@ -1,0 +1,118 @@
+"""Everything that makes a run what it is, beside its target."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from twistlm.core.errors import ConfigError
+from twistlm.core.storage import STRICT, as_type
+from twistlm.runs.folder import RunFolder
+from twistlm.sampling.target import TargetFields
+from twistlm.training.config import TrainingConfig
+
+FOLDS = ("training", "held_out", "evaluation")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a run is certified.
+
+    Attributes:
+        num_particles: N of the sandwiches.
+        num_samples: proposal samples for KL(q‖σ).
+        budget: sequences spent on each bound at each N (at the largest, where targets differ by condition).
+        during_training: certify after 0, 1, 2, 4, 8, … updates as well, for curves: by IWAE, a quarter of the budget.
+    """
+
+    __pydantic_config__ = STRICT
+
+    num_particles: tuple[int, ...] = (4, 16, 64)
+    num_samples: int = 512
+    budget: int = 512
+    during_training: bool = False
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that makes a run what it is, beside its target.
+
+    Attributes:
+        twist: a registered twist.
+        twist_options: its arguments.
+        training: loss, sources, optimiser.
+        num_draws: base draws to collect first: training data, of which those accepted are exact samples. 0 for none.
+        num_exact: stop collecting once so many are accepted; None draws them all.
+        folds: shares of the draws for training, for the held-out criterion and for evaluation.
+        max_held_out: so many draws, chosen by φ, make up the held-out criterion.
+        num_siblings: further draws of every token, kept for training.
+        chunk: base draws at a time.
+        evaluation: how it is certified.
+        seed: of everything random.
+    """
+
+    __pydantic_config__ = STRICT
+
+    twist: str = "low_rank"
+    twist_options: Mapping[str, Any] = field(default_factory=dict)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    num_draws: int = 2048
+    num_exact: int | None = None
+    folds: tuple[float, float, float] = (0.5, 0.15, 0.35)
+    max_held_out: int = 128
+    num_siblings: int = 16
+    chunk: int = 512
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a number is out of range.
+        """
+        if self.num_draws < 0 or self.num_siblings < 0:
+            raise ConfigError(
+                f"num_draws and num_siblings must not be negative, not {self.num_draws} and {self.num_siblings}"
+            )
+        if len(self.folds) != len(FOLDS) or min(self.folds) <= 0 or sum(self.folds) > 1 + 1e-9:
+            raise ConfigError(f"folds must be {len(FOLDS)} positive shares of at most 1 in all, not {self.folds}")
+        if 0 < self.num_draws < 8:
+            raise ConfigError(f"num_draws must be 0 or at least 8, so that every fold has some, not {self.num_draws}")
+
+    @property
+    def trains_on_draws(self) -> bool:
+        """Whether the collected draws are training data too, so that their features are worth keeping."""
+        return self.training.draws_from("draws", "exact")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a run folder says of its run.
+
+    Attributes:
+        format: of the folder.
+        target: None if the potential has no JSON form.
+        run: the settings.
+        versions: of everything that results depend on.
+    """
+
+    __pydantic_config__ = STRICT
+
+    format: int
+    target: TargetFields | None
+    run: RunConfig
+    versions: Mapping[str, str]
+
+    @staticmethod
+    def of(folder: RunFolder) -> "Described":
+        """What a folder says.
+
+        Raises:
+            RunError: it says something else.
+        """
+        return as_type(Described, folder.config, str(folder.path / "config.json"))

@@ -1,0 +1,128 @@
+"""This machine: one task after the other in this process, or several at a time, each in a process of its own.
+
+A process per task, not a pool: what a task took is given back when it ends, and one that is killed for want of memory
+takes no other with it. The processes end with this one, however that ends, so that nothing goes on writing unseen.
+They are forked, where the system can, from a server that has done the imports once (seconds each).
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection, get_context, parent_process, resource_tracker
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from twistlm.core.errors import TwistError
+from twistlm.runs.engines import Failure
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+
+T = TypeVar("T")
+
+
+def run(
+    function: Callable[[T], None], tasks: Sequence[T], jobs: int, preload: Sequence[str] = ()
+) -> Generator[tuple[T, Failure | None], None, None]:
+    """Do every task, `jobs` at a time; yields each as it ends.
+
+    With one job everything happens in this process, and an error that is a bug comes through with its traceback. With
+    more, each process gets an equal share of torch's threads. `preload` names modules that every task imports.
+    """
+    if jobs == 1:
+        for task in tasks:
+            yield task, _attempt(function, task)
+        return
+    context = _context(preload)
+    waiting, threads = list(reversed(tasks)), max(1, torch.get_num_threads() // jobs)
+    running: dict[Any, tuple[ForkServerProcess | SpawnProcess, connection.Connection, T]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                task = waiting.pop()
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(function, task, threads, sender), daemon=True)
+                with _uninterrupted():
+                    process.start()
+                sender.close()
+                running[process.sentinel] = process, receiver, task
+            for sentinel in connection.wait(list(running)):
+                process, receiver, task = running.pop(sentinel)
+                process.join()
+                yield task, _outcome(receiver, process.exitcode)
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+            process.join()
+
+
+def _context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
+    if sys.platform == "win32":
+        return get_context("spawn")
+    # Not plain fork: this process may have threads by now, and the server never has.
+    context = get_context("forkserver")
+    # First, for its start lets through to what is started after it what we hold back (`_uninterrupted`).
+    resource_tracker.ensure_running()
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back from what is started here, and only for a moment from this process.
+
+    It reaches every process of the terminal, and the parent decides. Processes inherit what is held back: the server
+    too, which would otherwise be interrupted in the middle of its imports.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _attempt(function: Callable[[T], None], task: T) -> Failure | None:
+    try:
+        function(task)
+    except TwistError as error:
+        return Failure(type(error).__name__, " ".join(str(error).split()))
+    return None
+
+
+def _work(function: Callable[[T], None], task: T, threads: int, sender: connection.Connection) -> None:
+    """What a process does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Where the parent could not hold it back for this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # Bars of several processes would overwrite each other.
+    os.environ["TWISTLM_PROGRESS"] = "0"
+    torch.set_num_threads(threads)
+    sender.send(_attempt(function, task))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _outcome(receiver: connection.Connection, code: int | None) -> Failure | None:
+    try:
+        outcome: Failure | None = receiver.recv()
+    except EOFError:
+        return Failure(
+            "Killed" if code is not None and code < 0 else "Bug",
+            f"its process ended with exit code {code}: a negative one is a signal (−9 for want of memory: use fewer "
+            "--jobs), otherwise its traceback is above",
+        )
+    return outcome

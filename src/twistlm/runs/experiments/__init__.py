@@ -1,0 +1,81 @@
+"""Experiments: a target with settings that are known to suit it, in sizes called presets. One small file each."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from twistlm.core.errors import ConfigError
+from twistlm.core.registry import lookup, register
+from twistlm.runs.config import RunConfig
+from twistlm.sampling.target import Target
+from twistlm.training.losses import objective
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of an experiment.
+
+    Attributes:
+        about: what it is for, and its cost.
+        target: builds what is sampled from.
+        run: the settings, those of its own method included.
+        methods: for each further method (a loss), the training settings in which it differs, or its `twist` and
+            `twist_options`; a method that is not listed differs by the sources that its roles ask for alone.
+    """
+
+    about: str
+    target: Callable[[], Target]
+    run: RunConfig
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def config(self, method: str | None = None) -> RunConfig:
+        """The settings for a method; None for the preset's own.
+
+        Raises:
+            ConfigError: there is no such loss.
+        """
+        training = self.run.training
+        if method is None or method == training.loss:
+            return self.run
+        changes = {**self._sources(method), **self.methods.get(method, {})}
+        twist = {name: changes.pop(name) for name in ("twist", "twist_options") if name in changes}
+        return replace(self.run, training=replace(training, loss=method, **changes), **twist)
+
+    def _sources(self, method: str) -> dict[str, str]:
+        """Where its samples come from: collected draws if the preset lives on them, else fresh ones as in the paper."""
+        wanted = objective(method)
+        if self.run.training.intermediate_source == "draws" and not wanted.on_policy:
+            return {}
+        from_base = {"base", "labelled"} & set(wanted.roles)
+        return {"intermediate_source": "base" if from_base else "proposal"}
+
+
+Presets = Mapping[str, Preset]
+F = TypeVar("F", bound=Callable[..., Presets])
+
+
+def experiment(name: str, *, gallery: Sequence[Mapping[str, Any]] = ({},)) -> Callable[[F], F]:
+    """Decorator: register a function that returns an experiment's presets; its keywords are the options it takes.
+
+    `gallery`: the options with which it is best looked at (`twistlm gallery`).
+    """
+    return register("experiment", name, gallery=tuple(gallery))
+
+
+def get_preset(name: str, preset: str, **options: Any) -> Preset:
+    """A preset of a registered experiment.
+
+    Raises:
+        ConfigError: there is no such experiment or preset, or the experiment has no such option.
+    """
+    build = lookup("experiment", name).value
+    known = list(inspect.signature(build).parameters)
+    if unknown := sorted(options.keys() - set(known)):
+        raise ConfigError(
+            f"experiment {name!r} has no option {', '.join(unknown)}; it takes {', '.join(known) or 'none'}"
+        )
+    presets: Presets = build(**options)
+    if preset not in presets:
+        raise ConfigError(f"experiment {name!r} has no preset {preset!r}; choose one of: {', '.join(presets)}")
+    return presets[preset]

@@ -1,0 +1,60 @@
+"""What the paper's experiments share: its way of training, its smallest size, its learning rates by method."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from twistlm.runs.config import EvaluationConfig, RunConfig
+from twistlm.training.config import TrainingConfig
+
+# Fresh draws in every update, Adam without decay, no early stop and no shrinkage: methods are to be compared. Base
+# draws serve evaluation; the training fold serves `--source exact`.
+PAPER_LIKE = RunConfig(
+    twist="mlp",
+    training=TrainingConfig(
+        loss="ctl", target_source="proposal", intermediate_source="proposal", num_particles=100, num_updates=64,
+        learning_rate=1e-3, weight_decay=0.0, betas=(0.9, 0.999), evaluate_every=16, patience=None, shrinkages=(),
+    ),
+    folds=(0.4, 0.1, 0.5),
+    num_siblings=0,
+    chunk=2048,
+    evaluation=EvaluationConfig((16, 64), 512, 512, during_training=True),
+)  # fmt: skip
+
+
+# The published size of toxicity and sentiment: 2,048 updates, 2,000 exact samples, 500 particles.
+PAPER = replace(
+    PAPER_LIKE,
+    num_exact=2000,
+    evaluation=EvaluationConfig((500,), 2000, 2000, during_training=True),
+    training=replace(PAPER_LIKE.training, num_updates=2048),
+)
+
+
+def smoke(config: RunConfig, num_draws: int = 2048) -> RunConfig:
+    """The same in seconds: it runs, and learns next to nothing."""
+    return replace(
+        config,
+        num_draws=num_draws,
+        num_exact=None,
+        training=replace(config.training, num_particles=32, num_updates=4, evaluate_every=2),
+        evaluation=EvaluationConfig((2, 4), 32, 16, during_training=True),
+    )
+
+
+def rates(
+    by_method: Mapping[str, float], others: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Each method with its learning rate, besides what `others` says of it."""
+    return {method: {**(others or {}).get(method, {}), "learning_rate": rate} for method, rate in by_method.items()}
+
+
+# Our seventh method: the pool of all draws, and few parameters to fit to them (docs/results.md).
+GKL_ON_THE_POOL = {
+    "target_source": "pool",
+    "intermediate_source": "pool",
+    "twist": "low_rank",
+    "twist_options": {"rank": 8},
+    "learning_rate": 3e-3,
+    "weight_decay": 0.3,
+}

@@ -1,0 +1,256 @@
+"""The sweep folder: one target, every method with every seed, each in a run folder of its own.
+
+    sweep.json                       what was asked, and the versions that did it
+    draws.safetensors                base draws and exact samples, collected once and shared by all runs
+    METHOD/seed-K/                   a run folder (`twistlm.runs.folder`); its done.json says that the run is finished
+    reference.json                   log Z where the target differs by condition, under the best of the runs
+    failures.json                    runs that could not be done, and why; absent if there are none
+    table.md, table.csv, table.tex   what `twistlm table` writes
+    plots/                           what `twistlm plot` writes
+
+Asking the same again continues it; asking anything else of the same folder is refused.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Interval, MinLen, Predicate
+
+from twistlm.core.errors import RunError, TwistError
+from twistlm.core.folders import Draft, is_occupied, writing
+from twistlm.core.storage import as_type, load_json, load_typed, remove_temporary, save_json
+from twistlm.runs.engines import Failure
+from twistlm.runs.folder import RunFolder, versions
+
+FORMAT = 1
+# More is no sweep but a damaged number.
+MOST_SEEDS = 100_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed}"
+
+
+def _is_a_name(method: str) -> bool:
+    return "/" not in method and "\0" not in method and bool(method.strip("."))
+
+
+@dataclass(frozen=True)
+class Format:
+    """Of a sweep's folder."""
+
+    format: int
+
+
+@dataclass(frozen=True)
+class AskedTarget:
+    """What a sweep records of its target."""
+
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 (pydantic's, and no field)
+
+    fingerprint: str
+    beta: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What sweep.json says, as far as it is read without being asked again."""
+
+    experiment: str
+    preset: str
+    options: Mapping[str, Any]
+    # It becomes a folder.
+    methods: Annotated[list[Annotated[str, Predicate(_is_a_name)]], MinLen(1)]
+    seeds: Annotated[int, Interval(ge=1, le=MOST_SEEDS)]
+    target: AskedTarget
+    settings: Mapping[str, Mapping[str, Any]]
+    num_updates: int | None = None
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """A run that could not be done."""
+
+    method: str
+    seed: int
+    error: str
+    message: str
+
+
+class SweepFolder:
+    """One sweep's files. Make it with `writing`, `create` or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def draws(self) -> Path:
+        """Base draws and exact samples of all runs."""
+        return self.path / "draws.safetensors"
+
+    @property
+    def reference(self) -> Path:
+        """log Z where the target differs by condition."""
+        return self.path / "reference.json"
+
+    @property
+    def _failures(self) -> Path:
+        return self.path / "failures.json"
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Refuse early what no sweep may be written to.
+
+        Raises:
+            RunError: something else is there.
+        """
+        if path.is_file() or (is_occupied(path) and not SweepFolder.is_one(path)):
+            raise RunError(f"{path} is not a sweep's folder, so it is left alone; choose another --out")
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether a sweep's folder is there."""
+        return (path / "sweep.json").is_file()
+
+    @staticmethod
+    @contextmanager
+    def writing(path: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> Iterator["SweepFolder"]:
+        """A folder for a sweep, or the one that is there if it was asked the same; nobody else can write to it.
+
+        Args:
+            path: the folder.
+            asked: JSON values; `methods` and `seeds` (their number) among them.
+            overwrite: replace a sweep that is there, once `take_place` is called. If that was killed, the same goes on.
+
+        Raises:
+            RunError: something else is there, a sweep that was asked otherwise, or somebody else is writing to it.
+            StorageError: the system refuses.
+        """
+        SweepFolder.check(path)
+        whole = {"format": FORMAT, **json.loads(json.dumps(asked)), "versions": versions()}
+        with writing(path, replace=overwrite, goes_on=partial(_is_of, whole)) as draft:
+            SweepFolder.check(path)
+            folder = SweepFolder._begun(draft.path, whole)
+            folder._draft = draft
+            remove_temporary(draft.path)
+            yield folder
+            folder.take_place()
+
+    @staticmethod
+    def create(path: Path, asked: Mapping[str, Any]) -> "SweepFolder":
+        """`writing` for one that is not to be held any longer."""
+        with SweepFolder.writing(path, asked) as folder:
+            return folder
+
+    _draft: Draft | None = None
+
+    def take_place(self) -> None:
+        """Replace what was in the place of this folder, if it was made to do that."""
+        if self._draft is not None:
+            self._draft.take_place()
+            self.path = self._draft.path
+            self._draft = None
+
+    @staticmethod
+    def _begun(path: Path, whole: Mapping[str, Any]) -> "SweepFolder":
+        if not SweepFolder.is_one(path):
+            save_json(path / "sweep.json", whole)
+            return SweepFolder(path)
+        folder = SweepFolder.open(path)
+        asked = {name: value for name, value in whole.items() if name != "versions"}
+        if differences := _differences(folder.asked, asked):
+            raise RunError(
+                f"{path} holds a sweep that was asked otherwise: {differences}. Ask the same again to continue it, "
+                "choose another --out, or replace it with --overwrite"
+            )
+        return folder
+
+    @staticmethod
+    def open(path: Path) -> "SweepFolder":
+        """An existing sweep.
+
+        Raises:
+            RunError: it is no sweep's folder, or corrupt, or from another version.
+        """
+        if not (path / "sweep.json").exists():
+            raise RunError(f"{path} is not a sweep's folder (it has no sweep.json); make one with `twistlm sweep`")
+        folder, where = SweepFolder(path), str(path / "sweep.json")
+        found = as_type(Format, folder.asked, where).format
+        if found != FORMAT:
+            raise RunError(
+                f"{path} was written in format {found} and this version reads format {FORMAT}; sweep again with "
+                "--overwrite"
+            )
+        as_type(Asked, folder.asked, where)
+        return folder
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        """What was asked."""
+        asked: dict[str, Any] = load_json(self.path / "sweep.json")
+        return asked
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every run of the grid: all methods with seed 0, then with seed 1, …, so that an early look compares them."""
+        return [Cell(method, seed) for seed in range(self.asked["seeds"]) for method in self.asked["methods"]]
+
+    def run(self, cell: Cell) -> RunFolder:
+        """Where a run is, or will be."""
+        return RunFolder(self.path / cell.method.replace("*", "x") / f"seed-{cell.seed}")
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether a run is done."""
+        return self.run(cell).is_done
+
+    @property
+    def failures(self) -> dict[Cell, Failure]:
+        """Runs that could not be done when the sweep last ran, and are not done since."""
+        rows = load_typed(self._failures, list[FailureRow]) if self._failures.exists() else []
+        found = {Cell(row.method, row.seed): Failure(row.error, row.message) for row in rows}
+        return {cell: failure for cell, failure in found.items() if not self.finished(cell)}
+
+    @failures.setter
+    def failures(self, found: Mapping[Cell, Failure]) -> None:
+        if found:
+            save_json(self._failures, [{**asdict(cell), **asdict(failure)} for cell, failure in found.items()])
+        else:
+            self._failures.unlink(missing_ok=True)
+
+
+def _is_of(asked: Mapping[str, Any], path: Path) -> bool:
+    """Whether a sweep that was asked just this is there."""
+    try:
+        return SweepFolder.open(path).asked == asked
+    except TwistError:
+        return False
+
+
+def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Names and values of what differs; "" if nothing does."""
+    names = [name for name in asked if found.get(name) != asked[name]]
+    # "target" and "settings" follow from the others, unless twistlm itself has changed in between.
+    short = [name for name in names if not isinstance(asked[name], dict) or name == "options"]
+    if short:
+        return "; ".join(f"{name} {_shown(found.get(name))}, now {_shown(asked[name])}" for name in short)
+    return ", ".join(f"another {name}, though it was asked by the same names" for name in names)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    if isinstance(value, dict):
+        return " ".join(f"{name}={each}" for name, each in value.items()) or "none"
+    return "the preset's" if value is None else str(value)

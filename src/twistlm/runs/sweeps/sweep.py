@@ -1,0 +1,226 @@
+"""A sweep: every method with every seed on one experiment, resumable run by run.
+
+Exact samples are collected once and shared: all methods are to be judged by the same.
+Every run is an ordinary run folder, and is finished when it is marked as done.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twistlm.certificates.bounds import main_bounds
+from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundError
+from twistlm.core.rng import Rng
+from twistlm.core.sizes import RECORD_BYTES, check_sizes
+from twistlm.core.storage import save_json
+from twistlm.runs.config import FOLDS, RunConfig
+from twistlm.runs.engines import local
+from twistlm.runs.evaluations import keep
+from twistlm.runs.experiments import Preset, get_preset
+from twistlm.runs.experiments.methods import METHODS, in_order
+from twistlm.runs.run import Run
+from twistlm.runs.sweeps.folder import Cell, SweepFolder
+from twistlm.runs.sweeps.pooled import Pooled
+from twistlm.runs.train import collect, train
+from twistlm.sampling.target import Target
+from twistlm.training.losses import objective
+from twistlm.training.sources import training_sources
+
+logger = logging.getLogger("twistlm")
+
+# When SMC resamples, in each certificate of a run: "after" training as usual, and at every step. IWAE never does.
+CERTIFICATES: dict[str, dict[str, Any]] = {
+    "after": {"ess_threshold": 0.5},
+    "every_step": {"ess_threshold": 1.0, "methods": ("smc",)},
+}
+# A reference takes so many times the particles of a certificate.
+REFERENCE = 2
+# What every run imports, most of it from transformers.
+PRELOAD = ("twistlm.runs.train", "twistlm.models.huggingface")
+# A certificate bounds log Z from above by at least so many exact samples.
+FEWEST_EXACT = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sweep over.
+
+    Attributes:
+        experiment: a registered experiment.
+        preset: its size.
+        options: the experiment's options.
+        methods: registered losses, or weighted sums of them.
+        num_seeds: seeds 0, 1, … of every method.
+        num_updates: at most so many updates; None takes the preset's.
+        learning_rate: of every method; None takes the preset's for each.
+        source: of the target's samples; None takes the preset's.
+    """
+
+    experiment: str
+    preset: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    methods: tuple[str, ...] = METHODS
+    num_seeds: int = 5
+    num_updates: int | None = None
+    learning_rate: float | None = None
+    source: str | None = None
+
+    def chosen(self) -> Preset:
+        """The experiment's preset."""
+        return get_preset(self.experiment, self.preset, **self.options)
+
+    def config(self, method: str) -> RunConfig:
+        """The settings of a method's runs, but for the seed."""
+        config = self.chosen().config(method)
+        given: dict[str, Any] = {"num_updates": self.num_updates, "learning_rate": self.learning_rate}
+        if self.source is not None:
+            given |= training_sources(method, self.source)
+        changes = {name: value for name, value in given.items() if value is not None}
+        return replace(config, training=replace(config.training, **changes))
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Methods as the command line names them: "all", or losses with commas between.
+
+    Raises:
+        ConfigError: there is no such loss, or none is named.
+    """
+    names = in_order(METHODS if text == "all" else [name.replace(" ", "") for name in text.split(",")])
+    for name in names:
+        if not name:
+            raise ConfigError(f"methods {text!r} names an empty one; write 'all', or losses with commas: ctl,ppo")
+        objective(name)
+    return tuple(names)
+
+
+def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False) -> SweepFolder:
+    """Do every run of a sweep that is not done yet; prints a line for each.
+
+    Args:
+        request: what to sweep over.
+        out: the sweep's folder; asking the same again continues it.
+        jobs: so many runs at a time, each in a process of its own with its share of the threads.
+        overwrite: start over.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+        RunError: `out` is something else, or a sweep that was asked otherwise; or some runs failed, the others done.
+    """
+    check_sizes(RECORD_BYTES, seeds=request.num_seeds, jobs=jobs)
+    settings = {method: request.config(method) for method in request.methods}
+    target = request.chosen().target()
+    asked = {
+        "experiment": request.experiment, "preset": request.preset, "options": dict(request.options),
+        "methods": list(request.methods), "seeds": request.num_seeds, "num_updates": request.num_updates,
+        "learning_rate": request.learning_rate, "source": request.source,
+        "target": {"fingerprint": target.fingerprint, "beta": float(getattr(target.potential, "beta", 1.0))},
+        "settings": {method: config.as_dict() for method, config in settings.items()},
+    }  # fmt: skip
+    SweepFolder.check(out)
+    # What can be refused is refused before a folder is made or replaced.
+    target.check()
+    with SweepFolder.writing(out, asked, overwrite=overwrite) as folder:
+        todo = [cell for cell in folder.cells if not folder.finished(cell)]
+        if todo:
+            draws = _collect(folder, target, settings)
+            # Now that the first result is there.
+            folder.take_place()
+            _run(folder, partial(_do, request, folder.path, folder.draws if draws else None), todo, jobs)
+            _refer(request, folder)
+        _report_failures(folder)
+    print(f"all {len(folder.cells)} runs are done: {out}; see `twistlm table {out}` and `twistlm plot {out}`")
+    return folder
+
+
+def _report_failures(folder: SweepFolder) -> None:
+    """Raises RunError if there are any."""
+    if failures := folder.failures:
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for cell, failure in failures.items():
+            reasons.setdefault((cell.method, failure.message), []).append(str(cell.seed))
+        which = "; ".join(f"{method}, seed {' '.join(seeds)}: {why}" for (method, why), seeds in reasons.items())
+        raise RunError(f"{len(failures)} of {len(folder.cells)} runs failed, the others are done. {which}")
+
+
+def _collect(folder: SweepFolder, target: Target, settings: Mapping[str, RunConfig]) -> bool:
+    """Collect the shared draws unless they are there; False where no exact samples can be had."""
+    config = next(iter(settings.values()))
+    if config.num_draws == 0:
+        return False
+    training = any(each.trains_on_draws for each in settings.values())
+    try:
+        found = collect(target, config, Rng(0, ("sweep",)), folder.draws, training=training)
+    except (NoneAcceptedError, UpperBoundError) as error:
+        logger.warning("%s", error)
+        return False
+    accepted = len(found.split(config.folds)[FOLDS.index("evaluation")].exact)
+    print(f"{len(found.exact)} exact samples among {len(found.draws)} draws, {accepted} of them for evaluation")
+    if accepted < FEWEST_EXACT:
+        logger.warning("too few exact samples to evaluate by: lower bounds only, as if there were none")
+        return False
+    return True
+
+
+def _run(folder: SweepFolder, do: Callable[[Cell], None], todo: list[Cell], jobs: int) -> None:
+    total, before = len(folder.cells), len(folder.cells) - len(todo)
+    print(f"{total} runs, {before} of them done already, {jobs} at a time")
+    failures, start = {}, time.monotonic()
+    folder.failures = {}
+    with closing(local.run(do, todo, jobs, PRELOAD)) as outcomes:
+        for done, (cell, failure) in enumerate(outcomes, 1):
+            if failure is not None:
+                failures[cell] = failure
+                folder.failures = failures
+            left = (time.monotonic() - start) / done * (len(todo) - done) / 60
+            how = "done" if failure is None else f"failed: {failure.message}"
+            print(f"{cell}: {how} ({before + done} of {total}, about {left:.0f} min left)", flush=True)
+
+
+def _do(request: Request, path: Path, draws: Path | None, cell: Cell) -> None:
+    """One run of the sweep at `path` from wherever it is to its certificate."""
+    config, folder = request.config(cell.method), SweepFolder(path)
+    with _named(cell):
+        run = train(
+            request.chosen().target(), config=config if draws is not None else replace(config, num_draws=0),
+            seed=cell.seed, out=folder.run(cell).path, exists="resume", draws=draws,
+        )  # fmt: skip
+        # A seed of its own: the scatter over seeds is to include that of evaluation.
+        certificates = {name: run.evaluate(seed=cell.seed, **how) for name, how in CERTIFICATES.items()}
+    made = {name: each.as_dict() for name, each in certificates.items()}
+    keep(folder.run(cell), json.loads(json.dumps(made)))
+    folder.run(cell).save_json("certificate.json", made)
+    folder.run(cell).mark_done()
+
+
+def _refer(request: Request, folder: SweepFolder) -> None:
+    """Bound log Z over all conditions by the best run, if the target differs by condition."""
+    pooled = Pooled(folder)
+    if not pooled.conditional:
+        return
+    cell, sandwich = pooled.best.cell, main_bounds(pooled.best.after.bounds)
+    print(f"bounding log Z over all conditions by the best run ({cell})", flush=True)
+    run = Run.load(folder.run(cell).path, request.chosen().target())
+    particles, conditions = REFERENCE * sandwich.num_particles, run.config.evaluation.num_samples
+    found = run.evaluate(particles, budget=particles * conditions, seed=0, methods=(sandwich.method,))
+    save_json(folder.reference, {"run": str(cell), "certificate": found.as_dict()})
+
+
+@contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+    """Warnings say which run they are about."""
+
+    def name(record: logging.LogRecord) -> bool:
+        record.msg = f"{cell}: {record.msg}"
+        return True
+
+    logger.addFilter(name)
+    try:
+        yield
+    finally:
+        logger.removeFilter(name)

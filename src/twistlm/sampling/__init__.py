@@ -1,0 +1,1 @@
+"""σ ∝ p₀φ and ways to sample it: targets, proposals, resampling, SMC, exact samples."""

@@ -1,0 +1,1 @@
+"""Exact samples of the target: how they are had, kept, and believed."""

@@ -1,0 +1,165 @@
+"""Exact samples and the draws that they come from, and the file that keeps them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from twistlm.core.errors import ConfigError, ExactSamplesError
+from twistlm.core.logmath import ess
+from twistlm.sampling.exact import file as draws_file
+from twistlm.sampling.exact.file import Stream, accepts
+from twistlm.sampling.samples import Samples, Siblings
+
+# How the fingerprint of a target begins that cannot be identified.
+UNIDENTIFIED = "unidentified"
+_MADE_HERE = object()
+
+
+@dataclass(frozen=True)
+class ExactSamples:
+    """Exact, independent samples of one target. `target` is its fingerprint."""
+
+    samples: Samples
+    target: str
+    _proof: object = field(repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Refuse to be built from anything else than `collect` or its file."""
+        if self._proof is not _MADE_HERE:
+            raise ExactSamplesError(
+                "ExactSamples come from Target.collect or from its file; approximate samples would void the upper bound"
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, count: int, at: int = 0) -> "ExactSamples":
+        """`count` samples from position `at`.
+
+        Raises:
+            ExactSamplesError: there are not that many.
+        """
+        if at + count > len(self):
+            raise ExactSamplesError(f"{count} exact samples are needed and {len(self) - at} are left; collect more")
+        return replace(self, samples=self.samples.select(torch.arange(at, at + count)))
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Base draws and which of them were accepted.
+
+    Attributes:
+        draws: n sequences from p₀ (so `log_q == log_p`).
+        accepted: [n].
+        log_upper_bound: log sup φ that acceptance used.
+        target: fingerprint of the target.
+        streams: where the chunks of draws came from (of a part: where those of the whole did).
+        uniforms: what φ / sup φ was compared with [n]; None where every draw is exact by construction.
+    """
+
+    draws: Samples
+    accepted: Tensor
+    log_upper_bound: float
+    target: str
+    streams: tuple[Stream, ...]
+    uniforms: Tensor | None
+
+    @property
+    def exact(self) -> ExactSamples:
+        """The accepted draws.
+
+        Raises:
+            ExactSamplesError: others are marked as accepted than their random numbers accept.
+        """
+        if not self.accepted.equal(accepts(self.draws.log_phi, self.log_upper_bound, self.uniforms)):
+            raise ExactSamplesError("draws are marked as accepted that are not; collect them again")
+        return ExactSamples(self.draws.select(self.accepted.nonzero().squeeze(-1)), self.target, _MADE_HERE)
+
+    @property
+    def ess(self) -> float:
+        """Effective number of target samples among all draws, weighted by φ."""
+        return float(ess(self.draws.log_phi))
+
+    def split(self, fractions: Sequence[float]) -> "list[Collection]":
+        """Consecutive disjoint parts: what is trained on must not be what one is judged on.
+
+        Raises:
+            ConfigError: the fractions are not positive or sum to more than 1.
+        """
+        if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
+            raise ConfigError(f"fractions must be positive and sum to at most 1, not {list(fractions)}")
+        n, at, parts = len(self.draws), 0.0, []
+        for fraction in fractions:
+            index = torch.arange(round(n * at), round(n * (at + fraction)))
+            uniforms = None if self.uniforms is None else self.uniforms[index]
+            parts.append(
+                replace(self, draws=self.draws.select(index), accepted=self.accepted[index], uniforms=uniforms)
+            )
+            at += fraction
+        return parts
+
+    def save(self, path: Path) -> None:
+        """Write everything to one safetensors file, atomically."""
+        numbers: dict[tuple[int, ...], int] = {}
+        index = [numbers.setdefault(tuple(prompt.tolist()), len(numbers)) for prompt in self.draws.prompts]
+        tensors = {
+            "tokens": self.draws.tokens.int(),
+            "mask": self.draws.mask,
+            "log_p": self.draws.log_p,
+            "log_phi": self.draws.log_phi,
+            "accepted": self.accepted,
+            "prompt_index": torch.tensor(index, dtype=torch.int32),
+            **{f"prompt.{number}": torch.tensor(prompt, dtype=torch.int32) for prompt, number in numbers.items()},
+        }
+        if self.draws.features is not None:
+            tensors["features"] = self.draws.features
+        if self.draws.conditions is not None:
+            tensors["conditions"] = self.draws.conditions.int()
+        if self.draws.siblings is not None:
+            tensors["siblings"] = self.draws.siblings.tokens.int()
+        kind = "joint" if self.uniforms is None else "rejection"
+        metadata = {"kind": kind, "target": self.target, "log_upper_bound": self.log_upper_bound}
+        draws_file.write(path, tensors, metadata, self.streams)
+
+
+def load(path: Path, target: str) -> Collection:
+    """Read a file that `Collection.save` wrote, for the target whose fingerprint is `target`.
+
+    `provenance.check` compares what it holds with the model and the potential.
+
+    Raises:
+        ExactSamplesError: the file is of another kind or version, contradicts itself, or belongs to another target.
+        RunError: it is missing, corrupt or damaged.
+    """
+    if target.startswith(UNIDENTIFIED):
+        raise ExactSamplesError(
+            f"{path} cannot be told to be of this target, whose model or potential cannot be identified; collect again "
+            "with a name of your own for it: Target(…, identity='my-target-v1')"
+        )
+    tensors, metadata = draws_file.read(path)
+    if metadata.target != target:
+        raise ExactSamplesError(
+            f"{path} holds samples of another target ({metadata.target}, not {target}): model, prompt, length or "
+            "potential differ, in name or in content; collect them for this one"
+        )
+    siblings = tensors.get("siblings")
+    prompts = {k: tensors[f"prompt.{k}"].long() for k in tensors["prompt_index"].unique().tolist()}
+    draws = Samples(
+        prompts=[prompts[k] for k in tensors["prompt_index"].tolist()],
+        tokens=tensors["tokens"].long(),
+        mask=tensors["mask"],
+        log_p=tensors["log_p"],
+        log_q=tensors["log_p"],
+        log_phi=tensors["log_phi"],
+        features=tensors.get("features"),
+        # Drawn from p₀ itself, so their log p₀/q is 0.
+        siblings=None
+        if siblings is None
+        else Siblings(siblings.long(), torch.zeros(siblings.shape, dtype=torch.float64)),
+        conditions=tensors["conditions"].long() if "conditions" in tensors else None,
+    )
+    uniforms = None if metadata.kind == "joint" else draws_file.joined(metadata.streams)
+    return Collection(draws, tensors["accepted"], metadata.log_upper_bound, target, metadata.streams, uniforms)

@@ -1,0 +1,176 @@
+"""The file of base draws, and what it must fulfil to be taken for one.
+
+Everything that can be checked without a model is checked on reading: the hash of all content, names, types and shapes
+of tensors, ranges of their values, that every draw has a stream of random numbers, and that acceptance is what those
+streams say. The rest (that φ and log p₀ are the model's own) `provenance.check` looks at.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from twistlm.core.errors import ExactSamplesError
+from twistlm.core.identity import digest
+from twistlm.core.rng import Rng
+from twistlm.core.storage import STRICT, as_type, load_tensors, save_tensors
+
+# 2: fingerprints cover the content of models and functions; every draw has its stream; a hash of all.
+FORMAT = 2
+# By how much rounding may take log φ above its bound (relative, at least of 1), or log p above 0.
+SLACK = 1e-5
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Dtypes and dimensions, all of which begin with the draws.
+NEEDED: dict[str, tuple[tuple[torch.dtype, ...], int]] = {
+    "tokens": ((torch.int32,), 2),
+    "mask": ((torch.bool,), 2),
+    "log_p": ((torch.float64,), 2),
+    "log_phi": ((torch.float64,), 1),
+    "accepted": ((torch.bool,), 1),
+    "prompt_index": ((torch.int32,), 1),
+}
+OPTIONAL: dict[str, tuple[tuple[torch.dtype, ...], int | None]] = {
+    "features": ((*FLOATS, torch.int64), None),
+    "conditions": ((torch.int32,), 2),
+    "siblings": ((torch.int32,), 3),
+}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where a chunk of draws came from: `count` of them, from the stream of that seed and path (see `Rng`)."""
+
+    __pydantic_config__ = STRICT
+
+    seed: int
+    path: tuple[str | int, ...]
+    count: int
+
+    def uniforms(self) -> Tensor:
+        """What φ / sup φ was compared with to accept each of the draws [count]."""
+        return Rng(self.seed, (*self.path, "acceptance")).uniform((1, self.count))[0]
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the file says besides its tensors; `content` is the hash of everything else."""
+
+    __pydantic_config__ = STRICT
+
+    format: int
+    kind: Literal["rejection", "joint"]
+    target: str
+    log_upper_bound: float
+    streams: tuple[Stream, ...]
+    content: str
+
+
+def accepts(log_phi: Tensor, log_upper_bound: float, uniforms: Tensor | None) -> Tensor:
+    """Which of the draws [n] are accepted; all of them where every one is exact by construction (no uniforms)."""
+    if uniforms is None:
+        return torch.ones_like(log_phi, dtype=torch.bool)
+    return uniforms.to(log_phi.device).log() < log_phi - log_upper_bound
+
+
+def joined(streams: tuple[Stream, ...]) -> Tensor:
+    """The uniforms of all draws, in order."""
+    return torch.cat([stream.uniforms() for stream in streams])
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], streams: tuple[Stream, ...]) -> None:
+    """Write everything to one safetensors file, atomically."""
+    said = {"format": FORMAT, **metadata, "streams": [asdict(stream) for stream in streams]}
+    save_tensors(path, tensors, {**said, "content": digest([tensors, said])})
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], Metadata]:
+    """The tensors of a file, checked, and what it says of them.
+
+    Raises:
+        ExactSamplesError: the file is of another kind or version, or its content contradicts itself.
+        RunError: it is missing, corrupt or damaged.
+    """
+    tensors, found = load_tensors(path)
+    _of_this_format(path, found)
+    metadata = as_type(Metadata, found, str(path))
+    problem = _shapes(tensors) or _values(tensors, metadata)
+    if (
+        problem is None
+        and digest([tensors, {name: found[name] for name in found if name != "content"}]) != metadata.content
+    ):
+        problem = "its content is not what its hash says"
+    if problem is not None:
+        raise ExactSamplesError(
+            f"{path} cannot be taken for draws: {problem}; it was changed or damaged, collect again"
+        )
+    return tensors, metadata
+
+
+def _of_this_format(path: Path, metadata: Any) -> None:
+    if not isinstance(metadata, dict) or metadata.get("kind") not in ("rejection", "joint"):
+        raise ExactSamplesError(f"{path} does not hold draws of `twistlm collect`; collect them")
+    if metadata.get("format") != FORMAT:
+        raise ExactSamplesError(
+            f"{path} is of format {str(metadata.get('format'))[:20]} and this version reads format {FORMAT}, in which "
+            "draws are tied to the content of model and potential; collect them again (a run or a sweep: with "
+            "--overwrite)"
+        )
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with names, types and shapes; None if nothing is."""
+    for name, (dtypes, dimensions) in {**NEEDED, **OPTIONAL}.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            if name in NEEDED:
+                return f"it has no {name}"
+            continue
+        if tensor.dtype not in dtypes or (dimensions is not None and tensor.dim() != dimensions):
+            return f"{name} is {tensor.dtype} {list(tensor.shape)}"
+    count, length = tensors["tokens"].shape
+    if count == 0 or length == 0:
+        return f"tokens are {[count, length]}"
+    for name in (*NEEDED, *OPTIONAL):
+        wanted = [count] if name in ("log_phi", "accepted", "prompt_index", "conditions") else [count, length]
+        if name in tensors and list(tensors[name].shape[: len(wanted)]) != wanted:
+            return f"{name} is of shape {list(tensors[name].shape)} for tokens {[count, length]}"
+    for name, tensor in tensors.items():
+        known = name in NEEDED or name in OPTIONAL
+        if not known and not (name.startswith("prompt.") and tensor.dtype == torch.int32 and tensor.dim() == 1):
+            return f"{name} belongs to no file of draws"
+    return None
+
+
+def _values(tensors: Mapping[str, Tensor], metadata: Metadata) -> str | None:
+    """What is wrong with values; None if nothing is."""
+    log_p, log_phi, mask, bound = tensors["log_p"], tensors["log_phi"], tensors["mask"], metadata.log_upper_bound
+    prompts = {f"prompt.{k}" for k in tensors["prompt_index"].unique().tolist()}
+    given = {name for name in tensors if name.startswith("prompt.")}
+    numbers = [name for name in ("tokens", "conditions", "siblings", *sorted(given)) if name in tensors]
+    joint = metadata.kind == "joint"
+    if prompts != given:
+        return f"prompts are {', '.join(sorted(given)) or 'missing'} and draws have {', '.join(sorted(prompts))}"
+    for name in numbers:
+        if tensors[name].numel() == 0 or int(tensors[name].min()) < 0:
+            return f"{name} holds no tokens, or a negative one"
+    if not bool(mask[:, 0].all()) or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        return "mask goes on after an end"
+    if not bool(log_p.isfinite().all()) or bool((log_p > SLACK).any()) or bool((log_p[~mask] != 0).any()):
+        return "log_p is not the logarithm of probabilities"
+    if bool(log_phi.isnan().any()) or bool((log_phi > bound + SLACK * max(1.0, abs(bound))).any()):
+        return f"log_phi is NaN or above its bound {bound:g}"
+    if joint != ("conditions" in tensors):
+        return f"it is of kind {metadata.kind} and has {'no ' if joint else ''}conditions"
+    counts = [stream.count for stream in metadata.streams]
+    if min(counts, default=0) < 1 or sum(counts) != len(log_phi):
+        return f"{len(log_phi)} draws come from streams of {sum(counts)}"
+    if len({(stream.seed, stream.path) for stream in metadata.streams}) < len(counts):
+        return "two chunks come from one stream"
+    uniforms = None if joint else joined(metadata.streams)
+    if not tensors["accepted"].equal(accepts(log_phi, bound, uniforms)):
+        return "accepted is not what its random numbers say"
+    return None

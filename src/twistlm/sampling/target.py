@@ -1,0 +1,301 @@
+"""The target: a base model, a prompt and a potential."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twistlm.core.errors import ConfigError, ModelError, PromptError
+from twistlm.core.identity import Files, UnidentifiableError, digest
+from twistlm.core.registry import available, lookup
+from twistlm.core.rng import Rng
+from twistlm.core.sizes import TOKEN_BYTES, check_sizes
+from twistlm.core.storage import STRICT, as_type
+from twistlm.models.base import BaseLM
+from twistlm.models.local import contents, is_here
+from twistlm.potentials import Function, from_spec, spec
+from twistlm.potentials.base import evaluate
+from twistlm.potentials.protocol import ConditionalPotential, Potential
+from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection, load
+from twistlm.sampling.exact.provenance import check
+from twistlm.sampling.samples import Samples
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.twists.base import Twist
+from twistlm.twists.sigmoid import probability
+
+logger = logging.getLogger("twistlm")
+
+
+@dataclass(frozen=True)
+class TargetFields:
+    """A target as JSON: the arguments of `Target`, with the potential as `potentials.spec` describes it."""
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    potential: Mapping[str, Any]
+    prompt: str
+    num_tokens: int
+    eos: str = "absorb"
+    dtype: str = "auto"
+    device: str = "cpu"
+    identity: str | None = None
+
+
+class Target:
+    """σ ∝ p₀ φ: what to sample from.
+
+    Args:
+        model: a registered name (`twistlm list`), a folder, a hub name, or a loaded `BaseLM`.
+        potential: φ; or a function of a list of texts that returns log φ of each, in nats
+            (of φ itself: `Function(..., log=False)`).
+        prompt: the text to continue.
+        num_tokens: T new tokens.
+        eos: "absorb" ends a text at its first EOS; "ignore" always draws T tokens, as in the paper's experiments.
+        dtype: precision of the weights; "auto" as stored.
+        device: a torch device.
+        identity: what model and potential are called in files of draws, instead of by their content: for those that
+            cannot be identified (a compiled function) or that twistlm takes for others though they are the same. Give
+            another name whenever either changes.
+
+    Raises:
+        PromptError: the prompt is empty, or is not text.
+        ConfigError: num_tokens < 1, or the identity is empty.
+    """
+
+    def __init__(
+        self,
+        model: str | BaseLM,
+        potential: Potential | Callable[[list[str]], Any],
+        prompt: str,
+        num_tokens: int,
+        *,
+        eos: str = "absorb",
+        dtype: str = "auto",
+        device: str = "cpu",
+        identity: str | None = None,
+    ) -> None:
+        if not prompt:
+            raise PromptError("prompt is empty; give the text that the model should continue")
+        if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise PromptError(f"prompt {prompt!r} is not text: bytes that are not UTF-8 became parts of characters")
+        check_sizes(TOKEN_BYTES, num_tokens=num_tokens)
+        if identity is not None and not identity:
+            raise ConfigError("identity is empty; give a name, or leave it out")
+        self.identity = identity
+        self.model_name = model if isinstance(model, str) else getattr(model, "name", type(model).__name__)
+        self._lm = None if isinstance(model, str) else model
+        self.potential: Potential = potential if isinstance(potential, Potential) else Function(potential)
+        self.prompt, self.num_tokens, self.eos, self.dtype, self.device = prompt, num_tokens, eos, dtype, device
+
+    @cached_property
+    def lm(self) -> BaseLM:
+        """The base model, loaded at first use."""
+        if self._lm is not None:
+            return self._lm
+        from twistlm.models.huggingface import load
+
+        return load(self.model_name, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def bound_potential(self) -> Potential:
+        """φ, reading texts with the model's tokenizer."""
+        return self.potential.bind(self.lm)
+
+    @cached_property
+    def prompt_tokens(self) -> Tensor:
+        """The prompt's tokens [P]."""
+        return self.lm.encode(self.prompt)
+
+    def condition(self, given: str | Tensor | None) -> Tensor | None:
+        """What the target is given, as tokens [c]; None for a target without conditions.
+
+        Raises:
+            ConfigError: it is missing, not wanted, or of another length.
+        """
+        if not isinstance(self.potential, ConditionalPotential):
+            if given is not None:
+                raise ConfigError(f"condition = {given!r}: this target has none; leave it out")
+            return None
+        wanted = self.potential.num_condition
+        if given is None:
+            raise ConfigError(f"this target differs by its condition: give condition, {wanted} tokens")
+        bound = self.bound_potential
+        assert isinstance(bound, ConditionalPotential)
+        tokens = bound.condition(given) if isinstance(given, str) else given
+        if tokens.numel() != wanted:
+            raise ConfigError(
+                f"condition = {given!r} has {tokens.numel()} tokens and the target takes {wanted}; lengthen or cut it"
+            )
+        return tokens
+
+    def twisted(self, twist: Twist | None = None, proposal_twist: Twist | None = None) -> TwistedLM:
+        """The base model with a twist, checked for length; `proposal_twist` if another one is to propose."""
+        model = TwistedLM(self.lm, twist, self.eos, proposal_twist)
+        model.check([self.prompt_tokens], self.num_tokens)
+        return model
+
+    def check(self) -> None:
+        """Try everything on one sequence, so that what cannot work is refused before anything is begun.
+
+        Raises:
+            ModelError: model or classifier cannot be loaded.
+            ConfigError: the classifier has no such label, or another setting is wrong.
+            PotentialError: φ cannot be had.
+            PromptError: prompt and new tokens do not fit into the model's context.
+        """
+        self.twisted()
+        bound, prompts = self.bound_potential, [self.prompt_tokens]
+        tokens = self.prompt_tokens[-1:].expand(1, self.num_tokens)
+        if isinstance(bound, ConditionalPotential):
+            following = self.prompt_tokens[-1:].expand(1, bound.num_following)
+            uniforms = torch.full((1,), 0.5, dtype=torch.float64)
+            bound.draw_condition(
+                uniforms, prompts, tokens, following, torch.zeros(following.shape, dtype=torch.float64)
+            )
+        else:
+            evaluate(bound, prompts, tokens)
+
+    def build_twist(
+        self, rng: Rng, name: str, options: Mapping[str, Any], *, blank: bool = False, is_probability: bool = False
+    ) -> Twist:
+        """A new twist, initialised from `rng`.
+
+        `blank` leaves out what saved weights will bring anyway; `is_probability` makes its ψ a sigmoid.
+
+        Raises:
+            ConfigError: the twist does not take these options, or ψ is to be a probability and φ may be more than 1.
+        """
+        bound = self.potential.log_upper_bound
+        # A threshold's 1 + 1e-16 is a probability for all that anyone can tell.
+        if is_probability and (bound is None or bound > 1e-6):
+            raise ConfigError("this loss learns ψ as a probability and needs φ ≤ 1: set log_upper_bound, or use 'ctl'")
+        entry = lookup("twist", name)
+        arguments = dict(options)
+        if entry.options.get("needs_token_log_phi") and not blank:
+            arguments["token_log_phi"] = self.token_log_phi
+        try:
+            with rng.initialising():
+                built: Twist = entry.value(self.lm, **arguments)
+        except TypeError as error:
+            raise ConfigError(f"twist {name!r}: {error}") from error
+        return probability(built) if is_probability else built
+
+    @cached_property
+    def token_log_phi(self) -> Tensor:
+        """log φ(prompt + v) of every single token v [V]."""
+        tokens = torch.arange(self.lm.vocab_size).unsqueeze(-1)
+        return evaluate(self.bound_potential, [self.prompt_tokens] * len(tokens), tokens)
+
+    def spec(self) -> dict[str, Any]:
+        """JSON values that `from_spec` reads back.
+
+        Raises:
+            ConfigError: the potential has no JSON form (a lambda, a loaded model).
+        """
+        named = {} if self.identity is None else {"identity": self.identity}
+        return {
+            "model": self.model_name, "potential": spec(self.potential), "prompt": self.prompt,
+            "num_tokens": self.num_tokens, "eos": self.eos, "dtype": self.dtype, "device": self.device, **named,
+        }  # fmt: skip
+
+    @cached_property
+    def downloads(self) -> list[str]:
+        """Names of models that would come from the hub: neither registered, nor bundled, nor a folder."""
+        local = available("model").keys() | available("classifier").keys()
+        names = [self.model_name, *_named_models(spec(self.potential))]
+        return [name for name in dict.fromkeys(names) if name not in local and not Path(name).exists()]
+
+    @staticmethod
+    def from_spec(fields: Mapping[str, Any], trust_functions: Sequence[str] = ()) -> "Target":
+        """The target that `spec` described; `trust_functions` as for potentials.
+
+        Raises:
+            RunError: these are not the fields of a target.
+            ConfigError: the potential does not fit, or names a function that is not trusted.
+            ModelError: it names a model of the hub that is not on this machine: a description downloads nothing.
+        """
+        found = as_type(TargetFields, dict(fields), "the description of the target")
+        _refuse_downloads(found)
+        return Target(
+            found.model, from_spec(found.potential, trust_functions), found.prompt, found.num_tokens, eos=found.eos,
+            dtype=found.dtype, device=found.device, identity=found.identity,
+        )  # fmt: skip
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the target in files of exact samples: what changes σ changes it, the names of folders do not.
+
+        It covers the content of weights, tokenizers and functions (see `twistlm.core.identity`), or `identity` instead.
+        """
+        about: dict[str, Any] = {"prompt": self.prompt, "num_tokens": self.num_tokens, "eos": self.eos}
+        if self.identity is not None:
+            return digest({**about, "identity": self.identity})[:16]
+        try:
+            model = self._lm if self._lm is not None else [self._contents(), self.dtype]
+            return digest({**about, "model": model, "potential": self.potential})[:16]
+        except UnidentifiableError as error:
+            logger.warning(
+                "this target cannot be identified (%s): no file of its draws will be accepted again; call it by name, "
+                "Target(…, identity='my-target-v1')", error
+            )  # fmt: skip
+            # Another one for every target of every process.
+            return f"{UNIDENTIFIED}-{os.getpid()}-{id(self)}"
+
+    def _contents(self) -> list[Files]:
+        if self.model_name not in available("model") and not is_here(self.model_name):
+            _ = self.lm  # which downloads it
+        return contents("model", self.model_name)
+
+    def collect(
+        self, rng: Rng, *, num_samples: int | None, max_draws: int, path: Path | None = None, **settings: Any
+    ) -> Collection:
+        """Exact samples by rejection; continues the file at `path` if there is one. See `sampling/exact/collect.py`."""
+        so_far = self.draws(path) if path is not None and path.exists() else None
+        return collect(
+            rng, self.twisted(), self.bound_potential, prompt=self.prompt_tokens, num_steps=self.num_tokens,
+            target=self.fingerprint, num_samples=num_samples, max_draws=max_draws, so_far=so_far, save_to=path,
+            **settings,
+        )  # fmt: skip
+
+    def draws(self, path: Path) -> Collection:
+        """A file of `collect`, believed after its content and some of its draws have been checked.
+
+        Raises:
+            ExactSamplesError: it is of another target or version, or was changed.
+            RunError: it is missing, corrupt or damaged.
+        """
+        found = load(path, self.fingerprint)
+        return check(
+            Rng(0, ("check",)), found, self.twisted(), self.bound_potential, self.prompt_tokens, self.num_tokens,
+            str(path),
+        )  # fmt: skip
+
+    def texts(self, samples: Samples) -> list[str]:
+        """The continuations, without the prompt."""
+        return self.lm.decode(list(samples.tokens))
+
+
+def _refuse_downloads(described: TargetFields) -> None:
+    """Raises ModelError where the description of a target names a model that would have to be downloaded."""
+    for kind, names in (("model", [described.model]), ("classifier", _named_models(described.potential))):
+        for name in names:
+            if not (name in available(kind) or is_here(name)):
+                raise ModelError(
+                    f"the {kind} {name!r} is no registered name, no folder, and has not been downloaded before; a run "
+                    "folder downloads nothing by itself: if you trust that name, fetch it with `hf download` first"
+                )
+
+
+def _named_models(described: Mapping[str, Any]) -> list[str]:
+    """The models in the description of a potential, in those of its parts too."""
+    found = [described["model"]] if isinstance(described.get("model"), str) else []
+    parts = [part for value in described.values() for part in (value if isinstance(value, list) else [value])]
+    return found + [name for part in parts if isinstance(part, Mapping) for name in _named_models(part)]

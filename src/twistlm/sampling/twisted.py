@@ -1,0 +1,326 @@
+"""A base model with its twist, as sequential Monte Carlo sees it.
+
+Particles that share a prefix share its computation. The state keeps the U distinct prefixes among B particles and a
+row number per particle, so the prompt is run once however many particles start from it, identical particles after a
+resampling are run once, and finished particles are not run at all. Nothing else in the package knows about caches.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twistlm.core.errors import ConfigError, PromptError
+from twistlm.core.kernels.categorical import Scratch
+from twistlm.core.rng import Rng
+from twistlm.models.base import BaseLM, DecoderState, Prompts
+from twistlm.sampling.particles import NextToken
+from twistlm.sampling.proposals import Drawn, Proposal, draw
+from twistlm.sampling.samples import Samples
+from twistlm.twists.base import Twist
+
+# Elements of a [rows, V] block when a pass over the vocabulary is chunked: 8 M float32 = 32 MB. At V = 50,257 that is
+# 159 rows, from where on a product with the output matrix gains nothing from more of them.
+VOCABULARY_CHUNK = 8_000_000
+# Teacher-forced passes are chunked to this many tokens, which bounds the activations of a transformer.
+TOKEN_CHUNK = 16_384
+
+
+@dataclass(frozen=True)
+class TwistState:
+    """What a twist has read of U prefixes: with its own network if it has one, and of conditions [U, d'] if it does."""
+
+    own: DecoderState | None = None
+    given: Tensor | None = None
+
+    def features(self, lm: DecoderState) -> Tensor:
+        """What its head reads [U, …]."""
+        features = lm.features if self.own is None else self.own.features
+        return features if self.given is None else beside(features, self.given)
+
+    def at(self, rows: slice) -> "TwistState":
+        """Some of the prefixes, for one pass over the vocabulary: no network goes on from there."""
+        return TwistState(
+            None if self.own is None else DecoderState(self.own.features[rows]),
+            None if self.given is None else self.given[rows],
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """Distinct prefixes read by the base model and by each twist; `rows` [B] maps particles to them."""
+
+    lm: DecoderState
+    twists: tuple[TwistState, ...]
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """log ψ_t of each prefix [B, T], log Σ_v p₀ψ_t [B, T] if asked, log ψ of its siblings [B, T, K] if it has any."""
+
+    log_psi: Tensor
+    log_normaliser: Tensor | None
+    siblings: Tensor | None
+
+
+def beside(features: Tensor, given: Tensor) -> Tensor:
+    """Features [B, …, d] of prefixes and [B, d'] of their conditions, joined: [B, …, d + d']."""
+    given = given.view(given.shape[0], *[1] * (features.dim() - 2), given.shape[1])
+    return torch.cat([features, given.to(features.dtype).expand(*features.shape[:-1], -1)], -1)
+
+
+class TwistedLM:
+    """p₀ with twist ψ (`None` for ψ = 1).
+
+    Args:
+        lm: the base model.
+        twist: the twist, or None.
+        eos: "absorb" ends a sequence at its first EOS; "ignore" treats EOS as any other token, so every sequence has
+            exactly T tokens.
+        proposal_twist: the twist that the proposal is induced by, if it is not the one that weighs.
+
+    Raises:
+        ConfigError: `eos` is neither, or is "absorb" for a model without an EOS token.
+    """
+
+    def __init__(
+        self, lm: BaseLM, twist: Twist | None = None, eos: str = "absorb", proposal_twist: Twist | None = None
+    ) -> None:
+        if eos not in ("absorb", "ignore"):
+            raise ConfigError(f"eos must be 'absorb' or 'ignore', not {eos!r}")
+        self.lm, self.twist, self.eos, self.proposal_twist = lm, twist, eos, proposal_twist
+        self.absorbing = lm.eos_token_id if eos == "absorb" else None
+        self._scratch = Scratch()
+
+    def check(self, prompts: Prompts, num_steps: int) -> None:
+        """Refuse prompts that are empty or leave no room for `num_steps` new tokens.
+
+        Raises:
+            PromptError: which prompt, how long, and what would fit.
+        """
+        if num_steps < 1:
+            raise ConfigError(f"num_steps must be at least 1, not {num_steps}")
+        if not prompts:
+            raise PromptError("no prompt was given; pass at least one")
+        for prompt in {id(prompt): prompt for prompt in prompts}.values():
+            if prompt.numel() == 0:
+                raise PromptError("the prompt is empty; give it at least one token")
+            if self.lm.max_length is not None and prompt.numel() + num_steps > self.lm.max_length:
+                raise PromptError(
+                    f"a prompt of {prompt.numel()} tokens with {num_steps} new ones exceeds the model's context of "
+                    f"{self.lm.max_length}; shorten the prompt or ask for at most "
+                    f"{max(0, self.lm.max_length - prompt.numel())} new tokens"
+                )
+
+    def mask(self, tokens: Tensor) -> Tensor:
+        """1 where a token of [B, T] was a random choice: up to and including the first absorbing EOS."""
+        if self.absorbing is None:
+            return torch.ones_like(tokens, dtype=torch.bool)
+        ended = (tokens == self.absorbing).long().cumsum(-1)
+        return (ended - (tokens == self.absorbing).long()) == 0
+
+    @property
+    def _twists(self) -> list[Twist]:
+        """The twist that weighs, then the one that proposes, as far as there are any."""
+        return [twist for twist in (self.twist, self.proposal_twist) if twist is not None]
+
+    @property
+    def features_are_reusable(self) -> bool:
+        """Whether features recorded while sampling are what the twist's head trains on (no network of its own)."""
+        return self.twist is None or self.twist.decoder is None
+
+    @property
+    def _rows_at_a_time(self) -> int:
+        """Prefixes whose distributions over the vocabulary are in memory together."""
+        return max(1, VOCABULARY_CHUNK // self.lm.vocab_size)
+
+    # --- Incremental ---
+
+    @torch.no_grad()
+    def start(
+        self, prompts: Prompts, num_particles: int, num_steps: int = 0, conditions: Tensor | None = None
+    ) -> State:
+        """`num_particles` particles on each of R prompts; equal prompts (with equal conditions) are read once.
+
+        `num_steps`: new tokens to make room for. `conditions`: [R, c], where targets differ.
+        """
+        reading = any(twist.reader is not None for twist in self._twists)
+        given = conditions.tolist() if reading and conditions is not None else [()] * len(prompts)
+        distinct: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        pairs = [(tuple(prompt.tolist()), tuple(condition)) for prompt, condition in zip(prompts, given, strict=True)]
+        numbers = [distinct.setdefault(pair, len(distinct)) for pair in pairs]
+        unique = [torch.tensor(prompt, dtype=torch.long) for prompt, _ in distinct]
+        capacity = (len(prompts) * num_particles, num_steps)
+        lm = self.lm.start(unique, capacity)
+        rows = torch.tensor(numbers, device=lm.features.device).repeat_interleave(num_particles)
+        if reading and conditions is None:
+            raise ConfigError("this twist reads conditions, and none were given")
+        conditions = torch.tensor([condition for _, condition in distinct], device=lm.features.device)
+        twists = tuple(
+            TwistState(
+                None if twist.decoder is None else twist.decoder.start(unique, capacity),
+                None if twist.reader is None else twist.reader(conditions),
+            )
+            for twist in self._twists
+        )
+        return State(lm, twists, rows)
+
+    @torch.no_grad()
+    def extend(self, state: State, tokens: Tensor, ancestors: Tensor | None, finished: Tensor) -> State:
+        """Append tokens [B] to the prefixes of the particles' `ancestors` [B] (None: each its own).
+
+        Particles that are `finished` [B] keep no prefix: their row is 0 and means nothing.
+        """
+        rows = state.rows if ancestors is None else state.rows[ancestors]
+        active = (~finished).nonzero().squeeze(-1)
+        if active.numel() == 0:
+            return State(state.lm, state.twists, torch.zeros_like(rows))
+        keys, inverse = torch.unique(rows[active] * self.lm.vocab_size + tokens[active], return_inverse=True)
+        # The first child of a prefix takes its row, so that a cache copies little; the others fill the gaps.
+        parents = keys // self.lm.vocab_size
+        stays = (parents.diff(prepend=parents.new_tensor([-1])) != 0) & (parents < keys.numel())
+        order = torch.full_like(keys, -1)
+        order[parents[stays]] = stays.nonzero().squeeze(-1)
+        order[order < 0] = (~stays).nonzero().squeeze(-1)
+        keys = keys[order]
+        parents, appended = keys // self.lm.vocab_size, keys % self.lm.vocab_size
+        new_rows = torch.zeros_like(rows)
+        new_rows[active] = order.argsort()[inverse]
+        lm = self.lm.advance(state.lm, parents, appended)
+        twists = tuple(
+            TwistState(
+                None
+                if twist.decoder is None or read.own is None
+                else twist.decoder.advance(read.own, parents, appended),
+                None if read.given is None else read.given[parents],
+            )
+            for twist, read in zip(self._twists, state.twists, strict=True)
+        )
+        return State(lm, twists, new_rows)
+
+    @torch.no_grad()
+    def next(self, state: State) -> NextToken:
+        """Base logits and log ψ over the vocabulary for every distinct prefix."""
+        found = [twist.head(read.features(state.lm)) for twist, read in zip(self._twists, state.twists, strict=True)]
+        log_psi = found[0] if self.twist is not None else None
+        inducing = found[-1] if self.proposal_twist is not None else None
+        return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows, inducing)
+
+    def draw(
+        self, rng: Rng, state: State, proposal: Proposal, forced: Tensor, num_siblings: int = 0,
+        paused: Tensor | None = None,
+    ) -> Drawn:  # fmt: skip
+        """`proposals.draw` for all particles of `state`, in parts whose distributions fit in memory together."""
+        count, most = state.lm.features.shape[0], self._rows_at_a_time
+        if count <= most:
+            return draw(rng, self.next(state), proposal, forced, num_siblings, self._scratch, paused)
+        size = -(-count // -(-count // most))
+        orders, parts = [], []
+        for at in range(0, count, size):
+            index = ((state.rows >= at) & (state.rows < at + size)).nonzero().squeeze(-1)
+            part = State(
+                DecoderState(state.lm.features[at : at + size]),
+                tuple(read.at(slice(at, at + size)) for read in state.twists),
+                state.rows[index] - at,
+            )
+            orders.append(index)
+            resting = None if paused is None else paused[index]
+            parts.append(draw(rng, self.next(part), proposal, forced[index], num_siblings, self._scratch, resting))
+        return Drawn.concatenate(parts, torch.cat(orders))
+
+    # --- Teacher-forced ---
+
+    def twist_features(self, samples: Samples) -> Tensor:
+        """What the twist's head reads before each token [B, T, …]: recorded, recomputed, or its own network's."""
+        if self.twist is not None and self.twist.decoder is not None:
+            features = self.twist.decoder.features(samples.prompts, samples.tokens)
+        elif samples.features is not None:
+            features = samples.features
+        else:
+            features = self.base_features(samples.prompts, samples.tokens)
+        given = _read(self.twist, samples)
+        return features if given is None else beside(features, given)
+
+    @torch.no_grad()
+    def base_features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """The base model's features before each token [B, T, …], in chunks, without gradient."""
+        longest = max(prompt.numel() for prompt in prompts) + tokens.shape[1]
+        group = max(1, TOKEN_CHUNK // longest)
+        parts = [
+            self.lm.features(prompts[at : at + group], tokens[at : at + group])
+            for at in range(0, tokens.shape[0], group)
+        ]
+        return torch.cat(parts)
+
+    def score(self, samples: Samples, *, normaliser: bool = False) -> "Scores":
+        """log ψ_t(s_1:t) and, if asked, log Σ_v p₀ ψ_t, with gradient to the twist.
+
+        The sum over V is the head's own affair: [B, T, V] never exists in float32 more than once.
+
+        Raises:
+            ConfigError: there is no twist.
+        """
+        if self.twist is None:
+            raise ConfigError("this model has no twist to score; build it with twist=…")
+        features = self.twist_features(samples)
+        siblings = None
+        if samples.siblings is not None:
+            siblings = self.twist.head.gather(features.unsqueeze(2), samples.siblings.tokens)
+        log_psi = self.twist.head.gather(features, samples.tokens)
+        log_total = self._log_normaliser(samples, features) if normaliser else None
+        return Scores(self.carried(log_psi, samples.mask), log_total, siblings)
+
+    def _log_normaliser(self, samples: Samples, features: Tensor) -> Tensor:
+        assert self.twist is not None
+        base = samples.features
+        if base is None:
+            reusable = self.features_are_reusable and self.twist.reader is None
+            base = features.detach() if reusable else self.base_features(samples.prompts, samples.tokens)
+        base = base.flatten(0, 1)
+
+        def logits(part: slice) -> Tensor:
+            with torch.no_grad():
+                return self.lm.logits(base[part])
+
+        log_total = self.twist.head.log_normaliser(features.flatten(0, 1), logits, self._rows_at_a_time)
+        return log_total.view(samples.tokens.shape)
+
+    @staticmethod
+    def carried(log_psi: Tensor, mask: Tensor) -> Tensor:
+        """After the last random choice the twist stays what it was there."""
+        last = mask.long().sum(-1, keepdim=True) - 1
+        return torch.where(mask, log_psi, log_psi.gather(-1, last))
+
+    @torch.no_grad()
+    def densities(self, samples: Samples, proposal: Proposal) -> Drawn:
+        """log p₀, log ψ_t and log q [B, T] each, of given sequences: `proposal` asked about tokens it did not draw."""
+        base = samples.features
+        if base is None:
+            base = self.base_features(samples.prompts, samples.tokens)
+        tokens = samples.tokens.flatten()
+        twists = []
+        for twist in self._twists:
+            given, own = _read(twist, samples), None
+            if twist.decoder is not None:
+                own = DecoderState(twist.decoder.features(samples.prompts, samples.tokens).flatten(0, 1))
+            twists.append(
+                TwistState(own, None if given is None else given.repeat_interleave(samples.tokens.shape[1], 0))
+            )
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
+        state = State(DecoderState(base.flatten(0, 1)), tuple(twists), rows)
+        drawn = self.draw(Rng(0), state, proposal, tokens)
+        log_p, log_psi, log_q = (
+            x.view_as(samples.tokens) * samples.mask for x in (drawn.log_p, drawn.log_psi, drawn.log_q)
+        )
+        return Drawn(samples.tokens, log_p, log_psi, log_q)
+
+
+def _read(twist: Twist | None, samples: Samples) -> Tensor | None:
+    """What a twist reads of each sequence's condition [B, d'], every distinct one once; None if it reads none."""
+    if twist is None or twist.reader is None:
+        return None
+    if samples.conditions is None:
+        raise ConfigError("this twist reads conditions, and the samples have none")
+    distinct, index = samples.conditions.unique(dim=0, return_inverse=True)
+    return twist.reader(distinct)[index]

@@ -1,0 +1,1 @@
+"""Learning a twist: one loop, losses (one file each), and sources of samples."""

@@ -1,0 +1,89 @@
+"""How a twist is trained."""
+
+import math
+from dataclasses import dataclass
+
+from twistlm.core.errors import ConfigError
+from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
+from twistlm.core.storage import STRICT
+from twistlm.training.losses import ROLES, objective
+from twistlm.training.sources import serves, uses
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a twist is trained.
+
+    Attributes:
+        loss: a registered loss, or a weighted sum of them: "0.7*ctl + 0.3*rl".
+        target_source: where samples weighted towards σ come from; "proposal+exact" takes half from each.
+        intermediate_source: where those of a loss's other roles come from; the same name means the same batch.
+        num_particles: sequences per batch.
+        pool_batch: sequences per batch from the source "pool", which draws as many sequences as the others do, but in
+            a few large rounds; see `twistlm.sampling.mixture`.
+        num_conditions: targets per batch where they differ (infilling); each gets its share of the particles.
+        num_updates: at most so many batches.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW, towards log ψ = 0.
+        betas: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+        evaluate_every: updates between looks at the held-out criterion.
+        evaluation_samples: fresh proposal draws at each look, for KL(q‖σ) against updates; 0 to skip. Not where
+            targets differ: certificates during training do that.
+        patience: stop after so many updates without improvement; None never stops early.
+        shrinkages: candidates for α at the end; 1 is always one.
+    """
+
+    __pydantic_config__ = STRICT
+
+    loss: str = "ctl"
+    target_source: str = "proposal"
+    intermediate_source: str = "proposal"
+    num_particles: int = 100
+    pool_batch: int = 512
+    num_conditions: int = 25
+    num_updates: int = 500
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    max_grad_norm: float = 10.0
+    evaluate_every: int = 20
+    evaluation_samples: int = 0
+    patience: int | None = 60
+    shrinkages: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a name is unknown or a number out of range.
+        """
+        wanted = objective(self.loss)
+        for role, field_name in ROLES.items():
+            name = getattr(self, field_name)
+            if not serves(name, role) and role in wanted.roles:
+                raise ConfigError(f"source {name!r} cannot serve as {field_name}; use 'base', 'proposal' or 'draws'")
+        if wanted.on_policy and self.intermediate_source != "proposal":
+            raise ConfigError(
+                f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
+                f"'proposal', not {self.intermediate_source!r}"
+            )
+        for name in ("num_particles", "pool_batch", "num_conditions", "evaluate_every"):
+            check_sizes(TOKEN_BYTES, **{name: getattr(self, name)})
+        check_sizes(RECORD_BYTES, num_updates=self.num_updates)
+        check_sizes(TOKEN_BYTES, least=0, evaluation_samples=self.evaluation_samples)
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay must be 0 or more and finite, not {self.weight_decay}")
+        # AdamW multiplies every parameter by 1 − learning_rate · weight_decay.
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ConfigError(
+                f"weight_decay = {self.weight_decay:g} times learning_rate = {self.learning_rate:g} must be below 1: "
+                "each update would do more than set the twist to zero; lower one of them"
+            )
+
+    def draws_from(self, *names: str) -> bool:
+        """Whether one of these sources gives a part of any role's samples."""
+        return any(uses(getattr(self, field_name), name) for field_name in ROLES.values() for name in names)

@@ -1,0 +1,31 @@
+"""Nested variational inference: every intermediate target is one step away from the next."""
+
+import torch
+from torch import Tensor
+
+from twistlm.training.losses import end, loss
+from twistlm.training.scored import Scored
+
+
+@loss("nvi", sources=("intermediate",), normaliser=True)
+def nvi(intermediate: Scored) -> Tensor:
+    """Σ_t KL(π_t q_{t+1} ‖ π_{t+1}) / T, with the target itself after the last step (Zimmermann et al. 2021).
+
+    Each term is log E_π_t[w] − E_π_t[log w] with the incremental weight w = Σ_v p₀ψ_{t+1} / ψ_t, and φ / ψ_T at the
+    end: zero just where that weight does not vary, which is what SMC wants of its twists. The gradient flows through
+    π_t too. φ = 0 counts as e^−40.
+
+    Args:
+        intermediate: weights [B, T] towards π_t.
+    """
+    assert intermediate.log_normaliser is not None
+    log_psi, mask = intermediate.log_psi, intermediate.mask
+    # A finished sequence makes no step: its weight is 1 until φ comes in.
+    steps = torch.where(mask[:, 1:].bool(), intermediate.log_normaliser[:, 1:] - log_psi[:, :-1], 0.0)
+    log_w = torch.cat([steps, end(intermediate) - log_psi[:, -1:]], -1)
+    # Weights come without gradient; this factor is 1 and has the gradient of π_t's own.
+    unnormalised = intermediate.weights * (log_psi - log_psi.detach()).exp()
+    weights = unnormalised / unnormalised.sum(0)
+    top = log_w.detach().amax(0)
+    log_mean = (weights * (log_w - top).exp()).sum(0).log() + top
+    return (log_mean - (weights * log_w).sum(0)).mean()

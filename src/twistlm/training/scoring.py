@@ -1,0 +1,94 @@
+"""From batches to what a loss sees: scores with gradient, and the weights of each role."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from twistlm.core.errors import ConfigError, TrainingError
+from twistlm.core.logmath import ess, normalise
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.training.scored import Scored
+from twistlm.training.sources import Batch
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The batches that a loss asked for, by role, and the effective number of target samples among them."""
+
+    scored: dict[str, Scored]
+    ess: float
+
+
+def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> Scoring:
+    """Score each role's batch with gradient; a batch that serves two roles is scored once.
+
+    Siblings count where particles of π_t are wanted, unless the normaliser is wanted too: they have none.
+
+    Raises:
+        ConfigError: a batch without prefix weights was given for a role other than the target.
+        TrainingError: no target sample has any weight.
+    """
+    with_siblings = batches["intermediate"] if "intermediate" in batches and not normaliser else None
+    scores = {
+        id(batch): model.score(
+            batch.samples if batch is with_siblings else replace(batch.samples, siblings=None), normaliser=normaliser
+        )
+        for batch in batches.values()
+    }
+    made, effective = {}, float("nan")
+    for role, batch in batches.items():
+        found, samples = scores[id(batch)], batch.samples
+        log_psi, mask = found.log_psi, samples.mask
+        if role == "target":
+            if not bool(batch.log_w.isfinite().any()):
+                raise TrainingError(
+                    "every target sample has weight zero (φ = 0); use more particles or a softer potential"
+                )
+            weights = _normalised(batch.log_w, batch.num_targets)
+            effective = float(ess(batch.log_w.view(batch.num_targets, -1)).sum())
+        elif role == "intermediate":
+            log_psi, mask, weights = _towards_intermediate(batch, found.log_psi, found.siblings)
+        elif role in ("base", "labelled"):
+            weights = _normalised(_ratio(batch), batch.num_targets)
+        else:
+            weights = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)
+        made[role] = Scored(
+            mask=mask,
+            weights=weights.to(log_psi.dtype),
+            log_p=samples.log_p,
+            log_q=samples.log_q,
+            log_psi=log_psi,
+            log_normaliser=found.log_normaliser,
+            log_phi=samples.log_phi,
+        )
+    return Scoring(made, effective)
+
+
+def _ratio(batch: Batch) -> Tensor:
+    if batch.log_ratio is None:
+        raise ConfigError(
+            "this source gives target samples only; choose 'base', 'proposal' or 'draws' for the loss's other roles"
+        )
+    return batch.log_ratio
+
+
+def _towards_intermediate(batch: Batch, log_psi: Tensor, siblings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """log ψ, mask and self-normalised weights p₀ψ_t/q [B', T]; siblings count as particles of their prefix."""
+    log_ratio = _ratio(batch)
+    mask, log_w = batch.samples.mask, log_ratio + log_psi.detach()
+    if siblings is not None and batch.samples.siblings is not None:
+        # A sibling shares its prefix's ratio and has its own last factor; a finished prefix has no children.
+        before = torch.nn.functional.pad(log_ratio, (1, 0))[:, :-1]
+        log_w_siblings = before.unsqueeze(-1) + batch.samples.siblings.log_ratio + siblings.detach()
+        log_w_siblings = torch.where(mask.unsqueeze(-1), log_w_siblings, log_w.unsqueeze(-1))
+        siblings = torch.where(mask.unsqueeze(-1), siblings, log_psi.unsqueeze(-1))
+        log_w = torch.cat([log_w.unsqueeze(-1), log_w_siblings], -1).transpose(1, 2).flatten(0, 1)
+        log_psi = torch.cat([log_psi.unsqueeze(-1), siblings], -1).transpose(1, 2).flatten(0, 1)
+        mask = mask.repeat_interleave(1 + siblings.shape[-1], 0)
+    return log_psi, mask, _normalised(log_w, batch.num_targets)
+
+
+def _normalised(log_w: Tensor, num_targets: int) -> Tensor:
+    """Weights of sequences [B, …] that sum to 1/R for each of the R targets."""
+    return normalise(log_w.unflatten(0, (num_targets, -1)), dim=1).flatten(0, 1) / num_targets

@@ -1,0 +1,226 @@
+"""Where training samples come from, and how they are weighted.
+
+A source makes independent sequences with the densities they were drawn from. From those, one batch serves every role
+of a loss: weighted by p₀φ/q it is a sample of the target, by p₀ψ_t/q at each t one of π_t, by p₀/q one of p₀.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twistlm.core.errors import ConfigError, ExactSamplesError
+from twistlm.core.logmath import normalise
+from twistlm.core.registry import lookup, register
+from twistlm.core.rng import Rng
+from twistlm.potentials.protocol import Potential
+from twistlm.sampling import smc
+from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.mixture import Pool
+from twistlm.sampling.proposals import Proposal, base, twist_induced
+from twistlm.sampling.sampler import proposal_samples
+from twistlm.sampling.samples import Samples
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.training.losses import objective
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What sources draw from.
+
+    Attributes:
+        model: base model and current twist.
+        potential: φ, bound to the model.
+        prompt: the prompt's tokens.
+        num_steps: T.
+        proposal: q_t of the sources that sample with the twist.
+        collection: base draws set aside for training, with those accepted as exact; None if none were collected.
+        num_siblings: K further draws of each token, for sources that draw afresh.
+        pool: all draws made so far, for the source of that name.
+        joint: one exact sample for each of the conditions that this update's sequences are given, if targets differ.
+    """
+
+    model: TwistedLM
+    potential: Potential
+    prompt: Tensor
+    num_steps: int
+    proposal: Proposal = twist_induced
+    collection: Collection | None = None
+    num_siblings: int = 0
+    pool: Pool | None = None
+    joint: Samples | None = None
+
+    def prompts(self) -> list[Tensor]:
+        """One per target: the prompt, for each of the conditions if there are any."""
+        return [self.prompt] * (1 if self.joint is None else len(self.joint))
+
+    def each(self, count: int) -> int:
+        """How many of `count` sequences each target gets, at least one."""
+        return max(1, count // len(self.prompts()))
+
+    @property
+    def conditions(self) -> Tensor | None:
+        """[R, c], or None."""
+        return None if self.joint is None else self.joint.conditions
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences with log weights towards σ.
+
+    Attributes:
+        samples: B sequences.
+        log_w: log p₀φ/q up to a constant [B].
+        log_ratio: log p₀(s_1:t)/q(s_1:t) [B, T]; None where only the target weights are known (SMC, exact samples).
+        num_targets: R targets that the sequences belong to, equally many to each, one after the other: weights are
+            normalised among those of one target.
+    """
+
+    samples: Samples
+    log_w: Tensor
+    log_ratio: Tensor | None
+    num_targets: int = 1
+
+
+Source = Callable[[Rng, Setting, int], Batch]
+
+
+def get_source(expression: str) -> Source:
+    """The registered source of that name; several joined by "+" share the sequences equally among them.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    parts: list[Source] = [lookup("source", name).value for name in _names(expression)]
+    if len(parts) == 1:
+        return parts[0]
+
+    def mixture(rng: Rng, setting: Setting, count: int) -> Batch:
+        share = max(1, count // len(parts))
+        return _mixed([part(rng.fork(k), setting, share) for k, part in enumerate(parts)])
+
+    return mixture
+
+
+def training_sources(loss: str, expression: str) -> dict[str, str]:
+    """The training settings by which `loss` takes its samples from there: all of them, or the target's alone where the
+    source cannot serve its other roles."""
+    others = set(objective(loss).roles) - {"target"}
+    found = {"target_source": expression}
+    if all(serves(expression, role) for role in others):
+        found["intermediate_source"] = expression
+    return found
+
+
+def uses(expression: str, name: str) -> bool:
+    """Whether the source is that one or has it among its parts."""
+    return name in _names(expression)
+
+
+def serves(expression: str, role: str) -> bool:
+    """Whether the source gives what `role` (see `losses`) needs: some give sequences whose q is not known."""
+    return all(role in lookup("source", name).options.get("roles", (role,)) for name in _names(expression))
+
+
+def _names(expression: str) -> list[str]:
+    return [name.strip() for name in expression.split("+")]
+
+
+def _mixed(parts: list[Batch]) -> Batch:
+    """One batch of all sequences; towards σ each part counts by its number of sequences."""
+    targets = parts[0].num_targets
+    sizes = [len(part.samples) // targets for part in parts]
+    whole = Samples.concatenate([part.samples for part in parts])
+    starts = torch.tensor([0, *sizes[:-1]]).cumsum(0) * targets
+    # The sequences of one target, from every part, come one after the other.
+    order = torch.cat([
+        start + target * size + torch.arange(size)
+        for target in range(targets)
+        for start, size in zip(starts.tolist(), sizes, strict=True)
+    ])  # fmt: skip
+    log_w = torch.cat([
+        (normalise(part.log_w.view(targets, -1)) * size).log().flatten()
+        for part, size in zip(parts, sizes, strict=True)
+    ])  # fmt: skip
+    ratios = [part.log_ratio for part in parts if part.log_ratio is not None]
+    log_ratio = torch.cat(ratios)[order] if len(ratios) == len(parts) else None
+    return Batch(whole.select(order), log_w[order], log_ratio, targets)
+
+
+def independent(samples: Samples, num_targets: int = 1) -> Batch:
+    """A batch of independent draws: importance weights without resampling."""
+    log_ratio = (samples.log_p - samples.log_q).cumsum(-1)
+    return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio, num_targets)
+
+
+def _drawn(rng: Rng, setting: Setting, count: int, proposal: Proposal) -> Batch:
+    samples = proposal_samples(
+        rng, setting.model, setting.potential, prompts=setting.prompts(), num_samples=setting.each(count),
+        num_steps=setting.num_steps, proposal=proposal, conditions=setting.conditions,
+        record_features=setting.model.features_are_reusable, num_siblings=setting.num_siblings,
+    )  # fmt: skip
+    return independent(samples, len(setting.prompts()))
+
+
+@register("source", "base")
+def from_base(rng: Rng, setting: Setting, count: int) -> Batch:
+    """Fresh draws from p₀, weighted by φ."""
+    return _drawn(rng, setting, count, base)
+
+
+@register("source", "proposal")
+def from_proposal(rng: Rng, setting: Setting, count: int) -> Batch:
+    """Fresh draws from the current proposal, by self-normalised importance weights."""
+    return _drawn(rng, setting, count, setting.proposal)
+
+
+@register("source", "smc", roles=("target", "drawn"))
+def from_smc(rng: Rng, setting: Setting, count: int) -> Batch:
+    """Approximate target samples by SMC with the current twist."""
+    result = smc.run(
+        rng, setting.model, setting.potential, prompts=setting.prompts(), num_particles=setting.each(count),
+        num_steps=setting.num_steps, proposal=setting.proposal, conditions=setting.conditions,
+        record_features=setting.model.features_are_reusable,
+    )  # fmt: skip
+    samples = smc.to_samples(result, setting.prompts(), setting.model, setting.conditions)
+    return Batch(samples, result.particles.log_w.flatten(), None, len(setting.prompts()))
+
+
+@register("source", "draws")
+def from_draws(rng: Rng, setting: Setting, count: int) -> Batch:
+    """A random part of the base draws that collecting exact samples has paid for, weighted by φ."""
+    if setting.joint is not None:
+        raise ConfigError("source 'draws' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
+    draws = _collected(setting).draws
+    order = rng.uniform((1, len(draws)))[0].argsort()[: min(count, len(draws))]
+    return independent(draws.select(order))
+
+
+@register("source", "pool")
+def from_pool(rng: Rng, setting: Setting, count: int) -> Batch:
+    """A random part of all draws made so far, weighted against the mixture of the proposals that made them."""
+    if setting.pool is None:
+        raise ConfigError("source 'pool' is filled by training; draw from 'proposal' or 'base' otherwise")
+    samples, log_ratio = setting.pool.draw(rng, count)
+    return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio)
+
+
+@register("source", "exact", roles=("target", "drawn"))
+def from_exact(rng: Rng, setting: Setting, count: int) -> Batch:
+    """A random part of the exact target samples, equally weighted; fresh ones where every base draw is exact."""
+    if setting.joint is not None:
+        weights = torch.zeros(len(setting.joint), dtype=torch.float64)
+        return Batch(setting.joint, weights, None, len(setting.joint))
+    samples = _collected(setting).exact.samples
+    if len(samples) == 0:
+        raise ExactSamplesError("source 'exact' needs exact samples for training, and none was accepted; collect more")
+    order = rng.uniform((1, len(samples)))[0].argsort()[: min(count, len(samples))]
+    chosen = samples.select(order)
+    return Batch(chosen, torch.zeros(len(chosen), dtype=torch.float64), None)
+
+
+def _collected(setting: Setting) -> Collection:
+    if setting.collection is None:
+        raise ConfigError("sources 'draws' and 'exact' need collected draws; run `twistlm collect`, or use 'proposal'")
+    return setting.collection

@@ -1,0 +1,378 @@
+"""One training loop for every loss, source and twist.
+
+It must not make things worse. The twist starts at log ψ = 0 (q = p₀); a held-out criterion is watched, the best twist
+by it is kept and training stops early; a shrinkage α (log ψ → α log ψ) is chosen by the same criterion, with α = 0 (the
+base model) among the choices. Each update draws from a stream named by its number, so a checkpoint needs no generator
+state and a resumed run equals an uninterrupted one bit for bit.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twistlm.core.errors import ConfigError, ModelError, RunError, TrainingError
+from twistlm.core.estimates import Estimate, difference, mean
+from twistlm.core.logmath import log_mean_exp
+from twistlm.core.progress import bar
+from twistlm.core.rng import Rng
+from twistlm.core.storage import as_type, check_tensors
+from twistlm.potentials.protocol import ConditionalPotential
+from twistlm.sampling.exact.collect import joint_samples
+from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.mixture import Pool, snapshot, updates_until_growth
+from twistlm.sampling.sampler import log_ratios, proposal_samples
+from twistlm.training.checkpoint import Checkpoint, Progress, Store, below
+from twistlm.training.config import TrainingConfig
+from twistlm.training.criteria import Criterion
+from twistlm.training.losses import ROLES, finite, objective
+from twistlm.training.scoring import Scoring, score
+from twistlm.training.sources import Batch, Setting, get_source, uses
+from twistlm.training.value import fit_value
+from twistlm.twists.low_rank import LowRankHead
+
+logger = logging.getLogger("twistlm")
+
+# Seconds between checkpoints; resuming is exact from any of them.
+CHECKPOINT_SECONDS = 15.0
+# Consecutive updates with next to no effective positives before the collapse is announced.
+COLLAPSE_UPDATES = 10
+
+
+class Trainer:
+    """Trains `setting.model`'s twist in place and leaves it at its best.
+
+    With `held_out` draws, what the proposal does not see of a low-rank twist is fitted at the end (`calibration`).
+
+    Args:
+        rng: source of randomness.
+        setting: what sources draw from.
+        config: how.
+        criterion: the held-out judge.
+        folder: where metrics and checkpoints go; None keeps them in memory only.
+        held_out: base draws that took no part in training.
+        certify: what to record after 0, 1, 2, 4, 8, … updates and after the last, given their number; None for nothing.
+        pool: draws for the source "pool" that are there already; without them it makes its own as it goes.
+
+    Raises:
+        ConfigError: the model has no twist.
+    """
+
+    def __init__(
+        self,
+        rng: Rng,
+        setting: Setting,
+        config: TrainingConfig,
+        criterion: Criterion,
+        folder: Store | None = None,
+        held_out: Collection | None = None,
+        certify: Callable[[int], dict[str, Any]] | None = None,
+    ) -> None:
+        if setting.model.twist is None:
+            raise ConfigError("there is nothing to train: build the model with a twist")
+        self.rng, self.setting, self.config, self.criterion, self.folder = rng, setting, config, criterion, folder
+        self.twist, self.held_out, self.certify = setting.model.twist, held_out, certify
+        self.module = self.twist.module
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.objective = objective(config.loss)
+        self.pool = Pool() if config.draws_from("pool") else None
+        if self.pool is not None and isinstance(setting.potential, ConditionalPotential):
+            raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
+        self.progress = Progress()
+        self.best = snapshot(self.module)
+        self.history: list[dict[str, Any]] = []
+        self._saved_at = time.monotonic()
+
+    def train(self) -> list[dict[str, Any]]:
+        """Run to the end (or to the early stop), restore the best twist, choose its shrinkage; returns the history.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        self._resume()
+        config, progress = self.config, self.progress
+        with bar(f"training ({config.loss})", config.num_updates) as report:
+            while progress.done < config.num_updates and not progress.stopped:
+                if progress.done % config.evaluate_every == 0:
+                    self._evaluate()
+                    if progress.stopped:
+                        break
+                if progress.done & (progress.done - 1) == 0:
+                    self._certify()
+                record = self._update()
+                report(
+                    progress.done,
+                    f"held-out {progress.best_value:.3f} at {progress.best_update}, ESS {record['ess']:.0f}",
+                )
+                if time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+                    self._checkpoint()
+            if not progress.stopped:
+                self._evaluate()
+                self._certify()
+        progress.stopped = True
+        self._checkpoint()
+        self._finish()
+        return self.history
+
+    def _update(self) -> dict[str, Any]:
+        start, number = time.perf_counter(), self.progress.done
+        self._grow_pool(number)
+        try:
+            batches = self._batches(self.rng.fork("update", number))
+        except ModelError as error:
+            raise TrainingError(
+                f"at update {number} {error}; if it was training that broke the twist, lower learning_rate (it is "
+                f"{self.config.learning_rate:g})"
+            ) from error
+        if number == 0 and self.objective.scale:
+            self._start_at_scale(batches)
+        # All of a batch's steps are one update: methods are compared by the sequences that they draw.
+        for _ in range(self.objective.inner_steps):
+            scoring = score(self.setting.model, batches, normaliser=self.objective.normaliser)
+            value = self.objective(scoring.scored)
+            norm = self._step(value)
+        self.progress.done += 1
+        record = {
+            "kind": "update", "update": number, "loss": value.item(), "ess": scoring.ess, "grad_norm": norm,
+            "kl_q_prior": _kl_to_prior(batches), "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+        self._record(record)
+        self._detect_collapse(scoring, record)
+        return record
+
+    def _start_at_scale(self, batches: dict[str, Batch]) -> None:
+        """Start at a constant ψ near the mean of the optimal one, which is Z (of each target, where they differ).
+
+        From ψ = 1 whatever was drawn would fall behind all that was not, and the proposal run after rare tokens until
+        it has seen them all.
+        """
+        batch = next(iter(batches.values()))
+        log_phi = finite(batch.samples.log_phi).view(batch.num_targets, -1)
+        level = float(log_mean_exp(log_phi).mean())
+        self.twist.head.start_at(level)
+        self._record({"kind": "start", "update": 0, "log_psi": level})
+
+    def _step(self, value: Tensor) -> float:
+        """One optimiser step; returns the gradient's norm before clipping."""
+        if not bool(value.isfinite()):
+            raise TrainingError(
+                f"the loss is {value.item()} at update {self.progress.done}; lower learning_rate (it is "
+                f"{self.config.learning_rate:g})"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.optimiser.step()
+        # The fused step leaves version counters alone, by which twists notice that what they derived is out of date.
+        torch.autograd.graph.increment_version(self.parameters)
+        return float(norm)
+
+    def _grow_pool(self, number: int) -> None:
+        """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
+        ahead = None if self.pool is None else updates_until_growth(number)
+        if ahead is None:
+            return
+        if number % self.config.evaluate_every != 0:
+            self._evaluate()
+        now = snapshot(self.module)
+        self.module.load_state_dict(self.best)
+        self._grow(number, ahead)
+        self.module.load_state_dict(now)
+
+    def _grow(self, number: int, ahead: int) -> None:
+        assert self.pool is not None
+        count = self.config.num_particles * min(ahead, self.config.num_updates - number)
+        self.pool.grow(
+            self.rng, self.setting.model, self.setting.potential, prompt=self.setting.prompt,
+            num_steps=self.setting.num_steps, count=count, proposal=self.setting.proposal,
+        )  # fmt: skip
+
+    def _batches(self, rng: Rng) -> dict[str, Batch]:
+        drawn: dict[str, Batch] = {}
+        setting = replace(self.setting, pool=self.pool)
+        if isinstance(setting.potential, ConditionalPotential):
+            # All roles of an update are given the same conditions.
+            joint = joint_samples(
+                rng.fork("conditions"), setting.model, setting.potential, setting.prompt, setting.num_steps,
+                self.config.num_conditions, setting.model.features_are_reusable,
+            )  # fmt: skip
+            setting = replace(setting, joint=joint)
+        for role in self.objective.roles:
+            name = getattr(self.config, ROLES[role])
+            if name not in drawn:
+                count = self.config.pool_batch if uses(name, "pool") else self.config.num_particles
+                drawn[name] = get_source(name)(rng.fork(name), setting, count)
+        return {role: drawn[getattr(self.config, ROLES[role])] for role in self.objective.roles}
+
+    def _evaluate(self) -> None:
+        start, number, progress = time.perf_counter(), self.progress.done, self.progress
+        rng = self.rng.fork("evaluate", number)
+        found = self.criterion(rng, self.setting.model)
+        record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": found.as_dict()}
+        if self.config.evaluation_samples and not isinstance(self.setting.potential, ConditionalPotential):
+            drawn = proposal_samples(
+                rng, self.setting.model, self.setting.potential, prompts=[self.setting.prompt],
+                num_samples=self.config.evaluation_samples, num_steps=self.setting.num_steps,
+                proposal=self.setting.proposal,
+            )  # fmt: skip
+            record["f"] = mean(log_ratios(drawn)).as_dict()
+            record["log_phi"] = mean(drawn.log_phi).as_dict()
+            record["kl_q_prior"] = mean((drawn.log_q - drawn.log_p).sum(-1)).as_dict()
+        if found.value < progress.best_value:
+            progress.best_value, progress.best_update = found.value, number
+            self.best = snapshot(self.module)
+        elif self.config.patience is not None and number - progress.best_update >= self.config.patience:
+            progress.stopped = True
+        record["seconds"] = time.perf_counter() - start
+        self._record(record)
+        first = next((row for row in self.history if row["kind"] == "evaluation"), record)["held_out"]
+        rise = difference(found, Estimate.from_dict(first))
+        if rise.low > 0.5:
+            self._warn(
+                f"at update {number} the held-out divergence is {rise.value:.1f} nats above the start: the twist "
+                f"overfits or feeds on itself; the best one (update {progress.best_update}) is kept. Lower "
+                "learning_rate, raise weight_decay, or train on more draws (--num-draws)"
+            )
+
+    def _certify(self) -> None:
+        """On the paper's exponential schedule: what a certificate costs would otherwise dwarf the first updates."""
+        if self.certify is not None:
+            self._record({"kind": "certificate", "update": self.progress.done, **self.certify(self.progress.done)})
+
+    def _finish(self) -> None:
+        """Restore the best twist, choose α for it, and fit its value if it has one."""
+        self.module.load_state_dict(self.best)
+        alpha = self._choose_shrinkage()
+        training = self.setting.collection
+        if (
+            isinstance(self.twist.head, LowRankHead)
+            # Other sources have not paid for the collection, and the loss alone fits the value.
+            and self.config.draws_from("draws")
+            and training is not None
+            and self.held_out is not None
+            and alpha > 0
+        ):
+            fit = fit_value(self.setting.model, training.draws, self.held_out.draws)
+            self._record({"kind": "value", "update": self.progress.done, **fit})
+        if self.folder is not None:
+            self.folder.save_twist(self.module.state_dict(), {"update": self.progress.best_update, "alpha": alpha})
+
+    def _choose_shrinkage(self) -> float:
+        values = {}
+        for alpha in sorted({1.0, *self.config.shrinkages}):
+            self.twist.head.shrinkage.fill_(alpha)
+            values[alpha] = self.criterion(self.rng.fork("shrinkage"), self.setting.model).value
+        chosen = min(values, key=lambda alpha: values[alpha])
+        self.twist.head.shrinkage.fill_(chosen)
+        self._record({"kind": "shrinkage", "update": self.progress.done, "alpha": chosen, "held_out": values})
+        if chosen == 0.0:
+            self._warn(
+                "no twist did better on held-out samples than none at all, so the base model is kept; train on more "
+                "draws (--num-draws), with a lower learning_rate or a smaller twist"
+            )
+        return chosen
+
+    def _detect_collapse(self, scoring: Scoring, record: dict[str, Any]) -> None:
+        self.progress.collapsed = self.progress.collapsed + 1 if scoring.ess < 2.0 else 0
+        if self.progress.collapsed == COLLAPSE_UPDATES:
+            self._warn(
+                f"for {COLLAPSE_UPDATES} updates fewer than 2 of {self.config.num_particles} sequences carried the "
+                f"target's weight (ESS {scoring.ess:.1f}, KL to the prior {record['kl_q_prior']:.1f}): the twist "
+                "learns from single samples. Use more particles, --source draws or exact, a milder potential, or a "
+                "lower learning_rate"
+            )
+
+    def _warn(self, message: str) -> None:
+        if any(message[:40] == known[:40] for known in self.progress.warnings):
+            return
+        self.progress.warnings.append(message)
+        logger.warning(message)
+        self._record({"kind": "warning", "update": self.progress.done, "message": message})
+
+    def _record(self, row: dict[str, Any]) -> None:
+        self.history.append(row)
+        if self.folder is not None:
+            self.folder.append_metrics(row)
+
+    def _checkpoint(self) -> None:
+        self._saved_at = time.monotonic()
+        if self.folder is None:
+            return
+        tensors = {f"twist.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for index, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in values.items()}
+        for number, twist in enumerate(self.pool.twists if self.pool is not None else []):
+            tensors |= {f"pool.{number}.{name}": tensor for name, tensor in twist.items()}
+        self.folder.save_checkpoint(tensors, {"progress": self.progress.__dict__, "rows": len(self.history)})
+
+    def _resume(self) -> None:
+        if self.folder is None:
+            return
+        found = self.folder.load_checkpoint()
+        if found is None:
+            self.folder.truncate_metrics(0)
+            return
+        tensors, metadata = found
+        where = str(self.folder.checkpoint)
+        known = as_type(Checkpoint, metadata, where)
+        expected = self.module.state_dict()
+        for prefix in ("twist.", "best."):
+            check_tensors(below(prefix, tensors), expected, where)
+        state = self._optimiser_state(tensors, where)
+        rows = self.folder.metrics()
+        if known.progress.done > self.config.num_updates or known.rows > len(rows):
+            raise RunError(
+                f"{where} knows of {known.progress.done} updates and {known.rows} lines of metrics, and there are "
+                f"{self.config.num_updates} and {len(rows)}; start over with --overwrite"
+            )
+        self.progress = known.progress
+        self._refill_pool(tensors, where)
+        self.module.load_state_dict(below("twist.", tensors))
+        self.best = below("best.", tensors)
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        self.history = self.folder.truncate_metrics(known.rows)
+
+    def _optimiser_state(self, tensors: dict[str, Tensor], where: str) -> dict[int, dict[str, Tensor]]:
+        """What AdamW kept of each parameter; nothing before the first update.
+
+        Raises:
+            RunError: it is not what AdamW keeps of these parameters.
+        """
+        found = below("optimiser.", tensors)
+        step = torch.zeros(())
+        expected = {
+            f"{index}.{name}": step if name == "step" else parameter
+            for index, parameter in enumerate(self.parameters)
+            for name in ("step", "exp_avg", "exp_avg_sq")
+        }
+        check_tensors(found, expected if found else {}, where)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in found.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        return state
+
+    def _refill_pool(self, tensors: dict[str, Tensor], where: str) -> None:
+        """Draw again, with the twists that drew it, what the pool held: cheaper than keeping it in every checkpoint."""
+        update, number = 0, 0
+        while twist := below(f"pool.{number}.", tensors):
+            check_tensors(twist, self.module.state_dict(), where)
+            self.module.load_state_dict(twist)
+            ahead = updates_until_growth(update)
+            assert ahead is not None
+            self._grow(update, ahead)
+            update, number = update + ahead, number + 1
+
+
+def _kl_to_prior(batches: dict[str, Batch]) -> float:
+    """KL(q‖p₀) of the proposal that the batch came from, as far as the batch tells."""
+    samples = next(iter(batches.values())).samples
+    return float((samples.log_q - samples.log_p).sum(-1).mean())

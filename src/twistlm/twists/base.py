@@ -1,0 +1,46 @@
+"""What a twist is: a head over features, and whatever network brings them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from twistlm.models.base import Decoder
+
+
+class Head(Protocol):
+    """log ψ over the vocabulary from features; the same everywhere before training."""
+
+    @property
+    def shrinkage(self) -> Tensor:
+        """A scalar buffer that multiplies log ψ: 1 until a held-out choice makes it smaller."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """log ψ(prefix, v) for every v: [..., V], of any floating type."""
+
+    def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """log ψ(prefix, token) for the chosen tokens [...] alone, float32 or wider."""
+
+    def start_at(self, log_psi: float) -> None:
+        """Before training, when log ψ is 0 (ψ a half, if it is a probability) everywhere: make it this everywhere."""
+
+    def log_normaliser(self, features: Tensor, logits: Callable[[slice], Tensor], rows: int) -> Tensor:
+        """log Σ_v p₀(v) ψ(prefix, v) [n] of features [n, …], with gradient to the twist, `rows` of them at a time.
+
+        `logits`: unnormalised log p₀ of a slice of the rows. `twistlm.core.kernels.normaliser` has this for any head.
+        """
+
+
+@dataclass(frozen=True)
+class Twist:
+    """A twist ψ: a head over features, which are the base model's own unless `decoder` brings others.
+
+    `module` holds every trainable parameter. `reader`, where the target differs from sequence to sequence, turns
+    conditions [n, c] into features [n, d'] that the head reads beside the prefix's, with gradient.
+    """
+
+    head: Head
+    module: nn.Module
+    decoder: Decoder | None = None
+    reader: Callable[[Tensor], Tensor] | None = None
