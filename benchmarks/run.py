@@ -1,9 +1,9 @@
 """What sampling, training, certificates and memory cost, as ratios to transformers' own `generate`.
 
-    python benchmarks/run.py                            # everything; over an hour on two cores
-    python benchmarks/run.py --only sampling,memory     # some groups; the others' results stay
-    python benchmarks/run.py --quick                    # seconds, tiny models: only shows that everything runs
-    python benchmarks/run.py --check                    # exits with an error if a row is above its limit
+    python -m benchmarks.run                            # everything; over an hour on two cores
+    python -m benchmarks.run --only sampling,memory     # some groups; the others' results stay
+    python -m benchmarks.run --quick                    # seconds, tiny models: only shows that everything runs
+    python -m benchmarks.run --check                    # exits with an error if a row is above its limit
 
 Results are written after every case, so that a run that is stopped keeps what it has measured.
 """
@@ -12,8 +12,8 @@ import sys
 
 import tyro
 
-from suite.main import main
-from suite.options import Options
+from benchmarks.suite.main import main
+from benchmarks.suite.options import Options
 
 if __name__ == "__main__":
     chosen = tyro.cli(Options, description=__doc__)

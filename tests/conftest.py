@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cases import Case, make_case
+from tests.cases import Case, make_case
 
 torch.set_num_threads(1)
 

@@ -1,6 +1,6 @@
 """Kill commands at random moments and give them again: what comes out must be what comes out of an undisturbed run.
 
-    python -m kills --kills 20        # of each of `train`, `sweep --jobs 2` and `collect`, at the default threads
+    python -m tests.kills --kills 20        # of each of `train`, `sweep --jobs 2` and `collect`, at the default threads
 
 This process only imports; every command is a fork of it, so that its seconds are spent on work. It is killed with -9 up
 to `ROUND` times on the way, each time at a random moment of what is left, and then runs to its end.

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import median
 
-from suite import limits
-from suite.attention import split
-from suite.memory import Job, Processes
-from suite.options import Batch, Options, Sizes
-from suite.record import Curve, Record, Row
-from suite.tasks import Bench, Task
-from suite.timing import Timing, alternate
+from benchmarks.suite import limits
+from benchmarks.suite.attention import split
+from benchmarks.suite.memory import Job, Processes
+from benchmarks.suite.options import Batch, Options, Sizes
+from benchmarks.suite.record import Curve, Record, Row
+from benchmarks.suite.tasks import Bench, Task
+from benchmarks.suite.timing import Timing, alternate
 from twistlm.core.progress import bar
 
 MODEL = "gpt2"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from suite import curves, machine, memory, methods, table, times
-from suite.options import IMAGES, OF_MODEL, PAGE, RESULTS, Options
-from suite.record import Record, load
+from benchmarks.suite import curves, machine, memory, methods, table, times
+from benchmarks.suite.options import IMAGES, OF_MODEL, PAGE, RESULTS, Options
+from benchmarks.suite.record import Record, load
 
 
 def main(options: Options) -> Record:
@@ -33,7 +33,7 @@ def main(options: Options) -> Record:
 
 
 def _publish(record: Record, place: Path) -> None:
-    from suite import plots  # not before: every process that measures memory would load matplotlib
+    from benchmarks.suite import plots  # not before: every process that measures memory would load matplotlib
 
     plots.plot(record, IMAGES if place == RESULTS else place.parent)
     if place == RESULTS:

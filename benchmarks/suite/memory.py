@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
-from suite import limits, machine, methods
-from suite.options import Batch, Options
-from suite.record import Record, Row
-from suite.tasks import Bench
-from suite.times import HEADS
+from benchmarks.suite import limits, machine, methods
+from benchmarks.suite.options import Batch, Options
+from benchmarks.suite.record import Record, Row
+from benchmarks.suite.tasks import Bench
+from benchmarks.suite.times import HEADS
 from twistlm.core.progress import bar
 from twistlm.core.registry import available
 

@@ -7,11 +7,11 @@ the experiment `toxicity`: the proposal's draws, the base model's for what SIXO 
 import os
 from collections.abc import Iterator
 
-from suite import limits
-from suite.options import Options
-from suite.record import Record, Row
-from suite.tasks import Bench
-from suite.timing import alternate
+from benchmarks.suite import limits
+from benchmarks.suite.options import Options
+from benchmarks.suite.record import Record, Row
+from benchmarks.suite.tasks import Bench
+from benchmarks.suite.timing import alternate
 
 TWISTS = ("mlp", "backbone")
 LOSSES = ("ctl", "rl", "sixo", "fudge", "dpg", "ppo")

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
-from suite.record import Curve, Record
+from benchmarks.suite.record import Curve, Record
 
 
 @dataclass(frozen=True)

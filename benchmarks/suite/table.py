@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from suite.machine import MB
-from suite.options import DTYPES, ROOT
-from suite.record import Record, Row
+from benchmarks.suite.machine import MB
+from benchmarks.suite.options import DTYPES, ROOT
+from benchmarks.suite.record import Record, Row
 
 PEERS = ROOT / "benchmarks" / "peers" / "results.md"
 MODELS = {"gpt2": "GPT-2 shape", "smollm2": "SmolLM2", "small": "GPT-2 shape, 2 × 256", "stories": "stories"}

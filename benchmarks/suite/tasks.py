@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite.machine import MB, release
-from suite.models import build, prompt_of, spread_twist
-from suite.options import Batch
+from benchmarks.suite.machine import MB, release
+from benchmarks.suite.models import build, prompt_of, spread_twist
+from benchmarks.suite.options import Batch
 from twistlm.certificates.certify import certify
 from twistlm.certificates.subject import Subject
 from twistlm.core.estimates import Estimate

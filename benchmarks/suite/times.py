@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from suite import limits
-from suite.options import Batch, Options
-from suite.record import Record, Row
-from suite.tasks import Bench
-from suite.timing import Timing, alternate
+from benchmarks.suite import limits
+from benchmarks.suite.options import Batch, Options
+from benchmarks.suite.record import Record, Row
+from benchmarks.suite.tasks import Bench
+from benchmarks.suite.timing import Timing, alternate
 
 # Every head, and a transformer of its own.
 HEADS = ("mlp", "tied", "low_rank")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
-from suite.tasks import Task
+from benchmarks.suite.tasks import Task
 from twistlm.core.progress import bar
 
 

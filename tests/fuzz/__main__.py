@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fuzz import folders, harness, invocations
+from tests.fuzz import folders, harness, invocations
 
 FURNISH = {"invocations": harness.furnish, "folders": folders.furnish}
 RUN = {"invocations": invocations.run, "folders": folders.run}

@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fuzz.harness import SECONDS, limit
+from tests.fuzz.harness import SECONDS, limit
 from twistlm.cli import main
 from twistlm.core.errors import TwistError
 from twistlm.report.page import save_page

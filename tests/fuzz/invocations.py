@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from fuzz.harness import Outcome, Workspace
+from tests.fuzz.harness import Outcome, Workspace
 from twistlm.cli import COMMANDS
 
 # Values that no number is, and those that some are.

@@ -5,8 +5,8 @@ import functools
 import pytest
 import torch
 
-from architectures import CONFIGS, Words, tiny_lm, tiny_model
-from cases import TablePotential
+from tests.architectures import CONFIGS, Words, tiny_lm, tiny_model
+from tests.cases import TablePotential
 from twistlm.core.errors import ModelError
 from twistlm.core.rng import Rng
 from twistlm.models.huggingface import HuggingFaceLM, load

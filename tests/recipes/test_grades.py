@@ -2,8 +2,8 @@
 
 import torch
 
-from encoder import calibration
-from grades import accuracy, ordinal, ordinal_cuts, targets
+from recipes.encoder import calibration
+from recipes.grades import accuracy, ordinal, ordinal_cuts, targets
 
 
 def test_a_calibrated_probability_has_no_error_and_a_shifted_one_has_its_shift() -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cleaning import clean, fault, key
-from topics import OPENINGS, topic
-from trigram import Trigram
+from recipes.cleaning import clean, fault, key
+from recipes.topics import OPENINGS, topic
+from recipes.trigram import Trigram
 from twistlm.core.rng import Rng
 
 GOOD = (

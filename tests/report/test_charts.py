@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cases import Case
-from test_bounds import exact_of
+from tests.cases import Case
+from tests.certificates.test_bounds import exact_of
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import certify
 from twistlm.certificates.subject import Subject

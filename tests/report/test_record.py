@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from architectures import tiny_lm
-from test_certifying import CONFIG, tiny_target
+from tests.architectures import tiny_lm
+from tests.runs.test_certify import CONFIG, tiny_target
 from twistlm import train
 from twistlm.cli import main
 from twistlm.core.errors import RunError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from architectures import VOCAB, tiny_lm
+from tests.architectures import VOCAB, tiny_lm
 from twistlm.core.kernels import entries
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from architectures import CONFIGS, tiny_lm
-from cases import TablePotential
+from tests.architectures import CONFIGS, tiny_lm
+from tests.cases import TablePotential
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from architectures import VOCAB, tiny_lm
-from cases import TablePotential
+from tests.architectures import VOCAB, tiny_lm
+from tests.cases import TablePotential
 from twistlm.core.errors import ConfigError
 from twistlm.core.kernels import normaliser
 from twistlm.core.registry import available, lookup

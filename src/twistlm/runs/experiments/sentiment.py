@@ -13,7 +13,7 @@ LABELS = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
 
 # Adam's learning rates, the best of the paper's grid for each method.
 PAPER_RATES = {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-3, "dpg": 1e-4, "ppo": 1e-5}
-# The same for the bundled models, by results/rates.py.
+# The same for the bundled models, by papers/zhao2024/rates.py.
 RATES = {"ctl": 3e-4, "rl": 1e-3, "sixo": 3e-4, "fudge": 3e-4, "dpg": 3e-4, "ppo": 1e-4, "gkl": 3e-3}
 
 

@@ -13,7 +13,7 @@ PROMPT = "Once upon a time, there was a"
 
 # Adam's learning rates, the best of the paper's grid for each method.
 PAPER_RATES = {"ctl": 1e-4, "rl": 3e-5, "sixo": 3e-5, "fudge": 1e-4, "dpg": 3e-5, "ppo": 1e-6}
-# The same for the bundled models, by results/rates.py.
+# The same for the bundled models, by papers/zhao2024/rates.py.
 RATES = {"ctl": 1e-4, "rl": 1e-3, "sixo": 1e-4, "fudge": 1e-3, "dpg": 1e-3, "ppo": 1e-4, "gkl": 1e-3}
 
 

@@ -1,0 +1,109 @@
+"""The comparison of methods on the bundled models, and the page that shows it.
+
+    python -m papers.zhao2024.methods                  # 7 methods, 5 seeds, 4 settings: two hours on two cores
+    python -m papers.zhao2024.methods --ablations      # exact positives, powers of φ, the threshold
+    python -m papers.zhao2024.methods --seeds 1 --only infilling-2-1
+    python -m papers.zhao2024.methods --redraw         # nothing is run; the page is written anew from what is there
+
+Every run is resumable, and so is the whole. Writes the tables into docs/results.md and the pictures beside it; what the
+page has of sweeps whose runs are not here stays.
+"""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from papers.zhao2024.page import EXACT, write
+from twistlm.core.errors import RunError
+from twistlm.core.storage import load_json
+from twistlm.report.sweep_plots import plot_frontier, plot_sweep
+from twistlm.runs.sweeps import sweep as grid
+from twistlm.runs.sweeps.pooled import read
+
+SMALL = "small"
+MAIN = {
+    "toxicity": grid.Request("toxicity", SMALL),
+    "sentiment": grid.Request("sentiment", SMALL),
+    "infilling-15-10": grid.Request("infilling", SMALL, {"num_tokens": 15, "num_condition": 10}),
+    "infilling-2-1": grid.Request("infilling", SMALL, {"num_tokens": 2, "num_condition": 1}),
+}
+POWERS = (1, 2, 5)
+POSITIVES = ("ctl", "rl", "sixo", "dpg")
+# The presets' rates are for fresh draws of φ itself. At DPG's and RL's of 1e-3, a few hundred exact samples are fitted
+# by heart, and the rare good draws of a power of φ.
+RATE = 1e-4
+ABLATIONS = {
+    **{
+        f"{name}-exact": grid.Request(name, SMALL, methods=POSITIVES, source="exact", learning_rate=RATE, num_seeds=2)
+        for name in ("toxicity", "sentiment")
+    },
+    **{
+        f"toxicity-beta-{beta}": grid.Request(
+            "toxicity", SMALL, {"beta": float(beta)}, methods=("ctl", "dpg", "ppo"), learning_rate=RATE, num_seeds=2
+        )
+        for beta in POWERS
+    },
+    "toxicity-threshold": grid.Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        ablations: these instead of the main tables.
+        only: names of sweeps; all by default.
+        redraw: run nothing; write the page.
+        seeds: of every method; by default five in the main tables.
+        updates: of every run; by default those of the presets.
+        jobs: runs at a time, each in a process of its own.
+        out: where the runs are.
+    """
+
+    ablations: bool = False
+    only: tuple[str, ...] = ()
+    redraw: bool = False
+    seeds: int | None = None
+    updates: int | None = None
+    jobs: int = 2
+    out: Path = Path("runs/results")
+
+
+def main(options: Options) -> None:
+    """Run what is not done, then write the page from all that is."""
+    requests = ABLATIONS if options.ablations else MAIN
+    if unknown := sorted(set(options.only) - requests.keys()):
+        raise SystemExit(f"no such sweep: {', '.join(unknown)}; choose from {', '.join(requests)}")
+    for name in () if options.redraw else options.only or requests:
+        request = requests[name]
+        if options.seeds is not None:
+            request = replace(request, num_seeds=options.seeds)
+        if options.updates is not None:
+            request = replace(request, num_updates=options.updates)
+        print(f"--- {name}", flush=True)
+        try:
+            grid.sweep(request, options.out / name, jobs=options.jobs)
+        except RunError as error:
+            # Failed runs are shown in the table by what is missing; the other sweeps go on.
+            print(error, flush=True)
+    done = {name: read(options.out / name) for name in (*MAIN, *ABLATIONS) if (options.out / name).exists()}
+    for name, pooled in done.items():
+        plots = options.out / name / "plots"
+        plot_sweep(pooled, plots)
+        for picture in ("divergences", "bounds", "resampling"):
+            if (plots / f"{picture}.png").exists():
+                shutil.copy(plots / f"{picture}.png", f"docs/images/results-{name}-{picture}.png")
+    betas = [done[f"toxicity-beta-{beta}"] for beta in POWERS if f"toxicity-beta-{beta}" in done]
+    if len(betas) > 1:
+        plot_frontier(betas, options.out)
+        shutil.copy(options.out / "frontier.png", "docs/images/results-frontier.png")
+    found = {title: Path(__file__).parent / file for title, file in EXACT.items()}
+    exact = {title: load_json(file) for title, file in found.items() if file.exists()}
+    write(done, Path("docs/results.md"), exact, [*MAIN, *ABLATIONS, *EXACT])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,124 @@
+"""The generated part of docs/results.md: our tables beside the published ones, and the pictures."""
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from twistlm.core.errors import ConfigError
+from twistlm.core.estimates import student
+from twistlm.core.storage import save_text
+from twistlm.report.sweep_tables import plain, remarks, title
+from twistlm.runs.sweeps.pooled import Pooled
+
+BEGIN, END = "<!-- made by papers/zhao2024/methods.py: begin -->", "<!-- made by papers/zhao2024/methods.py: end -->"
+
+# KL(q‖σ) and KL(σ‖q) in nats, Zhao et al. (2024), tables 3 to 5: other models, so compare the order of the methods.
+PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
+    "toxicity": {"ctl": (1.11, 1.07), "rl": (1.52, 1.42), "sixo": (1.71, 1.98), "fudge": (3.24, 2.00),
+                 "dpg": (1.09, 1.12), "ppo": (0.98, 1.32)},
+    "sentiment": {"ctl": (0.55, 0.47), "rl": (0.94, 0.81), "sixo": (0.73, 0.59), "fudge": (1.01, 0.77),
+                  "dpg": (0.72, 0.57), "ppo": (1.04, 0.87)},
+    "infilling-15-10": {"ctl": (23.93, 8.87), "rl": (31.35, 14.96), "sixo": (20.34, 7.43), "fudge": (60.93, 19.85),
+                        "dpg": (13.27, 4.90), "ppo": (19.37, 14.07)},
+    "infilling-2-1": {"ctl": (0.47, 0.25), "rl": (0.42, 0.15), "sixo": (0.47, 0.25), "fudge": (2.62, 0.90),
+                      "dpg": (0.16, 0.14), "ppo": (0.52, 1.09)},
+    "toxicity-exact": {"ctl": (2.54, 2.68), "rl": (3.23, 3.24), "sixo": (2.37, 2.52), "dpg": (1.51, 1.50)},
+}  # fmt: skip
+
+
+# What exact_*.py write, by the title of its section.
+EXACT = {
+    "Infilling of two tokens before one: estimates beside exact values": "exact_infilling.json",
+    "A tabular model: estimates beside exact values": "exact_tabular.json",
+}
+
+
+def write(
+    sweeps: Mapping[str, Pooled], path: Path, exact: Mapping[str, Mapping[str, Any]], order: Sequence[str] = ()
+) -> None:
+    """Replace what is between the two marks in the page at `path`; sections of other sweeps stay as they are.
+
+    Args:
+        sweeps: by name.
+        path: the page.
+        exact: what exact_*.py found, by the title of its section.
+        order: of the sections, by name or title.
+
+    Raises:
+        ConfigError: the page has no such marks.
+    """
+    page = path.read_text(encoding="utf-8")
+    if BEGIN not in page or END not in page:
+        raise ConfigError(f"{path} has lost the lines {BEGIN!r} and {END!r}; put them back")
+    before, _, rest = page.partition(BEGIN)
+    there, _, after = rest.partition(END)
+    # The first part stands before any section.
+    _, *parts = re.split(r"<!-- section: (.*) -->\n", there)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    sections |= {name: section(name, pooled, path.parent) for name, pooled in sweeps.items()}
+    sections |= {title: beside_exact(title, found["runs"]) for title, found in exact.items()}
+    names = sorted(sections, key=lambda name: order.index(name) if name in order else len(order))
+    texts = [f"<!-- section: {name} -->\n\n{sections[name].strip()}\n" for name in names]
+    save_text(path, "\n".join([f"{before}{BEGIN}\n", *texts, f"{END}{after}"]))
+
+
+def section(name: str, pooled: Pooled, folder: Path) -> str:
+    """A sweep: remarks, the table with the published figures, the order of the methods, pictures."""
+    published = PUBLISHED.get(name, {})
+    lines = [
+        "| method | KL(q‖σ) | KL(σ‖q) | published | E_q[log φ] | KL(q‖p₀) | learning rate | updates, s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in pooled.rows:
+        rate = pooled.asked["settings"][row.method]["training"]["learning_rate"]
+        known = " / ".join(f"{kl:.2f}" for kl in published[row.method]) if row.method in published else "—"
+        cells = [row.method, plain(row.kl_q_target, 2), plain(row.kl_target_q, 2), known, plain(row.log_phi, 2),
+                 plain(row.kl_q_prior, 2), f"{rate:g}", f"{row.seconds.value:.0f}"]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    pictures = [
+        f"![{title(pooled)}: {picture}](images/results-{name}-{picture}.png)"
+        for picture in ("divergences", "bounds", "resampling")
+        if (folder / "images" / f"results-{name}-{picture}.png").exists()
+    ]
+    text = [f"### {title(pooled)}", " ".join(remarks(pooled)), "\n".join(lines), *_orders(pooled, published), *pictures]
+    return "\n\n".join(text) + "\n"
+
+
+def beside_exact(heading: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    """Means over seeds of exact and estimated divergences, and how many intervals hold the exact value."""
+    lines = [
+        "| method | KL(q‖σ) exact | estimated | KL(σ‖q) exact | estimated | intervals that hold it |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    names = ("kl_q_target", "kl_target_q")
+    for method in dict.fromkeys(run["method"] for run in runs):
+        mine = [run for run in runs if run["method"] == method]
+        cells = []
+        for name in names:
+            exact = student([run["exact"][name] for run in mine])
+            cells += [plain(exact, 3), plain(student([run["estimate"][name]["value"] for run in mine]), 3)]
+        lines.append("| " + " | ".join([method, *cells, _held(mine, names)]) + " |")
+    log_Z = statistics.mean(run["exact"]["log_Z"] for run in runs)
+    remark = (
+        f"Exact log Z = {log_Z:.4f}; {_held(runs, ('log_Z',))} of the certificates' intervals of log Z hold it, and "
+        f"{_held(runs, names)} of those of the divergences. Mean ± 95 % over seeds."
+    )
+    return "\n\n".join([f"### {heading}", remark, "\n".join(lines)]) + "\n"
+
+
+def _held(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    held = [run["estimate"][n]["low"] <= run["exact"][n] <= run["estimate"][n]["high"] for run in runs for n in names]
+    return f"{sum(held)} of {len(held)}"
+
+
+def _orders(pooled: Pooled, published: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Both orders by KL(σ‖q), best first, over the methods that both have."""
+    ours = {row.method: row.kl_target_q.value for row in pooled.rows if row.kl_target_q is not None}
+    both = [method for method in ours if method in published]
+    if len(both) < 2:
+        return []
+    here = sorted(both, key=lambda method: ours[method])
+    there = sorted(both, key=lambda method: published[method][1])
+    return [f"Order by KL(σ‖q), best first: here {', '.join(here)}; published {', '.join(there)}."]

@@ -1,0 +1,204 @@
+"""Bounds and divergences against enumeration, and the coverage of their intervals."""
+
+import pytest
+import torch
+from scipy import stats
+
+from tests.cases import Case, make_case
+from twistlm.certificates.bounds import log_Z_bounds
+from twistlm.certificates.divergences import divergences
+from twistlm.certificates.log_Z import Source, Witness, decide
+from twistlm.core.errors import ConfigError, ExactSamplesError
+from twistlm.core.estimates import Estimate, difference, log_of_mean, mean
+from twistlm.core.rng import Rng
+from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.exact.collection import ExactSamples
+from twistlm.sampling.proposals import base, twist_induced
+from twistlm.sampling.sampler import exact_log_ratios, proposal_samples
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.testing import assert_mean
+from twistlm.twists.tabular import TabularHead
+
+
+def exact_of(case: Case, count: int, seed: int = 0) -> ExactSamples:
+    collection = collect(
+        Rng(seed), case.base, case.potential, prompt=case.prompt, num_steps=case.num_steps, target="t",
+        num_samples=count, max_draws=1_000_000, chunk=2000,
+    )  # fmt: skip
+    return collection.exact.take(count)
+
+
+@pytest.mark.parametrize("method", ["iwae", "smc"])
+@pytest.mark.parametrize("num_particles", [1, 2, 8])
+def test_bounds_hold_in_expectation(case: Case, method: str, num_particles: int) -> None:
+    bounds = log_Z_bounds(
+        Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=num_particles,
+        num_runs=2000, method=method, exact=exact_of(case, 2000), max_batch=20_000,
+    )  # fmt: skip
+    log_z = float(case.truth.log_Z)
+    assert bounds.lower.value < log_z + 2 * bounds.lower.half_width
+    assert bounds.upper is not None
+    assert bounds.upper.value > log_z - 2 * bounds.upper.half_width
+    if num_particles == 1:
+        # N = 1 is F and G themselves: enumeration gives the exact gaps.
+        for found, kl in [
+            (bounds.lower, -case.truth.kl_q_target(case.twisted)), (bounds.upper, case.truth.kl_target_q(case.twisted))
+        ]:  # fmt: skip
+            assert found.low - 2 * found.half_width < log_z + kl < found.high + 2 * found.half_width
+
+
+@pytest.mark.parametrize("method", ["iwae", "smc"])
+def test_sandwich_tightens_with_particles(case: Case, method: str) -> None:
+    exact = exact_of(case, 1000)
+    gaps = [
+        log_Z_bounds(
+            Rng(0),
+            case.twisted,
+            case.potential,
+            prompt=case.prompt,
+            num_steps=3,
+            num_particles=n,
+            num_runs=1000,
+            method=method,
+            exact=exact,
+            max_batch=20_000,
+        ).gap
+        for n in (1, 4, 16)
+    ]
+    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0
+
+
+def test_exact_twist_closes_the_sandwich(case: Case) -> None:
+    bounds = log_Z_bounds(
+        Rng(0), case.optimal, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=5,
+        exact=exact_of(case, 5),
+    )  # fmt: skip
+    assert bounds.gap == pytest.approx(0.0, abs=1e-12)
+    assert bounds.lower.value == pytest.approx(float(case.truth.log_Z), abs=1e-12)
+
+
+REPEATS = 400
+
+
+def binomial_interval_contains(hits: int, repeats: int, rate: float) -> bool:
+    interval = stats.binomtest(hits, repeats).proportion_ci(0.99, "exact")
+    return bool(interval.low <= rate <= interval.high)
+
+
+def covers(hits: int, repeats: int) -> bool:
+    """Whether a rate of 95 % or more is not refuted."""
+    return bool(stats.binomtest(hits, repeats).proportion_ci(0.99, "exact").high >= 0.95)
+
+
+@pytest.mark.parametrize("proposal", [base, twist_induced], ids=["base", "twist_induced"])
+def test_kl_intervals_cover_the_truth_at_the_stated_rate(proposal: object) -> None:
+    case = make_case()
+    truth = case.truth
+    z = float(truth.log_Z)
+    reference = Estimate(z, z, z, 1)
+    exact = exact_of(case, REPEATS * 60)
+    ratios = exact_log_ratios(case.twisted, exact, proposal)
+    kl_q = truth.kl_q_target(case.twisted, proposal)
+    kl_s = truth.kl_target_q(case.twisted, proposal)
+    kl_p = truth.kl_q_prior(case.twisted, proposal)
+    hits = torch.zeros(3, dtype=torch.long)
+    for repeat in range(REPEATS):
+        drawn = proposal_samples(
+            Rng(repeat), case.twisted, case.potential, prompts=[case.prompt], num_samples=60, num_steps=3,
+            proposal=proposal,
+        )  # fmt: skip
+        found = divergences(drawn, ratios[60 * repeat : 60 * repeat + 60], reference)
+        intervals = [found.kl_q_target, found.kl_target_q, found.kl_q_prior]
+        for k, (interval, kl) in enumerate(zip(intervals, [kl_q, kl_s, kl_p], strict=True)):
+            hits[k] += interval.low <= kl <= interval.high
+    # With sixty values Gaffke's limits are cautious.
+    assert covers(int(hits[0]), REPEATS), hits
+    assert covers(int(hits[1]), REPEATS), hits
+    if proposal is base:
+        assert found.kl_q_prior.value == pytest.approx(0.0, abs=1e-12)
+    else:
+        assert covers(int(hits[2]), REPEATS), hits
+
+
+def test_intervals_cover_where_few_and_skewed_values_defeat_a_plain_one() -> None:
+    """Ten log ratios of a bad proposal, skewness 1.5: KL(σ‖q) is in 95 % of our intervals, and not of ±1.96 errors."""
+    case = make_case(4, 4, seed=6)
+    generator = torch.Generator().manual_seed(77)
+    log_psi = 3 * torch.randn(case.lm.table.shape, generator=generator, dtype=torch.float64)
+    model = TwistedLM(case.lm, TabularHead.twist(log_psi), case.eos)
+    log_sigma, kl = case.truth.log_sigma, case.truth.kl_target_q(model)
+    index = torch.multinomial(log_sigma.exp(), REPEATS * 10, replacement=True, generator=generator)
+    values = (log_sigma - case.truth.log_q(model))[index].view(REPEATS, 10)
+    found = [mean(row) for row in values]
+    covered = sum(each.low <= kl <= each.high for each in found)
+    plain = int(((values.mean(1) - kl).abs() <= 1.96 * values.std(1) / 10**0.5).sum())
+    assert covers(covered, REPEATS), covered
+    assert not binomial_interval_contains(plain, REPEATS, 0.95), plain
+
+
+def test_kl_with_an_estimated_sandwich_covers_at_least_at_the_stated_rate() -> None:
+    case = make_case()
+    truth = case.truth
+    exact = exact_of(case, 200 * 40)
+    hits = torch.zeros(2, dtype=torch.long)
+    for repeat in range(200):
+        mine = exact.take(40, 40 * repeat)
+        bounds = log_Z_bounds(
+            Rng(repeat), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=16, num_runs=20,
+            exact=mine,
+        )  # fmt: skip
+        drawn = proposal_samples(
+            Rng(repeat), case.twisted, case.potential, prompts=[case.prompt], num_samples=60, num_steps=3
+        )
+        assert bounds.lowers is not None
+        log_Z = decide([Witness(Source.SMC, bounds.lowers, bounds.uppers)]).log_Z
+        found = divergences(drawn, exact_log_ratios(case.twisted, mine), log_Z)
+        hits[0] += found.kl_q_target.low <= truth.kl_q_target(case.twisted) <= found.kl_q_target.high
+        hits[1] += found.kl_target_q.low <= truth.kl_target_q(case.twisted) <= found.kl_target_q.high
+    # Its limits hold whatever the weights may be, so coverage may only be higher.
+    assert all(covers(count, 200) for count in hits.tolist()), hits
+
+
+def test_intervals_of_estimates() -> None:
+    values = torch.linspace(-3.0, 3.0, 400)
+    found = mean(values)
+    expected = stats.t.interval(0.95, 399, 0.0, stats.sem(values.numpy()))
+    # Gaffke's limit allows for values that were not seen, as bad as the worst.
+    assert expected[1] < found.high < 1.1 * expected[1]
+    assert found.low == pytest.approx(-found.high)
+    assert mean(torch.tensor([1.0])).high == float("inf")
+    assert difference(found, found).half_width == pytest.approx(found.half_width * 2**0.5)
+    log_values = torch.randn(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 700
+    assert log_of_mean(log_values).low < -699.5 < log_of_mean(log_values).high
+    endless = difference(found, mean(torch.tensor([0.0, -torch.inf])))
+    assert (endless.value, endless.low, endless.high) == (torch.inf, -torch.inf, torch.inf)
+    assert Estimate.from_dict(endless.as_dict()) == endless
+    assert Estimate.from_dict(mean(torch.tensor([1.0])).as_dict()) == mean(torch.tensor([1.0]))
+    with pytest.raises(ConfigError, match="NaN"):
+        mean(torch.tensor([1.0, float("nan")]))
+
+
+def test_upper_bounds_need_exact_samples(case: Case) -> None:
+    lower = log_Z_bounds(
+        Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=4
+    )
+    assert lower.upper is None
+    assert lower.gap is None
+    with pytest.raises(ExactSamplesError, match="need as many exact samples, and there are 3"):
+        log_Z_bounds(
+            Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=4,
+            exact=exact_of(case, 3),
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="iwae, smc"):
+        log_Z_bounds(
+            Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=4,
+            method="ais",
+        )  # fmt: skip
+
+
+def test_log_z_hat_is_unbiased_in_the_helper_too(case: Case) -> None:
+    drawn = proposal_samples(
+        Rng(1), case.twisted, case.potential, prompts=[case.prompt], num_samples=3000, num_steps=3, max_batch=700
+    )
+    ratios = (drawn.log_p - drawn.log_q).sum(-1) + drawn.log_phi
+    assert_mean(ratios.exp(), float(case.truth.log_Z.exp()))

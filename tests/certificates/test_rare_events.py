@@ -1,0 +1,215 @@
+"""Rare events against enumeration: unbiased, with intervals that hold it, from few draws."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from tests.architectures import tiny_lm
+from twistlm import Target
+from twistlm.certificates.rare_events import SWITCHING, Probability, Search, _Climb, plain_tokens, probability
+from twistlm.core import registry
+from twistlm.core.errors import ConfigError
+from twistlm.core.estimates import Estimate
+from twistlm.core.rng import Rng
+from twistlm.models.tabular import TabularLM, num_nodes
+from twistlm.potentials import Function, Regex
+from twistlm.sampling.proposals import twist_induced
+from twistlm.testing import Enumeration, assert_mean
+from twistlm.twists.base import Twist
+from twistlm.twists.tabular import TabularHead
+
+STEPS = 4
+SEARCH = Search(num_draws=512, max_rounds=8, num_samples=2048, min_ess=20, twist="tilt", twist_options=())
+REPEATS = 400
+
+
+def fours(texts: list[str]) -> list[float]:
+    """log of a score that counts how often 4 was said after the prompt: 4 times reaches 1."""
+    return [text[1:].count("4") - 4.0 for text in texts]
+
+
+class Tilt(TabularHead):
+    """log ψ(prefix, v) by the step and v alone, so that tokens which were never seen together are expected together."""
+
+    def __init__(self, lm: TabularLM) -> None:
+        super().__init__(torch.zeros((STEPS + 2, lm.vocab_size), dtype=torch.float64))
+        starts = torch.tensor([num_nodes(lm.vocab_size, depth) for depth in range(STEPS + 2)])
+        nodes = torch.arange(len(lm.table))
+        self.register_buffer("depth", torch.searchsorted(starts, nodes, right=True) - 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(self.depth[features])
+
+    def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
+        return super().gather(self.depth[features], tokens)
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> Target:
+    """A tabular model that rarely says 4; P[four times] is 6e-5."""
+    monkeypatch.setitem(registry._ENTRIES, "twist", {**registry.available("twist")})
+
+    @registry.register("twist", "tilt")
+    def tilt(lm: TabularLM) -> Twist:
+        """log ψ of every step and token."""
+        head = Tilt(lm)
+        return Twist(head, head)
+
+    lm = TabularLM.random(5, STEPS + 1, seed=3, scale=0.7)
+    lm.table[:, 4] -= 0.6
+    return Target(lm, Function(fours, log_upper_bound=0.0), "1", STEPS, eos="ignore")
+
+
+def truth(target: Target, threshold: float) -> float:
+    every = Enumeration.of(target.twisted(), target.bound_potential, target.prompt_tokens, STEPS)
+    return float(every.log_p[every.log_phi >= math.log(threshold)].exp().sum())
+
+
+@pytest.mark.parametrize("log_threshold", [-2.0, 0.0])
+def test_estimates_are_unbiased_and_their_intervals_hold_the_truth(target: Target, log_threshold: float) -> None:
+    """What was learned once, and 400 estimates: they allow for what no draw has shown, and hold it the more often."""
+    threshold = math.exp(log_threshold)
+    climb, exact = _Climb(target, SEARCH, Rng(0)), truth(target, threshold)
+    climb.reach(threshold)
+    found = []
+    for k in range(REPEATS):
+        climb.rng = Rng(k + 1)
+        found.append(climb._estimate(threshold, 0))
+    assert_mean(torch.tensor([each.value.value for each in found], dtype=torch.float64), exact)
+    for name in ("value", "seen"):
+        assert _holds(sum(getattr(each, name).low <= exact <= getattr(each, name).high for each in found)), name
+
+
+def _holds(held: int) -> bool:
+    """Whether 95 % of the repeats or more is not refuted."""
+    return bool(stats.binomtest(held, REPEATS).proportion_ci(0.99, "exact").high >= 0.95)
+
+
+@pytest.mark.parametrize(("log_threshold", "num_samples"), [(-2.0, 64), (-1.0, 64), (0.0, 64), (0.0, 512)])
+def test_few_draws_of_a_rare_event_are_not_sure(target: Target, log_threshold: float, num_samples: int) -> None:
+    """From 64 fresh draws after one poor round, the event often unseen: intervals of the self-normalised estimate, and
+    those that know only what was seen, held the truth in 88 %, 32 % and 2 % of cases as the event became rarer."""
+    threshold = math.exp(log_threshold)
+    poor = replace(SEARCH, num_draws=64, max_rounds=1, num_samples=num_samples)
+    climb, exact = _Climb(target, poor, Rng(0)), truth(target, threshold)
+    climb.reach(threshold)
+    values, seen = [], 0
+    for k in range(REPEATS):
+        climb.rng = Rng(k + 1)
+        found = climb._estimate(threshold, 0)
+        values.append(found.value)
+        seen += found.seen is not None and found.seen.low <= exact <= found.seen.high
+    assert _holds(sum(each.low <= exact <= each.high for each in values))
+    assert not _holds(seen) or log_threshold == -2.0
+    assert all(0.0 <= each.low < each.high <= 1.0 for each in values)
+
+
+def test_a_rare_event_takes_a_fraction_of_the_tokens(target: Target) -> None:
+    """Every seed's whole search, and fewer draws than plain Monte Carlo needs to see the event once."""
+    exact = truth(target, 1.0)
+    assert exact < 1e-4
+    found = [probability(target, [1.0], search=SEARCH, seed=seed)[0] for seed in range(5)]
+    # Of five intervals of 95 %, fewer than three hold the truth once in a thousand times.
+    assert sum(each.value.low <= exact <= each.value.high for each in found) >= 3
+    for each in found:
+        assert each.num_tokens < STEPS / exact
+        assert each.seen is not None
+        assert plain_tokens(each.seen, STEPS) > 50 * each.num_tokens
+        # The lower end owes nothing to what was never seen.
+        assert each.value.low > 0.4 * exact
+        # As sure that nothing is missed as counting is, from the base model's half of the fresh draws.
+        assert each.value.high < 1.1 * 3.7 / (SEARCH.num_samples / 2)
+
+
+def twice_in_a_row(texts: list[str]) -> list[float]:
+    """log of a score that is 1 where 4 is said twice in a row, early or late, and less where it is said once."""
+    return [0.0 if "44" in text[1:] else -2.0 if "4" in text[1:] else -4.0 for text in texts]
+
+
+def test_an_event_that_comes_early_or_late_is_found_both_ways(target: Target) -> None:
+    """A tilt by step can only say where 4 is likelier; switched on and off, it makes no way to the event rare."""
+    target = Target(target.lm, Function(twice_in_a_row, log_upper_bound=0.0), "1", STEPS, eos="ignore")
+    climb, exact = _Climb(target, SEARCH, Rng(0)), truth(target, 1.0)
+    climb.reach(1.0)
+    every = Enumeration.of(climb.model, target.bound_potential, target.prompt_tokens, STEPS)
+    found = climb.model.densities(every.samples(climb.model), twist_induced)
+    log_q = {"steered": found.log_q.sum(-1), "switched": SWITCHING.log_q(found.log_p, found.log_q)[:, -1]}
+    event, said = every.log_phi == 0.0, every.tokens == 4
+    only = {"early": said[:, :2].all(-1) & ~said[:, 2:].any(-1), "late": said[:, -2:].all(-1) & ~said[:, :2].any(-1)}
+    for way in only.values():
+        assert bool((event & way).any())
+    worst = {name: float((every.log_p - q)[event].exp().max()) for name, q in log_q.items()}
+    assert worst["switched"] < 0.5 < 1.0 < worst["steered"], worst
+    estimates = []
+    for k in range(REPEATS):
+        climb.rng = Rng(k + 1)
+        estimates.append(climb._estimate(1.0, 0).value)
+    assert_mean(torch.tensor([each.value for each in estimates], dtype=torch.float64), exact)
+    held = sum(each.low <= exact <= each.high for each in estimates)
+    assert _holds(held), held
+
+
+def test_a_common_event_is_no_harder_than_by_counting(target: Target) -> None:
+    (found,) = probability(target, [math.exp(-4.0)], search=SEARCH)
+    assert found.value.value == pytest.approx(1.0, abs=0.05)
+    assert found.self_normalised == pytest.approx(1.0)
+    assert found.value.high <= 1.0
+    assert found.log10[0] == pytest.approx(0.0, abs=0.03)
+
+
+def test_thresholds_go_from_easy_to_hard_and_share_what_was_learned(target: Target) -> None:
+    easy, hard = probability(target, [1.0, math.exp(-2.0)], search=SEARCH)
+    assert (easy.threshold, hard.threshold) == (math.exp(-2.0), 1.0)
+    assert easy.value.value > hard.value.value
+    assert hard.num_tokens > easy.num_tokens
+    (alone,) = probability(target, [1.0], search=SEARCH)
+    assert hard.rounds <= alone.rounds
+    assert alone == probability(target, [1.0], search=SEARCH)[0]
+
+
+def test_an_upper_bound_where_the_base_model_shows_the_event(target: Target) -> None:
+    """Of forty intervals, whose expectation lies above, more than one in ten below the truth is no chance."""
+    threshold = math.exp(-3.0)
+    climb, log_truth, held = _Climb(target, SEARCH, Rng(0)), math.log(truth(target, threshold)), 0
+    climb.reach(threshold)
+    for k in range(40):
+        climb.rng = Rng(k + 1)
+        found = climb._estimate(threshold, 0).log_upper
+        assert found is not None
+        held += found.high > log_truth
+    assert held >= 36
+
+
+def test_an_event_that_is_never_seen_has_an_upper_limit_and_no_zero() -> None:
+    never = Regex("no such words")
+    (found,) = probability(
+        Target(tiny_lm(), never, "5", 3, eos="ignore"), [1.0],
+        search=Search(num_draws=64, num_samples=64, max_rounds=2, twist="low_rank"),
+    )  # fmt: skip
+    assert found.hits == 0
+    assert (found.value.value, found.value.low) == (0.0, 0.0)
+    # 64 draws of which none was the event, and no weight above 2.
+    assert found.value.high == pytest.approx(2 * (1 - 0.025 ** (1 / 64)))
+    assert found.seen is None
+    assert found.log10[0] == -math.inf
+    assert isinstance(found.as_dict()["probability"]["high"], float)
+
+
+def test_what_is_refused() -> None:
+    target = Target(tiny_lm(), Regex("7"), "5", 3)
+    for thresholds in ([], [0.0], [0.5, -1.0]):
+        with pytest.raises(ConfigError, match="thresholds must be above 0, at least one"):
+            probability(target, thresholds)
+    with pytest.raises(ConfigError, match="num_draws must be at least 64, not 10"):
+        Search(num_draws=10)
+
+
+def test_plain_monte_carlo_would_need_what_the_textbook_says() -> None:
+    half = 1.96e-4
+    p = Estimate(0.01, 0.01 - half, 0.01 + half, 2)
+    found = Probability(0.5, p, p, 0.01, None, 2, 2, 2.0, 10, 1)
+    assert found.plain_tokens(20) == pytest.approx(20 * 0.01 * 0.99 / 1e-8, rel=1e-3)

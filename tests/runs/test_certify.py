@@ -1,0 +1,216 @@
+"""Certifying what was made elsewhere: tuned checkpoints, the base model, other runs; and how hard to try."""
+
+import copy
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import twistlm
+from tests.architectures import tiny_lm
+from tests.cases import Case
+from tests.certificates.test_bounds import exact_of
+from twistlm import Target, train
+from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.certify import Effort, certify
+from twistlm.certificates.other_model import OtherModel
+from twistlm.certificates.subject import Subject
+from twistlm.core.errors import ConfigError, ModelError
+from twistlm.core.rng import Rng
+from twistlm.models.bundled import folder
+from twistlm.models.huggingface import HuggingFaceLM
+from twistlm.models.tabular import TabularLM
+from twistlm.potentials import Function
+from twistlm.runs.config import RunConfig
+from twistlm.training.config import TrainingConfig
+
+CONFIG = RunConfig(
+    twist="low_rank",
+    training=TrainingConfig(
+        loss="gkl", target_source="draws", intermediate_source="draws", num_particles=256, num_updates=20,
+        learning_rate=1e-2, evaluate_every=10,
+    ),
+    num_draws=1024,
+    num_siblings=0,
+)  # fmt: skip
+
+
+def small_numbers(texts: list[str]) -> list[float]:
+    return [-sum(int(word) for word in text.split()[1:]) / 150 for text in texts]
+
+
+def tiny_target(lm: HuggingFaceLM | None = None) -> Target:
+    return Target(lm or tiny_lm(), Function(small_numbers, log_upper_bound=0.0), "5", 3, eos="ignore")
+
+
+# --- Another model ---
+
+
+class Two:
+    """A tabular target and a tabular model of its own, both to be summed over."""
+
+    def __init__(self, seed: int, scale: float = 1.0) -> None:
+        self.lm, self.other = (TabularLM.random(4, 4, k, scale=scale) for k in (seed, seed + 1))
+        self.target = Target(
+            self.lm, Function(lambda texts: [-float(text.count("0")) for text in texts], log_upper_bound=0.0), "1", 3,
+            eos="ignore",
+        )  # fmt: skip
+
+    def log_p(self, lm: TabularLM, tokens: Tensor) -> Tensor:
+        logits = lm.logits(lm.features([self.target.prompt_tokens] * len(tokens), tokens)).log_softmax(-1)
+        return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).sum(-1)
+
+    def exact(self) -> dict[str, float]:
+        tokens = torch.cartesian_prod(*[torch.arange(4)] * 3)
+        joint = self.log_p(self.lm, tokens) - (tokens == 0).sum(-1)
+        log_q, log_Z = self.log_p(self.other, tokens), joint.logsumexp(0)
+        log_sigma = joint - log_Z
+        return {
+            "log_Z": float(log_Z),
+            "kl_q_target": float((log_q.exp() * (log_q - log_sigma)).sum()),
+            "kl_target_q": float((log_sigma.exp() * (log_sigma - log_q)).sum()),
+        }
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_another_model_is_certified_as_enumeration_says(seed: int) -> None:
+    two = Two(seed)
+    truth = two.exact()
+    found = twistlm.certify(two.target, two.other, num_draws=8192, num_samples=4096, num_particles=(4, 64))
+    for name in ("kl_q_target", "kl_target_q", "log_Z"):
+        estimate = getattr(found.divergences, name)
+        slack = 2 * estimate.half_width
+        assert estimate.low - slack < truth[name] < estimate.high + slack, name
+        assert estimate.half_width < 0.15
+    # There is no SMC with it.
+    assert {b.method for b in found.bounds} == {"iwae"}
+    assert found.smc_symmetrised_kl is None
+    assert found.num_tokens == 3 * found.num_sequences == 3 * 4096
+    assert found.acceptance is not None
+    assert found.acceptance.low < math.exp(truth["log_Z"]) < found.acceptance.high
+    assert Certificate.from_dict(found.as_dict()) == replace(
+        found, bounds=tuple(replace(b, lowers=None, uppers=None) for b in found.bounds)
+    )
+
+
+def test_a_checkpoint_in_a_folder(tmp_path: Path) -> None:
+    """As a user would have it: saved by transformers, named by its folder."""
+    target = Target("stories", Function(short_words, log_upper_bound=0.0), "Once upon a time", 6, eos="ignore")
+    model = AutoModelForCausalLM.from_pretrained(folder("stories"), dtype=torch.float32)
+    with torch.no_grad():
+        # Half as sure of everything.
+        model.model.norm.weight.mul_(0.5)
+    model.save_pretrained(tmp_path / "tuned")
+    AutoTokenizer.from_pretrained(folder("stories")).save_pretrained(tmp_path / "tuned")
+    flat = twistlm.certify(target, tmp_path / "tuned", num_draws=512, num_samples=128, num_particles=(4,))
+    base = twistlm.certify(target, "base", num_draws=512, num_samples=128, num_particles=(4,))
+    assert flat.divergences.kl_q_target.low > base.divergences.kl_q_target.high
+    assert flat.divergences.kl_q_prior.low > 0
+    assert base.divergences.kl_q_prior.value == pytest.approx(0.0, abs=1e-6)
+
+
+def short_words(texts: list[str]) -> list[float]:
+    return [-sum(len(word) for word in text.split()) / 40 for text in texts]
+
+
+def test_a_proposal_that_drops_a_mode_is_caught() -> None:
+    """A model that hardly ever says half of the tokens: KL(q‖σ) hardly sees it, KL(σ‖q) does."""
+    two = Two(3, scale=0.3)
+    table = two.lm.table.clone()
+    table[:, 2:] -= 12.0
+    dropping = TabularLM(table, 4)
+    found = twistlm.certify(two.target, dropping, num_draws=4096, num_samples=1024, num_particles=(4,)).divergences
+    assert found.kl_target_q is not None
+    assert found.kl_target_q.low > 5 * found.kl_q_target.high
+
+
+def test_another_vocabulary_is_refused() -> None:
+    two = Two(1)
+    with pytest.raises(ModelError, match="has 5 tokens and the base model"):
+        twistlm.certify(two.target, TabularLM.random(5, 4, 1), num_draws=64)
+    shuffled = copy.copy(two.other)
+    shuffled.decode = lambda sequences: ["".join(str(3 - t) for t in s.tolist()) for s in sequences]  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="has another tokenizer"):
+        OtherModel(two.target, shuffled)
+
+
+# --- Runs and the base model ---
+
+
+def test_a_run_brings_its_own_draws_and_certifies_others(tmp_path: Path) -> None:
+    lm = tiny_lm()
+    run = train(tiny_target(lm), config=CONFIG)
+    own = twistlm.certify(run, run, num_particles=(2, 8), num_samples=256)
+    evaluation = run.fold("evaluation")
+    assert evaluation is not None
+    assert own.divergences.g is not None
+    assert own.divergences.g.n == len(evaluation.exact)
+    base = twistlm.certify(run, num_particles=(2, 8), num_samples=256)
+    assert base.divergences.kl_target_q is not None
+    assert own.divergences.kl_target_q is not None
+    assert own.divergences.kl_target_q.value < base.divergences.kl_target_q.value
+    assert own.smc_symmetrised_kl is not None
+    assert own.smc_symmetrised_kl > 0
+    other = Target(tiny_lm("llama"), Function(small_numbers, log_upper_bound=0.0), "5", 3, eos="ignore")
+    with pytest.raises(ConfigError, match="a run on"):
+        twistlm.certify(other, run, num_draws=64)
+
+
+def test_without_an_upper_bound_only_lower_bounds_are_claimed(caplog: pytest.LogCaptureFixture) -> None:
+    target = Target(tiny_lm(), Function(small_numbers), "5", 3, eos="ignore")
+    with caplog.at_level(logging.WARNING):
+        found = twistlm.certify(target, num_draws=64, num_samples=64, num_particles=(4,))
+    assert found.log_Z_upper is None
+    assert found.divergences.kl_target_q is None
+    assert found.log_Z_source == "lower bound only"
+    assert found.acceptance is None
+    assert "needs an upper bound on the potential" in caplog.text
+    with pytest.raises(ConfigError, match=r"gap = 0\.1 needs an upper bound on log Z"):
+        twistlm.certify(target, num_draws=0, num_samples=64, num_particles=(4,), effort=Effort(0.1))
+
+
+# --- Effort ---
+
+
+def test_particles_double_until_the_sandwich_is_tight(case: Case) -> None:
+    subject = Subject(case.twisted, case.potential, case.prompt, 3)
+    found = certify(
+        Rng(0), subject, exact_of(case, 200), num_particles=(2,), num_samples=64, budget=128, effort=Effort(0.15)
+    )  # fmt: skip
+    assert found.stopped == "gap"
+    counts = sorted({b.num_particles for b in found.bounds})
+    assert counts == [2 << k for k in range(len(counts))]
+    assert len(counts) >= 3
+    truth = float(case.truth.log_Z)
+    assert found.log_Z_upper is not None
+    assert found.log_Z_lower.low - 0.1 < truth < found.log_Z_upper.high + 0.1
+    # Those before were wider, and nothing was spent beyond what it says.
+    before = [b for b in found.bounds if b.num_particles < counts[-1]]
+    assert all(b.gap is not None and b.gap > 0 for b in before)
+    assert found.num_tokens == 3 * found.num_sequences
+
+
+def test_a_gap_that_cannot_be_met_spends_its_budget_and_says_so(case: Case) -> None:
+    subject = Subject(case.twisted, case.potential, case.prompt, 3)
+    exact = exact_of(case, 50)
+    found = certify(
+        Rng(0), subject, exact, num_particles=(2,), num_samples=64, budget=64,
+        effort=Effort(1e-6, num_sequences=4000),
+    )  # fmt: skip
+    assert found.stopped == "budget"
+    assert 1000 < found.num_sequences <= 4000
+    soon = certify(
+        Rng(0), subject, exact, num_particles=(2,), num_samples=64, budget=64, effort=Effort(1e-6, seconds=1e-3)
+    )  # fmt: skip
+    assert soon.stopped == "budget"
+    assert {b.num_particles for b in soon.bounds} == {2}
+    with pytest.raises(ConfigError, match="gap must be above 0, not 0"):
+        Effort(0.0)
+    with pytest.raises(ConfigError, match="gap = 1e-30 may never be met: give max_sequences or max_seconds"):
+        Effort(1e-30)
+    assert Effort(1e-9, seconds=1.0).gap == 1e-9

@@ -1,0 +1,251 @@
+"""SMC against exact enumeration."""
+
+import pytest
+import torch
+
+from tests.cases import Case, make_case
+from twistlm.core.errors import ConfigError, DeadParticlesError, PromptError, ResamplingError
+from twistlm.core.logmath import log_mean_exp
+from twistlm.core.registry import available
+from twistlm.core.rng import Rng
+from twistlm.models.tabular import TabularLM
+from twistlm.potentials.base import BasePotential
+from twistlm.sampling import smc
+from twistlm.sampling.proposals import base, get_proposal, tempered, twist_induced
+from twistlm.sampling.resampling import Resampler, multinomial, systematic
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.testing import Enumeration, assert_mean, enumerate_paths, exact_twist
+from twistlm.twists.tabular import TabularHead
+
+RESAMPLERS = [entry.value for entry in available("resampler").values()]
+PROPOSALS = {"base": base, "twist_induced": twist_induced, "tempered": tempered(0.5)}
+
+
+def exact_samples(case: Case, count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.multinomial(case.truth.log_sigma.exp(), count, True, generator=generator)
+    return case.truth.tokens[index]
+
+
+@pytest.mark.parametrize("resampler", RESAMPLERS, ids=lambda r: r.name)
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("retain", [False, True])
+def test_exact_twists_have_zero_variance(case: Case, resampler: Resampler, threshold: float, retain: bool) -> None:
+    retained = exact_samples(case, 5, 0) if retain else None
+    result = smc.run(
+        Rng(0), case.optimal, case.potential, prompts=[case.prompt] * 5, num_particles=3, num_steps=case.num_steps,
+        resampler=resampler, ess_threshold=threshold, retained=retained,
+    )  # fmt: skip
+    torch.testing.assert_close(result.log_Z_hat, case.truth.log_Z.expand(5), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("resampler", RESAMPLERS, ids=lambda r: r.name)
+@pytest.mark.parametrize("proposal", PROPOSALS.values(), ids=PROPOSALS)
+@pytest.mark.parametrize("threshold", [0.0, 0.95, 1.0])
+def test_z_hat_is_exactly_unbiased(tiny_case: Case, resampler: Resampler, proposal: object, threshold: float) -> None:
+    paths = enumerate_paths(
+        lambda rng: smc.run(
+            rng,
+            tiny_case.twisted,
+            tiny_case.potential,
+            prompts=[tiny_case.prompt],
+            num_particles=2,
+            num_steps=2,
+            proposal=proposal,
+            resampler=resampler,
+            ess_threshold=threshold,
+        ).log_Z_hat.exp()
+    )
+    assert sum(p for p, _ in paths) == pytest.approx(1.0, abs=1e-12)
+    mean = sum(p * float(z) for p, z in paths)
+    assert mean == pytest.approx(float(tiny_case.truth.log_Z.exp()), abs=1e-12)
+    assert len({round(float(z), 9) for _, z in paths}) > 1, "with no variance this would prove nothing"
+
+
+@pytest.mark.parametrize("resampler", RESAMPLERS, ids=lambda r: r.name)
+@pytest.mark.parametrize("threshold", [0.0, 0.95, 1.0])
+def test_conditional_smc_is_exactly_unbiased(tiny_case: Case, resampler: Resampler, threshold: float) -> None:
+    # Under the extended target, whose samples conditional SMC completes, E[1 / Ẑ] = 1 / Z.
+    truth, total = tiny_case.truth, 0.0
+    for tokens, log_sigma in zip(truth.tokens, truth.log_sigma, strict=True):
+        paths = enumerate_paths(
+            lambda rng, tokens=tokens: smc.run(
+                rng,
+                tiny_case.twisted,
+                tiny_case.potential,
+                prompts=[tiny_case.prompt],
+                num_particles=2,
+                num_steps=2,
+                resampler=resampler,
+                ess_threshold=threshold,
+                retained=tokens.unsqueeze(0),
+            )
+        )
+        assert all(result.particles.tokens[0, 0].equal(tokens) for _, result in paths)
+        total += float(log_sigma.exp()) * sum(p * float((-r.log_Z_hat).exp()) for p, r in paths)
+    assert total == pytest.approx(float((-truth.log_Z).exp()), abs=1e-11)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_z_hat_is_exactly_unbiased_where_one_twist_proposes_and_another_weighs(
+    tiny_case: Case, threshold: float
+) -> None:
+    table = torch.randn(tiny_case.lm.table.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    model = TwistedLM(tiny_case.lm, tiny_case.twisted.twist, tiny_case.eos, TabularHead.twist(table))
+    paths = enumerate_paths(
+        lambda rng: smc.run(
+            rng, model, tiny_case.potential, prompts=[tiny_case.prompt], num_particles=2, num_steps=2,
+            ess_threshold=threshold,
+        )
+    )  # fmt: skip
+    mean = sum(p * float(result.log_Z_hat.exp()) for p, result in paths)
+    assert mean == pytest.approx(float(tiny_case.truth.log_Z.exp()), abs=1e-12)
+    # What proposes is the second twist, alone.
+    samples = tiny_case.truth.samples(tiny_case.base)
+    proposed = TwistedLM(tiny_case.lm, TabularHead.twist(table), tiny_case.eos)
+    expected = proposed.densities(samples, twist_induced)
+    found = model.densities(samples, twist_induced)
+    torch.testing.assert_close(found.log_q, expected.log_q)
+    torch.testing.assert_close(found.log_psi, tiny_case.twisted.densities(samples, twist_induced).log_psi)
+
+
+def test_weighted_samples_estimate_expectations_under_the_target(tiny_case: Case) -> None:
+    # E[Ẑ Σ W f] = Z E_σ[f] exactly, for every indicator f: the samples and their weights belong together.
+    truth = tiny_case.truth
+    estimate = torch.zeros(len(truth.tokens), dtype=torch.float64)
+    for p, result in enumerate_paths(
+        lambda rng: smc.run(
+            rng,
+            tiny_case.twisted,
+            tiny_case.potential,
+            prompts=[tiny_case.prompt],
+            num_particles=2,
+            num_steps=2,
+            resampler=systematic,
+            ess_threshold=1.0,
+        )
+    ):
+        number = result.particles.tokens[0] @ torch.tensor([2, 1])
+        estimate.index_add_(0, number, p * (result.weights * result.log_Z_hat.exp())[0])
+    torch.testing.assert_close(estimate, (truth.log_sigma + truth.log_Z).exp(), rtol=0, atol=1e-12)
+
+
+def test_log_z_hat_is_the_log_mean_weight_at_every_step(case: Case) -> None:
+    # Replays the recorded increments: resampling must leave the estimate where it was.
+    result = smc.run(
+        Rng(3), case.twisted, case.potential, prompts=[case.prompt] * 20, num_particles=4, num_steps=case.num_steps,
+        ess_threshold=0.9,
+    )  # fmt: skip
+    log_w = torch.zeros(20, 4, dtype=torch.float64)
+    assert any(bool(info.resampled.any()) for info in result.infos)
+    for info in result.infos:
+        log_w = torch.where(info.resampled.unsqueeze(-1), log_mean_exp(log_w).unsqueeze(-1).expand(-1, 4), log_w)
+        log_w = log_w + info.log_increment
+    torch.testing.assert_close(log_w, result.particles.log_w)
+    torch.testing.assert_close(log_mean_exp(log_w), result.log_Z_hat)
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS.values(), ids=PROPOSALS)
+def test_unbiased_over_many_runs(case: Case, proposal: object) -> None:
+    result = smc.run(
+        Rng(1), case.twisted, case.potential, prompts=[case.prompt] * 3000, num_particles=4, num_steps=case.num_steps,
+        proposal=proposal,
+    )  # fmt: skip
+    assert_mean(result.log_Z_hat.exp(), float(case.truth.log_Z.exp()))
+    assert_mean(result.log_Z_hat, float(case.truth.log_Z), side="below")
+
+
+def test_prompts_of_different_lengths_share_a_batch() -> None:
+    case = make_case(num_steps=2, prompt=(1, 2))
+    short = torch.tensor([2])
+    optimal = case.optimal
+    other = Enumeration.of(case.base, case.potential, short, 2)
+    table = optimal.twist.head.table + exact_twist(case.base, other).head.table
+    model = TwistedLM(case.lm, TabularHead.twist(table.detach()), case.eos)
+    result = smc.run(Rng(0), model, case.potential, prompts=[case.prompt, short], num_particles=4, num_steps=2)
+    expected = torch.stack([case.truth.log_Z, other.log_Z])
+    assert abs(float(expected[0] - expected[1])) > 0.01
+    torch.testing.assert_close(result.log_Z_hat, expected, rtol=0, atol=1e-12)
+
+
+def test_recorded_features_follow_the_genealogy(case: Case) -> None:
+    result = smc.run(
+        Rng(2), case.twisted, case.potential, prompts=[case.prompt] * 4, num_particles=5, num_steps=case.num_steps,
+        ess_threshold=1.0, record_features=True,
+    )  # fmt: skip
+    samples = smc.to_samples(result, [case.prompt] * 4, case.twisted)
+    expected = case.lm.features(samples.prompts, samples.tokens)
+    torch.testing.assert_close(samples.features[samples.mask], expected[samples.mask])
+
+
+def test_recorded_siblings_follow_the_genealogy(case: Case) -> None:
+    model = case.twisted
+    result = smc.run(
+        Rng(4), model, case.potential, prompts=[case.prompt], num_particles=9, num_steps=case.num_steps,
+        ess_threshold=1.0, record_features=True, num_siblings=3,
+    )  # fmt: skip
+    samples = smc.to_samples(result, [case.prompt], model)
+    logits, log_psi = case.lm.logits(samples.features), model.twist.head(samples.features)
+    expected = (torch.log_softmax(logits, -1) - torch.log_softmax(logits + log_psi, -1)).gather(
+        -1, samples.siblings.tokens
+    )
+    torch.testing.assert_close(samples.siblings.log_ratio[samples.mask], expected.detach()[samples.mask])
+
+
+def test_densities_of_given_sequences_match_those_of_drawing(case: Case) -> None:
+    result = smc.run(Rng(2), case.twisted, case.potential, prompts=[case.prompt], num_particles=50, num_steps=3)
+    samples = smc.to_samples(result, [case.prompt], case.twisted)
+    again = case.twisted.densities(samples, twist_induced)
+    torch.testing.assert_close(again.log_p, samples.log_p)
+    torch.testing.assert_close(again.log_q, samples.log_q)
+
+
+def test_increments_along_lineages_give_back_the_twist(case: Case) -> None:
+    # log ψ_t is never recorded: log w_t − log p₀ + log q_t is what it moves by, with φ for ψ_T.
+    result = smc.run(
+        Rng(2), case.twisted, case.potential, prompts=[case.prompt] * 4, num_particles=9, num_steps=3,
+        resampler=multinomial, ess_threshold=1.0,
+    )  # fmt: skip
+    samples = smc.to_samples(result, [case.prompt] * 4, case.twisted)
+    log_psi = (smc.increments(result) - samples.log_p + samples.log_q).cumsum(-1)
+    expected = case.twisted.carried(case.twisted.densities(samples, twist_induced).log_psi, samples.mask)
+    torch.testing.assert_close(log_psi[:, :-1], expected[:, :-1])
+    torch.testing.assert_close(log_psi[:, -1], samples.log_phi)
+
+
+class Zero(BasePotential):
+    """φ = 0 everywhere."""
+
+    def log_phi(self, prompts, tokens):  # type: ignore[no-untyped-def]
+        return torch.full((tokens.shape[0],), -torch.inf)
+
+
+def test_bad_input_is_refused(case: Case) -> None:
+    def go(model=case.twisted, potential=case.potential, **changes):  # type: ignore[no-untyped-def]
+        settings = {"prompts": [case.prompt], "num_particles": 2, "num_steps": 3} | changes
+        return smc.run(Rng(0), model, potential, **settings)
+
+    with pytest.raises(ConfigError, match="num_particles must be at least 1, not 0"):
+        go(num_particles=0)
+    with pytest.raises(ConfigError, match="ess_threshold"):
+        go(ess_threshold=1.5)
+    with pytest.raises(ConfigError, match="retained must have shape"):
+        go(retained=torch.zeros(2, 3))
+    with pytest.raises(PromptError, match="empty"):
+        go(prompts=[torch.tensor([], dtype=torch.long)])
+    with pytest.raises(PromptError, match="context of 4"):
+        go(num_steps=4)
+    with pytest.raises(DeadParticlesError, match=r"every particle of run 0 at step 3 of 3; use more particles"):
+        go(potential=Zero())
+    with pytest.raises(DeadParticlesError, match="retained"):
+        go(potential=Zero(), retained=torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(ResamplingError, match="no conditional form"):
+        Resampler("plain", multinomial.scheme, False)(Rng(0), torch.ones(1, 2) / 2, True)
+    with pytest.raises(ConfigError, match="did you mean 'tempered'"):
+        get_proposal("temperd:0.5")
+    with pytest.raises(ConfigError, match=r"'tempered:0\.5'"):
+        get_proposal("tempered")
+    with pytest.raises(ConfigError, match="between 0"):
+        get_proposal("tempered:3")
+    with pytest.raises(ConfigError, match="eos must be"):
+        TwistedLM(TabularLM.random(2, 2, 0), None, "stop")

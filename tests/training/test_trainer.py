@@ -1,0 +1,405 @@
+"""The training loop: it improves, it does no harm, and it resumes bit for bit after a kill at any moment."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.architectures import tiny_lm
+from tests.cases import TablePotential, make_case
+from twistlm import Run, Target, train
+from twistlm.certificates.certify import improvement
+from twistlm.core.errors import ConfigError, DeadParticlesError, ModelError, PromptError, RunError, TrainingError
+from twistlm.core.registry import available, lookup
+from twistlm.core.rng import Rng
+from twistlm.potentials import Function, Infilling, Regex
+from twistlm.runs.config import RunConfig
+from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.twisted import TwistedLM
+from twistlm.training.config import TrainingConfig
+from twistlm.training.criteria import held_out_divergence, negative_lower_bound
+from twistlm.training.losses import objective
+from twistlm.training.sources import Setting, serves
+from twistlm.training.trainer import Trainer
+from twistlm.training.value import fit_value
+from twistlm.twists.tabular import TabularHead
+
+
+def small_numbers(texts: list[str]) -> list[float]:
+    """log φ: texts whose words after the prompt are small numbers are good."""
+    return [-sum(int(word) for word in text.split()[1:]) / 150 for text in texts]
+
+
+def tiny_target() -> Target:
+    return Target(tiny_lm(), Function(small_numbers, log_upper_bound=0.0), "5", 4, eos="ignore")
+
+
+CONFIG = RunConfig(
+    twist="low_rank",
+    training=TrainingConfig(
+        target_source="draws", intermediate_source="draws", num_particles=256, num_updates=40, learning_rate=1e-2,
+        evaluate_every=10, evaluation_samples=16, patience=None,
+    ),
+    num_draws=1536,
+    num_siblings=4,
+)  # fmt: skip
+
+
+def comparable(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_training_improves_both_divergences_and_the_certificate_says_so(tmp_path: Path) -> None:
+    run = train(tiny_target(), config=replace(CONFIG, num_draws=8192), out=tmp_path / "run", num_updates=100)
+    before = run.evaluate((2, 8), num_samples=512, budget=256, before=True)
+    after = run.evaluate((2, 8), num_samples=512, budget=256)
+    assert improvement(run.model, run.fold("evaluation").exact).low > 0.1
+    assert after.divergences.kl_target_q.value < before.divergences.kl_target_q.value
+    assert after.divergences.kl_q_target.high < before.divergences.kl_q_target.low
+    gap = {(b.method, b.num_particles): b.gap for b in before.bounds}
+    assert all(b.gap < gap[b.method, b.num_particles] for b in after.bounds)
+    loaded = Run.load(tmp_path / "run", target=tiny_target())
+    assert loaded.sample(5, seed=3).texts == run.sample(5, seed=3).texts
+    assert loaded.sample(5, num_particles=4, seed=3).rows() == run.sample(5, num_particles=4, seed=3).rows()
+    assert run.sample(9, proposal="base", seed=3).texts != run.sample(9, seed=3).texts
+    # φ is a probability: whatever the proposal and the scheme, the mean of Ẑ is the same Z.
+    for options in ({"proposal": "tempered:0.5"}, {"resampler": "residual", "ess_threshold": 1.0}):
+        other = run.evaluate((8,), num_samples=512, budget=512, **options)
+        assert abs(other.log_Z_lower.value - after.log_Z_lower.value) < 0.3
+    with pytest.raises(ConfigError, match="unknown resampler 'sistematic'; did you mean 'systematic'"):
+        run.sample(2, resampler="sistematic")
+    with pytest.raises(ConfigError, match="ess_threshold must be between 0"):
+        run.sample(2, ess_threshold=2.0)
+    again = loaded.evaluate((2, 8), num_samples=512, budget=256).as_dict()
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: v for k, v in after.as_dict().items() if k != "seconds"
+    }
+
+
+@pytest.mark.parametrize("twist", list(available("twist")))
+@pytest.mark.parametrize(("method", "source"), [("ctl", "proposal"), ("dpg", "draws")])
+def test_every_twist_trains_saves_and_loads(twist: str, method: str, source: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, twist=twist, num_draws=128, num_siblings=2)
+    target, condition = tiny_target(), None
+    if lookup("twist", twist).options.get("needs_conditions"):
+        target, condition = Target(tiny_lm(), Infilling(2), "5", 4, eos="ignore"), "8 9"
+        source = {"draws": "base"}.get(source, source)
+    run = train(
+        target, config=config, method=method, num_updates=6, num_particles=64, evaluate_every=2,
+        out=tmp_path / "r", target_source=source, intermediate_source=source, learning_rate=1e-3, evaluation_samples=0,
+    )  # fmt: skip
+    moved = [p for p in run.model.twist.module.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert moved, "no parameter was trained"
+    loaded = Run.load(tmp_path / "r", target=target)
+    assert loaded.sample(6, condition=condition).rows() == run.sample(6, condition=condition).rows()
+    mine, theirs = run.model.twist.module.state_dict(), loaded.model.twist.module.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_global_generator_does(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        target = tiny_target()
+        torch.manual_seed(ord(name))
+        before = torch.random.get_rng_state()
+        config = replace(CONFIG, twist="mlp", num_draws=512)
+        train(target, config=config, num_updates=10, seed=seed, out=tmp_path / name)
+        assert torch.equal(torch.random.get_rng_state(), before), "the global generator was drawn from"
+    a, b, c = (tmp_path / name / "twist.safetensors" for name in "abc")
+    assert a.read_bytes() == b.read_bytes()
+    assert a.read_bytes() != c.read_bytes()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {root!r})
+import twistlm.training.trainer
+twistlm.training.trainer.CHECKPOINT_SECONDS = 0.0
+from tests.training.test_trainer import CONFIG, tiny_target
+from twistlm import train
+train(tiny_target(), config=CONFIG, out=Path(sys.argv[1]), exists="resume")
+"""
+
+
+def test_killed_at_any_moment_it_resumes_bit_for_bit(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(root=str(Path(__file__).parents[2])))
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, str(script), str(out)], stderr=subprocess.PIPE)
+
+    whole = start(tmp_path / "whole")
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors.decode()
+    kills, milestone = 0, ["draws.safetensors", "metrics.jsonl", "checkpoint.safetensors"]
+    out = tmp_path / "killed"
+    while True:
+        process = start(out)
+        # First as soon as each file appears, then after ever longer pieces of training.
+        deadline = time.monotonic() + 120
+        if kills < len(milestone):
+            while not (out / milestone[kills]).exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.002)
+        else:
+            seen = len((out / "metrics.jsonl").read_text().splitlines())
+            grown = seen
+            while grown < seen + 3 and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+                text = (out / "metrics.jsonl").read_text()
+                grown = len(text.splitlines())
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        if kills == 6:
+            process = start(out)
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors.decode()
+            break
+    assert kills >= 3, "nothing was interrupted"
+    for name in ("twist.safetensors", "draws.safetensors", "checkpoint.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    rows = [
+        [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (out, tmp_path / "whole")
+    ]
+    assert comparable(rows[0]) == comparable(rows[1])
+
+
+@pytest.mark.parametrize("source", [n for n, e in available("source").items()])
+@pytest.mark.parametrize("loss", list(available("loss")))
+def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
+    case, wanted = make_case(), objective(loss)
+    served = [role for role in wanted.roles if serves(source, role)]
+    if not served or (wanted.on_policy and source != "proposal"):
+        with pytest.raises(ConfigError, match=r"learns from the current proposal's own draws|cannot serve as"):
+            TrainingConfig(loss=loss, target_source=source, intermediate_source=source)
+        return
+    others = set(wanted.roles) - {"target"}
+    config = TrainingConfig(
+        loss=loss, target_source=source if "target" in served else "proposal",
+        intermediate_source=source if others <= set(served) else "proposal",
+        num_particles=200, num_updates=150, learning_rate=0.03, weight_decay=0.0, evaluate_every=25, patience=None,
+    )  # fmt: skip
+    model = case.twisted_for(loss, torch.zeros_like(case.lm.table))
+    collection = collect(
+        Rng(7), case.base, case.potential, prompt=case.prompt, num_steps=3, target="t", max_draws=4000, chunk=2000,
+        keep_features=True,
+    )  # fmt: skip
+    training, held_out = collection.split([0.5, 0.5])
+    setting = Setting(model, case.potential, case.prompt, 3, collection=training)
+    criterion = held_out_divergence(Rng(8), held_out, setting, 1000)
+    Trainer(Rng(0), setting, config, criterion).train()
+    # Samples, learning rate and 150 updates leave a little; a wrong gradient leaves all of it.
+    assert case.truth.kl_target_q(model) < 0.35 * case.truth.kl_target_q(case.base)
+    assert case.truth.kl_q_target(model) < 0.5 * case.truth.kl_q_target(case.base)
+
+
+def rare(texts: list[str]) -> list[float]:
+    """log φ = −8, or −4 where the last word is a small number: far from where a twist would start by itself."""
+    return [-4.0 - 4.0 * (int(text.split()[-1]) > 100) for text in texts]
+
+
+@pytest.mark.parametrize(("loss", "scaled"), [("rl", True), ("fudge", True), ("ctl", False)])
+def test_losses_that_ask_for_psi_itself_start_at_its_scale(loss: str, scaled: bool) -> None:
+    target = Target(tiny_lm(), Function(rare, log_upper_bound=0.0), "5", 3, eos="ignore")
+    config = replace(
+        CONFIG, num_draws=2048, num_siblings=0, twist="mlp",
+        training=replace(
+            CONFIG.training, loss=loss, target_source="proposal", num_updates=12, evaluate_every=4, learning_rate=3e-3,
+            intermediate_source="base" if loss == "fudge" else "proposal", shrinkages=(),
+        ),
+    )  # fmt: skip
+    run = train(target, config=config)
+    starts = [row["log_psi"] for row in run.history if row["kind"] == "start"]
+    assert run.log_Z is not None
+    assert starts == ([pytest.approx(run.log_Z.value, abs=0.4)] if scaled else [])
+    # From ψ = 1 every update would be away from what was drawn: the held-out divergence only rises.
+    values = [row["held_out"]["value"] for row in run.history if row["kind"] == "evaluation"]
+    assert min(values) < values[0] - 0.02
+    assert max(values) < values[0] + 0.5
+
+
+def test_a_hopeless_learning_rate_does_no_harm_and_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+    case = make_case()
+    model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
+    collection = collect(
+        Rng(7), case.base, case.potential, prompt=case.prompt, num_steps=3, target="t", max_draws=2000, chunk=1000
+    )
+    setting = Setting(model, case.potential, case.prompt, 3, collection=collection)
+    config = TrainingConfig(learning_rate=30.0, num_particles=4, num_updates=60, evaluate_every=5, patience=None)
+    criterion = held_out_divergence(Rng(8), collection, setting, 500)
+    with caplog.at_level(logging.WARNING, "twistlm"):
+        history = Trainer(Rng(0), setting, config, criterion).train()
+    # The smallest α on the grid is 0, the base model itself; 1e-9 is rounding.
+    assert case.truth.kl_target_q(model) <= case.truth.kl_target_q(case.base) + 1e-2
+    assert "nats above the start" in caplog.text
+    assert "learning_rate" in caplog.text
+    assert any(row["kind"] == "warning" for row in history)
+
+
+def test_collapse_onto_single_samples_is_announced(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twistlm.training.trainer.COLLAPSE_UPDATES", 3)
+    case = make_case()
+    model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
+    steep = TablePotential(-30.0 * torch.arange(27.0), 3)
+    setting = Setting(model, steep, case.prompt, 3)
+    config = TrainingConfig(num_particles=6, num_updates=30, evaluate_every=10, learning_rate=1e-4, patience=None)
+    with caplog.at_level(logging.WARNING, "twistlm"):
+        Trainer(Rng(0), setting, config, negative_lower_bound(setting)).train()
+    assert "fewer than 2 of 6 sequences carried the target's weight" in caplog.text
+    assert "more particles" in caplog.text
+
+
+def test_early_stop_keeps_the_best() -> None:
+    case = make_case()
+    model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
+    setting = Setting(model, case.potential, case.prompt, 3)
+    seen: list[float] = []
+
+    def criterion(rng, model):  # type: ignore[no-untyped-def]
+        from twistlm.core.estimates import Estimate
+
+        value = abs(len(seen) - 3.0)
+        seen.append(float(model.twist.head.table.detach().sum()))
+        return Estimate(value, value, value, 2)
+
+    config = TrainingConfig(num_particles=20, num_updates=500, evaluate_every=5, patience=20, shrinkages=())
+    trainer = Trainer(Rng(0), setting, config, criterion)
+    trainer.train()
+    assert trainer.progress.best_update == 15
+    assert trainer.progress.done == 35
+    assert float(model.twist.head.table.detach().sum()) == pytest.approx(seen[3])
+
+
+def test_value_fit_lowers_the_held_out_loss_and_leaves_the_proposal_alone() -> None:
+    target = tiny_target()
+    run = train(target, config=replace(CONFIG, num_draws=3072), num_updates=20)
+    row = next(row for row in run.history if row["kind"] == "value")
+    assert row["after"] < row["before"] - 0.002
+    features = torch.randn(3, target.lm.feature_size)
+    with torch.no_grad():
+        log_psi = run.model.twist.head(features)
+        run.model.twist.head.value.zero_()
+        flat = run.model.twist.head(features)
+    shift = log_psi - flat
+    assert shift.std(-1).max() < 1e-5
+    assert shift.abs().max() > 1e-3
+    training, held_out = run.fold("training").draws, run.fold("held_out").draws
+    assert fit_value(run.model, training, held_out)["after"] == pytest.approx(row["after"], abs=1e-4)
+
+
+def test_without_an_upper_bound_the_lower_bound_judges(caplog: pytest.LogCaptureFixture) -> None:
+    target = Target(tiny_lm(), small_numbers, "5", 3, eos="ignore")
+    with caplog.at_level(logging.WARNING, "twistlm"):
+        run = train(target, num_updates=3, num_particles=20)
+    assert "lower bound on log Z decides" in caplog.text
+    assert run.collection is None
+    certificate = run.evaluate((2,), num_samples=32, budget=16)
+    assert certificate.log_Z_upper is None
+    assert certificate.divergences.kl_target_q is None
+    assert certificate.log_Z_source == "lower bound only"
+
+
+def test_run_folder_policies(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = replace(CONFIG, num_draws=256)
+    train(tiny_target(), config=config, num_updates=2, out=out)
+    kept = (out / "twist.safetensors").read_bytes()
+    with pytest.raises(RunError, match=r"--resume.*--overwrite"):
+        train(tiny_target(), config=config, num_updates=2, out=out)
+    with pytest.raises(RunError, match="another run"):
+        train(tiny_target(), config=config, num_updates=3, out=out, exists="resume")
+    assert (out / "twist.safetensors").read_bytes() == kept
+    train(tiny_target(), config=config, num_updates=2, out=out, exists="resume")
+    assert (out / "twist.safetensors").read_bytes() == kept
+    draws = (out / "draws.safetensors").read_bytes()
+    train(tiny_target(), config=config, num_updates=2, seed=5, out=out, exists="overwrite")
+    assert (out / "draws.safetensors").read_bytes() != draws
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="not a run folder"):
+        train(tiny_target(), config=config, out=foreign, exists="overwrite")
+    assert (foreign / "thesis.tex").exists()
+    with pytest.raises(RunError, match="does not exist; is this a run folder"):
+        Run.load(foreign)
+    fields = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(fields | {"format": 99}))
+    with pytest.raises(RunError, match="format 99"):
+        Run.load(out)
+    (out / "config.json").write_text("{")
+    with pytest.raises(RunError, match="corrupt"):
+        Run.load(out)
+    (out / "config.json").write_text(json.dumps(fields))
+    (out / "twist.safetensors").write_bytes(kept[:100])
+    with pytest.raises(RunError, match="corrupt"):
+        Run.load(out, target=tiny_target())
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(PromptError, match="prompt is empty"):
+        Target(tiny_lm(), small_numbers, "", 3)
+    with pytest.raises(ConfigError, match="num_tokens must be at least 1"):
+        Target(tiny_lm(), small_numbers, "5", 0)
+    with pytest.raises(PromptError, match="context of 64; shorten the prompt or ask for at most 63"):
+        train(Target(tiny_lm(), small_numbers, "5", 64), out=out)
+    with pytest.raises(ModelError, match="cannot load model"):
+        train(Target(str(tmp_path / "none"), small_numbers, "5", 3), out=out)
+    with pytest.raises(ConfigError, match=r"twist 'low_rank': .*unexpected keyword argument 'depth'"):
+        train(tiny_target(), config=replace(CONFIG, twist_options={"depth": 3}), out=out)
+    assert not out.exists()
+
+
+def test_a_potential_never_satisfied_says_what_it_implies(caplog: pytest.LogCaptureFixture) -> None:
+    target = Target(tiny_lm(), Regex("never"), "5", 3, eos="ignore")
+    with caplog.at_level(logging.WARNING, "twistlm"), pytest.raises(DeadParticlesError, match="φ = 0"):
+        train(target, config=replace(CONFIG, num_draws=64), target_source="base", intermediate_source="base")
+    assert "none of 64 draws was accepted: the acceptance rate is below 4.7e-02" in caplog.text
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="unknown loss 'ctll'; did you mean 'ctl'"):
+        TrainingConfig(loss="ctll")
+    with pytest.raises(ConfigError, match="cannot serve as intermediate_source"):
+        TrainingConfig(intermediate_source="exact")
+    with pytest.raises(ConfigError, match="num_updates must be at least 1, not 0"):
+        TrainingConfig(num_updates=0)
+    with pytest.raises(ConfigError, match="must not be negative, not -1"):
+        RunConfig(num_draws=-1)
+    with pytest.raises(ConfigError, match="3 positive shares"):
+        RunConfig(folds=(0.9, 0.9, 0.1))
+    with pytest.raises(ConfigError, match="unknown setting learning_rat"):
+        train(tiny_target(), learning_rat=1.0)
+    with pytest.raises(ConfigError, match="unknown twist"):
+        train(tiny_target(), twist="lstm")
+    with pytest.raises(ConfigError, match="need collected draws"):
+        train(
+            Target(tiny_lm(), small_numbers, "5", 3), num_updates=1, target_source="draws", intermediate_source="draws"
+        )
+
+
+def test_infinite_loss_is_refused() -> None:
+    case = make_case()
+    model = TwistedLM(case.lm, TabularHead.twist(torch.full_like(case.lm.table, float("nan"))), case.eos)
+    setting = Setting(model, case.potential, case.prompt, 3)
+    config = TrainingConfig(target_source="base", intermediate_source="base", num_updates=1, evaluate_every=5)
+    trainer = Trainer(Rng(0), setting, config, negative_lower_bound(setting))
+    trainer.progress.done = 1
+    trainer.config = replace(config, num_updates=2)
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        trainer.train()
