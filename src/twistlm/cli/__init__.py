@@ -95,10 +95,13 @@ def _parsed(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     try:
         with redirect_stderr(said):
             found: tuple[Command, dict[str, Any]] = tyro.extras.subcommand_cli_from_dict(
-                choices, prog="twistlm", args=arguments, description=DESCRIPTION,
+                choices,
+                prog="twistlm",
+                args=arguments,
+                description=DESCRIPTION,
                 # A file may be called None, and nothing else is.
                 config=(tyro.conf.DisallowNone,),
-            )  # fmt: skip
+            )
     except SystemExit as stopped:
         if not stopped.code:
             raise

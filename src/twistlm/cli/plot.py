@@ -28,8 +28,10 @@ def plot(
             print(f"{path}: {each.num_missing} runs are missing; this is what is there")
         if not each.has_curves:
             print(f"{path}: no divergences against updates; they need exact samples, and certificates during training")
-    folders = [path / "plots" if out is None else out / each.name if len(pooled) > 1 else out
-               for path, each in zip(sweeps, pooled, strict=True)]  # fmt: skip
+    folders = [
+        path / "plots" if out is None else out / each.name if len(pooled) > 1 else out
+        for path, each in zip(sweeps, pooled, strict=True)
+    ]
     written = [made for each, folder in zip(pooled, folders, strict=True) for made in plot_sweep(each, folder)]
     for path in written + plot_frontier(pooled, folders[0] if out is None else out):
         print(path)

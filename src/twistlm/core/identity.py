@@ -41,9 +41,12 @@ BOOKKEEPING = {
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 DESCRIPTORS = (
-    types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType,
-    types.GetSetDescriptorType, types.MemberDescriptorType,
-)  # fmt: skip
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+)
 
 
 class UnidentifiableError(TwistError):
@@ -134,9 +137,8 @@ class _Walk:
         cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
         closure = {name: _inside(cell) for name, cell in cells if name not in assigned}
         used = _globals_of(value, assigned)
-        return "function", [
-            self._of_code(code), *[self.of(part) for part in (value.__defaults__, value.__kwdefaults__, closure, used)]
-        ]  # fmt: skip
+        parts = (value.__defaults__, value.__kwdefaults__, closure, used)
+        return "function", [self._of_code(code), *[self.of(part) for part in parts]]
 
     def _of_code(self, code: types.CodeType) -> str:
         numbers = (code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags)
@@ -227,8 +229,9 @@ def _of_tokenizer(tokenizer: Any) -> dict[str, Any]:
     """A tokenizer of transformers: its rules, its vocabulary, its special tokens."""
     found: dict[str, Any] = {
         "special": {name: str(each) for name, each in tokenizer.special_tokens_map.items()},
-        "length": str(tokenizer.model_max_length), "class": type(tokenizer).__qualname__,
-    }  # fmt: skip
+        "length": str(tokenizer.model_max_length),
+        "class": type(tokenizer).__qualname__,
+    }
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return {**found, "vocabulary": dict(tokenizer.get_vocab())}

@@ -209,9 +209,12 @@ def _hidden(
         mask = (columns >= padding.unsqueeze(-1)).long()
         positions = (positions - padding.unsqueeze(-1)).clamp_min(0)
     output = network(
-        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=layers,
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=layers,
         use_cache=layers is not None,
-    )  # fmt: skip
+    )
     hidden: Tensor = output.last_hidden_state
     return hidden
 

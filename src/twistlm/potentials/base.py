@@ -138,6 +138,11 @@ class Power(BasePotential):
         return self.beta * evaluate(self.base, prompts, tokens)
 
 
+def power_of(potential: Potential) -> float:
+    """β of a potential that is a power, 1 for any other: what divides log φ to give the logarithm of the score."""
+    return float(getattr(potential, "beta", 1.0))
+
+
 def check_beta(beta: float) -> None:
     """Raise ConfigError unless β is positive, and small enough that β log φ is more than the scorer's rounding."""
     if not (math.isfinite(beta) and beta > 0):

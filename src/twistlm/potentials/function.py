@@ -35,9 +35,10 @@ class _Suspicion:
         if like_phi and self.over:
             logger.warning(
                 "all of the first %d values of %s are between 0 and 1, as those of φ are, and they are read as log φ; "
-                "return the logarithm, or say Function(..., log=False)", self.seen,
+                "return the logarithm, or say Function(..., log=False)",
+                self.seen,
                 getattr(function, "__qualname__", type(function).__name__),
-            )  # fmt: skip
+            )
 
 
 @register("potential", "function")

@@ -109,9 +109,15 @@ def bounds(certificates: Mapping[str, Certificate]) -> Chart:
     )
     span = (used.low, used.high, "log Z used, 95 %") if math.isfinite(used.half_width) else None
     return Chart(
-        "bounds", "Sandwiches of log Z", caption, "number of particles N", "bounds on log Z (nats)", series, log_x=True,
+        "bounds",
+        "Sandwiches of log Z",
+        caption,
+        "number of particles N",
+        "bounds on log Z (nats)",
+        series,
+        log_x=True,
         span=span,
-    )  # fmt: skip
+    )
 
 
 Curve = Sequence[tuple[float, Estimate]]
@@ -197,9 +203,13 @@ def genealogy(tree: Genealogy) -> Chart:
         Series("reaches the end", *_joined(strokes[True]), mark="line", look=0),
     ]
     return Chart(
-        "genealogy", "Genealogy of one run of SMC", "Where lines fork, resampling copied a particle.", "token",
-        "particle", series,
-    )  # fmt: skip
+        "genealogy",
+        "Genealogy of one run of SMC",
+        "Where lines fork, resampling copied a particle.",
+        "token",
+        "particle",
+        series,
+    )
 
 
 Stroke = list[tuple[int, int]]
@@ -254,6 +264,10 @@ def weights(found: Diagnostics) -> Chart:
         f"{float(found.num_distinct.double().mean()):.0f} different sequences among {found.num_particles}."
     )
     return Chart(
-        "weights", "Final weights", caption, "log w − log mean w (nats)", "particles",
+        "weights",
+        "Final weights",
+        caption,
+        "log w − log mean w (nats)",
+        "particles",
         [Series("particles", ((edges[1:] + edges[:-1]) / 2).tolist(), counts.tolist(), mark="columns")],
-    )  # fmt: skip
+    )

@@ -105,9 +105,14 @@ def frontier(sweeps: Sequence[Pooled]) -> Any:
         x, y = [row.kl_q_prior for row in found], [row.log_phi_per_beta for row in found]
         means.append(([each.value for each in x], [each.value for each in y]))
         axes.errorbar(
-            *means[-1], xerr=[_half(each) for each in x], yerr=[_half(each) for each in y],
-            capsize=2, elinewidth=0.8, label=method, **look(k),
-        )  # fmt: skip
+            *means[-1],
+            xerr=[_half(each) for each in x],
+            yerr=[_half(each) for each in y],
+            capsize=2,
+            elinewidth=0.8,
+            label=method,
+            **look(k),
+        )
     for pooled in ordered if len(ordered) > 1 else ():
         if rows := pooled.rows:
             last = max(rows, key=lambda row: row.kl_q_prior.value)
@@ -138,9 +143,14 @@ def _sandwich(axes: Any, pooled: Pooled, method: str, name: str, smc: bool, inde
             # Slightly apart, so that bars of several series can be told from each other.
             x = [at * (1 + 0.03 * index) for at, _ in points]
             axes.errorbar(
-                x, [e.value for _, e in points], yerr=[_half(e) for _, e in points], capsize=2, elinewidth=0.8,
-                label=label, **look(index),
-            )  # fmt: skip
+                x,
+                [e.value for _, e in points],
+                yerr=[_half(e) for _, e in points],
+                capsize=2,
+                elinewidth=0.8,
+                label=label,
+                **look(index),
+            )
             label = "_nolegend_"
             means += [e.value for _, e in points]
     return means

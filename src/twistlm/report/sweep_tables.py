@@ -16,9 +16,14 @@ from twistlm.runs.sweeps.pooled import Pooled, Row
 
 HEADINGS = ("method", "KL(q‖σ)", "KL(σ‖q)", "E_q[log φ]", "KL(q‖p₀)", "seconds", "seeds")
 LATEX_HEADINGS = (
-    "method", r"$\mathrm{KL}(q\,\|\,\sigma)$", r"$\mathrm{KL}(\sigma\,\|\,q)$", r"$\mathrm{E}_q[\log\phi]$",
-    r"$\mathrm{KL}(q\,\|\,p_0)$", "seconds", "seeds",
-)  # fmt: skip
+    "method",
+    r"$\mathrm{KL}(q\,\|\,\sigma)$",
+    r"$\mathrm{KL}(\sigma\,\|\,q)$",
+    r"$\mathrm{E}_q[\log\phi]$",
+    r"$\mathrm{KL}(q\,\|\,p_0)$",
+    "seconds",
+    "seeds",
+)
 LATEX = {"±": r"\pm", "∞": r"\infty", "≥": r"\geq", "≤": r"\leq", "−": "-"}
 NAMES = ("kl_q_target", "kl_target_q", "log_phi", "kl_q_prior", "seconds")
 

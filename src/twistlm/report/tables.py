@@ -88,9 +88,16 @@ def probability_table(found: Sequence[Probability], num_tokens: int) -> Table:
         table.add_column(f"{each.threshold:g}", justify="right")
         columns.append(_probability_cells(each, num_tokens))
     names = (
-        "probability", "log10", "by counting", "if every way was seen", "by counting", "self-normalised", "upper bound",
-        "effective events", "tokens",
-    )  # fmt: skip
+        "probability",
+        "log10",
+        "by counting",
+        "if every way was seen",
+        "by counting",
+        "self-normalised",
+        "upper bound",
+        "effective events",
+        "tokens",
+    )
     for name, *cells in zip(names, *columns, strict=True):
         table.add_row(name, *[Text(cell) for cell in cells])
     return table

@@ -104,9 +104,12 @@ def during(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[int, Certifica
 def write(folder: RunFolder, certificates: Mapping[str, Certificate], settings: Mapping[str, Any], **more: Any) -> Path:
     """Keep what was found of a run's twist, with how it was found; nothing that is there is lost."""
     made: dict[str, Any] = {
-        "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}", "settings": dict(settings), "twist": digest(folder.twist),
-        **{name: each.as_dict() for name, each in certificates.items()}, **more,
-    }  # fmt: skip
+        "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}",
+        "settings": dict(settings),
+        "twist": digest(folder.twist),
+        **{name: each.as_dict() for name, each in certificates.items()},
+        **more,
+    }
     if folder.is_done:
         return folder.save_json(_free(folder, made["time"]), made)
     keep(folder, made)

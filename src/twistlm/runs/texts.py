@@ -37,8 +37,14 @@ class TextSamples:
     def rows(self) -> list[dict[str, Any]]:
         """One JSON object per sample."""
         columns = zip(
-            self.texts, self.weights.tolist(), self.log_phi.tolist(), self.log_p.tolist(), self.pieces,
-            self.log_psi_moves.tolist(), self.log_w_moves.tolist(), strict=True,
-        )  # fmt: skip
+            self.texts,
+            self.weights.tolist(),
+            self.log_phi.tolist(),
+            self.log_p.tolist(),
+            self.pieces,
+            self.log_psi_moves.tolist(),
+            self.log_w_moves.tolist(),
+            strict=True,
+        )
         names = ("text", "weight", "log_phi", "log_p", "pieces", "log_psi_moves", "log_w_moves")
         return [dict(zip(names, row, strict=True)) for row in columns]

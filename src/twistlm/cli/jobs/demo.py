@@ -13,6 +13,7 @@ from twistlm.certificates.certify import improvement
 from twistlm.certificates.verdict import verdict
 from twistlm.core.estimates import Estimate
 from twistlm.core.terminal import console
+from twistlm.potentials.base import power_of
 from twistlm.report.page import save_report
 from twistlm.report.record import BASE, TWISTED, Record
 from twistlm.report.tables import bounds_table, certificate_table, print_lines, samples_table
@@ -44,14 +45,16 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
         f"{TWISTED}, {PARTICLES_PER_SAMPLE} particles": run.sample(NUM_SHOWN, num_particles=PARTICLES_PER_SAMPLE),
     }
     cost = {
-        "base_draws": preset.run.num_draws, "seconds_training": round(trained, 1),
-        "seconds_total": round(time.perf_counter() - started, 1), "peak_memory_gib": round(_peak_gib(), 2),
-    }  # fmt: skip
+        "base_draws": preset.run.num_draws,
+        "seconds_training": round(trained, 1),
+        "seconds_total": round(time.perf_counter() - started, 1),
+        "peak_memory_gib": round(_peak_gib(), 2),
+    }
     more = {"improvement_kl_target_q": None if gain is None else gain.as_dict(), "cost": cost}
     _save(run, certificates, columns, more)
     page, _ = save_report([Record.read(out, out.name)], out / "report.html")
     # Everything is on disk before it is shown.
-    _show(certificates, gain, columns, getattr(target.potential, "beta", 1.0))
+    _show(certificates, gain, columns, power_of(target.potential))
     print(
         f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything "
         f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. Results: {out}/\n"

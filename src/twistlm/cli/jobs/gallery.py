@@ -34,9 +34,15 @@ class Picture:
 
 
 def gallery(
-    experiment: str, preset: str, out: Path, *, method: str | None = None, num_samples: int = 4, seed: int = 0,
+    experiment: str,
+    preset: str,
+    out: Path,
+    *,
+    method: str | None = None,
+    num_samples: int = 4,
+    seed: int = 0,
     exists: str = "refuse",
-) -> list[Picture]:  # fmt: skip
+) -> list[Picture]:
     """Train on every setting of an experiment's gallery and sample from each: `out` gets the runs and gallery.jsonl.
 
     Raises:

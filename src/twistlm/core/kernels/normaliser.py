@@ -72,9 +72,15 @@ def of_product(
 class _FromProduct(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inner: Tensor, weight: Tensor, bias: Tensor | None, scale: float, product: PackedProduct,
-        logits: Logits, rows: int,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        inner: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        product: PackedProduct,
+        logits: Logits,
+        rows: int,
+    ) -> Tensor:
         narrow = inner.to(product.dtype)
         count, vocab_size = inner.shape[0], weight.shape[0]
         q: Tensor | None = None

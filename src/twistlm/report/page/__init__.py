@@ -22,7 +22,7 @@ from twistlm.report.style import COLOURS
 from twistlm.report.tables import certificate_rows
 from twistlm.runs.evaluations import Evaluation
 from twistlm.runs.folder import versions
-from twistlm.sampling.diagnostics import findings
+from twistlm.sampling.diagnostics import Diagnostics, findings
 
 # Three digits after the point: a thousandth of a nat is below every interval that is shown.
 DIGITS = 3
@@ -60,10 +60,14 @@ def save_page(records: Sequence[Record], path: Path) -> None:
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     scripts = [get_plotlyjs(), _resource("page.js")]
     page = environment.get_template("page.html").render(
-        runs=[_section(record) for record in records], charts=page_charts(records), data=page_data(records),
-        scripts=scripts, hashes=[_hash(script) for script in scripts], css=_resource("page.css"),
+        runs=[_section(record) for record in records],
+        charts=page_charts(records),
+        data=page_data(records),
+        scripts=scripts,
+        hashes=[_hash(script) for script in scripts],
+        css=_resource("page.css"),
         version=versions()["twistlm"],
-    )  # fmt: skip
+    )
     save_text(path, page)
 
 
@@ -72,11 +76,16 @@ def _section(record: Record) -> dict[str, Any]:
     warnings = [] if record.diagnostics is None else findings(record.diagnostics)
     headline, *lines = verdict(record.after, record.before, warnings)
     return {
-        "name": record.name, "headline": headline, "lines": lines, "about": _about(record),
-        "samplers": list(record.certificates), "table": certificate_rows(record.certificates),
+        "name": record.name,
+        "headline": headline,
+        "lines": lines,
+        "about": _about(record),
+        "samplers": list(record.certificates),
+        "table": certificate_rows(record.certificates),
         "others": [_other(each) for each in record.evaluations],
-        "seconds": record.seconds, "settings": dict(_flat(record.config)),
-    }  # fmt: skip
+        "seconds": record.seconds,
+        "settings": dict(_flat(record.config)),
+    }
 
 
 def _other(evaluation: Evaluation) -> dict[str, Any]:
@@ -101,15 +110,16 @@ def _hash(script: str) -> str:
 def _about(record: Record) -> dict[str, str]:
     """What was asked, in a few rows."""
     run, target = record.config["run"], record.config["target"]
+    about = {"target σ": "p₀(s) φ(s) / Z, over continuations s of the prompt"}
     # A potential without a JSON form leaves nothing to show of its target.
-    asked = {} if target is None else {
-        "base model p₀": target["model"], "prompt": target["prompt"], "new tokens": str(target["num_tokens"]),
-        "potential φ": _call(target["potential"]),
-    }  # fmt: skip
-    return {
-        "target σ": "p₀(s) φ(s) / Z, over continuations s of the prompt", **asked, "method": run["training"]["loss"],
-        "twist": run["twist"], "seed": str(run["seed"]),
-    }  # fmt: skip
+    if target is not None:
+        about |= {
+            "base model p₀": target["model"],
+            "prompt": target["prompt"],
+            "new tokens": str(target["num_tokens"]),
+            "potential φ": _call(target["potential"]),
+        }
+    return about | {"method": run["training"]["loss"], "twist": run["twist"], "seed": str(run["seed"])}
 
 
 def _call(potential: Any) -> str:
@@ -139,9 +149,11 @@ def page_data(records: Sequence[Record]) -> dict[str, Any]:
     vocabulary: dict[str, int] = {}
     runs = [_run(record, vocabulary) for record in records]
     return {
-        "colours": COLOURS, "charts": [_chart(chart) for chart in page_charts(records)], "runs": runs,
+        "colours": COLOURS,
+        "charts": [_chart(chart) for chart in page_charts(records)],
+        "runs": runs,
         "vocabulary": list(vocabulary),
-    }  # fmt: skip
+    }
 
 
 def _run(record: Record, vocabulary: dict[str, int]) -> dict[str, Any]:
@@ -150,19 +162,27 @@ def _run(record: Record, vocabulary: dict[str, int]) -> dict[str, Any]:
         "name": record.name,
         "config": record.config,
         "certificates": {name: each.as_dict() for name, each in record.certificates.items()},
-        "samples": [{"sampler": name, "rows": [_row(row, vocabulary) for row in rows]}
-                    for name, rows in record.samples.items()],
+        "samples": [
+            {"sampler": name, "rows": [_row(row, vocabulary) for row in rows]} for name, rows in record.samples.items()
+        ],
         "charts": [] if found is None else [_chart(chart) for chart in smc_charts(found)],
-        "smc": None if found is None else {
-            "num_particles": found.num_particles, "ess": _rounded(found.ess[0].tolist()),
-            "resampled": found.resampled[0].tolist(), "num_ancestors": found.num_ancestors[0].tolist(),
-            # Null where each particle continues itself.
-            "parents": [row if resampled else None
-                        for row, resampled in zip(found.genealogy.parents.tolist(), found.resampled[0], strict=True)],
-            "pieces": [_numbers(row, vocabulary) for row in found.genealogy.pieces],
-            "weights": [_rounded(row, 4) for row in found.genealogy.log_w.exp().tolist()],
-        },
-    }  # fmt: skip
+        "smc": None if found is None else _smc(found, vocabulary),
+    }
+
+
+def _smc(found: Diagnostics, vocabulary: dict[str, int]) -> dict[str, Any]:
+    """What the explorer of particles shows."""
+    lines = zip(found.genealogy.parents.tolist(), found.resampled[0], strict=True)
+    return {
+        "num_particles": found.num_particles,
+        "ess": _rounded(found.ess[0].tolist()),
+        "resampled": found.resampled[0].tolist(),
+        "num_ancestors": found.num_ancestors[0].tolist(),
+        # Null where each particle continues itself.
+        "parents": [row if resampled else None for row, resampled in lines],
+        "pieces": [_numbers(row, vocabulary) for row in found.genealogy.pieces],
+        "weights": [_rounded(row, 4) for row in found.genealogy.log_w.exp().tolist()],
+    }
 
 
 def _numbers(pieces: Sequence[str], vocabulary: dict[str, int]) -> list[int]:

@@ -19,6 +19,7 @@ from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, UpperB
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import RECORD_BYTES, check_sizes
 from twistlm.core.storage import save_json
+from twistlm.potentials.base import power_of
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.engines import local
 from twistlm.runs.evaluations import keep
@@ -116,12 +117,17 @@ def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False
     settings = {method: request.config(method) for method in request.methods}
     target = request.chosen().target()
     asked = {
-        "experiment": request.experiment, "preset": request.preset, "options": dict(request.options),
-        "methods": list(request.methods), "seeds": request.num_seeds, "num_updates": request.num_updates,
-        "learning_rate": request.learning_rate, "source": request.source,
-        "target": {"fingerprint": target.fingerprint, "beta": float(getattr(target.potential, "beta", 1.0))},
+        "experiment": request.experiment,
+        "preset": request.preset,
+        "options": dict(request.options),
+        "methods": list(request.methods),
+        "seeds": request.num_seeds,
+        "num_updates": request.num_updates,
+        "learning_rate": request.learning_rate,
+        "source": request.source,
+        "target": {"fingerprint": target.fingerprint, "beta": power_of(target.potential)},
         "settings": {method: config.as_dict() for method, config in settings.items()},
-    }  # fmt: skip
+    }
     SweepFolder.check(out)
     # What can be refused is refused before a folder is made or replaced.
     target.check()
@@ -187,9 +193,13 @@ def _do(request: Request, path: Path, draws: Path | None, cell: Cell) -> None:
     config, folder = request.config(cell.method), SweepFolder(path)
     with _named(cell):
         run = train(
-            request.chosen().target(), config=config if draws is not None else replace(config, num_draws=0),
-            seed=cell.seed, out=folder.run(cell).path, exists="resume", draws=draws,
-        )  # fmt: skip
+            request.chosen().target(),
+            config=config if draws is not None else replace(config, num_draws=0),
+            seed=cell.seed,
+            out=folder.run(cell).path,
+            exists="resume",
+            draws=draws,
+        )
         # A seed of its own: the scatter over seeds is to include that of evaluation.
         certificates = {name: run.evaluate(seed=cell.seed, **how) for name, how in CERTIFICATES.items()}
     made = {name: each.as_dict() for name, each in certificates.items()}
