@@ -72,7 +72,7 @@ def section(name: str, pooled: Pooled, folder: Path) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in pooled.rows:
-        rate = pooled.asked["settings"][row.method]["training"]["learning_rate"]
+        rate = pooled.asked.settings[row.method]["training"]["learning_rate"]
         known = " / ".join(f"{kl:.2f}" for kl in published[row.method]) if row.method in published else "—"
         cells = [row.method, plain(row.kl_q_target, 2), plain(row.kl_target_q, 2), known, plain(row.log_phi, 2),
                  plain(row.kl_q_prior, 2), f"{rate:g}", f"{row.seconds.value:.0f}"]  # fmt: skip

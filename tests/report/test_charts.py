@@ -17,6 +17,7 @@ from twistlm.core.estimates import Estimate
 from twistlm.core.rng import Rng
 from twistlm.report import charts
 from twistlm.report.plots import save_charts
+from twistlm.runs.folder.history import History, Look
 from twistlm.sampling import smc
 from twistlm.sampling.diagnostics import Diagnostics
 
@@ -74,18 +75,18 @@ def test_the_genealogy_has_a_stroke_wherever_a_particle_was(case: Case, threshol
 def test_curves_are_those_of_certificates_where_there_are_any(case: Case) -> None:
     found = certified(case)
     known = replace(found, divergences=replace(found.divergences, log_Z=Estimate(-2.0, -2.0, -2.0, 9)))
-    judged = {"kind": "evaluation", "update": 5, "held_out": Estimate(-1.0, -1.25, -0.75, 9).as_dict()}
-    assert charts.curves([judged], known)["kl_target_q"] == [(5, Estimate(1.0, 0.75, 1.25, 9))]
-    assert charts.curves([judged], known)["kl_q_target"] == []
-    row = {"kind": "certificate", "update": 7, **found.as_dict()}
-    assert charts.curves([judged, row], known)["kl_q_target"] == [(7, found.divergences.kl_q_target)]
+    judged = History([], [Look(5, Estimate(-1.0, -1.25, -0.75, 9), None)], {})
+    assert charts.curves(judged, known)["kl_target_q"] == [(5, Estimate(1.0, 0.75, 1.25, 9))]
+    assert charts.curves(judged, known)["kl_q_target"] == []
+    certified_too = replace(judged, certificates={7: found})
+    assert charts.curves(certified_too, known)["kl_q_target"] == [(7, found.divergences.kl_q_target)]
 
 
 def test_without_exact_samples_no_curve_is_claimed(case: Case) -> None:
     subject = Subject(case.twisted, case.potential, case.prompt, 3)
     found = certify(Rng(0), subject, None, num_particles=(2,), num_samples=64, budget=64)
-    judged = {"kind": "evaluation", "update": 5, "held_out": Estimate(4.0, 3.0, 5.0, 9).as_dict()}
-    assert charts.divergences({"q": charts.curves([judged], found)}) == []
+    judged = History([], [Look(5, Estimate(4.0, 3.0, 5.0, 9), None)], {})
+    assert charts.divergences({"q": charts.curves(judged, found)}) == []
 
 
 def test_weights_of_the_dead_are_counted_apart(case: Case) -> None:

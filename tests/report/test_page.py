@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from twistlm.potentials import Function
 from twistlm.report.page import page_data, save_page
 from twistlm.report.record import Record, read_all
 from twistlm.runs.experiments import get_preset
+from twistlm.runs.folder import SampleRow
 from twistlm.sampling import smc
 from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.resampling import multinomial
@@ -58,13 +58,11 @@ def _finish(run: Run) -> None:
     assert run.folder is not None
     certificates = {name: run.evaluate((2, 4), num_samples=64, budget=32, before=name == "before")
                     for name in ("before", "after")}  # fmt: skip
-    run.folder.save_json("certificate.json", {name: each.as_dict() for name, each in certificates.items()})
+    run.folder.evaluations.add(certificates, {})
     # Resampled at every step, at random: with equal weights a systematic scheme keeps everyone.
     found = run.sample(24, ess_threshold=1.0, resampler="multinomial")
-    rows = found.rows()
-    rows[0] |= {"pieces": PIECES, "text": "".join(PIECES)}
-    assert found.diagnostics is not None
-    run.folder.save_samples(rows, found.diagnostics.as_dict(), run.base_samples(8).rows())
+    hostile = replace(found, texts=["".join(PIECES), *found.texts[1:]], pieces=[PIECES, *found.pieces[1:]])
+    run.folder.save_samples(hostile, run.base_samples(8))
 
 
 @pytest.fixture(scope="module")
@@ -300,8 +298,8 @@ def test_several_runs_share_the_curves_and_are_chosen_among(browser: Browser, fo
         page.get_by_label("Below:").select_option(name)
         text = samples(page).locator("tbody tr td.text").first.text_content() or ""
         record = Record.read(folder.parent / name, name)
-        heaviest = max(record.samples["twisted SMC"], key=lambda row: row["weight"])
-        assert text.startswith(heaviest["text"])
+        heaviest = max(record.samples["twisted SMC"], key=lambda row: row.weight)
+        assert text.startswith(heaviest.text)
     see(page, "kl-target-q")
     legend = page.locator('[data-chart="kl-target-q"] .legendtext').all_text_contents()
     assert legend == [FOLDER, "other"]
@@ -312,16 +310,15 @@ def test_several_runs_share_the_curves_and_are_chosen_among(browser: Browser, fo
 def test_500_samples_are_no_burden(browser: Browser, folder: Path, tmp_path: Path) -> None:
     """500 samples of 50 tokens, resampled at every one: what the page weighs, and what is laid out at once."""
     record, generator = Record.read(folder, "large"), torch.Generator().manual_seed(0)
-    words = [piece for row in record.samples["base model p₀"] for piece in row["pieces"]]
+    words = [piece for row in record.samples["base model p₀"] for piece in row.pieces]
 
-    def many(count: int) -> list[dict[str, Any]]:
+    def many(count: int) -> list[SampleRow]:
         moves = torch.randn(count, 50, generator=generator).tolist()
         chosen = torch.randint(len(words), (count, 50), generator=generator).tolist()
         return [
-            {"text": "", "weight": 1 / count, "log_phi": -1.0, "log_p": -100.0, "pieces": [words[k] for k in row],
-             "log_psi_moves": move, "log_w_moves": move[::-1]}
+            SampleRow("", "", 1 / count, -1.0, -100.0, [words[k] for k in row], move, move[::-1])
             for row, move in zip(chosen, moves, strict=True)
-        ]  # fmt: skip
+        ]
 
     model = Target("stories", Function(len), "Once upon a time", 50, eos="ignore").twisted()
     result = smc.run(

@@ -19,12 +19,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
     run = train(tiny_target(tiny_lm()), config=CONFIG, out=path)
     assert run.folder is not None
-    certificate = run.evaluate((2,), num_samples=32, budget=16).as_dict()
+    certificate = run.evaluate((2,), num_samples=32, budget=16)
     # As `twistlm demo` writes it: certificates beside other things.
-    run.folder.save_json("certificate.json", {"after": certificate, "improvement_kl_target_q": None, "cost": {"a": 1}})
-    found = run.sample(8)
-    assert found.diagnostics is not None
-    run.folder.save_samples(found.rows(), found.diagnostics.as_dict())
+    run.folder.evaluations.add({"after": certificate}, {}, improvement_kl_target_q=None, cost={"a": 1})
+    run.folder.save_samples(run.sample(8))
     return path
 
 

@@ -46,15 +46,21 @@ def test_done_is_a_fact_of_its_own(sweep: Path, capsys: pytest.CaptureFixture[st
     folder, cell = SweepFolder.open(sweep), Cell("ctl", 0)
     run = folder.run(cell)
     assert folder.finished(cell)
-    mark, own = (run.path / "done.json").read_bytes(), run.certificate.read_bytes()
-    (run.path / "done.json").unlink()
+    certificate, done = run.path / "certificate.json", run.path / "done.json"
+    mark, own = done.read_bytes(), certificate.read_bytes()
+    done.unlink()
     assert not folder.finished(cell)
-    (run.path / "done.json").write_bytes(mark)
+    # A file that is there says nothing: its field does, which files of older versions do not have.
+    done.write_text(json.dumps({**json.loads(mark), "done": False}))
+    assert not folder.finished(cell)
+    done.write_text(json.dumps({"sha256": json.loads(mark)["sha256"]}))
+    assert folder.finished(cell)
+    done.write_bytes(mark)
     # Tampered with, or replaced by another version's `evaluate`.
-    run.certificate.write_bytes(own.replace(b'"num_sequences": ', b'"num_sequences": 1'))
+    certificate.write_bytes(own.replace(b'"num_sequences": ', b'"num_sequences": 1'))
     assert main(["table", str(sweep)]) == 2
     assert "certificate.json is not the one that its sweep made" in capsys.readouterr().err
-    run.certificate.write_bytes(own)
+    certificate.write_bytes(own)
     assert main(["table", str(sweep)]) == 0
 
 

@@ -67,10 +67,11 @@ def certify(
     from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines
     from twistlm.runs import certify as certifying
     from twistlm.runs.experiments import get_preset
+    from twistlm.runs.folder import RunFolder
     from twistlm.runs.run import Run
 
     refuse_existing(out)
-    is_run = (Path(target) / "config.json").exists()
+    is_run = RunFolder.is_one(Path(target))
     if is_run and options.given:
         raise ConfigError(f"{', '.join(options.given)}: options are an experiment's, and {target} is a run")
     goal = (

@@ -32,7 +32,6 @@ def evaluate(
     from twistlm.certificates.verdict import verdict
     from twistlm.core.terminal import console
     from twistlm.report.tables import bounds_table, certificate_table, print_lines
-    from twistlm.runs import evaluations
     from twistlm.runs.run import Run
 
     opened = Run.load(run, trust_functions=trust_function)
@@ -57,11 +56,12 @@ def evaluate(
         "resampler": resampler, "ess_threshold": ess_threshold,
         "proposal_run": None if proposal_run is None else str(proposal_run), "seed": seed,
     }  # fmt: skip
-    path = evaluations.write(opened.folder, certificates, {k: v for k, v in asked.items() if v is not None})
+    evaluations = opened.folder.evaluations
+    path = evaluations.add(certificates, {k: v for k, v in asked.items() if v is not None})
     show = console()
     show.print(certificate_table(certificates))
     show.print(bounds_table(certificates))
     print_lines(show, verdict(certificates["after"], certificates["before"]))
-    if others := evaluations.count_others(opened.folder):
-        print(f"{others} more in {opened.folder.evaluations}; `twistlm report {run}` shows them all")
+    if others := evaluations.count_others():
+        print(f"{others} more in {evaluations.folder}; `twistlm report {run}` shows them all")
     print(f"Written to {path}")

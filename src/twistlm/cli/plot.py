@@ -20,6 +20,7 @@ def plot(
     log φ / β against KL to the prior, which wants sweeps with several --beta).
     """
     from twistlm.report.sweep_plots import plot_frontier, plot_sweep
+    from twistlm.runs.sweeps.folder import SweepFolder
     from twistlm.runs.sweeps.pooled import read
 
     pooled = [read(path) for path in some(sweeps)]
@@ -29,7 +30,7 @@ def plot(
         if not each.has_curves:
             print(f"{path}: no divergences against updates; they need exact samples, and certificates during training")
     folders = [
-        path / "plots" if out is None else out / each.name if len(pooled) > 1 else out
+        SweepFolder(path).plots if out is None else out / each.name if len(pooled) > 1 else out
         for path, each in zip(sweeps, pooled, strict=True)
     ]
     written = [made for each, folder in zip(pooled, folders, strict=True) for made in plot_sweep(each, folder)]

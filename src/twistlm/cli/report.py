@@ -25,6 +25,7 @@ def report(
     """
     from twistlm.report.page import save_report
     from twistlm.report.record import read_all
+    from twistlm.runs.folder import RunFolder
 
     if not runs:
         raise ConfigError("name at least one run folder")
@@ -34,7 +35,7 @@ def report(
     for path, record in zip(runs, records, strict=True):
         if record.diagnostics is None:
             print(f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}")
-    path, pictures = save_report(records, runs[0] / "report.html" if out is None else out)
+    path, pictures = save_report(records, RunFolder(runs[0]).report if out is None else out)
     print(f"Report: {path}\n{len(pictures)} charts as PNG and PDF: {pictures[0].parent}/")
 
 

@@ -57,7 +57,7 @@ def sample(
     assert opened.folder is not None
     base = opened.base_samples(min(num_samples, MOST_BASE), condition=condition, seed=seed)
     assert found.diagnostics is not None
-    path = opened.folder.save_samples(found.rows(), found.diagnostics.as_dict(), base.rows())
+    path = opened.folder.save_samples(found, base)
     table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompt!r}", box=None)
     for row in sorted(found.rows(), key=lambda row: -row["weight"]):
         table.add_row(f"{row['weight']:.4f}", f"{row['log_phi']:.2f}", f"{row['log_p']:.1f}", Text(repr(row["text"])))

@@ -20,12 +20,14 @@ def table(
     from twistlm.core.storage import save_text
     from twistlm.core.terminal import console
     from twistlm.report import sweep_tables
+    from twistlm.runs.sweeps.folder import SweepFolder
     from twistlm.runs.sweeps.pooled import read
 
     pooled = [read(path) for path in some(sweeps)]
     writers = {"markdown": sweep_tables.markdown, "csv": sweep_tables.as_csv, "latex": sweep_tables.latex}
     endings = {"markdown": "md", "csv": "csv", "latex": "tex"}
-    written = {sweeps[0] / f"table.{endings[name]}": writers[name] for name in endings if format in ("all", name)}
+    first = SweepFolder(sweeps[0])
+    written = {first.table(endings[name]): writers[name] for name in endings if format in ("all", name)}
     for path, write in written.items():
         save_text(path, write(pooled))
     for each in pooled:

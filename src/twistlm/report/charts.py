@@ -3,13 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from twistlm.certificates.certificate import Certificate
 from twistlm.core.estimates import Estimate, difference
 from twistlm.core.logmath import log_mean_exp
+from twistlm.runs.folder import History
 from twistlm.sampling.diagnostics import Diagnostics, Genealogy
 
 NUM_BINS = 40
@@ -123,16 +123,14 @@ def bounds(certificates: Mapping[str, Certificate]) -> Chart:
 Curve = Sequence[tuple[float, Estimate]]
 
 
-def curves(history: Sequence[Mapping[str, Any]], after: Certificate) -> dict[str, Curve]:
+def curves(history: History, after: Certificate) -> dict[str, Curve]:
     """Both KLs after each update where they were estimated: by certificates, else by what training judges by.
 
     Without exact samples training judges by a bound on log Z, and neither KL is known.
     """
     if after.divergences.kl_target_q is None:
         return {"kl_q_target": [], "kl_target_q": []}
-    certified = [
-        (row["update"], Certificate.from_dict(row).divergences) for row in history if row["kind"] == "certificate"
-    ]
+    certified = [(update, certificate.divergences) for update, certificate in history.certificates.items()]
     if certified:
         return {
             "kl_q_target": _known([(at, found.kl_q_target) for at, found in certified]),
@@ -140,10 +138,10 @@ def curves(history: Sequence[Mapping[str, Any]], after: Certificate) -> dict[str
                 [(at, found.kl_target_q) for at, found in certified if found.kl_target_q is not None]
             ),
         }
-    log_Z, rows = after.divergences.log_Z, [row for row in history if row["kind"] == "evaluation"]
+    log_Z, looks = after.divergences.log_Z, history.looks
     return {
-        "kl_q_target": _known([(r["update"], difference(log_Z, Estimate.from_dict(r["f"]))) for r in rows if "f" in r]),
-        "kl_target_q": _known([(r["update"], difference(Estimate.from_dict(r["held_out"]), log_Z)) for r in rows]),
+        "kl_q_target": _known([(look.update, difference(log_Z, look.f)) for look in looks if look.f is not None]),
+        "kl_target_q": _known([(look.update, difference(look.held_out, log_Z)) for look in looks]),
     }
 
 

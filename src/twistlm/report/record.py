@@ -3,15 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from twistlm.certificates.certificate import Certificate
 from twistlm.core.errors import RunError
-from twistlm.core.storage import as_type, digest, load_json, shortened
-from twistlm.runs.evaluations import Evaluation, during, others
-from twistlm.runs.folder import RunFolder
+from twistlm.runs.folder import Evaluation, History, Outline, RunFolder, SampleRow
 from twistlm.sampling.diagnostics import Diagnostics
-from twistlm.sampling.target import TargetFields
 
 BASE, TWISTED = "base model p₀", "twisted SMC"
 
@@ -22,19 +18,19 @@ class Record:
 
     Attributes:
         name: what tells it from the others.
-        config: what was asked, and the versions that did it.
-        history: the rows of metrics.jsonl.
+        outline: what was asked, and the versions that did it.
+        history: what happened during training.
         certificates: by what they are of: "before" training, "after", …
-        samples: rows by sampler.
+        samples: by sampler.
         diagnostics: what SMC recorded; None if no samples were drawn.
         evaluations: further ones, from other times or with other settings.
     """
 
     name: str
-    config: Mapping[str, Any]
-    history: Sequence[Mapping[str, Any]]
+    outline: Outline
+    history: History
     certificates: Mapping[str, Certificate]
-    samples: Mapping[str, Sequence[Mapping[str, Any]]]
+    samples: Mapping[str, Sequence[SampleRow]]
     diagnostics: Diagnostics | None
     evaluations: Sequence[Evaluation] = ()
 
@@ -51,9 +47,8 @@ class Record:
     @property
     def seconds(self) -> dict[str, float]:
         """Time by what it was spent on."""
-        training = [row["seconds"] for row in self.history if row["kind"] == "update"]
         return {
-            f"{len(training)} updates": sum(training),
+            f"{len(self.history.seconds)} updates": sum(self.history.seconds),
             **{f"certificate {name}": each.seconds for name, each in self.certificates.items()},
         }
 
@@ -70,66 +65,36 @@ class Record:
                 "has made"
             )
         folder = RunFolder.open(path)
-        as_type(_Config, folder.config, str(path / "config.json"))
-        if not folder.twist.exists():
+        outline, evaluations = folder.load_outline(), folder.evaluations
+        if not folder.is_trained:
             raise RunError(f"training of {path} has not finished; continue it with --resume")
-        if not folder.certificate.exists():
+        found = evaluations.current()
+        if found is None:
             raise RunError(f"{path} has no certificate; make it with: twistlm evaluate {path}")
-        found, history = Evaluation.read(folder.certificate), folder.metrics()
+        history = folder.load_history()
         if "after" not in found.certificates:
             raise RunError(f"{path} has no certificate of its twist; make it with: twistlm evaluate {path}")
-        if found.twist not in (None, digest(folder.twist)):
+        if not evaluations.is_of_this_twist(found):
             raise RunError(
                 f"{path} has another twist than its certificate is of; make it with: twistlm evaluate {path}"
             )
-        # What the charts will read is read here once, for errors that name the file.
-        during(history, path / "metrics.jsonl")
         return Record(
-            name, folder.config, history, found.certificates, _samples(folder), _diagnostics(folder), others(folder)
+            name,
+            outline,
+            history,
+            found.certificates,
+            _by_sampler(*folder.load_samples()),
+            folder.load_diagnostics(),
+            evaluations.others(),
         )
 
 
-@dataclass(frozen=True)
-class _Training:
-    loss: str
-
-
-@dataclass(frozen=True)
-class _Settings:
-    training: _Training
-    twist: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class _Config:
-    """What a report says of config.json."""
-
-    run: _Settings
-    target: TargetFields | None
-    versions: Mapping[str, str]
-
-
-def _diagnostics(folder: RunFolder) -> Diagnostics | None:
-    path = folder.diagnostics
-    if not path.exists():
-        return None
-    found = load_json(path)
-    try:
-        return Diagnostics.from_dict(found)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise RunError(
-            f"{path} is damaged or of another version ({shortened(error)}); make it again with: twistlm sample "
-            f"{folder.path}"
-        ) from error
-
-
-def _samples(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
-    """Rows by sampler, with weights and scores; those that were drawn last."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for sampler, rows in zip((TWISTED, BASE), folder.samples(), strict=True):
+def _by_sampler(samples: Sequence[SampleRow], base: Sequence[SampleRow]) -> dict[str, list[SampleRow]]:
+    """Those that were drawn last, by the names in their files or else by the files."""
+    found: dict[str, list[SampleRow]] = {}
+    for sampler, rows in ((TWISTED, samples), (BASE, base)):
         for row in rows:
-            found.setdefault(row.get("sampler") or sampler, []).append(row)
+            found.setdefault(row.sampler or sampler, []).append(row)
     # What the others are compared with comes last.
     return dict(sorted(found.items(), key=lambda item: item[0] == BASE))
 

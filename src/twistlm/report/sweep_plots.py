@@ -120,7 +120,7 @@ def frontier(sweeps: Sequence[Pooled]) -> Any:
             axes.annotate(f"β = {pooled.beta:g}", at, xytext=(6, 4), textcoords="offset points", fontsize=8)
     axes.set(xlim=_view([at for x, _ in means for at in x]), ylim=_view([at for _, y in means for at in y]))
     axes.set(xlabel="KL(q‖p₀) (nats)", ylabel="E_q[log φ] / β (nats)")
-    names = " and ".join(dict.fromkeys(pooled.asked["experiment"] for pooled in ordered))
+    names = " and ".join(dict.fromkeys(pooled.asked.experiment for pooled in ordered))
     axes.set_title(f"{names}: expected potential against distance from the prior")
     _legend(figure, axes)
     return figure

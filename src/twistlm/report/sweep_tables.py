@@ -37,9 +37,10 @@ MEANING = (
 
 def title(pooled: Pooled) -> str:
     """What was swept."""
-    options = "".join(f", {name} = {value}" for name, value in pooled.asked["options"].items())
-    source = f", trained on {found} samples" if (found := pooled.asked.get("source")) else ""
-    return f"{pooled.asked['experiment']}, preset {pooled.asked['preset']}{options}{source}"
+    asked = pooled.asked
+    options = "".join(f", {name} = {value}" for name, value in asked.options.items())
+    source = f", trained on {asked.source} samples" if asked.source else ""
+    return f"{asked.experiment}, preset {asked.preset}{options}{source}"
 
 
 def remarks(pooled: Pooled) -> list[str]:
@@ -113,7 +114,7 @@ def as_csv(sweeps: Sequence[Pooled]) -> str:
     writer.writerow(["sweep", "experiment", "preset", "beta", "log_Z", "log_Z_half_width", "method", *pairs, "seeds"])
     for pooled in sweeps:
         log_Z = ("", "") if pooled.log_Z is None else (pooled.log_Z.value, _half(pooled.log_Z))
-        start = [pooled.name, pooled.asked["experiment"], pooled.asked["preset"], pooled.beta, *log_Z]
+        start = [pooled.name, pooled.asked.experiment, pooled.asked.preset, pooled.beta, *log_Z]
         for row in pooled.rows:
             found: list[Estimate | None] = [getattr(row, name) for name in NAMES]
             # An empty field is a number that is not known.

@@ -21,6 +21,7 @@ from twistlm.core.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.models.base import BaseLM
 from twistlm.models.huggingface import load
 from twistlm.potentials.protocol import ConditionalPotential
+from twistlm.runs.folder import RunFolder
 from twistlm.runs.run import Run
 from twistlm.sampling.exact.collection import Collection, ExactSamples
 from twistlm.sampling.exact.provenance import refuse_seen
@@ -100,8 +101,7 @@ def _opened(proposal: str | Path | Run | BaseLM, goal: Target, trust_functions: 
         return proposal
     if str(proposal) == "base":
         return None
-    # A folder of a language model has a config.json too, but never this.
-    if (Path(proposal) / "metrics.jsonl").exists():
+    if RunFolder.has_begun(Path(proposal)):
         return Run.load(proposal, trust_functions=trust_functions)
     return load(str(proposal), dtype=goal.dtype, device=goal.device)
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twistlm.core.errors import ConfigError
-from twistlm.core.storage import STRICT, as_type
-from twistlm.runs.folder import RunFolder
-from twistlm.sampling.target import TargetFields
+from twistlm.core.storage import STRICT
 from twistlm.training.config import TrainingConfig
 
 FOLDS = ("training", "held_out", "evaluation")
@@ -88,31 +86,3 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
-class Described:
-    """What a run folder says of its run.
-
-    Attributes:
-        format: of the folder.
-        target: None if the potential has no JSON form.
-        run: the settings.
-        versions: of everything that results depend on.
-    """
-
-    __pydantic_config__ = STRICT
-
-    format: int
-    target: TargetFields | None
-    run: RunConfig
-    versions: Mapping[str, str]
-
-    @staticmethod
-    def of(folder: RunFolder) -> "Described":
-        """What a folder says.
-
-        Raises:
-            RunError: it says something else.
-        """
-        return as_type(Described, folder.config, str(folder.path / "config.json"))

@@ -24,7 +24,7 @@ from twistlm.core.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
 from twistlm.models.token_texts import pieces_of
 from twistlm.potentials.protocol import ConditionalPotential
-from twistlm.runs.config import FOLDS, Described, RunConfig
+from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling import smc
@@ -66,7 +66,7 @@ class Run:
             ModelError: its model or classifier is not on this machine.
         """
         folder = RunFolder.open(Path(path))
-        described = Described.of(folder)
+        described = folder.load_description()
         config = described.run
         if target is None:
             if described.target is None:

@@ -10,9 +10,8 @@ from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
-from twistlm.core.storage import share
 from twistlm.runs.config import RunConfig
-from twistlm.runs.folder import RunFolder
+from twistlm.runs.folder import Asked, RunFolder
 from twistlm.runs.run import Run, _build
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.target import Target
@@ -77,9 +76,9 @@ def train(
     if out is None:
         return _trained(target, config, built, None, given)
     check_room(Path(out), _room(config, target, built, given))
-    with RunFolder.writing(Path(out), _described(target, config), exists) as folder:
-        if draws is not None and not folder.draws.exists():
-            share(Path(draws), folder.draws)
+    with RunFolder.writing(Path(out), _asked(target, config), exists) as folder:
+        if draws is not None:
+            folder.share_draws(Path(draws))
         return _trained(target, config, built, folder, given)
 
 
@@ -152,13 +151,13 @@ def _merged(
     return dataclasses.replace(config, **changes)
 
 
-def _described(target: Target, config: RunConfig) -> dict[str, Any]:
+def _asked(target: Target, config: RunConfig) -> Asked:
     described: dict[str, Any] | None = None
     try:
         described = target.spec()
     except ConfigError as error:
         logger.warning("%s; Run.load will need target=…", error)
-    return {"target": described, "run": config.as_dict()}
+    return Asked(described, config)
 
 
 def collect(target: Target, config: RunConfig, rng: Rng, path: Path | None, *, training: bool) -> Collection:

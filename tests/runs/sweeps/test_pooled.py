@@ -1,17 +1,17 @@
 """What a sweep found: statistics by hand on fabricated certificates, and the tables and pictures made of them."""
 
 import csv
-import json
 import math
 from pathlib import Path
 
 import pytest
 
+from twistlm.certificates.certificate import Certificate
 from twistlm.cli import main
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import Estimate, student
 from twistlm.report.sweep_tables import as_csv, latex, markdown
-from twistlm.runs.sweeps.folder import Cell, SweepFolder
+from twistlm.runs.sweeps.folder import Asked, AskedTarget, Cell, Reference, SweepFolder
 from twistlm.runs.sweeps.pooled import read
 
 
@@ -47,16 +47,19 @@ def certificate(f: float, g: float | None, lower: float, upper: float | None, ha
 
 def fabricate(path: Path, found: dict[tuple[str, int], dict], seeds: int, beta: float = 2.0) -> SweepFolder:
     """A sweep's folder with these certificates, and one during training of each run, half a nat worse."""
-    asked = {
-        "experiment": "by_hand", "preset": "small", "options": {"beta": beta},
-        "methods": list(dict.fromkeys(method for method, _ in found)), "seeds": seeds, "num_updates": None,
-        "target": {"fingerprint": "0", "beta": beta}, "settings": {},
-    }  # fmt: skip
+    asked = Asked(
+        experiment="by_hand",
+        preset="small",
+        options={"beta": beta},
+        methods=list(dict.fromkeys(method for method, _ in found)),
+        seeds=seeds,
+        target=AskedTarget("0", beta),
+        settings={},
+    )
     folder = SweepFolder.create(path, asked)
     for (method, seed), fields in found.items():
         run = folder.run(Cell(method, seed))
-        run.save_json("certificate.json", {"after": fields, "every_step": fields})
-        run.mark_done()
+        run.evaluations.finish(dict.fromkeys(("after", "every_step"), Certificate.from_dict(fields)))
         during = {**fields, "f": exactly(fields["f"]["value"] - 0.5)}
         run.append_metrics({"kind": "certificate", "update": 0, **during})
         run.append_metrics({"kind": "update", "update": 0, "seconds": 2.0 + seed})
@@ -178,7 +181,7 @@ def test_a_reference_serves_every_run_where_the_target_differs_by_condition(tmp_
     folder = fabricate(tmp_path / "sweep", {("ctl", 0): worse, ("dpg", 0): fields}, seeds=1)
     assert read(tmp_path / "sweep").best.cell == Cell("dpg", 0)
     reference = {**certificate(-4.0, -2.0, -3.1, -2.7), "ess_fraction": None}
-    folder.reference.write_text(json.dumps({"run": "dpg, seed 0", "certificate": reference}))
+    folder.save_reference(Reference("dpg, seed 0", Certificate.from_dict(reference)))
     pooled = read(tmp_path / "sweep")
     _, row = pooled.rows
     assert row.kl_q_target is not None

@@ -150,9 +150,9 @@ def test_a_target_that_differs_by_condition_gets_one_reference(
         assert row.kl_target_q is not None
         assert row.kl_q_target.value + row.kl_target_q.value > 0
     assert pooled.log_Z == found.divergences.log_Z
-    written = folder.reference.stat().st_mtime_ns
+    written = (folder.path / "reference.json").stat().st_mtime_ns
     sweep(request, tmp_path)
-    assert folder.reference.stat().st_mtime_ns == written
+    assert (folder.path / "reference.json").stat().st_mtime_ns == written
     assert "bounding log Z" in capsys.readouterr().out
 
 
@@ -179,7 +179,7 @@ def test_another_sweep_is_refused_and_harms_nothing(tmp_path: Path) -> None:
         sweep(other, tmp_path / "sweep")
     assert files(tmp_path) == before
     sweep(replace(request, num_updates=3), tmp_path / "sweep", overwrite=True)
-    assert SweepFolder.open(tmp_path / "sweep").asked["num_updates"] == 3
+    assert SweepFolder.open(tmp_path / "sweep").asked.num_updates == 3
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="is not a sweep's folder, so it is left alone"):

@@ -17,7 +17,6 @@ from twistlm.potentials.base import power_of
 from twistlm.report.page import save_report
 from twistlm.report.record import BASE, TWISTED, Record
 from twistlm.report.tables import bounds_table, certificate_table, print_lines, samples_table
-from twistlm.runs import evaluations
 from twistlm.runs.experiments import Preset
 from twistlm.runs.run import Run
 from twistlm.runs.texts import TextSamples
@@ -52,7 +51,8 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     }
     more = {"improvement_kl_target_q": None if gain is None else gain.as_dict(), "cost": cost}
     _save(run, certificates, columns, more)
-    page, _ = save_report([Record.read(out, out.name)], out / "report.html")
+    assert run.folder is not None
+    page, _ = save_report([Record.read(out, out.name)], run.folder.report)
     # Everything is on disk before it is shown.
     _show(certificates, gain, columns, power_of(target.potential))
     print(
@@ -85,10 +85,8 @@ def _save(
 ) -> None:
     folder = run.folder
     assert folder is not None
-    evaluations.write(folder, certificates, dataclasses.asdict(run.config.evaluation), **more)
-    rows = [{"sampler": sampler, **row} for sampler, found in columns.items() for row in found.rows()]
-    recorded = next((found.diagnostics.as_dict() for found in columns.values() if found.diagnostics is not None), None)
-    folder.save_samples(rows, recorded)
+    folder.evaluations.add(certificates, dataclasses.asdict(run.config.evaluation), **more)
+    folder.save_samples(columns)
 
 
 def _peak_gib() -> float:

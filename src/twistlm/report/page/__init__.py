@@ -20,8 +20,7 @@ from twistlm.report.plots import save_charts
 from twistlm.report.record import Record
 from twistlm.report.style import COLOURS
 from twistlm.report.tables import certificate_rows
-from twistlm.runs.evaluations import Evaluation
-from twistlm.runs.folder import versions
+from twistlm.runs.folder import Evaluation, SampleRow, versions
 from twistlm.sampling.diagnostics import Diagnostics, findings
 
 # Three digits after the point: a thousandth of a nat is below every interval that is shown.
@@ -84,7 +83,7 @@ def _section(record: Record) -> dict[str, Any]:
         "table": certificate_rows(record.certificates),
         "others": [_other(each) for each in record.evaluations],
         "seconds": record.seconds,
-        "settings": dict(_flat(record.config)),
+        "settings": dict(_flat(record.outline.values)),
     }
 
 
@@ -109,17 +108,17 @@ def _hash(script: str) -> str:
 
 def _about(record: Record) -> dict[str, str]:
     """What was asked, in a few rows."""
-    run, target = record.config["run"], record.config["target"]
+    asked = record.outline
     about = {"target σ": "p₀(s) φ(s) / Z, over continuations s of the prompt"}
     # A potential without a JSON form leaves nothing to show of its target.
-    if target is not None:
+    if asked.target is not None:
         about |= {
-            "base model p₀": target["model"],
-            "prompt": target["prompt"],
-            "new tokens": str(target["num_tokens"]),
-            "potential φ": _call(target["potential"]),
+            "base model p₀": asked.target.model,
+            "prompt": asked.target.prompt,
+            "new tokens": str(asked.target.num_tokens),
+            "potential φ": _call(asked.target.potential),
         }
-    return about | {"method": run["training"]["loss"], "twist": run["twist"], "seed": str(run["seed"])}
+    return about | {"method": asked.method, "twist": asked.twist, "seed": str(asked.seed)}
 
 
 def _call(potential: Any) -> str:
@@ -160,7 +159,7 @@ def _run(record: Record, vocabulary: dict[str, int]) -> dict[str, Any]:
     found = record.diagnostics
     return {
         "name": record.name,
-        "config": record.config,
+        "config": record.outline.values,
         "certificates": {name: each.as_dict() for name, each in record.certificates.items()},
         "samples": [
             {"sampler": name, "rows": [_row(row, vocabulary) for row in rows]} for name, rows in record.samples.items()
@@ -189,13 +188,14 @@ def _numbers(pieces: Sequence[str], vocabulary: dict[str, int]) -> list[int]:
     return [vocabulary.setdefault(piece, len(vocabulary)) for piece in pieces]
 
 
-def _row(row: Mapping[str, Any], vocabulary: dict[str, int]) -> dict[str, Any]:
+def _row(row: SampleRow, vocabulary: dict[str, int]) -> dict[str, Any]:
     """A sample. Those of an older version say nothing of single tokens."""
-    log_psi, log_w = (_rounded(row.get(name, []), 2) for name in ("log_psi_moves", "log_w_moves"))
+    log_psi, log_w = _rounded(row.log_psi_moves, 2), _rounded(row.log_w_moves, 2)
     return {
-        "weight": _rounded([row["weight"]], 4)[0] if "weight" in row else None,
-        **{name: _rounded([row[name]])[0] if name in row else None for name in ("log_phi", "log_p")},
-        "pieces": _numbers(row.get("pieces", [row["text"]]), vocabulary),
+        "weight": _rounded([row.weight], 4)[0],
+        "log_phi": _rounded([row.log_phi])[0],
+        "log_p": _rounded([row.log_p])[0],
+        "pieces": _numbers(row.pieces or [row.text], vocabulary),
         "log_psi": log_psi,
         "log_w": None if log_w == log_psi else log_w,
     }

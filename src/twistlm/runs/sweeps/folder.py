@@ -21,12 +21,14 @@ from typing import Annotated, Any
 
 from annotated_types import Interval, MinLen, Predicate
 
+from twistlm.certificates.certificate import Certificate
 from twistlm.core.errors import RunError, TwistError
 from twistlm.core.folders import Draft, is_occupied, writing
 from twistlm.core.storage import as_type, load_json, load_typed, remove_temporary, save_json
 from twistlm.runs.engines import Failure
-from twistlm.runs.folder import RunFolder, versions
+from twistlm.runs.folder import Evaluation, RunFolder, versions
 
+NAME = "sweep.json"
 FORMAT = 1
 # More is no sweep but a damaged number.
 MOST_SEEDS = 100_000
@@ -34,7 +36,7 @@ MOST_SEEDS = 100_000
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid."""
+    """One run of a sweep."""
 
     method: str
     seed: int
@@ -64,19 +66,29 @@ class AskedTarget:
     beta: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What sweep.json says, as far as it is read without being asked again."""
+    """What a sweep was asked: sweep.json, but for its format and its versions.
+
+    Attributes:
+        experiment, preset, options: what the target is of.
+        methods: each becomes a folder.
+        seeds: so many runs of every method.
+        num_updates, learning_rate, source: in place of the preset's; None where they are not.
+        target: what tells it from others.
+        settings: of each method's runs, but for the seed.
+    """
 
     experiment: str
     preset: str
     options: Mapping[str, Any]
-    # It becomes a folder.
     methods: Annotated[list[Annotated[str, Predicate(_is_a_name)]], MinLen(1)]
     seeds: Annotated[int, Interval(ge=1, le=MOST_SEEDS)]
+    num_updates: int | None = None
+    learning_rate: float | None = None
+    source: str | None = None
     target: AskedTarget
     settings: Mapping[str, Mapping[str, Any]]
-    num_updates: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,14 @@ class FailureRow:
     seed: int
     error: str
     message: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A certificate for log Z alone where the target differs by condition, and the run it is of."""
+
+    run: str
+    certificate: Certificate
 
 
 class SweepFolder:
@@ -101,8 +121,16 @@ class SweepFolder:
         return self.path / "draws.safetensors"
 
     @property
-    def reference(self) -> Path:
-        """log Z where the target differs by condition."""
+    def plots(self) -> Path:
+        """The folder of its pictures."""
+        return self.path / "plots"
+
+    def table(self, ending: str) -> Path:
+        """The file of its table, as "md", "csv" or "tex"."""
+        return self.path / f"table.{ending}"
+
+    @property
+    def _reference(self) -> Path:
         return self.path / "reference.json"
 
     @property
@@ -122,16 +150,16 @@ class SweepFolder:
     @staticmethod
     def is_one(path: Path) -> bool:
         """Whether a sweep's folder is there."""
-        return (path / "sweep.json").is_file()
+        return (path / NAME).is_file()
 
     @staticmethod
     @contextmanager
-    def writing(path: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> Iterator["SweepFolder"]:
+    def writing(path: Path, asked: Asked, *, overwrite: bool = False) -> Iterator["SweepFolder"]:
         """A folder for a sweep, or the one that is there if it was asked the same; nobody else can write to it.
 
         Args:
             path: the folder.
-            asked: JSON values; `methods` and `seeds` (their number) among them.
+            asked: what it is asked.
             overwrite: replace a sweep that is there, once `take_place` is called. If that was killed, the same goes on.
 
         Raises:
@@ -139,7 +167,7 @@ class SweepFolder:
             StorageError: the system refuses.
         """
         SweepFolder.check(path)
-        whole = {"format": FORMAT, **json.loads(json.dumps(asked)), "versions": versions()}
+        whole = {"format": FORMAT, **json.loads(json.dumps(asdict(asked))), "versions": versions()}
         with writing(path, replace=overwrite, goes_on=partial(_is_of, whole)) as draft:
             SweepFolder.check(path)
             folder = SweepFolder._begun(draft.path, whole)
@@ -149,7 +177,7 @@ class SweepFolder:
             folder.take_place()
 
     @staticmethod
-    def create(path: Path, asked: Mapping[str, Any]) -> "SweepFolder":
+    def create(path: Path, asked: Asked) -> "SweepFolder":
         """`writing` for one that is not to be held any longer."""
         with SweepFolder.writing(path, asked) as folder:
             return folder
@@ -166,11 +194,11 @@ class SweepFolder:
     @staticmethod
     def _begun(path: Path, whole: Mapping[str, Any]) -> "SweepFolder":
         if not SweepFolder.is_one(path):
-            save_json(path / "sweep.json", whole)
+            save_json(path / NAME, whole)
             return SweepFolder(path)
         folder = SweepFolder.open(path)
         asked = {name: value for name, value in whole.items() if name != "versions"}
-        if differences := _differences(folder.asked, asked):
+        if differences := _differences(folder._values, asked):
             raise RunError(
                 f"{path} holds a sweep that was asked otherwise: {differences}. Ask the same again to continue it, "
                 "choose another --out, or replace it with --overwrite"
@@ -184,28 +212,38 @@ class SweepFolder:
         Raises:
             RunError: it is no sweep's folder, or corrupt, or from another version.
         """
-        if not (path / "sweep.json").exists():
-            raise RunError(f"{path} is not a sweep's folder (it has no sweep.json); make one with `twistlm sweep`")
-        folder, where = SweepFolder(path), str(path / "sweep.json")
-        found = as_type(Format, folder.asked, where).format
+        if not (path / NAME).exists():
+            raise RunError(f"{path} is not a sweep's folder (it has no {NAME}); make one with `twistlm sweep`")
+        folder = SweepFolder(path)
+        found = as_type(Format, folder._values, str(path / NAME)).format
         if found != FORMAT:
             raise RunError(
                 f"{path} was written in format {found} and this version reads format {FORMAT}; sweep again with "
                 "--overwrite"
             )
-        as_type(Asked, folder.asked, where)
+        # Read here once, for errors that come early.
+        _ = folder.asked
         return folder
 
     @cached_property
-    def asked(self) -> dict[str, Any]:
-        """What was asked."""
-        asked: dict[str, Any] = load_json(self.path / "sweep.json")
-        return asked
+    def asked(self) -> Asked:
+        """What was asked.
+
+        Raises:
+            RunError: the file says something else.
+        """
+        return as_type(Asked, self._values, str(self.path / NAME))
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        """Everything that the file says."""
+        values: dict[str, Any] = load_json(self.path / NAME)
+        return values
 
     @property
     def cells(self) -> list[Cell]:
-        """Every run of the grid: all methods with seed 0, then with seed 1, …, so that an early look compares them."""
-        return [Cell(method, seed) for seed in range(self.asked["seeds"]) for method in self.asked["methods"]]
+        """Every run: all methods with seed 0, then with seed 1, …, so that an early look compares them."""
+        return [Cell(method, seed) for seed in range(self.asked.seeds) for method in self.asked.methods]
 
     def run(self, cell: Cell) -> RunFolder:
         """Where a run is, or will be."""
@@ -213,7 +251,7 @@ class SweepFolder:
 
     def finished(self, cell: Cell) -> bool:
         """Whether a run is done."""
-        return self.run(cell).is_done
+        return self.run(cell).evaluations.is_done
 
     @property
     def failures(self) -> dict[Cell, Failure]:
@@ -229,11 +267,28 @@ class SweepFolder:
         else:
             self._failures.unlink(missing_ok=True)
 
+    def load_reference(self) -> Reference | None:
+        """log Z where the target differs by condition; None elsewhere, and until it is there.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self._reference.exists():
+            return None
+        found = Evaluation.read(self._reference)
+        if "certificate" not in found.certificates:
+            raise RunError(f"{self._reference} is damaged: it has no certificate; delete it and sweep again")
+        return Reference(str(load_json(self._reference).get("run")), found.certificates["certificate"])
+
+    def save_reference(self, reference: Reference) -> None:
+        """Keep what bounds log Z."""
+        save_json(self._reference, {"run": reference.run, "certificate": reference.certificate.as_dict()})
+
 
 def _is_of(asked: Mapping[str, Any], path: Path) -> bool:
     """Whether a sweep that was asked just this is there."""
     try:
-        return SweepFolder.open(path).asked == asked
+        return SweepFolder.open(path)._values == asked
     except TwistError:
         return False
 

@@ -16,10 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from twistlm.certificates.certificate import Certificate
-from twistlm.core.errors import RunError
 from twistlm.core.estimates import Estimate, difference, pooled, student, widened
-from twistlm.core.storage import load_json
-from twistlm.runs.evaluations import Evaluation, during
 from twistlm.runs.sweeps.folder import Cell, SweepFolder
 
 
@@ -70,26 +67,6 @@ class Row:
     num_seeds: int
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A certificate for log Z alone where the target differs by condition, and the run it is of."""
-
-    run: str
-    certificate: Certificate
-
-    @staticmethod
-    def read(path: Path) -> "Reference":
-        """What a sweep has written.
-
-        Raises:
-            RunError: it is damaged.
-        """
-        found = Evaluation.read(path)
-        if "certificate" not in found.certificates:
-            raise RunError(f"{path} is damaged: it has no certificate; delete it and sweep again")
-        return Reference(str(load_json(path).get("run")), found.certificates["certificate"])
-
-
 class Pooled:
     """The results of a sweep's finished runs.
 
@@ -106,18 +83,18 @@ class Pooled:
         done = [cell for cell in folder.cells if folder.finished(cell)]
         self.results = [_result(folder, cell) for cell in done]
         self.num_missing = len(folder.cells) - len(done)
-        self.reference = Reference.read(folder.reference) if folder.reference.exists() else None
+        self.reference = folder.load_reference()
 
     @property
     def beta(self) -> float:
         """The potential's power."""
-        return float(self.asked["target"]["beta"])
+        return self.asked.target.beta
 
     @property
     def methods(self) -> list[str]:
         """Those with a finished run, in order."""
         found = {result.cell.method for result in self.results}
-        return [method for method in self.asked["methods"] if method in found]
+        return [method for method in self.asked.methods if method in found]
 
     @cached_property
     def log_Z(self) -> Estimate | None:
@@ -261,14 +238,5 @@ def read(path: Path) -> Pooled:
 
 def _result(folder: SweepFolder, cell: Cell) -> Result:
     run = folder.run(cell)
-    run.check_done()
-    found = Evaluation.read(run.certificate)
-    if "after" not in found.certificates:
-        raise RunError(f"{run.certificate} has no certificate of the run's twist; delete it and sweep again")
-    rows = run.metrics()
-    return Result(
-        cell,
-        found.certificates,
-        during(rows, run.path / "metrics.jsonl"),
-        math.fsum(row["seconds"] for row in rows if row["kind"] == "update"),
-    )
+    found, history = run.evaluations.finished(), run.load_history()
+    return Result(cell, found.certificates, history.certificates, math.fsum(history.seconds))

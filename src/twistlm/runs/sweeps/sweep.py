@@ -4,7 +4,6 @@ Exact samples are collected once and shared: all methods are to be judged by the
 Every run is an ordinary run folder, and is finished when it is marked as done.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,15 +17,13 @@ from twistlm.certificates.bounds import main_bounds
 from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundError
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import RECORD_BYTES, check_sizes
-from twistlm.core.storage import save_json
 from twistlm.potentials.base import power_of
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.engines import local
-from twistlm.runs.evaluations import keep
 from twistlm.runs.experiments import Preset, get_preset
 from twistlm.runs.experiments.methods import METHODS, in_order
 from twistlm.runs.run import Run
-from twistlm.runs.sweeps.folder import Cell, SweepFolder
+from twistlm.runs.sweeps.folder import Asked, AskedTarget, Cell, Reference, SweepFolder
 from twistlm.runs.sweeps.pooled import Pooled
 from twistlm.runs.train import collect, train
 from twistlm.sampling.target import Target
@@ -116,18 +113,18 @@ def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False
     check_sizes(RECORD_BYTES, seeds=request.num_seeds, jobs=jobs)
     settings = {method: request.config(method) for method in request.methods}
     target = request.chosen().target()
-    asked = {
-        "experiment": request.experiment,
-        "preset": request.preset,
-        "options": dict(request.options),
-        "methods": list(request.methods),
-        "seeds": request.num_seeds,
-        "num_updates": request.num_updates,
-        "learning_rate": request.learning_rate,
-        "source": request.source,
-        "target": {"fingerprint": target.fingerprint, "beta": power_of(target.potential)},
-        "settings": {method: config.as_dict() for method, config in settings.items()},
-    }
+    asked = Asked(
+        experiment=request.experiment,
+        preset=request.preset,
+        options=dict(request.options),
+        methods=list(request.methods),
+        seeds=request.num_seeds,
+        num_updates=request.num_updates,
+        learning_rate=request.learning_rate,
+        source=request.source,
+        target=AskedTarget(target.fingerprint, power_of(target.potential)),
+        settings={method: config.as_dict() for method, config in settings.items()},
+    )
     SweepFolder.check(out)
     # What can be refused is refused before a folder is made or replaced.
     target.check()
@@ -202,10 +199,7 @@ def _do(request: Request, path: Path, draws: Path | None, cell: Cell) -> None:
         )
         # A seed of its own: the scatter over seeds is to include that of evaluation.
         certificates = {name: run.evaluate(seed=cell.seed, **how) for name, how in CERTIFICATES.items()}
-    made = {name: each.as_dict() for name, each in certificates.items()}
-    keep(folder.run(cell), json.loads(json.dumps(made)))
-    folder.run(cell).save_json("certificate.json", made)
-    folder.run(cell).mark_done()
+    folder.run(cell).evaluations.finish(certificates)
 
 
 def _refer(request: Request, folder: SweepFolder) -> None:
@@ -218,7 +212,7 @@ def _refer(request: Request, folder: SweepFolder) -> None:
     run = Run.load(folder.run(cell).path, request.chosen().target())
     particles, conditions = REFERENCE * sandwich.num_particles, run.config.evaluation.num_samples
     found = run.evaluate(particles, budget=particles * conditions, seed=0, methods=(sandwich.method,))
-    save_json(folder.reference, {"run": str(cell), "certificate": found.as_dict()})
+    folder.save_reference(Reference(str(cell), found))
 
 
 @contextmanager

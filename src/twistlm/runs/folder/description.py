@@ -1,0 +1,127 @@
+"""config.json: what a run was asked, and the versions of everything that did it."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from twistlm.core.errors import RunError
+from twistlm.core.storage import STRICT, as_type, load_json
+from twistlm.runs.config import RunConfig
+from twistlm.sampling.target import TargetFields
+
+NAME = "config.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What makes a run what it is.
+
+    Attributes:
+        target: what `Target.spec` says; None if the potential has no JSON form.
+        run: the settings.
+    """
+
+    target: Mapping[str, Any] | None
+    run: RunConfig
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, as the file holds them."""
+        fields = {"format": FORMAT, "target": self.target, "run": self.run.as_dict()}
+        found: dict[str, Any] = json.loads(json.dumps(fields))
+        return found
+
+
+@dataclass(frozen=True)
+class Described:
+    """All that config.json says, with every setting known: what continuing or loading a run needs.
+
+    Attributes:
+        format: of the folder.
+        target: None if the potential has no JSON form.
+        run: the settings.
+        versions: of everything that results depend on.
+    """
+
+    __pydantic_config__ = STRICT
+
+    format: int
+    target: TargetFields | None
+    run: RunConfig
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Loss:
+    loss: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    training: _Loss
+    twist: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Config:
+    run: _Run
+    target: TargetFields | None
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What config.json says as far as a reader is told: settings of other versions may be among the values.
+
+    Attributes:
+        method: the loss.
+        twist: its kind.
+        seed: of everything random.
+        target: None if the potential has no JSON form.
+        values: everything, as it stands in the file.
+    """
+
+    method: str
+    twist: str
+    seed: int
+    target: TargetFields | None
+    values: Mapping[str, Any]
+
+    @staticmethod
+    def of(values: Mapping[str, Any], where: Path) -> "Outline":
+        """What the values of the file at `where` say.
+
+        Raises:
+            RunError: they say something else.
+        """
+        found = as_type(_Config, values, str(where))
+        return Outline(found.run.training.loss, found.run.twist, found.run.seed, found.target, values)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The values of a run folder's config.json.
+
+    Raises:
+        RunError: there is none, or it is corrupt or of another version.
+    """
+    config = load_json(path / NAME)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise RunError(f"{path} was written in format {found} and this version reads format {FORMAT}; train it again")
+    return config
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that results depend on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("twistlm", "torch", "transformers", "numpy", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

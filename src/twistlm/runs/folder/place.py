@@ -1,0 +1,48 @@
+"""A folder that files are written to, as long as it is the one that was opened."""
+
+from pathlib import Path
+from typing import Any
+
+from twistlm.core.errors import StorageError
+from twistlm.core.storage import save_json
+
+
+class Place:
+    """A folder, known by more than its name: where another has taken its place, nothing is written.
+
+    Attributes:
+        path: where it is; it may not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._identity = _identity(path)
+
+    def check_there(self) -> None:
+        """Raises StorageError where the folder is no longer the one that was opened."""
+        if self._identity is not None and _identity(self.path) != self._identity:
+            raise StorageError(f"{self.path} was deleted or replaced while a run was being written to it; run it again")
+
+    def save_json(self, name: str, value: Any) -> Path:
+        """A JSON file in the folder, written atomically; returns its path."""
+        self.check_there()
+        save_json(self.path / name, value)
+        return self.path / name
+
+    def move(self, path: Path, name: str) -> None:
+        """Give a file another name in the folder, below a folder of its own."""
+        self.check_there()
+        try:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(self.path / name)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be kept as {name} ({error.strerror}); see what is there") from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a folder from another of the same name; None if there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,263 @@
+"""One run's files: who may write them, and those that training makes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from twistlm.core.errors import ConfigError, RunError, StorageError, TwistError
+from twistlm.core.folders import is_occupied, writing
+from twistlm.core.storage import as_type, load_tensors, remove_temporary, save_json, save_tensors, share
+from twistlm.runs.folder import description, history, samples
+from twistlm.runs.folder.description import Asked, Described, Outline
+from twistlm.runs.folder.evaluations import Evaluations
+from twistlm.runs.folder.history import History
+from twistlm.runs.folder.place import Place
+from twistlm.runs.folder.samples import SampleRow
+from twistlm.runs.texts import TextSamples
+from twistlm.sampling.diagnostics import Diagnostics
+
+POLICIES = ("refuse", "resume", "overwrite")
+
+
+class RunFolder(Place):
+    """One run's files. Make it with `writing` or `open`."""
+
+    @property
+    def draws(self) -> Path:
+        """Base draws and which are exact target samples."""
+        return self.path / "draws.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything that continuing needs."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def twist(self) -> Path:
+        """The finished twist."""
+        return self.path / "twist.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """A page that shows all of it."""
+        return self.path / "report.html"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training has finished."""
+        return self.twist.exists()
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """What was found of the twist."""
+        return Evaluations(self, self.twist)
+
+    @staticmethod
+    def check(path: Path, exists: str) -> None:
+        """Refuse early, before anything is loaded or computed, what `writing` would refuse.
+
+        Raises:
+            RunError: the folder exists and must not, or is no run folder.
+            ConfigError: unknown policy.
+        """
+        if exists not in POLICIES:
+            raise ConfigError(f"exists must be one of {', '.join(POLICIES)}, not {exists!r}")
+        if path.is_file():
+            raise RunError(f"{path} is a file; choose another folder with --out")
+        if not is_occupied(path):
+            return
+        if exists == "refuse":
+            raise RunError(
+                f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another "
+                "--out"
+            )
+        if not RunFolder.is_one(path):
+            raise RunError(f"{path} is not a run folder, so it is left alone; choose another --out")
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether a run folder is there. Not for a folder that may be a language model's: that has this file too."""
+        return (path / description.NAME).is_file()
+
+    @staticmethod
+    def has_begun(path: Path) -> bool:
+        """Whether a run has been trained there, at least in part, which no other folder looks like."""
+        return (path / history.NAME).exists()
+
+    @staticmethod
+    @contextmanager
+    def writing(path: Path, asked: Asked, exists: str = "refuse") -> Iterator["RunFolder"]:
+        """A folder for the run that is asked for, which nobody else can write to meanwhile.
+
+        Args:
+            path: the folder.
+            asked: what makes the run what it is.
+            exists: "refuse", "resume" (continue a run that was asked the same) or "overwrite": what is there stays as
+                it is until all has gone well, and is then replaced. If that was killed, the same again continues it.
+
+        Raises:
+            RunError: it exists and must not, cannot be continued because it was asked otherwise or is of another
+                version, or somebody else is writing it.
+            StorageError: the system refuses, or files are gone at the end that should be there.
+            ConfigError: unknown policy.
+        """
+        RunFolder.check(path, exists)
+        whole = {**asked.as_dict(), "versions": description.versions()}
+        with writing(path, replace=exists == "overwrite", goes_on=partial(_is_of, whole)) as draft:
+            # Somebody else may have been quicker.
+            RunFolder.check(path, exists)
+            folder = RunFolder._begun(draft.path, path, whole)
+            remove_temporary(draft.path)
+            yield folder
+            folder._check_complete()
+            draft.take_place()
+            folder.path = draft.path
+
+    @staticmethod
+    def _begun(path: Path, place: Path, whole: Mapping[str, Any]) -> "RunFolder":
+        if not RunFolder.is_one(path):
+            save_json(path / description.NAME, whole)
+            return RunFolder(path)
+        asked, found = ({k: v for k, v in each.items() if k != "versions"} for each in (whole, description.read(path)))
+        if found != asked:
+            different = sorted(k for k in {*found, *asked} if found.get(k) != asked.get(k))
+            raise RunError(
+                f"{place} holds a run with another {', '.join(different)}; resume with the settings it was "
+                "started with, or choose another --out"
+            )
+        return RunFolder(path)
+
+    def _check_complete(self) -> None:
+        """Raises StorageError where a finished run lacks a file."""
+        self.check_there()
+        wanted = [self.path / description.NAME, self.path / history.NAME, self.checkpoint, self.twist]
+        if missing := [file.name for file in wanted if not file.is_file()]:
+            raise StorageError(
+                f"{self.path} lacks {', '.join(missing)}, deleted while the run was being written; run it again"
+            )
+
+    @staticmethod
+    def open(path: Path) -> "RunFolder":
+        """An existing run.
+
+        Raises:
+            RunError: it is no run folder, or corrupt, or from another version.
+        """
+        description.read(path)
+        return RunFolder(path)
+
+    # --- What was asked ---
+
+    def load_description(self) -> Described:
+        """All of it, every setting being known.
+
+        Raises:
+            RunError: the file says something else.
+        """
+        return as_type(Described, description.read(self.path), str(self.path / description.NAME))
+
+    def load_outline(self) -> Outline:
+        """What a reader is told of it; the settings may be another version's.
+
+        Raises:
+            RunError: the file says something else.
+        """
+        return Outline.of(description.read(self.path), self.path / description.NAME)
+
+    # --- Metrics ---
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add a line; a kill can at most leave the last one incomplete."""
+        self.check_there()
+        history.append(self.path, row)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every complete line.
+
+        Raises:
+            RunError: a line other than the last is not JSON, or something else is in one.
+        """
+        return history.read(self.path)
+
+    def truncate_metrics(self, count: int) -> list[dict[str, Any]]:
+        """Keep the first `count` lines, those that a checkpoint knows; what came later will be done again."""
+        self.check_there()
+        return history.truncate(self.path, count)
+
+    def load_history(self) -> History:
+        """What the lines say.
+
+        Raises:
+            RunError: one is damaged.
+        """
+        return History.of(self.metrics(), self.path / history.NAME)
+
+    # --- Weights ---
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Everything that continuing needs, in one file, atomically."""
+        self.check_there()
+        save_tensors(self.checkpoint, tensors, metadata)
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `save_checkpoint` wrote, or None."""
+        return load_tensors(self.checkpoint) if self.checkpoint.exists() else None
+
+    def save_twist(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """The finished twist."""
+        self.check_there()
+        save_tensors(self.twist, tensors, metadata)
+
+    def load_twist(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The finished twist.
+
+        Raises:
+            RunError: training has not finished.
+        """
+        if not self.twist.exists():
+            raise RunError(f"{self.path} has no finished twist; continue training with --resume")
+        return load_tensors(self.twist)
+
+    # --- Draws and samples ---
+
+    def share_draws(self, source: Path) -> None:
+        """Make the draws those of a file, unless there are some."""
+        if not self.draws.exists():
+            share(source, self.draws)
+
+    def save_samples(self, drawn: TextSamples | Mapping[str, TextSamples], base: TextSamples | None = None) -> Path:
+        """Keep samples, and what SMC recorded of them; those that were there move to `samples/`.
+
+        Args:
+            drawn: samples of one sampler, or of several by their names.
+            base: draws of the base model to compare with, if they are not among the samples.
+        """
+        return samples.save(self, drawn, base)
+
+    def load_samples(self) -> tuple[list[SampleRow], list[SampleRow]]:
+        """Samples, and draws of the base model; none where there are none.
+
+        Raises:
+            RunError: a line is damaged.
+        """
+        return samples.load(self.path)
+
+    def load_diagnostics(self) -> Diagnostics | None:
+        """What SMC recorded when it drew the samples; None if there is nothing.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        return samples.load_diagnostics(self.path)
+
+
+def _is_of(whole: Mapping[str, Any], path: Path) -> bool:
+    """Whether a run that was asked just this is there."""
+    try:
+        return description.read(path) == whole
+    except TwistError:
+        return False
