@@ -1,5 +1,6 @@
 """What a target is, is what is in it: weights, tokenizers, code. Not where it lies, nor what it is called."""
 
+import copy
 import functools
 import json
 import math
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tests.architectures import Words, tiny_lm, tiny_model
 from tests.cases import make_case
@@ -27,8 +29,9 @@ from twistlm.core.errors import ExactSamplesError
 from twistlm.core.identity import UnidentifiableError, digest
 from twistlm.core.rng import Rng
 from twistlm.models import bundled
+from twistlm.models.base import Prompts
 from twistlm.models.huggingface import HuggingFaceLM
-from twistlm.potentials import Classifier, Function, Regex
+from twistlm.potentials import BasePotential, Classifier, Function, Regex
 from twistlm.runs.certify import certify
 from twistlm.sampling.exact.collection import load
 
@@ -123,6 +126,18 @@ def test_what_is_worked_out_once_and_kept_changes_nothing() -> None:
     made.obj(["good"])
     made.lazily(["a"])
     assert (digest(made.obj), digest(made.lazily)) == before
+
+
+def test_a_copy_changes_nothing() -> None:
+    class Own(BasePotential):
+        def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+            return torch.zeros(len(tokens))
+
+    potential = Own()
+    before = digest(potential)
+    # Python keeps in the class how its objects are copied.
+    copy.copy(potential)
+    assert digest(potential) == before
 
 
 def test_values_of_every_kind_are_told_apart() -> None:

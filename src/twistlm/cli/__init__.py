@@ -23,6 +23,7 @@ from twistlm.cli.demo import demo
 from twistlm.cli.evaluate import evaluate
 from twistlm.cli.gallery import gallery
 from twistlm.cli.list import list_
+from twistlm.cli.options import Plugins
 from twistlm.cli.plot import plot
 from twistlm.cli.probability import probability
 from twistlm.cli.report import report
@@ -33,6 +34,7 @@ from twistlm.cli.table import table
 from twistlm.cli.train import train
 from twistlm.cli.validation import validated
 from twistlm.core.errors import ConfigError, StorageError, TwistError
+from twistlm.core.plugins import load_file
 from twistlm.core.terminal import hush, outlets
 
 Command = Callable[..., None]
@@ -55,7 +57,8 @@ COMMANDS: dict[str, Command] = {
 
 
 DESCRIPTION = """Probabilistic inference in language models: sample from p₀(s)·φ(s) by twisted sequential Monte Carlo,
-learn the twists, certify the result. Start with `twistlm demo`, then `twistlm list`."""
+learn the twists, certify the result. Start with `twistlm demo`, then `twistlm list`. Parts of your own come from
+installed packages, or from a file: --plugin mine.py, with any command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         try:
             command, given = _parsed(sys.argv[1:] if arguments is None else arguments)
-            command(**validated(command, given))
+            plugins = validated(_load, {"plugin": given.pop("plugin")})["plugin"]
+            given = validated(command, given)
+            _load(plugins)
+            command(**given)
             sys.stdout.flush()
         except TwistError as error:
             return _refused(error, error.exit_code)
@@ -97,7 +103,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
             found: tuple[Command, dict[str, Any]] = tyro.extras.subcommand_cli_from_dict(
                 choices,
                 prog="twistlm",
-                args=arguments,
+                args=_plugins_last(arguments),
                 description=DESCRIPTION,
                 # A file may be called None, and nothing else is.
                 config=(tyro.conf.DisallowNone,),
@@ -110,13 +116,33 @@ def _parsed(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
 
 
 def _not_yet(command: Command) -> Callable[..., tuple[Command, dict[str, Any]]]:
-    """What looks like the command and only remembers what it was given."""
+    """What looks like the command with one more option, `plugin`, and only remembers what it was given."""
 
     @functools.wraps(command)
     def remember(**given: Any) -> tuple[Command, dict[str, Any]]:
         return command, given
 
+    signature = inspect.signature(command)
+    plugin = inspect.signature(_load).parameters["plugin"]
+    remember.__annotations__ = {**command.__annotations__, "plugin": plugin.annotation}
+    vars(remember)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), plugin])
+    # By way of this the command's own annotations would be read.
+    del vars(remember)["__wrapped__"]
     return remember
+
+
+def _load(plugin: Plugins = ()) -> None:
+    """What every command does first."""
+    for path in plugin:
+        load_file(path)
+
+
+def _plugins_last(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments with those `--plugin` after the command that stand before it."""
+    command = 0
+    while command < len(arguments) and arguments[command].partition("=")[0] == "--plugin":
+        command += 1 if "=" in arguments[command] else 2
+    return (*arguments[command:], *arguments[:command])
 
 
 def _one_line(box: str) -> str:

@@ -70,6 +70,10 @@ TrustFunction = Annotated[
     UseAppendAction[tuple[Text, ...]],
     arg(help="A function, as module:name, that a run's potential may import and run; none other is. May be repeated."),
 ]
+Plugins = Annotated[
+    UseAppendAction[tuple[AnyPath, ...]],
+    arg(help="A Python file to run first, for the parts that it registers (losses, potentials, twists, …)."),
+]
 SweepPaths = Annotated[Positional[tuple[AnyPath, ...]], arg(help="Folders of `twistlm sweep`, finished or not.")]
 ExperimentName = Annotated[Positional[Text], arg(help="An experiment; `twistlm list` shows them.")]
 PresetName = Annotated[Text, arg(help="Its size, with settings that suit it; `twistlm list` shows them.")]

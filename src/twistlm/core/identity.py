@@ -30,13 +30,14 @@ from twistlm.core.errors import TwistError
 SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model", ".gguf", ".py", ".h5", ".pickle"}
 # Parts of a model's configuration that say where it came from, not what it does.
 PROVENANCE = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
-# What Python writes into every class, and what follows from the rest.
+# What Python writes into every class (`__slotnames__` when an object is first copied), and what follows from the rest.
 BOOKKEEPING = {
     "__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__qualname__", "__firstlineno__",
     "__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__hash__",
     "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__protocol_attrs__", "_is_protocol",
     "_is_runtime_protocol", "__non_callable_proto_members__", "__subclasshook__", "__slots__", "__getstate__",
     "__setstate__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__classcell__",
+    "__slotnames__",
 }  # fmt: skip
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))

@@ -61,6 +61,13 @@ def from_spec(fields: Mapping[str, Any], trust_functions: Sequence[str] = ()) ->
         raise ConfigError(f"potential {fields['name']!r}: {error}") from error
 
 
+def names_in(fields: Mapping[str, Any]) -> set[str]:
+    """The registered potentials that a description names, those among its arguments included."""
+    nested = [item for value in fields.values() for item in (value if isinstance(value, list) else [value])]
+    inner = [names_in(item) for item in nested if isinstance(item, Mapping) and "name" in item]
+    return {fields["name"]}.union(*inner)
+
+
 def _to_json(value: Any) -> Any:
     if isinstance(value, Potential):
         return spec(value)

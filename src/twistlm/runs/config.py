@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twistlm.core.errors import ConfigError
+from twistlm.core.plugins import hashes
+from twistlm.core.registry import lookup
 from twistlm.core.storage import STRICT
+from twistlm.potentials.specs import names_in
 from twistlm.training.config import TrainingConfig
 
 FOLDS = ("training", "held_out", "evaluation")
@@ -82,6 +85,16 @@ class RunConfig:
     def trains_on_draws(self) -> bool:
         """Whether the collected draws are training data too, so that their features are worth keeping."""
         return self.training.draws_from("draws", "exact")
+
+    def plugins(self, target: Mapping[str, Any] | None) -> dict[str, str]:
+        """What tells parts of others, named here or in a target's description, from their later versions.
+
+        Nothing where all are twistlm's own.
+        """
+        named = {f"twist {self.twist}": lookup("twist", self.twist).value, **self.training.parts}
+        if target is not None:
+            named |= {f"potential {name}": lookup("potential", name).value for name in names_in(target["potential"])}
+        return hashes(named.items())
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""

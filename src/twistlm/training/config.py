@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.core.storage import STRICT
 from twistlm.training.losses import ROLES, objective
-from twistlm.training.sources import serves, uses
+from twistlm.training.sources import parts_of, serves, uses
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ class TrainingConfig:
                 f"weight_decay = {self.weight_decay:g} times learning_rate = {self.learning_rate:g} must be below 1: "
                 "each update would do more than set the twist to zero; lower one of them"
             )
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The registered losses and sources that it names, each with its kind."""
+        losses = {f"loss {entry.name}": entry.value for _, entry in objective(self.loss).parts}
+        sources = [entry for name in ROLES.values() for entry in parts_of(getattr(self, name))]
+        return losses | {f"source {entry.name}": entry.value for entry in sources}
 
     def draws_from(self, *names: str) -> bool:
         """Whether one of these sources gives a part of any role's samples."""

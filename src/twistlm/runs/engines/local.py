@@ -12,12 +12,15 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import connection, get_context, parent_process, resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from twistlm.core.errors import TwistError
+from twistlm.core.plugins import files, load_file
 from twistlm.runs.engines import Failure
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ def run(
     """Do every task, `jobs` at a time; yields each as it ends.
 
     With one job everything happens in this process, and an error that is a bug comes through with its traceback. With
-    more, each process gets an equal share of torch's threads. `preload` names modules that every task imports.
+    more, each process gets an equal share of torch's threads. `preload` names modules that every task imports; the
+    plugins that this process has loaded from files are there too.
     """
     if jobs == 1:
         for task in tasks:
@@ -40,6 +44,7 @@ def run(
         return
     context = _context(preload)
     waiting, threads = list(reversed(tasks)), max(1, torch.get_num_threads() // jobs)
+    function = partial(_with_plugins, files(), function)
     running: dict[Any, tuple[ForkServerProcess | SpawnProcess, connection.Connection, T]] = {}
     try:
         while waiting or running:
@@ -87,6 +92,12 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _with_plugins(plugins: Sequence[Path], function: Callable[[T], None], task: T) -> None:
+    for path in plugins:
+        load_file(path)
+    function(task)
 
 
 def _attempt(function: Callable[[T], None], task: T) -> Failure | None:

@@ -3,12 +3,13 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from twistlm.core.errors import RunError
+from twistlm.core.plugins import distributions
 from twistlm.core.storage import STRICT, as_type, load_json
 from twistlm.runs.config import RunConfig
 from twistlm.sampling.target import TargetFields
@@ -32,6 +33,9 @@ class Asked:
     def as_dict(self) -> dict[str, Any]:
         """JSON values, as the file holds them."""
         fields = {"format": FORMAT, "target": self.target, "run": self.run.as_dict()}
+        # Going on with another version of a plugin would make one run of two.
+        if plugins := self.run.plugins(self.target):
+            fields["plugins"] = plugins
         found: dict[str, Any] = json.loads(json.dumps(fields))
         return found
 
@@ -45,6 +49,7 @@ class Described:
         target: None if the potential has no JSON form.
         run: the settings.
         versions: of everything that results depend on.
+        plugins: what tells parts of others from their later versions.
     """
 
     __pydantic_config__ = STRICT
@@ -53,6 +58,7 @@ class Described:
     target: TargetFields | None
     run: RunConfig
     versions: Mapping[str, str]
+    plugins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,4 +130,4 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return found | distributions()

@@ -14,7 +14,7 @@ Asking the same again continues it; asking anything else of the same folder is r
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,6 +77,7 @@ class Asked:
         num_updates, learning_rate, source: in place of the preset's; None where they are not.
         target: what tells it from others.
         settings: of each method's runs, but for the seed.
+        plugins: what tells parts of others from their later versions.
     """
 
     experiment: str
@@ -89,6 +90,15 @@ class Asked:
     source: str | None = None
     target: AskedTarget
     settings: Mapping[str, Mapping[str, Any]]
+    plugins: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, as the file holds them."""
+        fields = asdict(self)
+        if not self.plugins:
+            del fields["plugins"]
+        found: dict[str, Any] = json.loads(json.dumps(fields))
+        return found
 
 
 @dataclass(frozen=True)
@@ -167,7 +177,7 @@ class SweepFolder:
             StorageError: the system refuses.
         """
         SweepFolder.check(path)
-        whole = {"format": FORMAT, **json.loads(json.dumps(asdict(asked))), "versions": versions()}
+        whole = {"format": FORMAT, **asked.as_dict(), "versions": versions()}
         with writing(path, replace=overwrite, goes_on=partial(_is_of, whole)) as draft:
             SweepFolder.check(path)
             folder = SweepFolder._begun(draft.path, whole)

@@ -124,6 +124,7 @@ def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False
         source=request.source,
         target=AskedTarget(target.fingerprint, power_of(target.potential)),
         settings={method: config.as_dict() for method, config in settings.items()},
+        plugins={name: each for config in settings.values() for name, each in config.plugins(None).items()},
     )
     SweepFolder.check(out)
     # What can be refused is refused before a folder is made or replaced.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.logmath import normalise
-from twistlm.core.registry import lookup, register
+from twistlm.core.registry import Entry, lookup, register
 from twistlm.core.rng import Rng
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling import smc
@@ -92,7 +92,7 @@ def get_source(expression: str) -> Source:
     Raises:
         ConfigError: a name is unknown.
     """
-    parts: list[Source] = [lookup("source", name).value for name in _names(expression)]
+    parts: list[Source] = [entry.value for entry in parts_of(expression)]
     if len(parts) == 1:
         return parts[0]
 
@@ -120,7 +120,12 @@ def uses(expression: str, name: str) -> bool:
 
 def serves(expression: str, role: str) -> bool:
     """Whether the source gives what `role` (see `losses`) needs: some give sequences whose q is not known."""
-    return all(role in lookup("source", name).options.get("roles", (role,)) for name in _names(expression))
+    return all(role in entry.options.get("roles", (role,)) for entry in parts_of(expression))
+
+
+def parts_of(expression: str) -> list[Entry]:
+    """The registered sources that the expression names."""
+    return [lookup("source", name) for name in _names(expression)]
 
 
 def _names(expression: str) -> list[str]:
