@@ -98,8 +98,8 @@ def run(out: Path, draws: Path, trial: Trial) -> None:
     """Train by the trial's rate, and write the sum of both divergences."""
     request = replace(MAIN[trial.setting], learning_rate=trial.rate)
     config = request.config(trial.method)
-    evaluation = replace(config.evaluation, during_training=False, budget=2 * max(config.evaluation.num_particles))
-    trained = train(request.chosen().target(), config=replace(config, evaluation=evaluation), draws=draws)
+    config = config.changed(evaluation={"during_training": False, "budget": 2 * max(config.evaluation.num_particles)})
+    trained = train(request.chosen().target(), config=config, draws=draws)
     found = trained.evaluate(methods=("iwae",)).divergences
     assert found.g is not None
     save_json(trial.file(out), {"sum": found.g.value - found.f.value, "f": found.f.value, "g": found.g.value})

@@ -49,7 +49,7 @@ def test_the_harness_sees_what_is_wrong(workspace: Workspace, monkeypatch: pytes
     """Commands that do what none may: each is found out."""
     from pathlib import Path
 
-    import fuzz.harness
+    from tests.fuzz import harness
 
     def wrong(what: str) -> list[str]:
         def command(arguments: list[str]) -> int:
@@ -64,7 +64,7 @@ def test_the_harness_sees_what_is_wrong(workspace: Workspace, monkeypatch: pytes
             print("error: no such thing" if what != "rambles" else "one\ntwo", file=sys.stderr)
             return {"accepts": 0}.get(what, 2)
 
-        monkeypatch.setattr(fuzz.harness, "main", command)
+        monkeypatch.setattr(harness, "main", command)
         return workspace.attempt(["list"], hopeless=True).problems
 
     assert not wrong("nothing")

@@ -1,6 +1,5 @@
 """`twistlm train`."""
 
-from dataclasses import replace
 from typing import Annotated
 
 from tyro.conf import arg
@@ -20,7 +19,6 @@ from twistlm.cli.options import (
     Resume,
     Seed,
     Text,
-    given,
     if_exists,
 )
 
@@ -60,18 +58,24 @@ def train(
     """
     from twistlm.runs.experiments import get_preset
     from twistlm.runs.train import train as learn
-    from twistlm.training.sources import training_sources
 
     chosen = get_preset(experiment, preset, **options.given)
-    changes = given(learning_rate=learning_rate, weight_decay=weight_decay)
-    if source is not None:
-        changes |= training_sources(method or chosen.run.training.loss, source)
-    config = chosen.config(method)
-    if num_draws is not None:
-        config = replace(config, num_draws=num_draws)
+    config = chosen.config(method).changed(
+        twist=twist,
+        source=source,
+        num_draws=num_draws,
+        num_particles=num_particles,
+        num_updates=num_updates,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+    )
     run = learn(
-        chosen.target(), config=config, twist=twist, num_particles=num_particles, num_updates=num_updates, seed=seed,
-        out=out, exists=if_exists(resume, overwrite), draws=draws, **changes,
-    )  # fmt: skip
+        chosen.target(),
+        config=config,
+        seed=seed,
+        out=out,
+        exists=if_exists(resume, overwrite),
+        draws=draws,
+    )
     best = min((row for row in run.history if row["kind"] == "evaluation"), key=lambda row: row["held_out"]["value"])
     print(f"Best twist at update {best['update']}, saved in {out}. Next: twistlm evaluate {out}, twistlm sample {out}")

@@ -11,6 +11,7 @@ from twistlm.core.registry import lookup
 from twistlm.core.storage import STRICT
 from twistlm.potentials.specs import names_in
 from twistlm.training.config import TrainingConfig
+from twistlm.training.sources import training_sources
 
 FOLDS = ("training", "held_out", "evaluation")
 
@@ -99,3 +100,53 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return dataclasses.asdict(self)
+
+    def changed(
+        self,
+        *,
+        method: str | None = None,
+        twist: str | None = None,
+        twist_options: Mapping[str, Any] | None = None,
+        source: str | None = None,
+        num_draws: int | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        **training: Any,
+    ) -> "RunConfig":
+        """The same with other values of some settings: the one way by which options override a preset.
+
+        Args:
+            method: the loss.
+            twist: its kind; the options of another kind do not go with it.
+            twist_options: its arguments.
+            source: of the target's samples, and of those of the loss's other roles that it can serve.
+            num_draws: base draws to collect first.
+            evaluation: fields of `EvaluationConfig`.
+            seed: of everything random.
+            **training: fields of `TrainingConfig`. Here and above None leaves a setting as it is, but for `patience`,
+                where it is a value.
+
+        Raises:
+            ConfigError: a setting is unknown or out of range.
+        """
+        changes = {k: v for k, v in training.items() if v is not None or k == "patience"}
+        if method is not None:
+            changes["loss"] = method
+        if source is not None:
+            changes = training_sources(changes.get("loss", self.training.loss), source) | changes
+        known = [field.name for field in dataclasses.fields(TrainingConfig)]
+        if unknown := sorted(changes.keys() - set(known)):
+            raise ConfigError(f"unknown setting {', '.join(unknown)}; training takes {', '.join(known)}")
+        twist = self.twist if twist is None else twist
+        lookup("twist", twist)
+        if twist_options is None:
+            twist_options = self.twist_options if twist == self.twist else {}
+        return dataclasses.replace(
+            self,
+            twist=twist,
+            twist_options=twist_options,
+            training=dataclasses.replace(self.training, **changes),
+            num_draws=self.num_draws if num_draws is None else num_draws,
+            evaluation=dataclasses.replace(self.evaluation, **(evaluation or {})),
+            seed=self.seed if seed is None else seed,
+        )

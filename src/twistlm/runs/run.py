@@ -73,7 +73,7 @@ class Run:
                 raise ConfigError(f"the potential of {path} has no JSON form; pass target=… to Run.load")
             target = Target.from_spec(dataclasses.asdict(described.target), tuple(trust_functions))
         tensors, _ = folder.load_twist()
-        twist = _build(target, config, Rng(config.seed, ("twist",)), blank=True)
+        twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
         check_tensors(tensors, twist.module.state_dict(), str(folder.twist))
         twist.module.load_state_dict(tensors)
         collection = target.draws(folder.draws) if folder.draws.exists() else None
@@ -280,7 +280,18 @@ class Run:
         return torch.cat(log_phi) if log_phi else None
 
 
-def _build(target: Target, config: RunConfig, rng: Rng, *, blank: bool = False) -> Twist:
+def build_twist(target: Target, config: RunConfig, rng: Rng, *, blank: bool = False) -> Twist:
+    """The twist that the settings ask for, at the start of its training.
+
+    Args:
+        target: what it is for.
+        config: its kind and options, and the loss, which may want a probability.
+        rng: of its parameters.
+        blank: without initial values, where others take their place.
+
+    Raises:
+        ConfigError: there is no such twist, or its options are none of its own.
+    """
     return target.build_twist(
         rng, config.twist, config.twist_options, blank=blank,
         is_probability=objective(config.training.loss).probability,

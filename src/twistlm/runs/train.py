@@ -1,6 +1,5 @@
 """Train a Target, get a Run."""
 
-import dataclasses
 import logging
 from functools import partial
 from pathlib import Path
@@ -8,11 +7,10 @@ from typing import Any
 
 from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
-from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.runs.config import RunConfig
 from twistlm.runs.folder import Asked, RunFolder
-from twistlm.runs.run import Run, _build
+from twistlm.runs.run import Run, build_twist
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.target import Target
 from twistlm.training.config import TrainingConfig
@@ -31,11 +29,8 @@ NUM_TEXTS = 4
 def train(
     target: Target,
     *,
-    method: str | None = None,
     twist: str | None = None,
     seed: int | None = None,
-    num_particles: int | None = None,
-    num_updates: int | None = None,
     out: str | Path | None = None,
     exists: str = "refuse",
     draws: str | Path | None = None,
@@ -49,16 +44,14 @@ def train(
 
     Args:
         target: what to sample from.
-        method: the loss: "ctl", "dpg", … (`twistlm list`).
         twist: the kind of twist: "low_rank", "mlp", "tied", …
         seed: of everything random; the same seed gives the same run bit for bit on the same machine.
-        num_particles: sequences per update.
-        num_updates: at most so many updates.
         out: run folder; None keeps everything in memory.
         exists: what to do if `out` exists: "refuse", "resume" or "overwrite", which replaces it when all is done.
         draws: a file of `twistlm collect` for the same target, used instead of new draws; `out` shares it.
-        config: all settings at once; the arguments above override it.
-        **training: further fields of `TrainingConfig`.
+        config: all settings at once; what is given besides overrides it.
+        **training: fields of `TrainingConfig`, as num_particles=100 and num_updates=500, with `method` for the loss:
+            "ctl", "dpg", … (`twistlm list`). None leaves what is there, as in `RunConfig.changed`.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -66,12 +59,12 @@ def train(
         StorageError: the system refuses, or files of the run were deleted meanwhile.
         TrainingError: the loss became infinite.
     """
-    config = _merged(config, target, method, twist, seed, num_particles, num_updates, training)
+    config = (_default(target) if config is None else config).changed(twist=twist, seed=seed, **training)
     if out is not None:
         RunFolder.check(Path(out), exists)
     # What can be refused is refused before a folder is made or replaced.
     target.check()
-    built = _build(target, config, Rng(config.seed).fork("twist"))
+    built = build_twist(target, config, Rng(config.seed).fork("twist"))
     given = None if draws is None else target.draws(Path(draws))
     if out is None:
         return _trained(target, config, built, None, given)
@@ -126,29 +119,11 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
     return {**found, "texts": run.sample(NUM_TEXTS, condition=condition, seed=update).texts}
 
 
-def _merged(
-    config: RunConfig | None, target: Target, method: str | None, twist: str | None, seed: int | None,
-    num_particles: int | None, num_updates: int | None, training: dict[str, Any],
-) -> RunConfig:  # fmt: skip
-    """The config with the arguments of `train` laid over it."""
+def _default(target: Target) -> RunConfig:
+    """Settings where none are given: collected draws if φ has an upper bound, else fresh ones of the proposal."""
     bounded = target.potential.log_upper_bound is not None
-    if config is None:
-        config = RunConfig(num_draws=RunConfig.num_draws if bounded else 0)
-        source = "draws" if bounded else "proposal"
-        training = dict.fromkeys(ROLES.values(), source) | training
-    given = {"loss": method, "num_particles": num_particles, "num_updates": num_updates}
-    training = {k: v for k, v in given.items() if v is not None} | training
-    unknown = training.keys() - {f.name for f in dataclasses.fields(TrainingConfig)}
-    if unknown:
-        known = ", ".join(f.name for f in dataclasses.fields(TrainingConfig))
-        raise ConfigError(f"unknown setting {', '.join(sorted(unknown))}; training takes {known}")
-    changes: dict[str, Any] = {"training": dataclasses.replace(config.training, **training)}
-    if twist is not None:
-        changes |= {"twist": twist, "twist_options": config.twist_options if twist == config.twist else {}}
-    if seed is not None:
-        changes["seed"] = seed
-    lookup("twist", changes.get("twist", config.twist))
-    return dataclasses.replace(config, **changes)
+    sources: dict[str, Any] = dict.fromkeys(ROLES.values(), "draws" if bounded else "proposal")
+    return RunConfig(num_draws=RunConfig.num_draws if bounded else 0, training=TrainingConfig(**sources))
 
 
 def _asked(target: Target, config: RunConfig) -> Asked:

@@ -1,7 +1,7 @@
 """What the methods write: base draws beside twisted SMC, for the settings that an experiment is best looked at in."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -83,11 +83,9 @@ def gallery(
 
 def _simplified(config: RunConfig, target: Target) -> RunConfig:
     """Without what a gallery has no use for."""
-    config = replace(config, evaluation=replace(config.evaluation, during_training=False))
-    if isinstance(target.potential, ConditionalPotential):
-        return config
     # At a high power of φ rejection accepts nothing, whatever it costs.
-    return replace(config, num_draws=0)
+    num_draws = None if isinstance(target.potential, ConditionalPotential) else 0
+    return config.changed(evaluation={"during_training": False}, num_draws=num_draws)
 
 
 def _foreign(out: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from twistlm.core.errors import ConfigError
@@ -35,12 +35,9 @@ class Preset:
         Raises:
             ConfigError: there is no such loss.
         """
-        training = self.run.training
-        if method is None or method == training.loss:
+        if method is None or method == self.run.training.loss:
             return self.run
-        changes = {**self._sources(method), **self.methods.get(method, {})}
-        twist = {name: changes.pop(name) for name in ("twist", "twist_options") if name in changes}
-        return replace(self.run, training=replace(training, loss=method, **changes), **twist)
+        return self.run.changed(method=method, **{**self._sources(method), **self.methods.get(method, {})})
 
     def _sources(self, method: str) -> dict[str, str]:
         """Where its samples come from: collected draws if the preset lives on them, else fresh ones as in the paper."""

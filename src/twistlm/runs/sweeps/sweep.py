@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from twistlm.runs.sweeps.pooled import Pooled
 from twistlm.runs.train import collect, train
 from twistlm.sampling.target import Target
 from twistlm.training.losses import objective
-from twistlm.training.sources import training_sources
 
 logger = logging.getLogger("twistlm")
 
@@ -75,12 +74,11 @@ class Request:
 
     def config(self, method: str) -> RunConfig:
         """The settings of a method's runs, but for the seed."""
-        config = self.chosen().config(method)
-        given: dict[str, Any] = {"num_updates": self.num_updates, "learning_rate": self.learning_rate}
-        if self.source is not None:
-            given |= training_sources(method, self.source)
-        changes = {name: value for name, value in given.items() if value is not None}
-        return replace(config, training=replace(config.training, **changes))
+        return (
+            self.chosen()
+            .config(method)
+            .changed(num_updates=self.num_updates, learning_rate=self.learning_rate, source=self.source)
+        )
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
@@ -192,7 +190,7 @@ def _do(request: Request, path: Path, draws: Path | None, cell: Cell) -> None:
     with _named(cell):
         run = train(
             request.chosen().target(),
-            config=config if draws is not None else replace(config, num_draws=0),
+            config=config if draws is not None else config.changed(num_draws=0),
             seed=cell.seed,
             out=folder.run(cell).path,
             exists="resume",
