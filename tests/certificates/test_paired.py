@@ -236,7 +236,7 @@ def test_what_cannot_be_is_refused() -> None:
         run.sample(2)
     plain = Target(tiny_lm(), Function(lambda texts: [0.0] * len(texts), log_upper_bound=0.0), PROMPT, 2, eos="ignore")
     with pytest.raises(ConfigError, match="this target has none; leave it out"):
-        plain.condition("8")
+        plain.case("8")
     with pytest.raises(ConfigError, match="this twist reads conditions, and the samples have none"):
         train(plain, config=CONFIG, target_source="proposal", num_updates=1)
     with pytest.raises(ConfigError, match="takes no conditions"):

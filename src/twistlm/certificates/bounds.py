@@ -17,13 +17,10 @@ from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.estimates import Estimate, mean
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.rng import Rng
-from twistlm.potentials.protocol import Potential
-from twistlm.sampling import smc
+from twistlm.sampling.cases import Case, Cases
 from twistlm.sampling.exact.collection import ExactSamples
-from twistlm.sampling.proposals import Proposal, twist_induced
 from twistlm.sampling.ranges import Ranges
-from twistlm.sampling.resampling import Resampler, systematic
-from twistlm.sampling.twisted import TwistedLM
+from twistlm.sampling.sampler import BATCH, Sampler, in_batches
 
 METHODS = ("iwae", "smc")
 
@@ -64,71 +61,69 @@ class Bounds:
 
 def log_Z_bounds(
     rng: Rng,
-    model: TwistedLM,
-    potential: Potential,
-    *,
-    prompt: Tensor,
-    num_steps: int,
+    sampler: Sampler,
+    cases: Cases,
     num_particles: int,
-    num_runs: int,
+    *,
     method: str = "smc",
     exact: ExactSamples | None = None,
-    proposal: Proposal = twist_induced,
-    resampler: Resampler = systematic,
-    ess_threshold: float = 0.5,
-    max_batch: int = 512,
+    batch: int = BATCH,
 ) -> Bounds:
     """Both bounds, each the mean over independent runs with its interval.
 
     Args:
         rng: source of randomness.
-        model: base model and twist.
-        potential: φ, bound to the model.
-        prompt: the prompt's tokens.
-        num_steps: T.
+        sampler: what samples.
+        cases: one for each run.
         num_particles: N.
-        num_runs: independent runs per bound; the upper bound uses a different exact sample in each.
         method: "iwae" (never resample) or "smc".
-        exact: exact target samples for the upper bound; None gives the lower bound alone.
-        proposal: q_t.
-        resampler: scheme for "smc".
-        ess_threshold: for "smc".
-        max_batch: sequences in memory at a time; part of what a seed reproduces.
+        exact: exact target samples of just these cases for the upper bound, a different one in each run; None gives
+            the lower bound alone.
+        batch: sequences in memory at a time; part of what a seed reproduces.
 
     Raises:
-        ConfigError: unknown method or num_runs < 1.
+        ConfigError: unknown method, or no case.
         ExactSamplesError: fewer exact samples than runs.
     """
     if method not in METHODS:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    if num_runs < 1:
-        raise ConfigError(f"num_runs must be at least 1, not {num_runs}")
-    if exact is not None and len(exact) < num_runs:
+    if not cases:
+        raise ConfigError("bounds take at least 1 run, and there is no case to run")
+    if exact is not None and len(exact) < len(cases):
         raise ExactSamplesError(
-            f"{num_runs} runs of the upper bound need as many exact samples, and there are {len(exact)}; collect more "
-            "or use fewer runs"
+            f"{len(cases)} runs of the upper bound need as many exact samples, and there are {len(exact)}; collect "
+            "more or use fewer runs"
         )
-    threshold = ess_threshold if method == "smc" else 0.0
-    group = max(1, max_batch // num_particles)
-    given = None if exact is None else exact.samples.conditions
+    if method == "iwae":
+        sampler = replace(sampler, ess_threshold=0.0)
 
-    def estimates(side: str) -> Tensor:
-        values = []
-        for at in range(0, num_runs, group):
-            count = min(group, num_runs - at)
-            retained = exact.samples.tokens[at : at + count] if exact is not None and side == "upper" else None
-            result = smc.run(
-                rng.fork(method, side, num_particles, at), model, potential, prompts=[prompt] * count,
-                num_particles=num_particles, num_steps=num_steps, proposal=proposal, resampler=resampler,
-                ess_threshold=threshold, retained=retained,
-                conditions=None if given is None else given[at : at + count],
-            )  # fmt: skip
-            values.append(result.log_Z_hat)
-        return torch.cat(values)
+    def estimates(side: str, tokens: Tensor | None = None) -> Tensor:
+        return torch.cat(
+            [
+                sampler.smc(
+                    rng.fork(method, side, num_particles, at),
+                    some,
+                    num_particles,
+                    retained=None if tokens is None else tokens[at : at + len(some)],
+                ).log_Z_hat
+                for at, some in in_batches(cases, num_particles, batch)
+            ]
+        )
 
     lower = estimates("lower")
-    upper = estimates("upper") if exact is not None else None
-    return Bounds.of(method, num_particles, lower, upper, Ranges.of(potential, model.twist is None))
+    upper = None if exact is None else estimates("upper", exact.samples.tokens)
+    # With a twist that weighs, the estimates are not bounded as φ is, whatever proposes.
+    ranges = replace(sampler.ranges, is_base=sampler.model.twist is None)
+    return Bounds.of(method, num_particles, lower, upper, ranges)
+
+
+def sandwich(
+    rng: Rng, sampler: Sampler, case: Case, exact: ExactSamples | None, num_particles: int, num_runs: int
+) -> Bounds:
+    """Bounds by SMC at one case; at most one run for each exact sample."""
+    if exact is not None:
+        num_runs = min(num_runs, len(exact))
+    return log_Z_bounds(rng, sampler, [case] * num_runs, num_particles, exact=exact)
 
 
 def iwae_from_ratios(drawn: Tensor, exact: Tensor | None, num_particles: int, ranges: Ranges | None = None) -> Bounds:

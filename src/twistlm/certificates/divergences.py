@@ -15,7 +15,6 @@ from torch import Tensor
 
 from twistlm.core.estimates import CONFIDENCE, Estimate, difference, exactly, log_of_mean, mean
 from twistlm.sampling.ranges import Ranges
-from twistlm.sampling.sampler import log_ratios
 from twistlm.sampling.samples import Samples
 
 # Fewer exact samples than this do not limit KL(σ‖q) from above, unless the weights have a bound.
@@ -61,18 +60,17 @@ def divergences(
     KL(σ‖q) fewer than `MIN_EXACT` exact samples cannot say.
 
     Args:
-        drawn: independent samples of the proposal (`proposal_samples`).
-        exact_ratios: `exact_log_ratios` of exact samples that took no part in training; None leaves KL(σ‖q) out.
+        drawn: independent samples of the proposal (`Sampler.draw`).
+        exact_ratios: `Sampler.log_ratios` of exact samples that took no part in training; None leaves KL(σ‖q) out.
         log_Z: reference with its interval.
         ranges: what is known of φ and of r by definition.
     """
     known = ranges or Ranges()
     f, g = sides(drawn, exact_ratios, log_Z, known)
-    prior = (drawn.log_q - drawn.log_p).sum(-1)
     return Divergences(
         kl_q_target=difference(log_Z, f).as_divergence,
         kl_target_q=None if g is None else difference(g, log_Z).as_divergence,
-        kl_q_prior=exactly(0.0, len(drawn)) if known.is_base else mean(prior).as_divergence,
+        kl_q_prior=exactly(0.0, len(drawn)) if known.is_base else mean(drawn.log_q_over_p).as_divergence,
         log_phi=mean(drawn.log_phi, low=known.low, high=known.high),
         phi=phi(drawn.log_phi, known),
         log_Z=log_Z,
@@ -97,7 +95,7 @@ def sides(
     """F, and G where there are exact samples; arguments as for `divergences`."""
     above = [log_Z.high + math.log(len(drawn)), math.inf if ranges.ratio_high is None else ranges.ratio_high]
     most = min(above) if math.isfinite(min(above)) else None
-    f = mean(log_ratios(drawn), low=_least_ratio(drawn, ranges), high=most, level=level)
+    f = mean(drawn.log_ratios, low=_least_ratio(drawn, ranges), high=most, level=level)
     if exact_ratios is None:
         return f, None
     g = mean(exact_ratios, high=ranges.ratio_high, least=MIN_EXACT, level=level)

@@ -28,11 +28,10 @@ from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.potentials.base import check_reachable
-from twistlm.potentials.protocol import ConditionalPotential
+from twistlm.potentials.conditions import is_conditional
 from twistlm.sampling.mixture import Pool
-from twistlm.sampling.proposals import twist_induced
 from twistlm.sampling.ranges import Ranges
-from twistlm.sampling.resampling import invert
+from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.switching import Switching
 from twistlm.sampling.target import Target
@@ -141,9 +140,13 @@ class Probability:
 
 
 def probability(
-    target: Target, thresholds: Sequence[float], *, search: Search | None = None, seed: int = 0,
+    target: Target,
+    thresholds: Sequence[float],
+    *,
+    search: Search | None = None,
+    seed: int = 0,
     report: Callable[[str], None] = logger.info,
-) -> list[Probability]:  # fmt: skip
+) -> list[Probability]:
     """P[φ ≥ threshold] for each threshold, from easy to hard, each starting from the last one's twist.
 
     Args:
@@ -160,7 +163,7 @@ def probability(
     if not thresholds or not all(0 < threshold < math.inf for threshold in thresholds):
         raise ConfigError(f"thresholds must be above 0, at least one, and finite, not {list(thresholds)}")
     check_reachable("threshold", max(thresholds), target.potential)
-    if isinstance(target.potential, ConditionalPotential):
+    if is_conditional(target.potential):
         raise ConfigError("a target that differs by its condition has no single score; use a target without one")
     climb = _Climb(target, search or Search(), Rng(seed, ("probability",)), report)
     return [climb.reach(threshold) for threshold in sorted(thresholds)]
@@ -172,17 +175,23 @@ class _Climb:
     def __init__(self, target: Target, search: Search, rng: Rng, report: Callable[[str], None] = logger.info) -> None:
         self.target, self.search, self.rng, self.report = target, search, rng, report
         twist = target.build_twist(rng.fork("twist"), search.twist, dict(search.twist_options))
-        self.model = target.twisted(twist)
+        self.sampler, self.case = target.sampler(twist), target.cases[0]
         self.module = twist.module
-        self.pool = Pool(SWITCHING)
+        self._pool: Pool | None = None
         self.least = -math.inf
+
+    @property
+    def pool(self) -> Pool:
+        """All rounds' draws."""
+        assert self._pool is not None, "the first round draws before anything is asked of the pool"
+        return self._pool
 
     def reach(self, threshold: float) -> Probability:
         """Learn to reach the threshold, in every way that the rounds show; then estimate."""
         goal = math.log(threshold)
         for rounds in range(1, self.search.max_rounds + 1):
             with bar(f"round {rounds}: drawing {self.search.num_draws:,} texts", 1):
-                self._grow(self.pool, self.rng, self.search.num_draws, self.least)
+                self._draw()
             levels = self._levels(goal)
             self.report(
                 f"round {rounds}: of {sum(self.pool.counts):,} draws, {self._events(goal):.0f} effective ones reach "
@@ -196,19 +205,22 @@ class _Climb:
         if levels[0] < goal:
             logger.warning(
                 "%d rounds were not enough to learn how φ reaches %g: the interval may miss what was never seen. Raise "
-                "num_draws or max_rounds", rounds, threshold,
-            )  # fmt: skip
+                "num_draws or max_rounds",
+                rounds,
+                threshold,
+            )
         return self._estimate(threshold, rounds)
 
-    def _grow(self, pool: Pool, rng: Rng, count: int, least: float = -math.inf) -> None:
-        pool.grow(
-            rng, self.model, self.target.bound_potential, prompt=self.target.prompt_tokens,
-            num_steps=self.target.num_tokens, count=count, proposal=twist_induced, least=least,
-        )  # fmt: skip
+    def _draw(self) -> None:
+        """One round's draws."""
+        count = self.search.num_draws
+        if self._pool is None:
+            self._pool = Pool.begun(self.rng, self.sampler, self.case, count, SWITCHING)
+        else:
+            self._pool = self._pool.grown(self.rng, self.sampler, self.case, count, self.least)
 
     def _events(self, level: float) -> float:
         """Effective number of draws in the pool that reach the level."""
-        assert self.pool.samples is not None
         log_w = self.pool.final_log_ratio[self.pool.samples.log_phi >= level]
         return float(ess(log_w)) if len(log_w) else 0.0
 
@@ -217,7 +229,6 @@ class _Climb:
 
         If they are nowhere enough, the highest is the best draw's.
         """
-        assert self.pool.samples is not None
         order = self.pool.samples.log_phi.argsort(descending=True)
         log_phi, weights = self.pool.samples.log_phi[order], self.pool.final_log_ratio[order].exp()
         mass = weights.cumsum(0)
@@ -233,10 +244,9 @@ class _Climb:
 
     def _forget(self, level: float) -> None:
         """Drop draws that have no part in learning, which will hardly look below half of its lowest level again."""
-        assert self.pool.samples is not None
         self.least = max(self.least, level - math.log(2))
         kept = (self.pool.samples.log_phi >= self.least).nonzero().squeeze(-1)
-        self.pool = self.pool.select(kept)
+        self._pool = self.pool.select(kept)
 
     def _learn(self, levels: Sequence[float], number: int) -> None:
         """Fit the twist to the draws that reach the levels: least variance of the weights, as far as they tell.
@@ -244,7 +254,6 @@ class _Climb:
         The second moment of p₀/q̄ on an event is P times its mean over σ, which the pool's weighted draws estimate. The
         lower levels keep open what has not led to the event yet.
         """
-        assert self.pool.samples is not None
         log_phi, log_w = self.pool.samples.log_phi, self.pool.final_log_ratio
         if not bool(log_phi.isfinite().any()):
             return
@@ -255,8 +264,8 @@ class _Climb:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, UPDATES)
         with bar(f"round {number}: learning", UPDATES) as report:
             for update in range(UPDATES):
-                points = (torch.arange(BATCH) + rng.fork(update).uniform((len(levels), BATCH))) / BATCH
-                batch = self.pool.samples.select(invert(chance, points.to(chance.device)).flatten())
+                points = stratified_points(rng.fork(update), len(levels), BATCH)
+                batch = self.pool.samples.select(invert(chance, points).flatten())
                 optimiser.zero_grad(set_to_none=True)
                 torch.logsumexp(self._log_ratio(batch).view(len(levels), BATCH), 1).mean().backward()
                 optimiser.step()
@@ -267,7 +276,7 @@ class _Climb:
 
     def _log_ratio(self, batch: Samples) -> Tensor:
         """log p₀ − log q̄ of whole sequences [n], with gradient."""
-        scores = self.model.score(batch, normaliser=True)
+        scores = self.sampler.model.score(batch, normaliser=True)
         assert scores.log_normaliser is not None
         log_q = batch.log_p + (scores.log_psi - scores.log_normaliser).double() * batch.mask
         return batch.log_p.sum(-1) - SWITCHING.log_q(batch.log_p, log_q)[:, -1]
@@ -278,10 +287,7 @@ class _Climb:
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         with bar(f"estimating P[φ ≥ {threshold:g}]", total) as report:
             for at in range(0, total, CHUNK):
-                fresh = Pool(FRESH)
-                self._grow(fresh, rng.fork(at), min(CHUNK, total - at))
-                assert fresh.samples is not None
-                assert fresh.unsteered is not None
+                fresh = Pool.begun(rng.fork(at), self.sampler, self.case, min(CHUNK, total - at), FRESH)
                 parts.append((fresh.samples.log_phi >= math.log(threshold), fresh.final_log_ratio, fresh.unsteered))
                 report(min(at + CHUNK, total), "")
         event, log_w, unsteered = (torch.cat(part) for part in zip(*parts, strict=True))

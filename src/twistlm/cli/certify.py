@@ -60,7 +60,7 @@ def certify(
     lower bounds and one-sided statements are made.
     """
 
-    from twistlm.certificates.certify import Effort
+    from twistlm.certificates.spending import Effort
     from twistlm.certificates.verdict import verdict
     from twistlm.core.storage import save_json
     from twistlm.core.terminal import console

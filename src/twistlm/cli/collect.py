@@ -36,6 +36,7 @@ def collect(
     from twistlm.core.folders import writing_file
     from twistlm.core.rng import Rng
     from twistlm.runs.experiments import get_preset
+    from twistlm.sampling.smc import Keep
 
     policy = if_exists(resume, overwrite)
     if out.exists() and policy == "refuse":
@@ -47,8 +48,12 @@ def collect(
     target.check()
     with writing_file(out, replace=policy == "overwrite") as path:
         found = target.collect(
-            Rng(seed, ("twistlm collect",)), num_samples=num_samples, max_draws=max_draws, path=path,
-            chunk=min(chosen.run.chunk, max_draws), keep_features=True, num_siblings=chosen.run.num_siblings,
-        )  # fmt: skip
+            Rng(seed, ("twistlm collect",)),
+            max_draws=max_draws,
+            num_samples=num_samples,
+            chunk=min(chosen.run.chunk, max_draws),
+            path=path,
+            keep=Keep(features=True, siblings=chosen.run.num_siblings),
+        )
     n, hits = len(found.draws), len(found.exact)
     print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {found.ess:.0f}): {out}")

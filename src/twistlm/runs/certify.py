@@ -2,29 +2,25 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from twistlm.certificates import certify as certificate
-from twistlm.certificates.bounds import METHODS
+from twistlm.certificates import certify as certificates
 from twistlm.certificates.certificate import Certificate
-from twistlm.certificates.certify import Effort
-from twistlm.certificates.log_Z import Witness, of_draws
-from twistlm.certificates.other_model import OtherModel
-from twistlm.certificates.paired import certify_conditional
-from twistlm.certificates.subject import Subject
+from twistlm.certificates.evidence import Evidence, acceptance, witness
+from twistlm.certificates.log_Z import Witness
+from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError, NoneAcceptedError, UpperBoundError
-from twistlm.core.estimates import Estimate, mean
 from twistlm.core.rng import Rng
-from twistlm.core.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
+from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.models.base import BaseLM
 from twistlm.models.huggingface import load
-from twistlm.potentials.protocol import ConditionalPotential
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.run import Run
-from twistlm.sampling.exact.collection import Collection, ExactSamples
+from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.provenance import refuse_seen
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.target import Target
 
 logger = logging.getLogger("twistlm")
@@ -36,13 +32,9 @@ def certify(
     *,
     draws: str | Path | None = None,
     num_draws: int = 4096,
-    num_particles: Sequence[int] = (4, 16, 64),
-    num_samples: int = 512,
-    budget: int = 512,
-    effort: Effort | None = None,
-    methods: Sequence[str] = METHODS,
     seed: int = 1,
     trust_functions: Sequence[str] = (),
+    **spending: Any,
 ) -> Certificate:
     """How far a sampler is from a target, with both bounds and intervals.
 
@@ -53,23 +45,21 @@ def certify(
         draws: file of `twistlm collect` for the target. They must not have trained the proposal.
         num_draws: base draws to collect for exact samples where neither a run nor a file brings them; 0 for none, which
             leaves lower bounds and one-sided statements.
-        num_particles: N of the sandwiches.
-        num_samples: the proposal's samples for KL(q‖σ).
-        budget: sequences spent on each bound at each N.
-        effort: double N until the sandwich is tight enough, instead; see `Effort`.
-        methods: of the sandwiches, "iwae" and "smc".
         seed: of everything random.
         trust_functions: functions, as "module:name", that the potential of a proposal's folder may import and run.
+        **spending: what it may cost, fields of `twistlm.certificates.spending.Spending`: num_particles (N of the
+            sandwiches), num_samples (the proposal's, for KL(q‖σ)), budget (sequences spent on each bound at each N),
+            methods ("iwae" and "smc"), effort (double N until the sandwich is tight enough, instead; see `Effort`).
 
     Raises:
-        ConfigError: a setting is out of range, or the proposal is of another base model.
+        ConfigError: a setting is unknown or out of range, or the proposal is of another base model.
         ModelError: the proposal cannot be loaded, or has another tokenizer.
         ExactSamplesError: the file belongs to another target.
     """
     goal, rng = target.target if isinstance(target, Run) else target, Rng(seed, ("certify",))
-    check_sizes(TOKEN_BYTES * goal.num_tokens, num_samples=num_samples)
+    asked = _spending(spending)
+    check_sizes(TOKEN_BYTES * goal.num_tokens, num_samples=asked.num_samples)
     check_sizes(TOKEN_BYTES * goal.num_tokens, least=0, num_draws=num_draws)
-    check_sizes(RUN_BYTES, budget=budget)
     proposes = _opened(proposal, goal, trust_functions)
     known = next((run for run in (target, proposes) if isinstance(run, Run) and _knows(run, goal)), None)
     seen = proposes.collection if isinstance(proposes, Run) else None
@@ -78,21 +68,15 @@ def certify(
         if known is not None and draws is None
         else _of_draws(goal, rng.fork("draws"), draws, num_draws, seen)
     )
-    ours = _subject(goal, proposes) if proposes is None or isinstance(proposes, Run) else None
-    if isinstance(goal.potential, ConditionalPotential):
-        if ours is None or evidence.exact is None or effort is not None:
-            raise ConfigError(
-                "a target that differs by its condition is certified for runs, on draws, and without a gap"
-            )
-        return certify_conditional(
-            rng, ours, evidence.exact, num_particles=num_particles, num_samples=num_samples, budget=budget,
-            methods=methods,
-        )  # fmt: skip
-    return certificate.certify(
-        rng, ours or OtherModel(goal, cast(BaseLM, proposes)), evidence.exact, num_particles=num_particles,
-        num_samples=num_samples, budget=budget, methods=methods, effort=effort, witnesses=evidence.witnesses,
-        acceptance=evidence.acceptance,
-    )  # fmt: skip
+    return certificates.certify(rng, _sampler(goal, proposes), goal.cases[0], evidence, asked)
+
+
+def _spending(asked: dict[str, Any]) -> Spending:
+    known = [field.name for field in fields(Spending)]
+    if unknown := sorted(asked.keys() - set(known)):
+        raise ConfigError(f"unknown setting {', '.join(unknown)}; a certificate takes {', '.join(known)}")
+    tuples = {name: tuple(asked[name]) for name in ("num_particles", "methods") if name in asked}
+    return Spending(**(asked | tuples))
 
 
 def _opened(proposal: str | Path | Run | BaseLM, goal: Target, trust_functions: Sequence[str]) -> Run | BaseLM | None:
@@ -106,28 +90,19 @@ def _opened(proposal: str | Path | Run | BaseLM, goal: Target, trust_functions: 
     return load(str(proposal), dtype=goal.dtype, device=goal.device)
 
 
-def _subject(goal: Target, proposes: Run | None) -> Subject:
-    """The base model, or a run's twist, asked to sample the goal.
+def _sampler(goal: Target, proposes: Run | BaseLM | None) -> Sampler:
+    """The base model, a run's twist, or another model, asked to sample the goal.
 
     Raises:
         ConfigError: it is a run on another base model.
+        ModelError: it has another tokenizer.
     """
-    if proposes is not None and proposes.target.model_name != goal.model_name:
-        raise ConfigError(
-            f"the proposal is a run on {proposes.target.model_name!r} and the target is of {goal.model_name!r}; choose "
-            "one on the same base model"
-        )
-    twist = None if proposes is None else proposes.model.twist
-    return Subject(goal.twisted(twist), goal.bound_potential, goal.prompt_tokens, goal.num_tokens)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of a target: exact samples, what other draws than those say of log Z, and how many are accepted."""
-
-    exact: ExactSamples | None = None
-    witnesses: tuple[Witness, ...] = ()
-    acceptance: Estimate | None = None
+    if proposes is None:
+        return goal.sampler()
+    if not isinstance(proposes, Run):
+        return goal.sampler_of(proposes)
+    goal.check_model(proposes.target, "the proposal")
+    return goal.sampler(proposes.model.twist)
 
 
 def _knows(run: Run, goal: Target) -> bool:
@@ -151,29 +126,22 @@ def _of_draws(goal: Target, rng: Rng, path: str | Path | None, num_draws: int, s
         return Evidence()
     else:
         try:
-            collection = goal.collect(rng, num_samples=None, max_draws=num_draws, chunk=min(2048, num_draws))
+            collection = goal.collect(rng, max_draws=num_draws, chunk=min(2048, num_draws))
         except NoneAcceptedError as error:
             logger.warning("%s", error)
             # They still say how large Z can be at most.
-            draws = error.collection.draws.log_phi
-            return Evidence(None, (of_draws(draws, goal.potential.log_upper_bound),), _acceptance(error.collection))
+            return Evidence(None, (witness(error.collection),), acceptance(error.collection))
         except UpperBoundError as error:
             logger.warning("%s", error)
             return Evidence()
-    if isinstance(goal.potential, ConditionalPotential):
+    if collection.draws.conditions is not None:
         return _evidence(collection)
     rest, evaluation = collection.split((0.5, 0.5))
-    return _evidence(evaluation, (of_draws(rest.draws.log_phi, goal.potential.log_upper_bound),))
+    return _evidence(evaluation, (witness(rest),))
 
 
 def _evidence(evaluation: Collection, witnesses: tuple[Witness, ...] = ()) -> Evidence:
-    accepted = evaluation.exact
-    if len(accepted) < 2:
-        logger.warning("%d exact samples are too few for upper bounds: raise num_draws", len(accepted))
-    return Evidence(accepted if len(accepted) >= 2 else None, witnesses, _acceptance(evaluation))
-
-
-def _acceptance(collection: Collection) -> Estimate | None:
-    """The mean of φ / sup φ."""
-    share = (collection.draws.log_phi - collection.log_upper_bound).exp()
-    return mean(share, low=0.0, high=1.0) if len(share) else None
+    evidence = Evidence.of(evaluation, witnesses)
+    if evidence.exact is None:
+        logger.warning("%d exact samples are too few for upper bounds: raise num_draws", int(evaluation.accepted.sum()))
+    return evidence

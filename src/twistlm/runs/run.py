@@ -12,26 +12,26 @@ from torch import Tensor
 from twistlm.certificates.bounds import METHODS
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import certify
+from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.log_Z import Witness, of_draws
-from twistlm.certificates.paired import certify_conditional
-from twistlm.certificates.subject import Subject
+from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError
-from twistlm.core.estimates import Estimate, log_of_mean
 from twistlm.core.logmath import log_mean_exp, normalise
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
-from twistlm.core.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
+from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
 from twistlm.models.token_texts import pieces_of
-from twistlm.potentials.protocol import ConditionalPotential
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling import smc
+from twistlm.sampling.cases import Cases
 from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.exact.collection import Collection
-from twistlm.sampling.proposals import get_proposal, twist_induced
-from twistlm.sampling.sampler import proposal_samples
+from twistlm.sampling.particles import SMCResult
+from twistlm.sampling.proposals import get_proposal
+from twistlm.sampling.sampler import Sampler, in_batches
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.target import Target
 from twistlm.training.losses import objective
@@ -90,7 +90,7 @@ class Run:
             {} if self.collection is None else dict(zip(FOLDS, self.collection.split(self.config.folds), strict=True))
         )
 
-    def subject(
+    def sampler(
         self,
         *,
         before: bool = False,
@@ -98,7 +98,7 @@ class Run:
         resampler: str = "systematic",
         ess_threshold: float = 0.5,
         proposal_run: "Run | None" = None,
-    ) -> Subject:
+    ) -> Sampler:
         """The run's model with a way to sample from it: what `sample` and `evaluate` take as options.
 
         Args:
@@ -111,20 +111,18 @@ class Run:
         Raises:
             ConfigError: a name is unknown, a number out of range, or the other run has another base model.
         """
-        if not 0.0 <= ess_threshold <= 1.0:
-            raise ConfigError(f"ess_threshold must be between 0 (never resample) and 1 (always), not {ess_threshold}")
         model = self.base if before else self.model
         if proposal_run is not None and not before:
-            if proposal_run.target.model_name != self.target.model_name:
-                raise ConfigError(
-                    f"proposal_run is on {proposal_run.target.model_name!r} and this run on "
-                    f"{self.target.model_name!r}; choose one on the same base model"
-                )
+            self.target.check_model(proposal_run.target, "proposal_run")
             model = self.target.twisted(self.model.twist, proposal_run.model.twist)
-        return Subject(
-            model, self.target.bound_potential, self.target.prompt_tokens,
-            self.target.num_tokens, get_proposal(proposal), lookup("resampler", resampler).value, ess_threshold,
-        )  # fmt: skip
+        return Sampler(
+            model,
+            self.target.bound_potential,
+            self.target.num_tokens,
+            get_proposal(proposal),
+            lookup("resampler", resampler).value,
+            ess_threshold,
+        )
 
     def sample(
         self,
@@ -143,38 +141,21 @@ class Run:
                 A number runs SMC independently for every sample and draws one of that many particles by weight.
             condition: what the target is given, if targets differ: text, or its tokens [c].
             seed: of the samples.
-            **options: of `subject`: proposal, resampler, ess_threshold, proposal_run.
+            **options: of `sampler`: proposal, resampler, ess_threshold, proposal_run.
         """
         check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
-        if num_particles is not None:
+        sampler, rng = self.sampler(**options), Rng(seed, ("sample",))
+        case = self.target.case(condition)
+        if num_particles is None:
+            result = sampler.smc(rng.fork(0), [case], num_samples)
+            samples, moves, results = sampler.samples_of(result, [case]), smc.increments(result), [result]
+            weights = result.weights[0]
+        else:
             check_sizes(TOKEN_BYTES * self.target.num_tokens, num_particles=num_particles)
-        subject, rng = self.subject(**options), Rng(seed, ("sample",))
-        count = num_samples if num_particles is None else num_particles
-        runs = 1 if num_particles is None else num_samples
-        group = runs if num_particles is None else max(1, 512 // num_particles)
-        given = self.target.condition(condition)
-        samples, weights, moves, results = [], [], [], []
-        for at in range(0, runs, group):
-            prompts = [self.target.prompt_tokens] * min(group, runs - at)
-            conditions = None if given is None else given.expand(len(prompts), -1)
-            result = smc.run(
-                rng.fork(at), subject.model, subject.potential, prompts=prompts, num_particles=count,
-                num_steps=subject.num_steps, proposal=subject.proposal, resampler=subject.resampler,
-                ess_threshold=subject.ess_threshold, conditions=conditions,
-            )  # fmt: skip
-            found, moved = smc.to_samples(result, prompts, self.model, conditions), smc.increments(result)
-            if num_particles is not None:
-                index = smc.choose(rng.fork(at, "choose"), result) + count * torch.arange(len(prompts))
-                found, moved = found.select(index), moved[index]
-            samples.append(found)
-            weights.append(result.weights[0] if num_particles is None else torch.full((len(found),), 1 / num_samples))
-            moves.append(moved)
-            results.append(result)
+            samples, moves, results = _chosen(rng, sampler, [case] * num_samples, num_particles)
+            weights = torch.full((num_samples,), 1 / num_samples)
         estimate = float(torch.cat([result.log_Z_hat for result in results]).mean())
-        return self._as_texts(
-            Samples.concatenate(samples), torch.cat(weights).double(), estimate, torch.cat(moves),
-            Diagnostics.of(results, self.target.lm),
-        )  # fmt: skip
+        return self._as_texts(samples, weights.double(), estimate, moves, Diagnostics.of(results, self.target.lm))
 
     def base_samples(self, num_samples: int, *, condition: str | Tensor | None = None, seed: int = 0) -> TextSamples:
         """Independent draws from the base model, weighted by φ: what samples of the target are compared with.
@@ -185,29 +166,34 @@ class Run:
             seed: of the samples.
         """
         check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
-        given = self.target.condition(condition)
-        drawn = proposal_samples(
-            Rng(seed, ("base_samples",)), self.base, self.target.bound_potential,
-            prompts=[self.target.prompt_tokens] * (1 if given is None else num_samples),
-            num_samples=num_samples if given is None else 1, num_steps=self.target.num_tokens,
-            conditions=None if given is None else given.expand(num_samples, -1),
-        )  # fmt: skip
+        drawn = self.sampler(before=True).draw(Rng(seed, ("base_samples",)), [self.target.case(condition)], num_samples)
         # What this run's twist makes of them: nothing of it took part in drawing.
-        log_psi = self.model.densities(drawn, twist_induced).log_psi
-        log_psi = torch.cat([self.model.carried(log_psi, drawn.mask)[:, :-1], drawn.log_phi.unsqueeze(-1)], 1)
-        moves = log_psi.diff(dim=1, prepend=log_psi.new_zeros(num_samples, 1))
+        log_psi = self.model.carried(self.sampler().densities(drawn).log_psi, drawn.mask)
+        log_targets = torch.cat([log_psi[:, :-1], drawn.log_phi.unsqueeze(-1)], 1)
+        moves = log_targets.diff(dim=1, prepend=log_targets.new_zeros(num_samples, 1))
         return self._as_texts(drawn, normalise(drawn.log_phi), float(log_mean_exp(drawn.log_phi)), moves)
 
     def _as_texts(
-        self, samples: Samples, weights: Tensor, log_Z_hat: float, log_w_moves: Tensor,
+        self,
+        samples: Samples,
+        weights: Tensor,
+        log_Z_hat: float,
+        log_w_moves: Tensor,
         diagnostics: Diagnostics | None = None,
-    ) -> TextSamples:  # fmt: skip
+    ) -> TextSamples:
         # By the definition of the increments, log w_t = log p₀ + log ψ_t − log ψ_{t−1} − log q_t.
         log_psi_moves = log_w_moves - samples.log_p + samples.log_q
         return TextSamples(
-            self.target.texts(samples), weights, samples.log_phi, samples.log_p.sum(-1), log_Z_hat,
-            pieces_of(self.target.lm, samples.tokens), log_psi_moves, log_w_moves, diagnostics,
-        )  # fmt: skip
+            self.target.texts(samples),
+            weights,
+            samples.log_phi,
+            samples.log_p.sum(-1),
+            log_Z_hat,
+            pieces_of(self.target.lm, samples.tokens),
+            log_psi_moves,
+            log_w_moves,
+            diagnostics,
+        )
 
     def evaluate(
         self,
@@ -229,55 +215,50 @@ class Run:
             seed: of the evaluation.
             before: certify the base model instead, with the same exact samples.
             methods: of the sandwiches, "iwae" and "smc".
-            **options: of `subject`: proposal, resampler, ess_threshold, proposal_run.
+            **options: of `sampler`: proposal, resampler, ess_threshold, proposal_run.
         """
-        evaluation, settings = self.fold("evaluation"), self.config.evaluation
-        if num_particles is None:
-            num_particles = settings.num_particles
-        counts = [num_particles] if isinstance(num_particles, int) else list(num_particles)
-        subject = self.subject(before=before, **options)
-        rng = Rng(seed, ("evaluate", "before" if before else "after"))
-        num_samples = settings.num_samples if num_samples is None else num_samples
-        budget = settings.budget if budget is None else budget
-        check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
-        check_sizes(RUN_BYTES, budget=budget)
-        if isinstance(subject.potential, ConditionalPotential):
-            if evaluation is None:
-                raise ConfigError("a target with conditions is evaluated on collected draws: set num_draws above 0")
-            return certify_conditional(
-                rng, subject, evaluation.exact, num_particles=counts, num_samples=num_samples, budget=budget,
-                methods=methods,
-            )  # fmt: skip
-        spare = self.fold("training") if before else None
+        settings = self.config.evaluation
+        counts = settings.num_particles if num_particles is None else num_particles
+        spending = Spending(
+            (counts,) if isinstance(counts, int) else tuple(counts),
+            settings.num_samples if num_samples is None else num_samples,
+            settings.budget if budget is None else budget,
+            tuple(methods),
+        )
+        evaluation, spare = self.fold("evaluation"), self.fold("training") if before else None
+        exact = None if evaluation is None else evaluation.exact
         return certify(
-            rng, subject, evaluation.exact if evaluation is not None else None, num_particles=counts,
-            num_samples=num_samples, budget=budget, drawn=spare.draws if spare is not None else None,
-            witnesses=self.witnesses, methods=methods,
-        )  # fmt: skip
-
-    @property
-    def log_Z(self) -> Estimate | None:
-        """log Z from the base draws outside the evaluation fold; None if there are none, or if targets differ."""
-        bound = self.target.potential.log_upper_bound
-        return None if self._log_phi is None else log_of_mean(self._log_phi, high=bound)
+            Rng(seed, ("evaluate", "before" if before else "after")),
+            self.sampler(before=before, **options),
+            self.target.cases[0],
+            Evidence(exact, self.witnesses),
+            spending,
+            # The base model's own draws are there already.
+            drawn=None if spare is None or spare.draws.conditions is not None else spare.draws,
+        )
 
     @property
     def witnesses(self) -> tuple[Witness, ...]:
-        """What those draws say of log Z, for a certificate."""
-        bound = self.target.potential.log_upper_bound
-        return () if self._log_phi is None else (of_draws(self._log_phi, bound),)
+        """What base draws outside the evaluation fold say of log Z, so independent of its exact samples.
 
-    @property
-    def _log_phi(self) -> Tensor | None:
-        """log φ of the base draws outside the evaluation fold, so independent of its exact samples.
-
-        φ alone decides log Z, so training on those draws does no harm.
+        None where there are none, or where targets differ. φ alone decides log Z, so training on them does no harm.
         """
-        if isinstance(self.target.potential, ConditionalPotential):
-            return None
-        parts = [self.fold("training"), self.fold("held_out")]
-        log_phi = [part.draws.log_phi for part in parts if part is not None]
-        return torch.cat(log_phi) if log_phi else None
+        parts = [part for part in (self.fold("training"), self.fold("held_out")) if part is not None]
+        if not parts or parts[0].draws.conditions is not None:
+            return ()
+        return (of_draws(torch.cat([part.draws.log_phi for part in parts]), self.target.potential.log_upper_bound),)
+
+
+def _chosen(rng: Rng, sampler: Sampler, cases: Cases, num_particles: int) -> tuple[Samples, Tensor, list[SMCResult]]:
+    """One sequence of each case, chosen by weight from a run of SMC; how each token moved log w; and the runs."""
+    samples, moves, results = [], [], []
+    for at, some in in_batches(cases, num_particles):
+        result = sampler.smc(rng.fork(at), some, num_particles)
+        index = smc.choose(rng.fork(at, "choose"), result) + num_particles * torch.arange(len(some))
+        samples.append(sampler.samples_of(result, some).select(index))
+        moves.append(smc.increments(result)[index])
+        results.append(result)
+    return Samples.concatenate(samples), torch.cat(moves), results
 
 
 def build_twist(target: Target, config: RunConfig, rng: Rng, *, blank: bool = False) -> Twist:
@@ -292,7 +273,5 @@ def build_twist(target: Target, config: RunConfig, rng: Rng, *, blank: bool = Fa
     Raises:
         ConfigError: there is no such twist, or its options are none of its own.
     """
-    return target.build_twist(
-        rng, config.twist, config.twist_options, blank=blank,
-        is_probability=objective(config.training.loss).probability,
-    )  # fmt: skip
+    is_probability = objective(config.training.loss).probability
+    return target.build_twist(rng, config.twist, config.twist_options, blank=blank, is_probability=is_probability)

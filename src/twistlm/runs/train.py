@@ -12,6 +12,7 @@ from twistlm.runs.config import RunConfig
 from twistlm.runs.folder import Asked, RunFolder
 from twistlm.runs.run import Run, build_twist
 from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.smc import Keep
 from twistlm.sampling.target import Target
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
@@ -82,17 +83,15 @@ def _trained(
     rng = Rng(config.seed)
     collection = _collect(target, config, rng, folder) if given is None else given
     run = Run(target, config, twist, folder, collection)
-    setting = Setting(
-        run.model, target.bound_potential, target.prompt_tokens, target.num_tokens, collection=run.fold("training"),
-        num_siblings=config.num_siblings,
-    )  # fmt: skip
+    sampler, case = run.sampler(), target.cases[0]
+    setting = Setting(sampler, case, collection=run.fold("training"), num_siblings=config.num_siblings)
     held_out = run.fold("held_out")
     if held_out is not None:
-        criterion = held_out_divergence(rng.fork("held-out"), held_out, setting, config.max_held_out)
+        criterion = held_out_divergence(rng.fork("held-out"), held_out, config.max_held_out)
     else:
         logger.warning("no base draws to judge by: the lower bound on log Z decides which twist is best")
         # Runs of 16 particles each, within what a certificate may spend.
-        criterion = negative_lower_bound(setting, num_runs=max(2, min(16, config.evaluation.budget // 16)))
+        criterion = negative_lower_bound(case, num_runs=max(2, min(16, config.evaluation.budget // 16)))
     certify = partial(_certified, run) if config.evaluation.during_training else None
     trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out, certify)
     run.history = trainer.train()
@@ -143,10 +142,13 @@ def collect(target: Target, config: RunConfig, rng: Rng, path: Path | None, *, t
         NoneAcceptedError: nothing was accepted within the budget.
     """
     return target.collect(
-        rng, num_samples=config.num_exact, max_draws=config.num_draws, path=path,
-        chunk=min(config.chunk, config.num_draws), keep_features=training,
-        num_siblings=config.num_siblings if training else 0,
-    )  # fmt: skip
+        rng,
+        max_draws=config.num_draws,
+        num_samples=config.num_exact,
+        chunk=min(config.chunk, config.num_draws),
+        path=path,
+        keep=Keep(training, config.num_siblings if training else 0),
+    )
 
 
 def _collect(target: Target, config: RunConfig, rng: Rng, folder: RunFolder | None) -> Collection | None:

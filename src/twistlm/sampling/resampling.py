@@ -58,12 +58,22 @@ def invert(weights: Tensor, points: Tensor) -> Tensor:
 
     A particle of weight zero has an empty cell and is never returned.
     """
-    cumulative = weights.cumsum(-1)
+    cumulative, points = weights.cumsum(-1), points.to(weights.device)
     index = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
     # points·total can round up to the total, past the last cell that is not empty.
     numbers = torch.arange(weights.shape[-1], device=weights.device)
     last = torch.where(weights > 0, numbers, 0).amax(-1, keepdim=True)
     return torch.minimum(index, last)
+
+
+def stratified_points(rng: Rng, rows: int, count: int) -> Tensor:
+    """One uniform point in each of `count` equal parts of [0, 1): [rows, count], for `invert`."""
+    return (torch.arange(count) + rng.uniform((rows, count))) / count
+
+
+def systematic_points(rng: Rng, rows: int, count: int) -> Tensor:
+    """The same with one offset for all parts of a row."""
+    return (torch.arange(count) + rng.uniform((rows, 1))) / count
 
 
 def _uniform(rng: Rng, weights: Tensor, count: int, breaks: Tensor) -> Tensor:

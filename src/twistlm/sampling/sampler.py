@@ -1,73 +1,267 @@
-"""Independent draws from a proposal, and how likely it was to draw what it is shown."""
+"""A sampler: a model, the potential, and how the two are sampled. Everything that draws or certifies takes one."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
+from twistlm.core.errors import ConfigError
+from twistlm.core.logmath import ess
 from twistlm.core.rng import Rng
-from twistlm.models.base import Prompts
+from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.potentials.base import evaluate
+from twistlm.potentials.conditions import is_conditional
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling import smc
-from twistlm.sampling.exact.collection import ExactSamples
-from twistlm.sampling.proposals import Proposal, twist_induced
-from twistlm.sampling.samples import Samples
+from twistlm.sampling.cases import Cases, conditions_of, prompts_of
+from twistlm.sampling.particles import SMCResult, StepInfo
+from twistlm.sampling.proposals import Drawn, Proposal, base, twist_induced
+from twistlm.sampling.ranges import Ranges
+from twistlm.sampling.resampling import Resampler, systematic
+from twistlm.sampling.samples import Samples, Siblings
+from twistlm.sampling.smc import NOTHING, Keep
 from twistlm.sampling.twisted import TwistedLM
 
+# Sequences drawn at a time; part of what a seed reproduces.
+BATCH = 512
 
-def proposal_samples(
-    rng: Rng,
-    model: TwistedLM,
-    potential: Potential | None,
-    *,
-    prompts: Prompts,
-    num_samples: int,
-    num_steps: int,
-    proposal: Proposal = twist_induced,
-    conditions: Tensor | None = None,
-    max_batch: int = 512,
-    record_features: bool = False,
-    num_siblings: int = 0,
-    paused: Tensor | None = None,
-) -> Samples:
-    """`num_samples` independent draws from q for each of the prompts, in batches of about `max_batch` sequences.
 
-    With `conditions` [R, c] for R prompts, the draws of each come one after the other. Without a potential φ = 1. φ is
-    taken apart from SMC, which refuses a batch of which every sequence has φ = 0: here each stands for itself.
-    `paused` [num_samples, T], for a single prompt: the steps at which each draws from p₀ instead of q.
+@dataclass(frozen=True)
+class Sampler:
+    """A model with a target, and a way from the one to the other.
+
+    Attributes:
+        model: base model and twist; without a twist, the base model itself. Or another model altogether.
+        potential: φ, bound to the base model; None for φ = 1.
+        num_steps: T ≥ 1 new tokens.
+        proposal: q_t; by default ∝ p₀ ψ_t.
+        resampler: scheme of SMC; it needs a conditional form where a sequence is retained.
+        ess_threshold: SMC resamples when ESS ≤ this fraction of N; 0 never, 1 at every step.
+        reference: p₀, where `model` is another language model: q is that one's own likelihood then, and there is no
+            SMC with it, since its weights do not vary from step to step towards σ.
+
+    Raises:
+        ConfigError: the threshold is out of range.
     """
 
-    def drawn(at: int, which: slice, count: int) -> Samples:
-        given = None if conditions is None else conditions[which]
-        resting = None if paused is None else paused[at : at + count].unsqueeze(0)
-        result = smc.run(
-            rng.fork("proposal", at), model, None, prompts=prompts[which], num_particles=count,
-            num_steps=num_steps, proposal=proposal, ess_threshold=0.0, conditions=given,
-            record_features=record_features, num_siblings=num_siblings, paused=resting,
-        )  # fmt: skip
-        samples = smc.to_samples(result, prompts[which], model, given)
-        if potential is None:
-            return samples
-        log_phi = evaluate(potential, samples.prompts, samples.tokens, samples.conditions)
-        return replace(samples, log_phi=log_phi.to(samples.log_p.device))
+    model: TwistedLM
+    potential: Potential | None
+    num_steps: int
+    proposal: Proposal = twist_induced
+    resampler: Resampler = systematic
+    ess_threshold: float = 0.5
+    reference: TwistedLM | None = None
 
-    if conditions is not None:
-        size = max(1, max_batch // num_samples)
+    def __post_init__(self) -> None:
+        """Check the threshold."""
+        if not 0.0 <= self.ess_threshold <= 1.0:
+            raise ConfigError(
+                f"ess_threshold must be between 0 (never resample) and 1 (always), not {self.ess_threshold}"
+            )
+
+    @property
+    def base(self) -> "Sampler":
+        """p₀ as a sampler of the same target."""
+        return replace(self, model=(self.reference or self.model).base, proposal=base, reference=None)
+
+    @property
+    def proposes_base(self) -> bool:
+        """Whether q is p₀: without a twist, or where it does not propose."""
+        return self.reference is None and (self.model.twist is None or self.proposal is base)
+
+    @property
+    def ranges(self) -> Ranges:
+        """What is known by definition of φ, and of the weights of independent draws."""
+        return Ranges() if self.potential is None else Ranges.of(self.potential, self.proposes_base)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the target differs by what a case is given."""
+        return self.potential is not None and is_conditional(self.potential)
+
+    # --- Independent draws ---
+
+    def draw(
+        self,
+        rng: Rng,
+        cases: Cases,
+        num_samples: int,
+        *,
+        keep: Keep = NOTHING,
+        paused: Tensor | None = None,
+        batch: int = BATCH,
+    ) -> Samples:
+        """`num_samples` independent draws from q for each case, those of one case after the other.
+
+        Args:
+            rng: source of randomness.
+            cases: R of them.
+            num_samples: for each.
+            keep: what is kept of every token.
+            paused: for a single case, steps [num_samples, T] at which each draws from p₀ instead of q.
+            batch: sequences at a time, about; part of what a seed reproduces.
+        """
+        if len(cases) > 1:
+            size = max(1, batch // num_samples)
+            return Samples.concatenate(
+                [
+                    self.draw_at_once(rng.fork("proposal", at), cases[at : at + size], num_samples, keep=keep)
+                    for at in range(0, len(cases), size)
+                ]
+            )
         return Samples.concatenate(
-            [drawn(at, slice(at, at + size), num_samples) for at in range(0, len(prompts), size)]
+            [
+                self.draw_at_once(
+                    rng.fork("proposal", at),
+                    cases,
+                    min(batch, num_samples - at),
+                    keep=keep,
+                    paused=None if paused is None else paused[at : at + batch].unsqueeze(0),
+                )
+                for at in range(0, num_samples, batch)
+            ]
         )
-    group = max(1, max_batch // len(prompts))
-    return Samples.concatenate(
-        [drawn(at, slice(None), min(group, num_samples - at)) for at in range(0, num_samples, group)]
-    )
+
+    def draw_at_once(
+        self, rng: Rng, cases: Cases, num_samples: int, *, keep: Keep = NOTHING, paused: Tensor | None = None
+    ) -> Samples:
+        """The same in one batch; `paused` [R, num_samples, T].
+
+        φ is taken apart from SMC, which refuses a batch of which every sequence has φ = 0: here each stands for itself.
+        """
+        free = replace(self, potential=None, ess_threshold=0.0, reference=None)
+        drawn = free.samples_of(free.smc(rng, cases, num_samples, keep=keep, paused=paused), cases)
+        if self.potential is not None:
+            log_phi = evaluate(self.potential, drawn.prompts, drawn.tokens, drawn.conditions)
+            drawn = replace(drawn, log_phi=log_phi.to(drawn.log_p.device))
+        if self.reference is None:
+            return drawn
+        return replace(drawn, log_p=self.reference.densities(replace(drawn, features=None), base).log_p)
+
+    def densities(self, samples: Samples) -> Drawn:
+        """log p₀, log ψ and log q [B, T] of given sequences."""
+        if self.reference is None:
+            return self.model.densities(samples, self.proposal)
+        # Features that were kept are the base model's, and so is the recorded log p₀.
+        own = self.model.densities(replace(samples, features=None), self.proposal)
+        return replace(own, log_p=samples.log_p)
+
+    def log_ratios(self, samples: Samples) -> Tensor:
+        """r = log p₀φ − log q of given sequences [B], whoever drew them."""
+        found = self.densities(samples)
+        return (found.log_p - found.log_q).sum(-1) + samples.log_phi
+
+    # --- Sequential Monte Carlo ---
+
+    def smc(
+        self,
+        rng: Rng,
+        cases: Cases,
+        num_particles: int,
+        *,
+        retained: Tensor | None = None,
+        keep: Keep = NOTHING,
+        paused: Tensor | None = None,
+    ) -> SMCResult:
+        """R independent SMC runs, one for each case, of N particles and T steps, in one batch.
+
+        Args:
+            rng: source of randomness.
+            cases: R of them; equal prompts are read once.
+            num_particles: N ≥ 1.
+            retained: tokens [R, T] kept in slot 0 of each run (conditional SMC), or None.
+            keep: what is kept of every token.
+            paused: steps [R, N, T] at which a slot draws from p₀ instead of the proposal; None for none.
+
+        Raises:
+            ConfigError: N or T is out of range, `retained` has the wrong shape, or there is no SMC with this model.
+            PromptError: a prompt is empty or too long.
+            DeadParticlesError: every particle of a run has weight zero.
+            ModelError: the model or the twist gives NaN.
+            PotentialError: the potential raised or returned something that is not a log potential.
+            ResamplingError: `retained` with a resampler that has no conditional form.
+        """
+        self._check(len(cases), num_particles, retained)
+        model, conditions = self.model, conditions_of(cases)
+        model.check(prompts_of(cases), self.num_steps)
+        state = model.start(prompts_of(cases), num_particles, self.num_steps, conditions)
+        device = state.lm.features.device
+        retained = None if retained is None else retained.to(device)
+        particles = smc.init(model, len(cases), num_particles, self.num_steps, device)
+        infos: list[StepInfo] = []
+        frames: list[Tensor] = []
+        families: list[Siblings] = []
+        log_phi = None
+        for t in range(self.num_steps):
+            particles, ancestors, resampled = smc.resample(
+                rng, particles, self.resampler, self.ess_threshold, retained is not None
+            )
+            if t > 0:
+                state = smc.extend(model, state, particles, ancestors, resampled)
+            if keep.features:
+                frames.append(state.lm.features[state.rows].unflatten(0, ancestors.shape))
+            resting = None if paused is None else paused[:, :, t].to(device)
+            particles, drawn = smc.propose(
+                rng, model, state, particles, self.proposal, retained, keep.siblings, resting
+            )
+            if drawn.siblings is not None:
+                families.append(drawn.siblings)
+            if t == self.num_steps - 1:
+                log_phi = self._log_phi(cases, particles.tokens, conditions)
+            particles, log_increment = smc.weigh(particles, drawn, log_phi)
+            smc.refuse_dead(particles, self.num_steps, retained is not None)
+            infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled, particles.tokens[:, :, t]))
+        assert log_phi is not None
+        if frames or families:
+            along = partial(smc.along, smc.lineages(infos))
+            particles = replace(
+                particles, features=along(frames) if frames else None, siblings=Siblings.combined(families, along)
+            )
+        return SMCResult(particles, tuple(infos), log_phi)
+
+    def samples_of(self, result: SMCResult, cases: Cases) -> Samples:
+        """The R·N sequences of `smc` with the densities they were drawn with; resampling's weights stay in `result`."""
+        particles = result.particles
+        num_particles = particles.log_w.shape[1]
+        tokens, conditions = particles.tokens.flatten(0, 1), conditions_of(cases)
+        return Samples(
+            prompts=_repeated(cases, num_particles),
+            tokens=tokens,
+            mask=self.model.mask(tokens),
+            log_p=particles.log_p.flatten(0, 1),
+            log_q=particles.log_q.flatten(0, 1),
+            log_phi=result.log_phi.flatten(),
+            features=None if particles.features is None else particles.features.flatten(0, 1),
+            siblings=None if particles.siblings is None else particles.siblings.map(lambda x: x.flatten(0, 1)),
+            conditions=None if conditions is None else conditions.repeat_interleave(num_particles, 0),
+        )
+
+    def _log_phi(self, cases: Cases, tokens: Tensor, conditions: Tensor | None) -> Tensor:
+        """log φ of tokens [R, N, T], float64 [R, N]."""
+        num_runs, num_particles, _ = tokens.shape
+        if self.potential is None:
+            return torch.zeros((num_runs, num_particles), dtype=torch.float64, device=tokens.device)
+        given = None if conditions is None else conditions.repeat_interleave(num_particles, 0)
+        values = evaluate(self.potential, _repeated(cases, num_particles), tokens.flatten(0, 1), given)
+        return values.to(tokens.device).view(num_runs, num_particles)
+
+    def _check(self, num_cases: int, num_particles: int, retained: Tensor | None) -> None:
+        if self.reference is not None:
+            raise ConfigError("there is no SMC with another model: its weights do not vary from step to step towards σ")
+        check_sizes(TOKEN_BYTES * num_cases * self.num_steps, num_particles=num_particles)
+        shape = (num_cases, self.num_steps)
+        if retained is not None and tuple(retained.shape) != shape:
+            raise ConfigError(f"retained must have shape [R, T] = {list(shape)}, not {list(retained.shape)}")
 
 
-def log_ratios(samples: Samples) -> Tensor:
-    """r = log p₀φ − log q of each sequence [B]."""
-    return (samples.log_p - samples.log_q).sum(-1) + samples.log_phi
+def _repeated(cases: Cases, num_particles: int) -> list[Tensor]:
+    return [prompt for prompt in prompts_of(cases) for _ in range(num_particles)]
 
 
-def exact_log_ratios(model: TwistedLM, exact: ExactSamples, proposal: Proposal = twist_induced) -> Tensor:
-    """r of each exact sample [m], with the q of `model`."""
-    found = model.densities(exact.samples, proposal)
-    return (found.log_p - found.log_q).sum(-1) + exact.samples.log_phi
+def in_batches(cases: Cases, num_particles: int, batch: int = BATCH) -> Iterator[tuple[int, Cases]]:
+    """Cases for SMC with so many particles, as many at a time as make up a batch, each part with where it starts."""
+    size = max(1, batch // num_particles)
+    for at in range(0, len(cases), size):
+        yield at, cases[at : at + size]

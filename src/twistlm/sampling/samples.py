@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from twistlm.models.base import Prompts
+from twistlm.sampling.cases import Case
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,37 @@ class Samples:
             features=None if self.features is None else self.features[index],
             siblings=None if self.siblings is None else self.siblings.map(lambda x: x[index]),
             conditions=None if self.conditions is None else self.conditions[index],
+        )
+
+    @property
+    def cases(self) -> list[Case]:
+        """The case of each sequence."""
+        given = [None] * len(self) if self.conditions is None else list(self.conditions)
+        return [Case(prompt, condition) for prompt, condition in zip(self.prompts, given, strict=True)]
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """r = log p₀φ − log q of each sequence [B]."""
+        return (self.log_p - self.log_q).sum(-1) + self.log_phi
+
+    @property
+    def log_q_over_p(self) -> Tensor:
+        """log q − log p₀ of each sequence [B], whose mean over draws from q is KL(q‖p₀)."""
+        return (self.log_q - self.log_p).sum(-1)
+
+    def start(self, length: int) -> "Samples":
+        """The first `length` tokens of each sequence; log φ stays that of the whole."""
+        if length == self.tokens.shape[1]:
+            return self
+        first = slice(None), slice(length)
+        return replace(
+            self,
+            tokens=self.tokens[first],
+            mask=self.mask[first],
+            log_p=self.log_p[first],
+            log_q=self.log_q[first],
+            features=None if self.features is None else self.features[first],
+            siblings=None if self.siblings is None else self.siblings.map(lambda x: x[first]),
         )
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Twisted sequential Monte Carlo: one implementation for sampling, bounds and training alike.
+"""The steps of twisted sequential Monte Carlo, which `Sampler.smc` takes one after the other.
 
 At step t every particle draws s_t ~ q_t(· | s_<t) and is weighted by
 
@@ -15,107 +15,34 @@ conditional SMC (Andrieu et al. 2010) and E[log_Z_hat] ≥ log Z: the upper boun
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from twistlm.core.errors import ConfigError, DeadParticlesError, ModelError
+from twistlm.core.errors import DeadParticlesError, ModelError
 from twistlm.core.logmath import ess, log_mean_exp, normalise
 from twistlm.core.rng import Rng
-from twistlm.core.sizes import TOKEN_BYTES, check_sizes
-from twistlm.models.base import Prompts
-from twistlm.potentials.base import evaluate
-from twistlm.potentials.protocol import Potential
 from twistlm.sampling.particles import Particles, SMCResult, StepInfo, select
-from twistlm.sampling.proposals import Drawn, Proposal, twist_induced
-from twistlm.sampling.resampling import Resampler, invert, systematic
-from twistlm.sampling.samples import Samples, Siblings
+from twistlm.sampling.proposals import Drawn, Proposal
+from twistlm.sampling.resampling import Resampler, invert
 from twistlm.sampling.twisted import State, TwistedLM
 
 
-def run(
-    rng: Rng,
-    model: TwistedLM,
-    potential: Potential | None,
-    *,
-    prompts: Prompts,
-    num_particles: int,
-    num_steps: int,
-    proposal: Proposal = twist_induced,
-    resampler: Resampler = systematic,
-    ess_threshold: float = 0.5,
-    retained: Tensor | None = None,
-    conditions: Tensor | None = None,
-    record_features: bool = False,
-    num_siblings: int = 0,
-    paused: Tensor | None = None,
-) -> SMCResult:
-    """R independent SMC runs, one per prompt, of N particles and T steps, in one batch.
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of every token beside its densities.
 
-    Args:
-        rng: source of randomness.
-        model: base model and twist.
-        potential: φ, bound to the model; None for φ = 1.
-        prompts: R prompts; lengths may differ, equal ones are read once.
-        num_particles: N ≥ 1.
-        num_steps: T ≥ 1 new tokens.
-        proposal: q_t; by default ∝ p₀ ψ_t.
-        resampler: resampling scheme; it needs a conditional form if `retained` is given.
-        ess_threshold: resample when ESS ≤ this fraction of N; 0 never, 1 always.
-        retained: tokens [R, T] kept in slot 0 of each run (conditional SMC), or None.
-        conditions: [R, c], what each run's target is given, for a potential that needs it; None otherwise.
-        record_features: keep the features before each token, for training a head without a second pass.
-        num_siblings: K further draws of every token to keep, for training.
-        paused: steps [R, N, T] at which a slot draws from p₀ instead of the proposal; None for none.
-
-    Raises:
-        ConfigError: N, T or the threshold is out of range, or `retained` has the wrong shape.
-        PromptError: a prompt is empty or too long.
-        DeadParticlesError: every particle of a run has weight zero.
-        ModelError: the model or the twist gives NaN.
-        PotentialError: the potential raised or returned something that is not a log potential.
-        ResamplingError: `retained` with a resampler that has no conditional form.
+    Attributes:
+        features: the base model's features before it, for training a head without a second pass.
+        siblings: K further draws of it.
     """
-    _check(num_particles, ess_threshold, retained, (len(prompts), num_steps))
-    model.check(prompts, num_steps)
-    state = model.start(prompts, num_particles, num_steps, conditions)
-    device = state.lm.features.device
-    retained = None if retained is None else retained.to(device)
-    particles = init(model, len(prompts), num_particles, num_steps, device)
-    infos: list[StepInfo] = []
-    frames: list[Tensor] = []
-    families: list[Siblings] = []
-    for t in range(num_steps):
-        particles, ancestors, resampled = resample(rng, particles, resampler, ess_threshold, retained is not None)
-        if t > 0:
-            state = extend(model, state, particles, ancestors, resampled)
-        if record_features:
-            frames.append(state.lm.features[state.rows].unflatten(0, ancestors.shape))
-        resting = None if paused is None else paused[:, :, t].to(device)
-        particles, drawn = propose(rng, model, state, particles, proposal, retained, num_siblings, resting)
-        if drawn.siblings is not None:
-            families.append(drawn.siblings)
-        log_psi = drawn.log_psi
-        if t == num_steps - 1:
-            log_psi = torch.zeros_like(log_psi)
-            if potential is not None:
-                owners = [prompt for prompt in prompts for _ in range(num_particles)]
-                given = None if conditions is None else conditions.repeat_interleave(num_particles, 0)
-                values = evaluate(potential, owners, particles.tokens.flatten(0, 1), given)
-                log_psi = values.to(device).view_as(log_psi)
-        particles, log_increment = weigh(particles, drawn, log_psi)
-        _refuse_dead(particles, num_steps, retained is not None)
-        infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled, particles.tokens[:, :, t]))
-    if frames or families:
-        slots = lineages(infos)
-        particles = replace(
-            particles,
-            features=along(slots, frames) if frames else None,
-            siblings=Siblings.combined(families, partial(along, slots)),
-        )
-    return SMCResult(particles, tuple(infos), log_psi)
+
+    features: bool = False
+    siblings: int = 0
+
+
+NOTHING = Keep()
 
 
 def lineages(infos: Sequence[StepInfo]) -> list[Tensor]:
@@ -221,13 +148,14 @@ def propose(
     return particles, Drawn(tokens, log_p, log_psi, log_q, siblings)
 
 
-def weigh(particles: Particles, drawn: Drawn, log_psi: Tensor) -> tuple[Particles, Tensor]:
-    """Multiply each weight by its increment towards π_t, whose twist is `log_psi` [R, N] (log φ at the last step)."""
-    log_increment = drawn.log_p + log_psi - particles.log_psi - drawn.log_q
+def weigh(particles: Particles, drawn: Drawn, log_phi: Tensor | None = None) -> tuple[Particles, Tensor]:
+    """Multiply each weight by its increment towards π_t; `log_phi` [R, N] stands for log ψ_T at the last step."""
+    log_numerator = drawn.log_psi if log_phi is None else log_phi
+    log_increment = drawn.log_p + log_numerator - particles.log_psi - drawn.log_q
     # Dead particles stay dead: −inf − (−inf) is not a number.
-    dead = particles.log_w.isneginf() | log_psi.isneginf()
+    dead = particles.log_w.isneginf() | log_numerator.isneginf()
     log_increment = log_increment.masked_fill(dead, -torch.inf)
-    return replace(particles, log_w=particles.log_w + log_increment, log_psi=log_psi), log_increment
+    return replace(particles, log_w=particles.log_w + log_increment, log_psi=drawn.log_psi), log_increment
 
 
 def choose(rng: Rng, result: SMCResult) -> Tensor:
@@ -237,39 +165,14 @@ def choose(rng: Rng, result: SMCResult) -> Tensor:
     return invert(weights, points).squeeze(-1)
 
 
-def to_samples(result: SMCResult, prompts: Prompts, model: TwistedLM, conditions: Tensor | None = None) -> Samples:
-    """The R·N sequences with the densities they were drawn with; resampling's weights stay in `result`."""
-    particles = result.particles
-    num_particles = particles.log_w.shape[1]
-    tokens = particles.tokens.flatten(0, 1)
-    return Samples(
-        prompts=[prompt for prompt in prompts for _ in range(num_particles)],
-        tokens=tokens,
-        mask=model.mask(tokens),
-        log_p=particles.log_p.flatten(0, 1),
-        log_q=particles.log_q.flatten(0, 1),
-        log_phi=result.log_phi.flatten(),
-        features=None if particles.features is None else particles.features.flatten(0, 1),
-        siblings=None if particles.siblings is None else particles.siblings.map(lambda x: x.flatten(0, 1)),
-        conditions=None if conditions is None else conditions.repeat_interleave(num_particles, 0),
-    )
-
-
 def _put(values: Tensor, t: int, column: Tensor) -> Tensor:
     values = values.clone()
     values[:, :, t] = column
     return values
 
 
-def _check(num_particles: int, ess_threshold: float, retained: Tensor | None, shape: tuple[int, int]) -> None:
-    check_sizes(TOKEN_BYTES * shape[0] * shape[1], num_particles=num_particles)
-    if not 0.0 <= ess_threshold <= 1.0:
-        raise ConfigError(f"ess_threshold must be between 0 (never resample) and 1 (always), not {ess_threshold}")
-    if retained is not None and tuple(retained.shape) != shape:
-        raise ConfigError(f"retained must have shape [R, T] = {list(shape)}, not {list(retained.shape)}")
-
-
-def _refuse_dead(particles: Particles, num_steps: int, retained: bool) -> None:
+def refuse_dead(particles: Particles, num_steps: int, retained: bool) -> None:
+    """Raises DeadParticlesError where a run, or a retained sequence, has no weight; ModelError where one is NaN."""
     if retained and not particles.log_w[:, 0].isfinite().all():
         raise DeadParticlesError(
             f"at step {particles.length} of {num_steps} the twist or the potential gives weight zero to a retained "

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,16 @@ from twistlm.models.base import BaseLM
 from twistlm.models.local import contents, is_here
 from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
-from twistlm.potentials.protocol import ConditionalPotential, Potential
-from twistlm.sampling.exact.collect import collect
+from twistlm.potentials.conditions import condition, conditioned, num_following
+from twistlm.potentials.protocol import Potential
+from twistlm.sampling.cases import Case
+from twistlm.sampling.exact.collect import Budget, collect
 from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection, load
 from twistlm.sampling.exact.provenance import check
+from twistlm.sampling.proposals import base
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
+from twistlm.sampling.smc import NOTHING, Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.twists.base import Twist
 from twistlm.twists.sigmoid import probability
@@ -114,27 +119,57 @@ class Target:
         """The prompt's tokens [P]."""
         return self.lm.encode(self.prompt)
 
-    def condition(self, given: str | Tensor | None) -> Tensor | None:
-        """What the target is given, as tokens [c]; None for a target without conditions.
+    @cached_property
+    def cases(self) -> tuple[Case, ...]:
+        """Where it is sampled: its prompt. Where targets differ by a condition, each exact draw brings its own."""
+        return (Case(self.prompt_tokens),)
+
+    def case(self, given: str | Tensor | None = None) -> Case:
+        """The case of what a user gives: a condition as text or as tokens [c]; None for a target without conditions.
 
         Raises:
             ConfigError: it is missing, not wanted, or of another length.
         """
-        if not isinstance(self.potential, ConditionalPotential):
-            if given is not None:
-                raise ConfigError(f"condition = {given!r}: this target has none; leave it out")
-            return None
-        wanted = self.potential.num_condition
-        if given is None:
-            raise ConfigError(f"this target differs by its condition: give condition, {wanted} tokens")
-        bound = self.bound_potential
-        assert isinstance(bound, ConditionalPotential)
-        tokens = bound.condition(given) if isinstance(given, str) else given
-        if tokens.numel() != wanted:
-            raise ConfigError(
-                f"condition = {given!r} has {tokens.numel()} tokens and the target takes {wanted}; lengthen or cut it"
+        return replace(self.cases[0], given=condition(self.bound_potential, given))
+
+    def sampler(self, twist: Twist | None = None, *, proposal_twist: Twist | None = None, **how: Any) -> Sampler:
+        """The base model with a twist as a sampler of this target; `how`: further fields of `Sampler`."""
+        return Sampler(self.twisted(twist, proposal_twist), self.bound_potential, self.num_tokens, **how)
+
+    def sampler_of(self, lm: BaseLM) -> Sampler:
+        """Another language model as a sampler of this target: one that was tuned towards it, and is to be certified.
+
+        It samples by itself, so its q is its own likelihood; p₀ and φ of what it writes come from the target.
+
+        Raises:
+            ModelError: it does not read and write the same tokens.
+        """
+        name, own = getattr(lm, "name", "the model"), self.lm
+        if lm.vocab_size != own.vocab_size:
+            raise ModelError(
+                f"{name} has {lm.vocab_size} tokens and the base model {self.model_name} has {own.vocab_size}; certify "
+                f"a model that was tuned from {self.model_name}"
             )
-        return tokens
+        some = torch.arange(own.vocab_size).split(1)
+        if lm.eos_token_id != own.eos_token_id or lm.decode(some) != own.decode(some):
+            raise ModelError(
+                f"{name} has another tokenizer than the base model {self.model_name}; certify a model that was tuned "
+                f"from {self.model_name}"
+            )
+        model = TwistedLM(lm, None, self.eos)
+        return Sampler(model, self.bound_potential, self.num_tokens, proposal=base, reference=self.twisted())
+
+    def check_model(self, other: "Target", what: str) -> None:
+        """Refuse what was made with another base model.
+
+        Raises:
+            ConfigError: the message names `what`.
+        """
+        if other.model_name != self.model_name:
+            raise ConfigError(
+                f"{what} is on {other.model_name!r} and this target on {self.model_name!r}; choose one on the same "
+                "base model"
+            )
 
     def twisted(self, twist: Twist | None = None, proposal_twist: Twist | None = None) -> TwistedLM:
         """The base model with a twist, checked for length; `proposal_twist` if another one is to propose."""
@@ -152,16 +187,10 @@ class Target:
             PromptError: prompt and new tokens do not fit into the model's context.
         """
         self.twisted()
-        bound, prompts = self.bound_potential, [self.prompt_tokens]
-        tokens = self.prompt_tokens[-1:].expand(1, self.num_tokens)
-        if isinstance(bound, ConditionalPotential):
-            following = self.prompt_tokens[-1:].expand(1, bound.num_following)
-            uniforms = torch.full((1,), 0.5, dtype=torch.float64)
-            bound.draw_condition(
-                uniforms, prompts, tokens, following, torch.zeros(following.shape, dtype=torch.float64)
-            )
-        else:
-            evaluate(bound, prompts, tokens)
+        bound, last = self.bound_potential, self.prompt_tokens[-1:]
+        tokens, following = last.expand(1, self.num_tokens), last.expand(1, num_following(bound))
+        uniforms, log_p = torch.full((1,), 0.5, dtype=torch.float64), torch.zeros(following.shape, dtype=torch.float64)
+        conditioned(bound, lambda: uniforms, [self.prompt_tokens], tokens, following, log_p)
 
     def build_twist(
         self, rng: Rng, name: str, options: Mapping[str, Any], *, blank: bool = False, is_probability: bool = False
@@ -255,15 +284,21 @@ class Target:
         return contents("model", self.model_name)
 
     def collect(
-        self, rng: Rng, *, num_samples: int | None, max_draws: int, path: Path | None = None, **settings: Any
+        self,
+        rng: Rng,
+        *,
+        max_draws: int,
+        num_samples: int | None = None,
+        chunk: int = 512,
+        path: Path | None = None,
+        keep: Keep = NOTHING,
     ) -> Collection:
         """Exact samples by rejection; continues the file at `path` if there is one. See `sampling/exact/collect.py`."""
         so_far = self.draws(path) if path is not None and path.exists() else None
+        budget = Budget(max_draws, num_samples, chunk)
         return collect(
-            rng, self.twisted(), self.bound_potential, prompt=self.prompt_tokens, num_steps=self.num_tokens,
-            target=self.fingerprint, num_samples=num_samples, max_draws=max_draws, so_far=so_far, save_to=path,
-            **settings,
-        )  # fmt: skip
+            rng, self.sampler(), self.cases[0], budget, target=self.fingerprint, so_far=so_far, save_to=path, keep=keep
+        )
 
     def draws(self, path: Path) -> Collection:
         """A file of `collect`, believed after its content and some of its draws have been checked.
@@ -272,11 +307,7 @@ class Target:
             ExactSamplesError: it is of another target or version, or was changed.
             RunError: it is missing, corrupt or damaged.
         """
-        found = load(path, self.fingerprint)
-        return check(
-            Rng(0, ("check",)), found, self.twisted(), self.bound_potential, self.prompt_tokens, self.num_tokens,
-            str(path),
-        )  # fmt: skip
+        return check(Rng(0, ("check",)), load(path, self.fingerprint), self.sampler(), self.cases[0], str(path))
 
     def texts(self, samples: Samples) -> list[str]:
         """The continuations, without the prompt."""

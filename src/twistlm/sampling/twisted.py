@@ -93,6 +93,11 @@ class TwistedLM:
         self.absorbing = lm.eos_token_id if eos == "absorb" else None
         self._scratch = Scratch()
 
+    @property
+    def base(self) -> "TwistedLM":
+        """p₀ alone."""
+        return TwistedLM(self.lm, None, self.eos) if self._twists else self
+
     def check(self, prompts: Prompts, num_steps: int) -> None:
         """Refuse prompts that are empty or leave no room for `num_steps` new tokens.
 

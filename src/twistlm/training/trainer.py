@@ -21,11 +21,10 @@ from twistlm.core.logmath import log_mean_exp
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.storage import as_type, check_tensors
-from twistlm.potentials.protocol import ConditionalPotential
-from twistlm.sampling.exact.collect import joint_samples
+from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import Pool, snapshot, updates_until_growth
-from twistlm.sampling.sampler import log_ratios, proposal_samples
+from twistlm.sampling.smc import Keep
 from twistlm.training.checkpoint import Checkpoint, Progress, Store, below
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import Criterion
@@ -72,18 +71,18 @@ class Trainer:
         held_out: Collection | None = None,
         certify: Callable[[int], dict[str, Any]] | None = None,
     ) -> None:
-        if setting.model.twist is None:
+        if setting.sampler.model.twist is None:
             raise ConfigError("there is nothing to train: build the model with a twist")
         self.rng, self.setting, self.config, self.criterion, self.folder = rng, setting, config, criterion, folder
-        self.twist, self.held_out, self.certify = setting.model.twist, held_out, certify
+        self.twist, self.held_out, self.certify = setting.sampler.model.twist, held_out, certify
         self.module = self.twist.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.objective = objective(config.loss)
-        self.pool = Pool() if config.draws_from("pool") else None
-        if self.pool is not None and isinstance(setting.potential, ConditionalPotential):
+        self.pool: Pool | None = None
+        if config.draws_from("pool") and setting.sampler.is_conditional:
             raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
         self.progress = Progress()
         self.best = snapshot(self.module)
@@ -135,7 +134,7 @@ class Trainer:
             self._start_at_scale(batches)
         # All of a batch's steps are one update: methods are compared by the sequences that they draw.
         for _ in range(self.objective.inner_steps):
-            scoring = score(self.setting.model, batches, normaliser=self.objective.normaliser)
+            scoring = score(self.setting.sampler.model, batches, normaliser=self.objective.normaliser)
             value = self.objective(scoring.scored)
             norm = self._step(value)
         self.progress.done += 1
@@ -176,7 +175,7 @@ class Trainer:
 
     def _grow_pool(self, number: int) -> None:
         """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
-        ahead = None if self.pool is None else updates_until_growth(number)
+        ahead = updates_until_growth(number) if self.config.draws_from("pool") else None
         if ahead is None:
             return
         if number % self.config.evaluate_every != 0:
@@ -187,22 +186,17 @@ class Trainer:
         self.module.load_state_dict(now)
 
     def _grow(self, number: int, ahead: int) -> None:
-        assert self.pool is not None
         count = self.config.num_particles * min(ahead, self.config.num_updates - number)
-        self.pool.grow(
-            self.rng, self.setting.model, self.setting.potential, prompt=self.setting.prompt,
-            num_steps=self.setting.num_steps, count=count, proposal=self.setting.proposal,
-        )  # fmt: skip
+        grow = Pool.begun if self.pool is None else self.pool.grown
+        self.pool = grow(self.rng, self.setting.sampler, self.setting.case, count)
 
     def _batches(self, rng: Rng) -> dict[str, Batch]:
         drawn: dict[str, Batch] = {}
         setting = replace(self.setting, pool=self.pool)
-        if isinstance(setting.potential, ConditionalPotential):
+        if setting.sampler.is_conditional:
             # All roles of an update are given the same conditions.
-            joint = joint_samples(
-                rng.fork("conditions"), setting.model, setting.potential, setting.prompt, setting.num_steps,
-                self.config.num_conditions, setting.model.features_are_reusable,
-            )  # fmt: skip
+            count, keep = self.config.num_conditions, Keep(setting.keep.features)
+            joint = base_draws(rng.fork("conditions"), setting.sampler, setting.case, count, keep)
             setting = replace(setting, joint=joint)
         for role in self.objective.roles:
             name = getattr(self.config, ROLES[role])
@@ -214,17 +208,13 @@ class Trainer:
     def _evaluate(self) -> None:
         start, number, progress = time.perf_counter(), self.progress.done, self.progress
         rng = self.rng.fork("evaluate", number)
-        found = self.criterion(rng, self.setting.model)
+        found = self.criterion(rng, self.setting.sampler)
         record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": found.as_dict()}
-        if self.config.evaluation_samples and not isinstance(self.setting.potential, ConditionalPotential):
-            drawn = proposal_samples(
-                rng, self.setting.model, self.setting.potential, prompts=[self.setting.prompt],
-                num_samples=self.config.evaluation_samples, num_steps=self.setting.num_steps,
-                proposal=self.setting.proposal,
-            )  # fmt: skip
-            record["f"] = mean(log_ratios(drawn)).as_dict()
+        if self.config.evaluation_samples and not self.setting.sampler.is_conditional:
+            drawn = self.setting.sampler.draw(rng, [self.setting.case], self.config.evaluation_samples)
+            record["f"] = mean(drawn.log_ratios).as_dict()
             record["log_phi"] = mean(drawn.log_phi).as_dict()
-            record["kl_q_prior"] = mean((drawn.log_q - drawn.log_p).sum(-1)).as_dict()
+            record["kl_q_prior"] = mean(drawn.log_q_over_p).as_dict()
         if found.value < progress.best_value:
             progress.best_value, progress.best_update = found.value, number
             self.best = snapshot(self.module)
@@ -259,7 +249,7 @@ class Trainer:
             and self.held_out is not None
             and alpha > 0
         ):
-            fit = fit_value(self.setting.model, training.draws, self.held_out.draws)
+            fit = fit_value(self.setting.sampler.model, training.draws, self.held_out.draws)
             self._record({"kind": "value", "update": self.progress.done, **fit})
         if self.folder is not None:
             self.folder.save_twist(self.module.state_dict(), {"update": self.progress.best_update, "alpha": alpha})
@@ -268,7 +258,7 @@ class Trainer:
         values = {}
         for alpha in sorted({1.0, *self.config.shrinkages}):
             self.twist.head.shrinkage.fill_(alpha)
-            values[alpha] = self.criterion(self.rng.fork("shrinkage"), self.setting.model).value
+            values[alpha] = self.criterion(self.rng.fork("shrinkage"), self.setting.sampler).value
         chosen = min(values, key=lambda alpha: values[alpha])
         self.twist.head.shrinkage.fill_(chosen)
         self._record({"kind": "shrinkage", "update": self.progress.done, "alpha": chosen, "held_out": values})
@@ -374,5 +364,4 @@ class Trainer:
 
 def _kl_to_prior(batches: dict[str, Batch]) -> float:
     """KL(q‖p₀) of the proposal that the batch came from, as far as the batch tells."""
-    samples = next(iter(batches.values())).samples
-    return float((samples.log_q - samples.log_p).sum(-1).mean())
+    return float(next(iter(batches.values())).samples.log_q_over_p.mean())

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
-from twistlm.core.errors import RunError
+from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.folders import LOCK, OWNER, is_occupied, writing
 from twistlm.core.registry import lookup
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import save_lines
-from twistlm.potentials.protocol import ConditionalPotential
+from twistlm.potentials.conditions import is_conditional
 from twistlm.report.record import BASE, TWISTED
 from twistlm.report.tables import samples_table
 from twistlm.runs.config import RunConfig
@@ -84,7 +85,7 @@ def gallery(
 def _simplified(config: RunConfig, target: Target) -> RunConfig:
     """Without what a gallery has no use for."""
     # At a high power of φ rejection accepts nothing, whatever it costs.
-    num_draws = None if isinstance(target.potential, ConditionalPotential) else 0
+    num_draws = None if is_conditional(target.potential) else 0
     return config.changed(evaluation={"during_training": False}, num_draws=num_draws)
 
 
@@ -120,16 +121,19 @@ def _pictures(run: Run, about: str, num_samples: int, seed: int) -> Iterator[Pic
 
 def _conditions(run: Run) -> list[str | None]:
     """Where targets differ: the ends of a few stories that no run has trained on."""
-    bound, evaluation = run.target.bound_potential, run.fold("evaluation")
-    if not isinstance(bound, ConditionalPotential) or evaluation is None:
+    evaluation = run.fold("evaluation")
+    if evaluation is None or evaluation.draws.conditions is None:
         return [None]
     conditions = evaluation.draws.conditions
-    assert conditions is not None
     texts = run.target.lm.decode(list(conditions[:32]))
     # Only text that is encoded as it was drawn can be asked for again.
-    again = [text for text, tokens in zip(texts, conditions, strict=False) if _survives(bound, text, tokens.tolist())]
+    again = [text for text, tokens in zip(texts, conditions, strict=False) if _survives(run.target, text, tokens)]
     return list(again[:4])
 
 
-def _survives(bound: ConditionalPotential, text: str, tokens: list[int]) -> bool:
-    return bool(bound.condition(text).tolist() == tokens)
+def _survives(target: Target, text: str, tokens: Tensor) -> bool:
+    try:
+        asked = target.case(text).given
+    except ConfigError:
+        return False
+    return asked is not None and asked.tolist() == tokens.tolist()

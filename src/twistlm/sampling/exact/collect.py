@@ -1,4 +1,4 @@
-"""Exact samples of the target, by rejection or by construction, and the file that keeps them.
+"""Exact samples of the target, by rejection or by construction.
 
 A base draw s ~ p₀ is accepted with probability φ(s) / sup φ, which makes accepted draws exact samples of σ. The draws
 that were refused are kept too: weighted by φ they are training data that has been paid for.
@@ -6,102 +6,99 @@ that were refused are kept too: weighted by φ they are training data that has b
 Where the target differs by what must follow (infilling), every base draw of T + c tokens holds an exact sample of the
 target that its last c tokens are the condition of, and all are accepted.
 
-Upper bounds on log Z and KL(σ‖q) are void with approximate samples, so `ExactSamples` can be made only here: by
+Upper bounds on log Z and KL(σ‖q) are void with approximate samples, so `ExactSamples` can be made only by
 `Collection.exact`, which checks acceptance again. What is compared with φ / sup φ comes from a stream of its own for
-every chunk of draws, and the file names the streams, so that reading it checks the same (`draws_file`).
+every chunk of draws, and the file names the streams, so that reading it checks the same (`exact.file`).
 """
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from twistlm.core.errors import ConfigError, NoneAcceptedError, UpperBoundError
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
-from twistlm.potentials.base import copied, evaluate
-from twistlm.potentials.protocol import ConditionalPotential, Potential
-from twistlm.sampling import smc
+from twistlm.potentials.conditions import conditioned, num_following
+from twistlm.sampling.cases import Case
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream, accepts
-from twistlm.sampling.proposals import base
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
-from twistlm.sampling.twisted import TwistedLM
+from twistlm.sampling.smc import NOTHING, Keep
 
 # Between saves of a collection in progress: a kill costs no more than that, and files with features are large.
 SAVE_SECONDS = 15.0
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How much to draw.
+
+    Attributes:
+        max_draws: at most so many, rounded up to whole chunks.
+        num_samples: stop once so many are accepted; None draws `max_draws` in any case.
+        chunk: sequences drawn at a time.
+    """
+
+    max_draws: int
+    num_samples: int | None = None
+    chunk: int = 512
+
+    def is_spent(self, num_draws: int, num_accepted: int) -> bool:
+        """Whether so much is enough."""
+        return num_draws >= self.max_draws or (self.num_samples is not None and num_accepted >= self.num_samples)
+
+
 def collect(
     rng: Rng,
-    model: TwistedLM,
-    potential: Potential,
+    sampler: Sampler,
+    case: Case,
+    budget: Budget,
     *,
-    prompt: Tensor,
-    num_steps: int,
     target: str,
-    num_samples: int | None = None,
-    max_draws: int,
-    chunk: int = 512,
     so_far: Collection | None = None,
     save_to: Path | None = None,
-    keep_features: bool = False,
-    num_siblings: int = 0,
+    keep: Keep = NOTHING,
 ) -> Collection:
-    """Draw from p₀ until `num_samples` are accepted or `max_draws` are drawn.
+    """Draw from p₀ until the budget is spent.
 
     Chunk k of the draws uses the stream `rng.fork("collect", k)`, so continuing from `so_far` gives bit for bit what an
     uninterrupted call gives.
 
     Args:
         rng: source of randomness.
-        model: its base model is drawn from; its twist is ignored.
-        potential: φ with a known upper bound, bound to the model.
-        prompt: the prompt's tokens.
-        num_steps: T.
+        sampler: its base model is drawn from, and its φ needs a known upper bound; its twist is ignored.
+        case: the prompt; what is given there comes with each draw, where targets differ by it.
+        budget: how much to draw.
         target: fingerprint recorded with the samples.
-        num_samples: stop once so many are accepted; None draws `max_draws` in any case.
-        max_draws: budget, rounded up to whole chunks.
-        chunk: sequences drawn at a time.
         so_far: an earlier result to continue.
         save_to: file to write every `SAVE_SECONDS` and at the end.
-        keep_features: keep (and save) the base model's features, so that a head trains on the draws without a second
-            pass over them.
-        num_siblings: K further draws of every token to keep, for training.
+        keep: what is kept (and saved) of every token: features, so that a head trains on the draws without a second
+            pass over them, and siblings.
 
     Raises:
         ConfigError: there is no room for so many draws.
         UpperBoundError: φ has no known upper bound.
         NoneAcceptedError: nothing was accepted within the budget.
     """
-    bound = potential.log_upper_bound
-    if bound is None or not math.isfinite(bound):
-        declared = f"{type(potential).__name__} declares {'none' if bound is None else bound}"
-        raise UpperBoundError(
-            f"rejection sampling needs an upper bound on the potential, and {declared}; set its log_upper_bound "
-            "(0 for a probability), or do without exact samples (lower bounds only)"
-        )
-    each = TOKEN_BYTES * num_steps
-    check_sizes(each, max_draws=max_draws, chunk=chunk, **({} if num_samples is None else {"num_samples": num_samples}))
-    base_model = TwistedLM(model.lm, None, model.eos)
+    bound = _bound(sampler)
+    sizes = {"max_draws": budget.max_draws, "chunk": budget.chunk}
+    sizes |= {} if budget.num_samples is None else {"num_samples": budget.num_samples}
+    check_sizes(TOKEN_BYTES * sampler.num_steps, **sizes)
     parts = [] if so_far is None else [so_far]
     saved_at = time.monotonic()
-    with bar("exact samples", num_samples or max_draws) as report:
-        while not _enough(parts, num_samples, max_draws):
+    with bar("exact samples", budget.num_samples or budget.max_draws) as report:
+        while not budget.is_spent(*_counts(parts)):
             stream = rng.fork("collect", sum(len(part.streams) for part in parts))
-            source, uniforms = Stream(stream.seed, stream.path, chunk), None
-            if isinstance(potential, ConditionalPotential):
-                draws = joint_samples(stream, base_model, potential, prompt, num_steps, chunk, keep_features)
-            else:
-                draws = _base_draws(
-                    stream, base_model, potential, prompt, num_steps, chunk, keep_features, num_siblings
-                )
-                uniforms = source.uniforms()
+            source = Stream(stream.seed, stream.path, budget.chunk)
+            draws = base_draws(stream, sampler, case, budget.chunk, keep)
+            # With a condition of its own, every draw is exact by construction.
+            uniforms = source.uniforms() if draws.conditions is None else None
             accepted = accepts(draws.log_phi, bound, uniforms)
             parts.append(Collection(draws, accepted, bound, target, (source,), uniforms))
             if save_to is not None and time.monotonic() - saved_at > SAVE_SECONDS:
@@ -109,7 +106,9 @@ def collect(
                 parts[0].save(save_to)
                 saved_at = time.monotonic()
             n, hits = _counts(parts)
-            report(min(hits, num_samples) if num_samples else n, f"accepted {hits} of {n} ({hits / n:.2%})")
+            report(
+                min(hits, budget.num_samples) if budget.num_samples else n, f"accepted {hits} of {n} ({hits / n:.2%})"
+            )
     collection = _joined(parts)
     if save_to is not None:
         collection.save(save_to)
@@ -124,64 +123,49 @@ def collect(
     return collection
 
 
-def _base_draws(
-    rng: Rng, model: TwistedLM, potential: Potential, prompt: Tensor, num_steps: int, count: int,
-    record_features: bool, num_siblings: int,
-) -> Samples:  # fmt: skip
-    """`count` base draws with φ, apart from SMC, which refuses a batch of which every sequence has φ = 0."""
-    result = smc.run(
-        rng, model, None, prompts=[prompt], num_particles=count, num_steps=num_steps, proposal=base,
-        ess_threshold=0.0, record_features=record_features, num_siblings=num_siblings,
-    )  # fmt: skip
-    draws = smc.to_samples(result, [prompt], model)
-    return replace(draws, log_phi=evaluate(potential, draws.prompts, draws.tokens).to(draws.log_p.device))
+def _bound(sampler: Sampler) -> float:
+    """log sup φ.
+
+    Raises:
+        UpperBoundError: it is not known.
+    """
+    bound = None if sampler.potential is None else sampler.potential.log_upper_bound
+    if bound is None or not math.isfinite(bound):
+        declared = f"{type(sampler.potential).__name__} declares {'none' if bound is None else bound}"
+        raise UpperBoundError(
+            f"rejection sampling needs an upper bound on the potential, and {declared}; set its log_upper_bound "
+            "(0 for a probability), or do without exact samples (lower bounds only)"
+        )
+    return bound
 
 
-def joint_samples(
-    rng: Rng,
-    model: TwistedLM,
-    potential: ConditionalPotential,
-    prompt: Tensor,
-    num_steps: int,
-    count: int,
-    record_features: bool = False,
-) -> Samples:
-    """`count` base draws with a condition each, such that every one is an exact sample of the target it defines.
+def base_draws(rng: Rng, sampler: Sampler, case: Case, count: int, keep: Keep = NOTHING) -> Samples:
+    """`count` base draws with φ. Where targets differ by a condition, each is an exact sample of the one it defines.
 
     For infilling the condition is what the model wrote next.
 
     Raises:
         ConfigError: the model ends sequences at EOS, after which nothing can follow.
     """
-    if model.absorbing is not None and potential.num_following > 0:
+    potential, num_steps = sampler.potential, sampler.num_steps
+    assert potential is not None
+    following = num_following(potential)
+    if sampler.model.absorbing is not None and following > 0:
         raise ConfigError("infilling needs sequences of a fixed length: set eos='ignore'")
-    result = smc.run(
-        rng, TwistedLM(model.lm, None, model.eos), None, prompts=[prompt], num_particles=count,
-        num_steps=num_steps + potential.num_following, proposal=base, ess_threshold=0.0,
-        record_features=record_features,
-    )  # fmt: skip
-    whole = smc.to_samples(result, [prompt], model)
-    first = slice(None), slice(num_steps)
-    tokens, following = whole.tokens[first], whole.tokens[:, num_steps:]
-    uniforms = rng.uniform((1, count))[0].to(tokens.device)
-    conditions, log_phi = potential.draw_condition(
-        uniforms, copied(whole.prompts), tokens.clone(), following.clone(), whole.log_p[:, num_steps:].clone()
+    free = replace(sampler.base, potential=None, num_steps=num_steps + following)
+    # Siblings serve an expectation over many draws of one target.
+    keep = Keep(keep.features) if sampler.is_conditional else keep
+    whole = free.draw_at_once(rng, [Case(case.prompt)], count, keep=keep)
+    draws = whole.start(num_steps)
+    conditions, log_phi = conditioned(
+        potential,
+        lambda: rng.uniform((1, count))[0].to(draws.tokens.device),
+        draws.prompts,
+        draws.tokens,
+        whole.tokens[:, num_steps:],
+        whole.log_p[:, num_steps:],
     )
-    return Samples(
-        prompts=whole.prompts,
-        tokens=tokens,
-        mask=whole.mask[first],
-        log_p=whole.log_p[first],
-        log_q=whole.log_q[first],
-        log_phi=log_phi.to(whole.log_p.device),
-        features=None if whole.features is None else whole.features[first],
-        conditions=conditions,
-    )
-
-
-def _enough(parts: Sequence[Collection], num_samples: int | None, max_draws: int) -> bool:
-    n, hits = _counts(parts)
-    return n >= max_draws or (num_samples is not None and hits >= num_samples)
+    return replace(draws, log_phi=log_phi.to(draws.log_p.device), conditions=conditions)
 
 
 def _counts(parts: Sequence[Collection]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.logmath import ess
+from twistlm.sampling.cases import Case
 from twistlm.sampling.exact import file as draws_file
 from twistlm.sampling.exact.file import Stream, accepts
 from twistlm.sampling.samples import Samples, Siblings
@@ -35,6 +36,11 @@ class ExactSamples:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def cases(self) -> list[Case]:
+        """The case of each."""
+        return self.samples.cases
 
     def take(self, count: int, at: int = 0) -> "ExactSamples":
         """`count` samples from position `at`.

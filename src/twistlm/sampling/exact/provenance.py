@@ -4,16 +4,14 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from twistlm.core.errors import ExactSamplesError
 from twistlm.core.rng import Rng
 from twistlm.potentials.base import evaluate
-from twistlm.potentials.protocol import ConditionalPotential, Potential
+from twistlm.sampling.cases import Case
 from twistlm.sampling.exact.collection import Collection
-from twistlm.sampling.proposals import base
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
-from twistlm.sampling.twisted import TwistedLM
 
 # Draws whose log p₀ and log φ are worked out again, and how many may come out otherwise: a score that lies on a
 # threshold may fall on either side of it.
@@ -25,42 +23,37 @@ CLOSE, ROUGHLY = 0.02, 0.5
 SURPRISE = 20.0
 
 
-def check(
-    rng: Rng, collection: Collection, model: TwistedLM, potential: Potential, prompt: Tensor, num_steps: int, where: str
-) -> Collection:
+def check(rng: Rng, collection: Collection, sampler: Sampler, case: Case, where: str) -> Collection:
     """The draws, compared with their target: bound, prompt, length, and p₀ and φ of a few of them, computed again.
 
     Args:
         rng: which of them.
         collection: the draws.
-        model: its base model is asked.
-        potential: φ, bound to the model.
-        prompt: the target's, tokens.
-        num_steps: T.
+        sampler: of the target; its base model is asked.
+        case: the target's prompt.
         where: where they came from, for the error.
 
     Raises:
         ExactSamplesError: they are not of this target.
     """
-    problem = _form(collection, model, potential, prompt, num_steps)
+    problem = _form(collection, sampler, case)
     if problem is None:
         chosen = rng.uniform((1, len(collection.draws)))[0].argsort()[:ROWS]
-        problem = _content(collection.draws.select(chosen), model, potential)
+        problem = _content(collection.draws.select(chosen), sampler)
     if problem is not None:
         raise ExactSamplesError(f"{where} does not hold draws of this target: {problem}; collect again")
     return collection
 
 
-def _form(collection: Collection, model: TwistedLM, potential: Potential, prompt: Tensor, num_steps: int) -> str | None:
-    draws, bound = collection.draws, potential.log_upper_bound
+def _form(collection: Collection, sampler: Sampler, case: Case) -> str | None:
+    draws, bound, model = collection.draws, sampler.ranges.high, sampler.model
     if bound is None or not math.isclose(bound, collection.log_upper_bound, rel_tol=1e-9, abs_tol=1e-9):
         return f"log φ was bounded by {collection.log_upper_bound:g} and is by {bound}"
     prompts = {id(each): each for each in draws.prompts}.values()
-    if draws.tokens.shape[1] != num_steps or not all(each.tolist() == prompt.tolist() for each in prompts):
+    if draws.tokens.shape[1] != sampler.num_steps or not all(each.tolist() == case.prompt.tolist() for each in prompts):
         return "prompt or length is another one"
-    conditional = isinstance(potential, ConditionalPotential)
-    if conditional != (draws.conditions is not None):
-        return f"they have {'no ' if conditional else ''}conditions"
+    if sampler.is_conditional != (draws.conditions is not None):
+        return f"they have {'no ' if sampler.is_conditional else ''}conditions"
     numbers = [draws.tokens] + ([] if draws.siblings is None else [draws.siblings.tokens])
     largest = max(int(each.max()) for each in numbers)
     if largest >= model.lm.vocab_size:
@@ -68,13 +61,14 @@ def _form(collection: Collection, model: TwistedLM, potential: Potential, prompt
     return None if draws.mask.equal(model.mask(draws.tokens)) else "their mask is not where they end"
 
 
-def _content(chosen: Samples, model: TwistedLM, potential: Potential) -> str | None:
-    plain, mask = TwistedLM(model.lm, None, model.eos), chosen.mask
-    fresh = plain.base_features(chosen.prompts, chosen.tokens)
+def _content(chosen: Samples, sampler: Sampler) -> str | None:
+    assert sampler.potential is not None
+    plain, mask = sampler.base, chosen.mask
+    fresh = plain.model.base_features(chosen.prompts, chosen.tokens)
     close = ROUGHLY if fresh.dtype in (torch.bfloat16, torch.float16) else CLOSE
-    found = plain.densities(replace(chosen, features=fresh), base)
-    wrong = ((found.log_p.to(mask.device) - chosen.log_p).abs() > close).any(-1)
-    log_phi = evaluate(potential, chosen.prompts, chosen.tokens, chosen.conditions).to(mask.device)
+    log_p = plain.densities(replace(chosen, features=fresh)).log_p
+    wrong = ((log_p.to(mask.device) - chosen.log_p).abs() > close).any(-1)
+    log_phi = evaluate(sampler.potential, chosen.prompts, chosen.tokens, chosen.conditions).to(mask.device)
     wrong |= ~torch.isclose(log_phi, chosen.log_phi, rtol=close, atol=close)
     if chosen.features is not None:
         # The densities of exact samples are worked out from what is kept of them.

@@ -5,7 +5,7 @@ of a loss: weighted by p₀φ/q it is a sample of the target, by p₀ψ_t/q at e
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,14 +14,13 @@ from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.logmath import normalise
 from twistlm.core.registry import Entry, lookup, register
 from twistlm.core.rng import Rng
-from twistlm.potentials.protocol import Potential
-from twistlm.sampling import smc
+from twistlm.sampling.cases import Case
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import Pool
-from twistlm.sampling.proposals import Proposal, base, twist_induced
-from twistlm.sampling.sampler import proposal_samples
+from twistlm.sampling.proposals import base
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
-from twistlm.sampling.twisted import TwistedLM
+from twistlm.sampling.smc import Keep
 from twistlm.training.losses import objective
 
 
@@ -30,39 +29,34 @@ class Setting:
     """What sources draw from.
 
     Attributes:
-        model: base model and current twist.
-        potential: φ, bound to the model.
-        prompt: the prompt's tokens.
-        num_steps: T.
-        proposal: q_t of the sources that sample with the twist.
+        sampler: base model, current twist and potential.
+        case: where the target is sampled.
         collection: base draws set aside for training, with those accepted as exact; None if none were collected.
         num_siblings: K further draws of each token, for sources that draw afresh.
         pool: all draws made so far, for the source of that name.
         joint: one exact sample for each of the conditions that this update's sequences are given, if targets differ.
     """
 
-    model: TwistedLM
-    potential: Potential
-    prompt: Tensor
-    num_steps: int
-    proposal: Proposal = twist_induced
+    sampler: Sampler
+    case: Case
     collection: Collection | None = None
     num_siblings: int = 0
     pool: Pool | None = None
     joint: Samples | None = None
 
-    def prompts(self) -> list[Tensor]:
-        """One per target: the prompt, for each of the conditions if there are any."""
-        return [self.prompt] * (1 if self.joint is None else len(self.joint))
+    @property
+    def cases(self) -> list[Case]:
+        """The targets of this update: one, or one for each of the conditions."""
+        return [self.case] if self.joint is None else self.joint.cases
+
+    @property
+    def keep(self) -> Keep:
+        """What sources that draw afresh keep of every token."""
+        return Keep(self.sampler.model.features_are_reusable, self.num_siblings)
 
     def each(self, count: int) -> int:
         """How many of `count` sequences each target gets, at least one."""
-        return max(1, count // len(self.prompts()))
-
-    @property
-    def conditions(self) -> Tensor | None:
-        """[R, c], or None."""
-        return None if self.joint is None else self.joint.conditions
+        return max(1, count // len(self.cases))
 
 
 @dataclass(frozen=True)
@@ -159,37 +153,30 @@ def independent(samples: Samples, num_targets: int = 1) -> Batch:
     return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio, num_targets)
 
 
-def _drawn(rng: Rng, setting: Setting, count: int, proposal: Proposal) -> Batch:
-    samples = proposal_samples(
-        rng, setting.model, setting.potential, prompts=setting.prompts(), num_samples=setting.each(count),
-        num_steps=setting.num_steps, proposal=proposal, conditions=setting.conditions,
-        record_features=setting.model.features_are_reusable, num_siblings=setting.num_siblings,
-    )  # fmt: skip
-    return independent(samples, len(setting.prompts()))
+def _drawn(rng: Rng, setting: Setting, count: int, sampler: Sampler) -> Batch:
+    samples = sampler.draw(rng, setting.cases, setting.each(count), keep=setting.keep)
+    return independent(samples, len(setting.cases))
 
 
 @register("source", "base")
 def from_base(rng: Rng, setting: Setting, count: int) -> Batch:
     """Fresh draws from p₀, weighted by φ."""
-    return _drawn(rng, setting, count, base)
+    # With the twist's model: what it has read of the prompt serves again.
+    return _drawn(rng, setting, count, replace(setting.sampler, proposal=base))
 
 
 @register("source", "proposal")
 def from_proposal(rng: Rng, setting: Setting, count: int) -> Batch:
     """Fresh draws from the current proposal, by self-normalised importance weights."""
-    return _drawn(rng, setting, count, setting.proposal)
+    return _drawn(rng, setting, count, setting.sampler)
 
 
 @register("source", "smc", roles=("target", "drawn"))
 def from_smc(rng: Rng, setting: Setting, count: int) -> Batch:
     """Approximate target samples by SMC with the current twist."""
-    result = smc.run(
-        rng, setting.model, setting.potential, prompts=setting.prompts(), num_particles=setting.each(count),
-        num_steps=setting.num_steps, proposal=setting.proposal, conditions=setting.conditions,
-        record_features=setting.model.features_are_reusable,
-    )  # fmt: skip
-    samples = smc.to_samples(result, setting.prompts(), setting.model, setting.conditions)
-    return Batch(samples, result.particles.log_w.flatten(), None, len(setting.prompts()))
+    sampler, cases = setting.sampler, setting.cases
+    result = sampler.smc(rng, cases, setting.each(count), keep=Keep(setting.keep.features))
+    return Batch(sampler.samples_of(result, cases), result.particles.log_w.flatten(), None, len(cases))
 
 
 @register("source", "draws")

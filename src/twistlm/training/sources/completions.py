@@ -8,9 +8,7 @@ from twistlm.core.errors import ConfigError
 from twistlm.core.registry import register
 from twistlm.core.rng import Rng
 from twistlm.potentials.base import evaluate
-from twistlm.sampling import smc
-from twistlm.sampling.proposals import base
-from twistlm.sampling.twisted import TwistedLM
+from twistlm.sampling.cases import Case
 from twistlm.training.sources import Batch, Setting, from_exact, from_proposal
 
 
@@ -25,23 +23,20 @@ def completions(rng: Rng, setting: Setting, count: int) -> Batch:
     Raises:
         ConfigError: sequences end at EOS, so that some prefixes have no end to draw.
     """
-    model = setting.model
-    if model.absorbing is not None:
+    sampler = setting.sampler
+    if sampler.model.absorbing is not None:
         raise ConfigError("source 'completions' needs sequences of a fixed length: set eos='ignore'")
     exact = setting.joint is not None or (setting.collection is not None and bool(setting.collection.accepted.any()))
     batch = (from_exact if exact else from_proposal)(rng, setting, count)
-    samples = batch.samples
-    plain = TwistedLM(model.lm, None, model.eos)
-    labels = [samples.log_phi]
-    for length in range(setting.num_steps - 1, 0, -1):
+    samples, plain = batch.samples, replace(sampler.base, potential=None)
+    potential, labels = sampler.potential, [samples.log_phi]
+    assert potential is not None
+    for length in range(sampler.num_steps - 1, 0, -1):
         prefixes = samples.tokens[:, :length]
-        prompts = [torch.cat([prompt, row]) for prompt, row in zip(samples.prompts, prefixes, strict=True)]
-        ends = smc.run(
-            rng.fork("ends", length), plain, None, prompts=prompts, num_particles=1,
-            num_steps=setting.num_steps - length, proposal=base, ess_threshold=0.0,
-        )  # fmt: skip
-        whole = torch.cat([prefixes, ends.particles.tokens[:, 0]], -1)
-        labels.append(evaluate(setting.potential, samples.prompts, whole, samples.conditions))
+        cases = [Case(torch.cat([prompt, row])) for prompt, row in zip(samples.prompts, prefixes, strict=True)]
+        ends = replace(plain, num_steps=sampler.num_steps - length).draw_at_once(rng.fork("ends", length), cases, 1)
+        whole = torch.cat([prefixes, ends.tokens], -1)
+        labels.append(evaluate(potential, samples.prompts, whole, samples.conditions))
     log_phi = torch.stack(labels[::-1], -1)
     return Batch(
         replace(samples, log_phi=log_phi), torch.zeros(len(samples)), torch.zeros_like(log_phi), batch.num_targets

@@ -1,0 +1,40 @@
+"""What is known of a target before a sampler of it is certified."""
+
+from dataclasses import dataclass
+
+from twistlm.certificates.log_Z import Witness, of_draws
+from twistlm.core.estimates import Estimate, mean
+from twistlm.sampling.exact.collection import Collection, ExactSamples
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a target.
+
+    Attributes:
+        exact: exact samples that took no part in training; None leaves KL(σ‖q) out, and bounds log Z from below only
+            unless a witness bounds it from above.
+        witnesses: of log Z, beside a sampler's own weights and SMC: draws apart from the exact samples, say.
+        acceptance: share of base draws that rejection accepts, the mean of φ / sup φ; None if that is not known.
+    """
+
+    exact: ExactSamples | None = None
+    witnesses: tuple[Witness, ...] = ()
+    acceptance: Estimate | None = None
+
+    @staticmethod
+    def of(evaluation: Collection, witnesses: tuple[Witness, ...] = ()) -> "Evidence":
+        """Draws set aside for evaluation, and what others say of log Z."""
+        exact = evaluation.exact
+        return Evidence(exact if len(exact) >= 2 else None, witnesses, acceptance(evaluation))
+
+
+def acceptance(collection: Collection) -> Estimate | None:
+    """The mean of φ / sup φ."""
+    share = (collection.draws.log_phi - collection.log_upper_bound).exp()
+    return mean(share, low=0.0, high=1.0) if len(share) else None
+
+
+def witness(collection: Collection) -> Witness:
+    """What draws say of log Z that are not among the exact samples."""
+    return of_draws(collection.draws.log_phi, collection.log_upper_bound)
