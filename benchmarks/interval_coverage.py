@@ -29,12 +29,16 @@ from torch import Tensor
 
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import certify
+from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.log_Z import of_draws
+from twistlm.certificates.spending import Spending
 from twistlm.core.estimates import Estimate, difference, mean
 from twistlm.core.limits import hall_limit
 from twistlm.core.rng import Rng
+from twistlm.sampling.cases import Case, Cases
 from twistlm.sampling.exact.collection import ExactSamples
 from twistlm.sampling.ranges import Ranges
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 
 # Texts of the model. Enough for events of one in ten thousand that are not a single text.
@@ -49,6 +53,8 @@ STATEMENTS = ("log Z lower", "log Z upper", "log Z", "KL(q‖σ)", "KL(σ‖q)",
 MODE, RARER = 0.2, 1e6
 # No φ of a two-valued potential is 0, as in the paper.
 EPS = 1e-16
+# There are no prompts in a world.
+CASE = Case(torch.zeros(0, dtype=torch.long))
 # Of the fresh draws of `twistlm probability` so many are the base model's.
 BASE_SHARE = 0.5
 HERE = Path(__file__).parent
@@ -109,9 +115,9 @@ class World:
             "P[event]": float(self.log_p.exp()[self.event].sum()),
         }  # fmt: skip
 
-    # --- What can be certified (`twistlm.certificates.subject.Sampler`) ---
+    # --- What a certificate asks of a sampler (`twistlm.sampling.sampler.Sampler`) ---
 
-    num_steps = 1
+    num_steps, is_conditional, reference = 1, False, None
 
     @property
     def ranges(self) -> Ranges:
@@ -119,17 +125,13 @@ class World:
         low = math.log(EPS) if self.cell.potential == "two-valued" else None
         return Ranges(low, 0.0, is_base=self.cell.proposal == "base")
 
-    def draw(self, rng: Rng, num_samples: int) -> Samples:
+    def draw(self, rng: Rng, cases: Cases, num_samples: int) -> Samples:
         """Independent texts from q."""
         return self.samples(rng, self.log_q, num_samples)
 
-    def exact_ratios(self, exact: ExactSamples) -> Tensor:
+    def log_ratios(self, samples: Samples) -> Tensor:
         """log p₀φ − log q."""
-        index = exact.samples.tokens[:, 0]
-        return (self.log_p + self.log_phi - self.log_q)[index]
-
-    def smc_bounds(self, *_: Any) -> None:
-        """A text is one token: there is nothing to resample."""
+        return (self.log_p + self.log_phi - self.log_q)[samples.tokens[:, 0]]
 
     def samples(self, rng: Rng, log_density: Tensor, count: int) -> Samples:
         """Independent texts from a density over all."""
@@ -193,11 +195,11 @@ def repeat(world: World, rng: Rng) -> Found:
     accepted[rest] = False
     exact = cast(ExactSamples, _Exact(draws.select(accepted.nonzero().squeeze(-1)))) if accepted.sum() >= 2 else None
     particles = min(16, num_samples // 4)
-    found = certify(
-        rng.fork("certify"), world, exact, num_particles=(particles,), num_samples=num_samples, methods=("iwae",),
-        witnesses=[of_draws(rest_phi, 0.0)],
-    )  # fmt: skip
-    drawn = world.draw(rng.fork("certify").fork("samples"), num_samples)
+    # A text is one token: there is nothing to resample.
+    spending = Spending((particles,), num_samples, methods=("iwae",))
+    evidence = Evidence(exact, (of_draws(rest_phi, 0.0),))
+    found = certify(rng.fork("certify"), cast(Sampler, world), CASE, evidence, spending)
+    drawn = world.draw(rng.fork("certify").fork("samples"), [CASE], num_samples)
     mixture = torch.logaddexp(world.log_p + math.log(BASE_SHARE), world.log_q + math.log(1 - BASE_SHARE))
     fresh = world.samples(rng.fork("fresh"), mixture, num_draws)
     index = fresh.tokens[:, 0]
@@ -242,7 +244,7 @@ def plain(
         "log Z": log_Z, "KL(q‖σ)": difference(log_Z, f), "E[φ]": hall(drawn.log_phi.exp()), "P[event]": hall(weights),
     }  # fmt: skip
     if exact is not None:
-        found["KL(σ‖q)"] = difference(hall(world.exact_ratios(exact)), log_Z)
+        found["KL(σ‖q)"] = difference(hall(world.log_ratios(exact.samples)), log_Z)
     return found
 
 

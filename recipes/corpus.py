@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 
+import draws
 from cleaning import clean, fault, key
 from topics import Topic, rude, topic
 from twistlm.core.progress import bar
@@ -24,8 +25,6 @@ from twistlm.core.rng import Rng
 from twistlm.core.storage import save_json
 from twistlm.models.huggingface import HuggingFaceLM, load
 from twistlm.potentials import Jigsaw
-from twistlm.sampling import smc
-from twistlm.sampling.twisted import TwistedLM
 
 # A rude story is kept if its first words are toxic with more than this probability, so many of each opening: of
 # the stories with the prompt's opening three quarters of a per cent, for an event that is rare but does happen.
@@ -130,11 +129,7 @@ def _stories(lm: HuggingFaceLM, about: Topic, rng: Rng, options: Options) -> lis
     chat = lm.tokenizer.apply_chat_template(
         [{"role": "user", "content": about.instruction}], add_generation_prompt=True, tokenize=False
     )
-    found = smc.run(
-        rng, TwistedLM(lm), None, prompts=[lm.encode(chat + about.opening)], num_particles=options.stories,
-        num_steps=options.length, ess_threshold=0.0,
-    )  # fmt: skip
-    tokens = found.particles.tokens[0]
+    tokens = draws.tokens(lm, chat + about.opening, options.stories, options.length, rng)
     counts = tokens.ne(lm.tokenizer.eos_token_id).sum(-1)
     texts = lm.decode(list(tokens))
     return [

@@ -9,8 +9,9 @@ from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.models.huggingface import load
 from twistlm.potentials import Jigsaw
-from twistlm.sampling import smc
+from twistlm.sampling.cases import Case
 from twistlm.sampling.resampling import systematic
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 
 PROMPTS = (
@@ -60,12 +61,10 @@ def samples(seed: int) -> list[str]:
     with bar("samples", len(PROMPTS)) as report:
         for number, prompt in enumerate(PROMPTS):
             rng, potential = Rng(seed).fork("samples", number), Jigsaw(beta=2.0).bind(lm)
-            found = smc.run(
-                rng, TwistedLM(lm), potential, prompts=[lm.encode(prompt)], num_particles=DRAWS, num_steps=LENGTH,
-                ess_threshold=0.0,
-            )  # fmt: skip
-            drawn = found.particles.tokens[0]
-            chosen = systematic(rng, found.particles.log_w.softmax(-1), False)[0]
+            plain = Sampler(TwistedLM(lm), potential, LENGTH, ess_threshold=0.0)
+            particles = plain.smc(rng, [Case(lm.encode(prompt))], DRAWS).particles
+            drawn = particles.tokens[0]
+            chosen = systematic(rng, particles.log_w.softmax(-1), False)[0]
             toxic = drawn[torch.unique(chosen)]
             texts += [prompt + text for text in lm.decode([*drawn, *toxic])]
             report(number + 1, prompt)

@@ -8,6 +8,10 @@ from torch import Tensor
 from twistlm.models.base import Prompts
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials.base import BasePotential
+from twistlm.sampling import cases as sampling
+from twistlm.sampling.particles import SMCResult
+from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import Enumeration, exact_twist
 from twistlm.training.losses import objective
@@ -39,6 +43,10 @@ class Case:
     eos: str
 
     @property
+    def at(self) -> sampling.Case:
+        return sampling.Case(self.prompt)
+
+    @property
     def base(self) -> TwistedLM:
         return TwistedLM(self.lm, None, self.eos)
 
@@ -60,6 +68,15 @@ class Case:
     @property
     def truth(self) -> Enumeration:
         return Enumeration.of(self.base, self.potential, self.prompt, self.num_steps)
+
+
+def cases(prompts: Prompts, conditions: Tensor | None = None) -> list[sampling.Case]:
+    given = [None] * len(prompts) if conditions is None else conditions
+    return [sampling.Case(*each) for each in zip(prompts, given, strict=True)]
+
+
+def samples_of(result: SMCResult, model: TwistedLM, prompts: Prompts, conditions: Tensor | None = None) -> Samples:
+    return Sampler(model, None, 1).samples_of(result, cases(prompts, conditions))
 
 
 def make_case(

@@ -8,7 +8,8 @@ from twistlm.core.logmath import ess
 from twistlm.core.rng import Rng
 from twistlm.models.huggingface import load as load_lm
 from twistlm.potentials.lexical import Regex
-from twistlm.sampling import smc
+from twistlm.sampling import sampler as twisted
+from twistlm.sampling.cases import Case
 from twistlm.sampling.proposals import base
 from twistlm.sampling.twisted import TwistedLM
 
@@ -22,16 +23,8 @@ def load(settings: Settings) -> Sampler:
 
     def sample(seed: int, num_particles: int, num_tokens: int) -> Outcome:
         try:
-            result = smc.run(
-                Rng(seed),
-                model,
-                potential,
-                prompts=[prompt],
-                num_particles=num_particles,
-                num_steps=num_tokens,
-                proposal=base,
-                ess_threshold=ESS_THRESHOLD,
-            )
+            sampler = twisted.Sampler(model, potential, num_tokens, proposal=base, ess_threshold=ESS_THRESHOLD)
+            result = sampler.smc(Rng(seed), [Case(prompt)], num_particles)
         except DeadParticlesError:
             return Outcome(float("-inf"), {"ess": 0.0})
         return Outcome(float(result.log_Z_hat), {"ess": float(ess(result.particles.log_w))})

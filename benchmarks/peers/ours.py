@@ -1,4 +1,4 @@
-"""twistlm: `smc.run` with the exact running product of f as its twist, so that the proposal is p₀ f, normalised."""
+"""twistlm: SMC with the exact running product of f as its twist, so that the proposal is p₀ f, normalised."""
 
 import torch
 from measure import Outcome, Sampler, Settings, measure
@@ -10,7 +10,8 @@ from twistlm.core.rng import Rng
 from twistlm.models.base import DecoderState, Prompts
 from twistlm.models.huggingface import load as load_lm
 from twistlm.potentials.function import Function
-from twistlm.sampling import smc
+from twistlm.sampling import sampler as twisted
+from twistlm.sampling.cases import Case
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.twists.base import Twist
 
@@ -71,15 +72,8 @@ def load(settings: Settings) -> Sampler:
     prompt = torch.tensor(target.prompt)
 
     def sample(seed: int, num_particles: int, num_tokens: int) -> Outcome:
-        result = smc.run(
-            Rng(seed),
-            model,
-            potential,
-            prompts=[prompt],
-            num_particles=num_particles,
-            num_steps=num_tokens,
-            ess_threshold=ESS_THRESHOLD,
-        )
+        sampler = twisted.Sampler(model, potential, num_tokens, ess_threshold=ESS_THRESHOLD)
+        result = sampler.smc(Rng(seed), [Case(prompt)], num_particles)
         return Outcome(float(result.log_Z_hat))
 
     return sample

@@ -23,17 +23,19 @@ from benchmarks.suite.machine import MB, release
 from benchmarks.suite.models import build, prompt_of, spread_twist
 from benchmarks.suite.options import Batch
 from twistlm.certificates.certify import certify
-from twistlm.certificates.subject import Subject
+from twistlm.certificates.evidence import Evidence
+from twistlm.certificates.spending import Spending
 from twistlm.core.estimates import Estimate
 from twistlm.core.rng import Rng
 from twistlm.models.base import Prompts
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.potentials.base import BasePotential
 from twistlm.runs.experiments import get_preset
-from twistlm.sampling import smc
-from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.cases import Case
+from twistlm.sampling.exact.collect import Budget, collect
 from twistlm.sampling.particles import SMCResult
 from twistlm.sampling.proposals import base
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.training.losses import objective
 from twistlm.training.sources import Setting
@@ -121,7 +123,7 @@ class Bench:
         """A trainer with a twist of its own."""
         made = self._new_twist(twist)
         model = TwistedLM(self.lm, probability(made) if objective(loss).probability else made, "ignore")
-        setting = Setting(model, Halves(self.lm.vocab_size), self.prompt, batch.steps)
+        setting = Setting(self._sampler(model, batch), Case(self.prompt))
         training = get_preset("toxicity", "small").config(loss).training
         return Trainer(Rng(0), setting, replace(training, num_particles=batch.particles), _no_criterion)
 
@@ -146,34 +148,28 @@ class Bench:
             raise RuntimeError(f"generate made {made.shape[1] - self.prompt.numel()} tokens, not {batch.steps}")
 
     def _base(self, batch: Batch) -> None:
-        smc.run(
-            Rng(0), TwistedLM(self.lm, None, "ignore"), Halves(self.lm.vocab_size), prompts=[self.prompt],
-            num_particles=batch.particles, num_steps=batch.steps, proposal=base, ess_threshold=0.0,
-        )  # fmt: skip
+        plain = self._sampler(TwistedLM(self.lm, None, "ignore"), batch, 0.0)
+        replace(plain, proposal=base).smc(Rng(0), [Case(self.prompt)], batch.particles)
 
     def _smc(self, model: TwistedLM, batch: Batch, threshold: float) -> float:
-        result = smc.run(
-            Rng(0), model, Halves(self.lm.vocab_size), prompts=[self.prompt],
-            num_particles=batch.particles, num_steps=batch.steps, ess_threshold=threshold,
-        )  # fmt: skip
-        return _ess_fraction(result)
+        sampler = self._sampler(model, batch, threshold)
+        return _ess_fraction(sampler.smc(Rng(0), [Case(self.prompt)], batch.particles))
+
+    def _sampler(self, model: TwistedLM, batch: Batch, threshold: float = 0.5) -> Sampler:
+        return Sampler(model, Halves(self.lm.vocab_size), batch.steps, ess_threshold=threshold)
 
     def _certificate(self, batch: Batch) -> Task:
         model = TwistedLM(self.lm, self._twist("mlp"), "ignore")
 
         def made(batch: Batch, runs: int) -> Callable[[], float]:
-            subject = Subject(model, Halves(self.lm.vocab_size), self.prompt, batch.steps)
-            found = collect(
-                Rng(0), model, subject.potential, prompt=self.prompt, num_steps=batch.steps, target="benchmark",
-                num_samples=runs, max_draws=100 * runs, chunk=4 * runs,
-            )  # fmt: skip
-            exact = found.exact.take(runs)
+            sampler, case = self._sampler(model, batch), Case(self.prompt)
+            drawn = collect(Rng(0), sampler, case, Budget(100 * runs, runs, 4 * runs), target="benchmark")
+            exact = drawn.exact.take(runs)
             n = batch.particles
+            spending = Spending((n,), num_samples=runs * n, budget=runs * n)
 
             def run() -> float:
-                certificate = certify(
-                    Rng(0), subject, exact, num_particles=(n,), num_samples=runs * n, budget=runs * n
-                )  # fmt: skip
+                certificate = certify(Rng(0), sampler, case, Evidence(exact), spending)
                 for each in certificate.bounds:
                     if each.upper is None or (each.lower.n, each.upper.n) != (runs, runs):
                         raise RuntimeError(f"{each.method}: not {runs} runs of both bounds, but {each}")
@@ -196,5 +192,5 @@ def _update(trainer: Trainer) -> float | None:
     return None if math.isnan(ess) else ess / trainer.config.num_particles
 
 
-def _no_criterion(rng: Rng, model: TwistedLM) -> Estimate:
+def _no_criterion(rng: Rng, sampler: Sampler) -> Estimate:
     raise RuntimeError("single updates are timed, without looks at a criterion")

@@ -15,13 +15,16 @@ import torch
 import tyro
 
 from twistlm.certificates.certify import certify
-from twistlm.certificates.subject import Subject
+from twistlm.certificates.evidence import Evidence
+from twistlm.certificates.spending import Spending
 from twistlm.core.rng import Rng
 from twistlm.core.storage import save_json
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function
 from twistlm.runs.experiments.methods import METHODS
-from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.cases import Case
+from twistlm.sampling.exact.collect import Budget, collect
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import Enumeration
 from twistlm.training.config import TrainingConfig
@@ -64,21 +67,17 @@ def run(method: str, seed: int, updates: int) -> dict[str, Any]:
     plain = TwistedLM(lm, None, "ignore")
     twist = TabularHead.twist(torch.zeros_like(lm.table))
     model = TwistedLM(lm, probability(twist) if objective(method).probability else twist, "ignore")
-    setting = Setting(model, potential, PROMPT, STEPS)
+    sampler, case = Sampler(model, potential, STEPS), Case(PROMPT)
     sources: dict[str, Any] = {**training_sources(method, SOURCES.get(method, "proposal"))}
     config = TrainingConfig(
         loss=method, num_particles=100, num_updates=updates, learning_rate=0.03, weight_decay=0.0, betas=(0.9, 0.999),
         patience=None, shrinkages=(), **sources,
     )  # fmt: skip
-    Trainer(Rng(seed, (method,)), setting, config, negative_lower_bound(setting)).train()
-    exact = collect(
-        Rng(seed, ("exact",)), plain, potential, prompt=PROMPT, num_steps=STEPS, target="tabular", num_samples=2000,
-        max_draws=100_000, chunk=4000,
-    ).exact  # fmt: skip
+    Trainer(Rng(seed, (method,)), Setting(sampler, case), config, negative_lower_bound(case)).train()
+    exact = collect(Rng(seed, ("exact",)), sampler, case, Budget(100_000, 2000, 4000), target="tabular").exact
     found = certify(
-        Rng(seed, ("certificate",)), Subject(model, potential, PROMPT, STEPS), exact, num_particles=(16, 64),
-        num_samples=2000, budget=4000,
-    )  # fmt: skip
+        Rng(seed, ("certificate",)), sampler, case, Evidence(exact), Spending((16, 64), num_samples=2000, budget=4000)
+    )
     truth = Enumeration.of(plain, potential, PROMPT, STEPS)
     assert found.divergences.kl_target_q is not None
     return {

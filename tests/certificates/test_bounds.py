@@ -11,10 +11,10 @@ from twistlm.certificates.log_Z import Source, Witness, decide
 from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.estimates import Estimate, difference, log_of_mean, mean
 from twistlm.core.rng import Rng
-from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.exact.collect import Budget, collect
 from twistlm.sampling.exact.collection import ExactSamples
 from twistlm.sampling.proposals import base, twist_induced
-from twistlm.sampling.sampler import exact_log_ratios, proposal_samples
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean
 from twistlm.twists.tabular import TabularHead
@@ -22,9 +22,12 @@ from twistlm.twists.tabular import TabularHead
 
 def exact_of(case: Case, count: int, seed: int = 0) -> ExactSamples:
     collection = collect(
-        Rng(seed), case.base, case.potential, prompt=case.prompt, num_steps=case.num_steps, target="t",
-        num_samples=count, max_draws=1_000_000, chunk=2000,
-    )  # fmt: skip
+        Rng(seed),
+        Sampler(case.base, case.potential, case.num_steps),
+        case.at,
+        Budget(1_000_000, count, chunk=2000),
+        target="t",
+    )
     return collection.exact.take(count)
 
 
@@ -32,9 +35,14 @@ def exact_of(case: Case, count: int, seed: int = 0) -> ExactSamples:
 @pytest.mark.parametrize("num_particles", [1, 2, 8])
 def test_bounds_hold_in_expectation(case: Case, method: str, num_particles: int) -> None:
     bounds = log_Z_bounds(
-        Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=num_particles,
-        num_runs=2000, method=method, exact=exact_of(case, 2000), max_batch=20_000,
-    )  # fmt: skip
+        Rng(0),
+        Sampler(case.twisted, case.potential, 3),
+        [case.at] * 2000,
+        num_particles,
+        method=method,
+        exact=exact_of(case, 2000),
+        batch=20_000,
+    )
     log_z = float(case.truth.log_Z)
     assert bounds.lower.value < log_z + 2 * bounds.lower.half_width
     assert bounds.upper is not None
@@ -53,15 +61,12 @@ def test_sandwich_tightens_with_particles(case: Case, method: str) -> None:
     gaps = [
         log_Z_bounds(
             Rng(0),
-            case.twisted,
-            case.potential,
-            prompt=case.prompt,
-            num_steps=3,
-            num_particles=n,
-            num_runs=1000,
+            Sampler(case.twisted, case.potential, 3),
+            [case.at] * 1000,
+            n,
             method=method,
             exact=exact,
-            max_batch=20_000,
+            batch=20_000,
         ).gap
         for n in (1, 4, 16)
     ]
@@ -69,10 +74,7 @@ def test_sandwich_tightens_with_particles(case: Case, method: str) -> None:
 
 
 def test_exact_twist_closes_the_sandwich(case: Case) -> None:
-    bounds = log_Z_bounds(
-        Rng(0), case.optimal, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=5,
-        exact=exact_of(case, 5),
-    )  # fmt: skip
+    bounds = log_Z_bounds(Rng(0), Sampler(case.optimal, case.potential, 3), [case.at] * 5, 2, exact=exact_of(case, 5))
     assert bounds.gap == pytest.approx(0.0, abs=1e-12)
     assert bounds.lower.value == pytest.approx(float(case.truth.log_Z), abs=1e-12)
 
@@ -97,16 +99,13 @@ def test_kl_intervals_cover_the_truth_at_the_stated_rate(proposal: object) -> No
     z = float(truth.log_Z)
     reference = Estimate(z, z, z, 1)
     exact = exact_of(case, REPEATS * 60)
-    ratios = exact_log_ratios(case.twisted, exact, proposal)
+    ratios = Sampler(case.twisted, None, 3, proposal).log_ratios(exact.samples)
     kl_q = truth.kl_q_target(case.twisted, proposal)
     kl_s = truth.kl_target_q(case.twisted, proposal)
     kl_p = truth.kl_q_prior(case.twisted, proposal)
     hits = torch.zeros(3, dtype=torch.long)
     for repeat in range(REPEATS):
-        drawn = proposal_samples(
-            Rng(repeat), case.twisted, case.potential, prompts=[case.prompt], num_samples=60, num_steps=3,
-            proposal=proposal,
-        )  # fmt: skip
+        drawn = Sampler(case.twisted, case.potential, 3, proposal=proposal).draw(Rng(repeat), [case.at], 60)
         found = divergences(drawn, ratios[60 * repeat : 60 * repeat + 60], reference)
         intervals = [found.kl_q_target, found.kl_target_q, found.kl_q_prior]
         for k, (interval, kl) in enumerate(zip(intervals, [kl_q, kl_s, kl_p], strict=True)):
@@ -143,16 +142,11 @@ def test_kl_with_an_estimated_sandwich_covers_at_least_at_the_stated_rate() -> N
     hits = torch.zeros(2, dtype=torch.long)
     for repeat in range(200):
         mine = exact.take(40, 40 * repeat)
-        bounds = log_Z_bounds(
-            Rng(repeat), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=16, num_runs=20,
-            exact=mine,
-        )  # fmt: skip
-        drawn = proposal_samples(
-            Rng(repeat), case.twisted, case.potential, prompts=[case.prompt], num_samples=60, num_steps=3
-        )
+        bounds = log_Z_bounds(Rng(repeat), Sampler(case.twisted, case.potential, 3), [case.at] * 20, 16, exact=mine)
+        drawn = Sampler(case.twisted, case.potential, 3).draw(Rng(repeat), [case.at], 60)
         assert bounds.lowers is not None
         log_Z = decide([Witness(Source.SMC, bounds.lowers, bounds.uppers)]).log_Z
-        found = divergences(drawn, exact_log_ratios(case.twisted, mine), log_Z)
+        found = divergences(drawn, Sampler(case.twisted, None, 3).log_ratios(mine.samples), log_Z)
         hits[0] += found.kl_q_target.low <= truth.kl_q_target(case.twisted) <= found.kl_q_target.high
         hits[1] += found.kl_target_q.low <= truth.kl_target_q(case.twisted) <= found.kl_target_q.high
     # Its limits hold whatever the weights may be, so coverage may only be higher.
@@ -179,26 +173,16 @@ def test_intervals_of_estimates() -> None:
 
 
 def test_upper_bounds_need_exact_samples(case: Case) -> None:
-    lower = log_Z_bounds(
-        Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=4
-    )
+    lower = log_Z_bounds(Rng(0), Sampler(case.twisted, case.potential, 3), [case.at] * 4, 2)
     assert lower.upper is None
     assert lower.gap is None
     with pytest.raises(ExactSamplesError, match="need as many exact samples, and there are 3"):
-        log_Z_bounds(
-            Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=4,
-            exact=exact_of(case, 3),
-        )  # fmt: skip
+        log_Z_bounds(Rng(0), Sampler(case.twisted, case.potential, 3), [case.at] * 4, 2, exact=exact_of(case, 3))
     with pytest.raises(ConfigError, match="iwae, smc"):
-        log_Z_bounds(
-            Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, num_particles=2, num_runs=4,
-            method="ais",
-        )  # fmt: skip
+        log_Z_bounds(Rng(0), Sampler(case.twisted, case.potential, 3), [case.at] * 4, 2, method="ais")
 
 
 def test_log_z_hat_is_unbiased_in_the_helper_too(case: Case) -> None:
-    drawn = proposal_samples(
-        Rng(1), case.twisted, case.potential, prompts=[case.prompt], num_samples=3000, num_steps=3, max_batch=700
-    )
+    drawn = Sampler(case.twisted, case.potential, 3).draw(Rng(1), [case.at], 3000, batch=700)
     ratios = (drawn.log_p - drawn.log_q).sum(-1) + drawn.log_phi
     assert_mean(ratios.exp(), float(case.truth.log_Z.exp()))

@@ -16,14 +16,16 @@ from tests.certificates.test_bounds import exact_of
 from twistlm import Target
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import certify
+from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.log_Z import Source, Witness, decide, of_draws, of_weights
-from twistlm.certificates.subject import Subject
+from twistlm.certificates.spending import Spending
 from twistlm.certificates.verdict import verdict
 from twistlm.core.estimates import Estimate
 from twistlm.core.rng import Rng
 from twistlm.potentials import Regex
 from twistlm.sampling.proposals import base
 from twistlm.sampling.ranges import Ranges
+from twistlm.sampling.sampler import Sampler
 
 EPS = math.log(1e-16)
 
@@ -73,10 +75,10 @@ def test_forty_seeds_of_a_rare_two_valued_potential() -> None:
 def test_weights_limit_it_from_both_sides_without_any_bound(case: Case) -> None:
     """E[w] = Z and, of exact samples, E[1/w] = 1/Z: over 300 repeats, whatever the proposal is."""
     truth, held = float(case.truth.log_Z), 0
-    subject = Subject(case.twisted, case.potential, case.prompt, case.num_steps)
+    subject = Sampler(case.twisted, case.potential, case.num_steps)
     exact = exact_of(case, 300 * 20)
-    ratios = subject.exact_ratios(exact)
-    drawn = subject.draw(Rng(3), 300 * 40)
+    ratios = subject.log_ratios(exact.samples)
+    drawn = subject.draw(Rng(3), [case.at], 300 * 40)
     weights = (drawn.log_p - drawn.log_q).sum(-1) + drawn.log_phi
     for k in range(300):
         witness = of_weights(weights[40 * k : 40 * k + 40], ratios[20 * k : 20 * k + 20], None)
@@ -104,9 +106,13 @@ def test_sources_that_exclude_each_other_are_an_alarm() -> None:
 
 
 def alarmed(case: Case, log_phi: Tensor) -> Certificate:
-    subject = Subject(case.twisted, case.potential, case.prompt, case.num_steps)
+    subject = Sampler(case.twisted, case.potential, case.num_steps)
     return certify(
-        Rng(0), subject, exact_of(case, 60), num_particles=(4,), num_samples=400, witnesses=[of_draws(log_phi, 0.0)]
+        Rng(0),
+        subject,
+        case.at,
+        Evidence(exact_of(case, 60), (of_draws(log_phi, 0.0),)),
+        Spending(num_particles=(4,), num_samples=400),
     )
 
 
@@ -121,14 +127,16 @@ def test_a_certificate_of_another_targets_draws_is_withheld(case: Case) -> None:
     (line,) = verdict(found)
     assert line.startswith("Nothing is certified")
     assert Certificate.from_dict(found.as_dict()).alarm == found.alarm
-    honest = Subject(case.base, case.potential, case.prompt, case.num_steps).draw(Rng(4), 4000).log_phi
+    honest = Sampler(case.base, case.potential, case.num_steps).draw(Rng(4), [case.at], 4000).log_phi
     assert not alarmed(case, honest).alarm
 
 
 def test_no_kl_is_negative_nor_a_probability_above_one(case: Case) -> None:
-    subject = Subject(case.optimal, case.potential, case.prompt, case.num_steps)
+    subject = Sampler(case.optimal, case.potential, case.num_steps)
     for seed in range(10):
-        found = certify(Rng(seed), subject, exact_of(case, 3, seed), num_particles=(4,), num_samples=32).divergences
+        found = certify(
+            Rng(seed), subject, case.at, Evidence(exact_of(case, 3, seed)), Spending(num_particles=(4,), num_samples=32)
+        ).divergences
         for kl in (found.kl_q_target, found.kl_target_q, found.kl_q_prior):
             assert kl is not None
             assert kl.value >= 0
@@ -139,8 +147,10 @@ def test_no_kl_is_negative_nor_a_probability_above_one(case: Case) -> None:
 
 def test_two_exact_samples_say_nothing_from_above(case: Case) -> None:
     """They said KL(σ‖q) = 2.65 [−20.0, 25.3]."""
-    subject = Subject(case.twisted, case.potential, case.prompt, case.num_steps)
-    few = certify(Rng(0), subject, exact_of(case, 2), num_particles=(4,), num_samples=64).divergences.kl_target_q
+    subject = Sampler(case.twisted, case.potential, case.num_steps)
+    few = certify(
+        Rng(0), subject, case.at, Evidence(exact_of(case, 2)), Spending(num_particles=(4,), num_samples=64)
+    ).divergences.kl_target_q
     assert few is not None
     assert few.high == math.inf
     assert few.low >= 0 or str(few) == "not known"
@@ -155,8 +165,8 @@ def test_an_infinite_upper_bound_gives_way_to_the_bound_of_phi(case: Case) -> No
 
 
 def test_what_is_known_by_definition_is_said_so(case: Case) -> None:
-    subject = Subject(case.twisted, case.potential, case.prompt, case.num_steps, proposal=base)
-    found = certify(Rng(0), subject, None, num_particles=(4,), num_samples=64).divergences
+    subject = Sampler(case.twisted, case.potential, case.num_steps, proposal=base)
+    found = certify(Rng(0), subject, case.at, Evidence(), Spending(num_particles=(4,), num_samples=64)).divergences
     assert str(found.kl_q_prior) == "0.000 (exact)"
     assert str(Estimate(-0.0001, -0.2, 0.1, 9)) == "0.000 [-0.200, 0.100]"
     assert str(replace(found.kl_q_prior, low=-math.inf, high=math.inf)) == "not known"

@@ -7,17 +7,16 @@ import pytest
 import torch
 
 from tests.architectures import VOCAB, tiny_lm
-from tests.cases import make_case
+from tests.cases import cases, make_case, samples_of
 from twistlm import Run, Target, train
 from twistlm.certificates.bounds import log_Z_bounds
 from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.rng import Rng
 from twistlm.potentials import Classes, Classifier, Function, Infilling, evaluate
 from twistlm.runs.config import EvaluationConfig, RunConfig
-from twistlm.sampling import smc
-from twistlm.sampling.exact.collect import collect, joint_samples
+from twistlm.sampling.exact.collect import Budget, base_draws, collect
 from twistlm.sampling.proposals import twist_induced
-from twistlm.sampling.sampler import proposal_samples
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean
 from twistlm.training.config import TrainingConfig
@@ -65,7 +64,7 @@ def test_the_probability_of_what_follows_is_the_models_own(tabular) -> None:
 
 def test_joint_draws_hold_exact_samples_with_their_log_phi(tabular) -> None:
     case, model, potential, truth = tabular
-    drawn = joint_samples(Rng(0), model, potential, case.prompt, 3, 20_000)
+    drawn = base_draws(Rng(0), Sampler(model, potential, 3), case.at, 20_000)
     torch.testing.assert_close(
         drawn.log_phi, evaluate(potential, drawn.prompts, drawn.tokens, drawn.conditions), rtol=0, atol=1e-9
     )
@@ -83,24 +82,19 @@ def test_every_run_is_unbiased_for_its_own_target(tabular, method: str) -> None:
     twisted = TwistedLM(case.lm, TabularHead.twist(torch.randn(case.lm.table.shape, dtype=torch.float64)), "ignore")
     log_z = [torch.logsumexp(truth.log_p[(truth.tokens[:, 3:] == c).all(-1)], 0) for c in conditions]
     repeats = 1500
-    result = smc.run(
-        Rng(3), twisted, potential, prompts=[case.prompt] * (3 * repeats), num_particles=3, num_steps=3,
-        ess_threshold=1.0 if method == "smc" else 0.0, conditions=conditions.repeat(repeats, 1),
-    )  # fmt: skip
+    result = Sampler(twisted, potential, 3, ess_threshold=1.0 if method == "smc" else 0.0).smc(
+        Rng(3), cases([case.prompt] * (3 * repeats), conditions.repeat(repeats, 1)), 3
+    )
     for k in range(3):
         assert_mean(result.log_Z_hat.view(repeats, 3)[:, k].exp(), float(log_z[k].exp()))
 
 
 def test_bounds_hold_on_average_over_conditions(tabular) -> None:
     case, model, potential, truth = tabular
-    found = collect(
-        Rng(1), model, potential, prompt=case.prompt, num_steps=3, target="t", max_draws=3000, chunk=3000
-    )  # fmt: skip
+    found = collect(Rng(1), Sampler(model, potential, 3), case.at, Budget(3000, chunk=3000), target="t")
     exact = found.exact
     assert len(exact) == 3000
-    sandwich = log_Z_bounds(
-        Rng(2), model, potential, prompt=case.prompt, num_steps=3, num_particles=4, num_runs=3000, exact=exact
-    )
+    sandwich = log_Z_bounds(Rng(2), Sampler(model, potential, 3), exact.cases, 4, exact=exact)
     each = torch.stack(
         [torch.logsumexp(truth.log_p[(truth.tokens[:, 3:] == c).all(-1)], 0) for c in exact.samples.conditions]
     )
@@ -112,8 +106,10 @@ def test_bounds_hold_on_average_over_conditions(tabular) -> None:
 def test_weights_are_normalised_among_the_sequences_of_one_target() -> None:
     goal = target(2, 1)
     model = goal.twisted(goal.build_twist(Rng(0), "conditional", {}))
-    joint = joint_samples(Rng(1), model, goal.bound_potential, goal.prompt_tokens, 2, 5)
-    setting = Setting(model, goal.bound_potential, goal.prompt_tokens, 2, joint=joint, num_siblings=3)
+    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], 5)
+    setting = Setting(
+        Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], joint=joint, num_siblings=3
+    )
     batch = from_proposal(Rng(2), setting, 20)
     assert batch.num_targets == 5
     assert torch.equal(batch.samples.conditions, joint.conditions.repeat_interleave(4, 0))
@@ -143,11 +139,8 @@ def test_sampling_and_scoring_agree_through_resampling(options: dict[str, Any]) 
     model = goal.twisted(twist)
     conditions = torch.tensor([[3, 4], [9, 250], [3, 4]])
     prompts = [goal.prompt_tokens] * 3
-    result = smc.run(
-        Rng(1), model, goal.bound_potential, prompts=prompts, num_particles=8, num_steps=4, ess_threshold=1.0,
-        conditions=conditions,
-    )  # fmt: skip
-    samples = smc.to_samples(result, prompts, model, conditions)
+    result = Sampler(model, goal.bound_potential, 4, ess_threshold=1.0).smc(Rng(1), cases(prompts, conditions), 8)
+    samples = samples_of(result, model, prompts, conditions)
     found = model.densities(samples, twist_induced)
     torch.testing.assert_close(found.log_q, samples.log_q, rtol=0, atol=2e-4)
     torch.testing.assert_close(found.log_p, samples.log_p, rtol=0, atol=2e-4)
@@ -172,7 +165,7 @@ def exact_divergences(run: Run) -> tuple[float, float]:
     log_q = torch.stack([
         run.model.densities(
             replace(
-                proposal_samples(Rng(0), run.base, None, prompts=[prompt], num_samples=VOCAB, num_steps=1),
+                Sampler(run.base, None, 1).draw(Rng(0), cases([prompt]), VOCAB),
                 tokens=every, conditions=torch.full((VOCAB, 1), c), features=None,
             ), twist_induced,
         ).log_q[:, 0] for c in range(VOCAB)
@@ -221,7 +214,7 @@ def test_another_run_may_propose() -> None:
     assert found.divergences.g == own.divergences.g
     assert found.divergences.f != weighs.evaluate((4,), num_samples=200, budget=400).divergences.f
     other = train(Target("stories", Infilling(2), "Once", 2, eos="ignore"), config=config, num_updates=1)
-    with pytest.raises(ConfigError, match="proposal_run is on 'stories' and this run on 'llama'"):
+    with pytest.raises(ConfigError, match="proposal_run is on 'stories' and this target on 'llama'"):
         weighs.sample(2, condition="8 9", proposal_run=other)
 
 
@@ -256,8 +249,8 @@ def test_what_cannot_be_is_refused() -> None:
 def test_a_mixture_shares_the_sequences_and_keeps_targets_apart() -> None:
     goal = target(2, 1)
     model = goal.twisted(goal.build_twist(Rng(0), "conditional", {}))
-    joint = joint_samples(Rng(1), model, goal.bound_potential, goal.prompt_tokens, 2, 4)
-    setting = Setting(model, goal.bound_potential, goal.prompt_tokens, 2, joint=joint)
+    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], 4)
+    setting = Setting(Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], joint=joint)
     batch = get_source("proposal+exact")(Rng(2), setting, 24)
     # Three draws of each target, then its exact sample.
     assert len(batch.samples) == 16
@@ -278,10 +271,12 @@ def test_a_mixture_shares_the_sequences_and_keeps_targets_apart() -> None:
 def test_completions_label_every_prefix_by_an_end_of_its_own() -> None:
     goal = target(2, 1)
     model = goal.twisted()
-    joint = joint_samples(Rng(1), model, goal.bound_potential, goal.prompt_tokens, 2, 6)
+    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], 6)
     # Many ends of the same few prefixes.
     index = torch.arange(6).repeat_interleave(400)
-    setting = Setting(model, goal.bound_potential, goal.prompt_tokens, 2, joint=joint.select(index))
+    setting = Setting(
+        Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], joint=joint.select(index)
+    )
     batch = get_source("completions")(Rng(2), setting, 1)
     assert batch.samples.log_phi.shape == (2400, 2)
     torch.testing.assert_close(batch.samples.log_phi[:, 1], joint.log_phi[index])
@@ -310,7 +305,9 @@ def test_fudge_learns_an_infilling_from_completions() -> None:
 def test_one_twist_for_every_class(tmp_path) -> None:
     labels = ("negative", "neutral", "positive")
     target = Target("stories", Classes("sentiment", labels), "I saw the new film today. It was", 4, eos="ignore")
-    joint = joint_samples(Rng(0), target.twisted(), target.bound_potential, target.prompt_tokens, 4, 1500)
+    joint = base_draws(
+        Rng(0), Sampler(target.twisted(), target.bound_potential, 4), cases([target.prompt_tokens])[0], 1500
+    )
     texts = ["I saw the new film today. It was" + text for text in target.texts(joint)]
     for number, label in enumerate(labels):
         p = Classifier("sentiment", label).log_score(texts).exp()

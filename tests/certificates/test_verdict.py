@@ -11,12 +11,14 @@ from twistlm.certificates.bounds import Bounds, width
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import certify
 from twistlm.certificates.divergences import Divergences
+from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.log_Z import Source, of_draws
-from twistlm.certificates.subject import Subject
+from twistlm.certificates.spending import Spending
 from twistlm.certificates.verdict import CLOSED, closing, findings, misses_mode, verdict
 from twistlm.core.estimates import Estimate
 from twistlm.core.rng import Rng
 from twistlm.sampling.diagnostics import Finding
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.twists.tabular import TabularHead
 
@@ -101,12 +103,22 @@ def test_an_open_sandwich_says_what_would_close_it() -> None:
 
 def test_the_particles_that_are_asked_for_close_it(case: Case) -> None:
     # The rule of 1/N, against SMC itself: with so many particles the gap is within its half of the allowance.
-    subject, exact = Subject(case.twisted, case.potential, case.prompt, 3), exact_of(case, 600)
-    few = certify(Rng(0), subject, exact, num_particles=(4,), num_samples=600, budget=2400, methods=("smc",))
+    subject, exact = Sampler(case.twisted, case.potential, 3), exact_of(case, 600)
+    few = certify(
+        Rng(0),
+        subject,
+        case.at,
+        Evidence(exact),
+        Spending(num_particles=(4,), num_samples=600, budget=2400, methods=("smc",)),
+    )
     line = closing(few.bounds[0])
     asked = int(line.split("about ")[1].split(" particles")[0].replace(",", ""))
     more = certify(
-        Rng(1), subject, exact, num_particles=(asked,), num_samples=600, budget=600 * asked, methods=("smc",)
+        Rng(1),
+        subject,
+        case.at,
+        Evidence(exact),
+        Spending(num_particles=(asked,), num_samples=600, budget=600 * asked, methods=("smc",)),
     )
     assert more.bounds[0].gap is not None
     assert more.bounds[0].gap < CLOSED / 2 < few.bounds[0].gap
@@ -176,11 +188,15 @@ def test_one_voice(
 
 
 def certified(model: TwistedLM, case: Case) -> Certificate:
-    subject = Subject(model, case.potential, case.prompt, case.num_steps)
-    base = Subject(case.base, case.potential, case.prompt, case.num_steps)
-    witness = of_draws(base.draw(Rng(2), 20_000).log_phi, 0.0)
+    subject = Sampler(model, case.potential, case.num_steps)
+    base = Sampler(case.base, case.potential, case.num_steps)
+    witness = of_draws(base.draw(Rng(2), [case.at], 20_000).log_phi, 0.0)
     return certify(
-        Rng(1), subject, exact_of(case, 300), num_particles=(4,), num_samples=600, budget=400, witnesses=[witness]
+        Rng(1),
+        subject,
+        case.at,
+        Evidence(exact_of(case, 300), (witness,)),
+        Spending(num_particles=(4,), num_samples=600, budget=400),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cases import make_case
+from tests.cases import cases, make_case
 from twistlm import Target, TrainingConfig
 from twistlm.certificates.rare_events import Search, probability
 from twistlm.cli import COMMANDS, main
@@ -16,8 +16,8 @@ from twistlm.core.sizes import check_sizes
 from twistlm.potentials import Classifier, Function, Regex, Threshold
 from twistlm.potentials.base import MOST_BETA
 from twistlm.runs.experiments import get_preset
-from twistlm.sampling import smc
 from twistlm.sampling.proposals import get_proposal
+from twistlm.sampling.sampler import Sampler
 
 PROMPT = "Once upon a time"
 
@@ -128,7 +128,7 @@ def test_what_no_memory_holds_is_refused(count: int) -> None:
         Search(num_samples=count)
     case = make_case()
     with pytest.raises(ConfigError, match="num_particles"):
-        smc.run(Rng(0), case.twisted, case.potential, prompts=[case.prompt], num_particles=count, num_steps=3)
+        Sampler(case.twisted, case.potential, 3).smc(Rng(0), [case.at], count)
     target = Target("stories", Regex("a"), PROMPT, 2)
     with pytest.raises(ConfigError, match="max_draws"):
         target.collect(Rng(0), num_samples=None, max_draws=count)
@@ -174,10 +174,7 @@ def test_a_twist_that_is_not_a_number_is_an_error() -> None:
     for parameter in twist.module.parameters():
         torch.nn.init.constant_(parameter, math.nan)
     with pytest.raises(ModelError, match=r"weights are not numbers \(NaN\)"):
-        smc.run(
-            Rng(0), target.twisted(twist), target.bound_potential, prompts=[target.prompt_tokens], num_particles=2,
-            num_steps=2,
-        )  # fmt: skip
+        Sampler(target.twisted(twist), target.bound_potential, 2).smc(Rng(0), cases([target.prompt_tokens]), 2)
 
 
 # --- Labels, thresholds and functions -------------------------------------------------------------------------

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.cases import cases
 from twistlm.core.errors import ModelError
 from twistlm.core.rng import Rng
 from twistlm.models import bundled
 from twistlm.models.huggingface import load
 from twistlm.potentials import Classifier
-from twistlm.sampling import smc
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 
 NAMES = sorted(json.loads(bundled.HASHES.read_text()))
@@ -93,10 +94,9 @@ def test_sentiment_and_stars_agree_on_what_is_good() -> None:
 
 def test_stories_are_made_of_words_that_belong_together() -> None:
     lm = load("stories")
-    found = smc.run(
-        Rng(0), TwistedLM(lm), None, prompts=[lm.encode("Once upon a time, there was a")], num_particles=64,
-        num_steps=40, ess_threshold=0.0,
-    )  # fmt: skip
+    found = Sampler(TwistedLM(lm), None, 40, ess_threshold=0.0).smc(
+        Rng(0), cases([lm.encode("Once upon a time, there was a")]), 64
+    )
     assert found.particles.log_p.mean() > -3.0, "its own samples should not surprise it"
     texts = lm.decode(list(found.particles.tokens[0]))
     assert sum(" the " in text and " was " in text + " " for text in texts) > 16
@@ -106,10 +106,9 @@ def test_stories_are_made_of_words_that_belong_together() -> None:
 def test_base_rates_are_as_the_card_says() -> None:
     recorded = json.loads((FIGURES / "base_rates.json").read_text())["story"]
     lm = load("stories")
-    found = smc.run(
-        Rng(2), TwistedLM(lm), None, prompts=[lm.encode(recorded["prompt"])], num_particles=2000,
-        num_steps=recorded["tokens"], ess_threshold=0.0,
-    )  # fmt: skip
+    found = Sampler(TwistedLM(lm), None, recorded["tokens"], ess_threshold=0.0).smc(
+        Rng(2), cases([lm.encode(recorded["prompt"])]), 2000
+    )
     texts = [recorded["prompt"] + text for text in lm.decode(list(found.particles.tokens[0]))]
     p = Classifier("toxicity", "toxic").log_score(texts).exp()
     error = float(p.std() / len(p) ** 0.5)

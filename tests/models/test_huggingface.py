@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.architectures import CONFIGS, Words, tiny_lm, tiny_model
-from tests.cases import TablePotential
+from tests.cases import TablePotential, cases, samples_of
 from twistlm.core.errors import ModelError
 from twistlm.core.rng import Rng
 from twistlm.models.huggingface import HuggingFaceLM, load
-from twistlm.sampling import smc
 from twistlm.sampling.proposals import base
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean
 
@@ -155,14 +155,14 @@ def test_absorbing_eos_ends_a_sequence_and_its_weight_moves_only_through_phi() -
     lm.eos_token_id = int(torch.softmax(full_logits("gpt2", PROMPTS[0]), -1).argmax())
     model = TwistedLM(lm, None, "absorb")
     potential = TablePotential(torch.tensor([-1.0, -2.0, -0.5]), 3)
-    result = smc.run(Rng(0), model, potential, prompts=[PROMPTS[0]], num_particles=50, num_steps=8)
+    result = Sampler(model, potential, 8).smc(Rng(0), cases([PROMPTS[0]]), 50)
     tokens, ended = result.particles.tokens[0], result.particles.finished[0]
     assert int(ended.sum()) > 0
     for row in tokens[ended]:
         first = int((row == lm.eos_token_id).nonzero()[0, 0])
         assert (row[first:] == lm.eos_token_id).all()
     torch.testing.assert_close(result.particles.log_w, result.log_phi)
-    samples = smc.to_samples(result, [PROMPTS[0]], model)
+    samples = samples_of(result, model, [PROMPTS[0]])
     assert (samples.log_p[~samples.mask] == 0).all()
     again = model.densities(samples, base)
     torch.testing.assert_close(again.log_p, samples.log_p, rtol=1e-4, atol=1e-4)
@@ -173,9 +173,7 @@ def test_sampling_follows_the_models_own_distribution() -> None:
     lm = tiny_lm("llama")
     log_p = torch.log_softmax(full_logits("llama", PROMPTS[0]).double(), -1)
     potential = TablePotential(torch.zeros(1), 3)
-    result = smc.run(
-        Rng(0), TwistedLM(lm, None, "ignore"), potential, prompts=[PROMPTS[0]], num_particles=4000, num_steps=1
-    )
+    result = Sampler(TwistedLM(lm, None, "ignore"), potential, 1).smc(Rng(0), cases([PROMPTS[0]]), 4000)
     assert_mean(result.particles.log_p[0, :, 0], float((log_p.exp() * log_p).sum()))
 
 

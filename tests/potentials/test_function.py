@@ -3,12 +3,14 @@ import math
 import pytest
 import torch
 
+from tests.cases import cases
 from twistlm.core.errors import ConfigError, PotentialError
 from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Threshold, evaluate
-from twistlm.sampling import smc
 from twistlm.sampling.exact import collect as exact
+from twistlm.sampling.exact.collect import Budget
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 
 
@@ -82,7 +84,7 @@ def test_a_function_that_changes_its_arguments_changes_nothing_of_the_samplers()
     for potential in (spoils, spoils * spoils, spoils**2.0, Threshold(spoils, 0.1)):
         evaluate(potential, [prompt] * 2, torch.tensor([[1, 2], [0, 1]]))
     mine, truth = (
-        exact.collect(Rng(0), kind, each, prompt=prompt, num_steps=3, target="t", max_draws=512)
+        exact.collect(Rng(0), Sampler(kind, each, 3), cases([prompt])[0], Budget(512), target="t")
         for each in (spoils, read)
     )
     assert prompt.tolist() == [1]
@@ -90,9 +92,7 @@ def test_a_function_that_changes_its_arguments_changes_nothing_of_the_samplers()
     for name in ("tokens", "log_p", "log_phi"):
         assert getattr(mine.draws, name).equal(getattr(truth.draws, name))
     assert mine.accepted.equal(truth.accepted)
-    one, other = (
-        smc.run(Rng(1), kind, each, prompts=[prompt], num_particles=64, num_steps=3) for each in (spoils, read)
-    )
+    one, other = (Sampler(kind, each, 3).smc(Rng(1), cases([prompt]), 64) for each in (spoils, read))
     assert one.particles.tokens.equal(other.particles.tokens)
     assert one.log_phi.equal(other.log_phi)
 

@@ -12,26 +12,30 @@ from tests.cases import Case
 from tests.certificates.test_bounds import exact_of
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import certify
-from twistlm.certificates.subject import Subject
+from twistlm.certificates.evidence import Evidence
+from twistlm.certificates.spending import Spending
 from twistlm.core.estimates import Estimate
 from twistlm.core.rng import Rng
 from twistlm.report import charts
 from twistlm.report.plots import save_charts
 from twistlm.runs.folder.history import History, Look
-from twistlm.sampling import smc
 from twistlm.sampling.diagnostics import Diagnostics
+from twistlm.sampling.sampler import Sampler
 
 
 def certified(case: Case) -> Certificate:
-    subject = Subject(case.twisted, case.potential, case.prompt, 3)
-    return certify(Rng(0), subject, exact_of(case, 60), num_particles=(2, 8), num_samples=64, budget=64)
+    subject = Sampler(case.twisted, case.potential, 3)
+    return certify(
+        Rng(0),
+        subject,
+        case.at,
+        Evidence(exact_of(case, 60)),
+        Spending(num_particles=(2, 8), num_samples=64, budget=64),
+    )
 
 
 def diagnosed(case: Case, ess_threshold: float = 0.9) -> Diagnostics:
-    result = smc.run(
-        Rng(2), case.twisted, case.potential, prompts=[case.prompt] * 4, num_particles=8, num_steps=3,
-        ess_threshold=ess_threshold,
-    )  # fmt: skip
+    result = Sampler(case.twisted, case.potential, 3, ess_threshold=ess_threshold).smc(Rng(2), [case.at] * 4, 8)
     return Diagnostics.of([result], case.lm)
 
 
@@ -83,8 +87,8 @@ def test_curves_are_those_of_certificates_where_there_are_any(case: Case) -> Non
 
 
 def test_without_exact_samples_no_curve_is_claimed(case: Case) -> None:
-    subject = Subject(case.twisted, case.potential, case.prompt, 3)
-    found = certify(Rng(0), subject, None, num_particles=(2,), num_samples=64, budget=64)
+    subject = Sampler(case.twisted, case.potential, 3)
+    found = certify(Rng(0), subject, case.at, Evidence(), Spending(num_particles=(2,), num_samples=64, budget=64))
     judged = History([], [Look(5, Estimate(4.0, 3.0, 5.0, 9), None)], {})
     assert charts.divergences({"q": charts.curves(judged, found)}) == []
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Locator, Page, Request, sync_playwright
 
+from tests.cases import cases
 from twistlm import Run, Target, train
 from twistlm.certificates.verdict import verdict
 from twistlm.cli import main
@@ -20,9 +21,9 @@ from twistlm.report.page import page_data, save_page
 from twistlm.report.record import Record, read_all
 from twistlm.runs.experiments import get_preset
 from twistlm.runs.folder import SampleRow
-from twistlm.sampling import smc
 from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.resampling import multinomial
+from twistlm.sampling.sampler import Sampler
 
 HOSTILE = '<script>window.hacked = 1</script> & <img src=x onerror="window.hacked = 2"> </script><b>bold</b>'
 # A name that a folder may have; plotly would read the last part as markup.
@@ -321,10 +322,9 @@ def test_500_samples_are_no_burden(browser: Browser, folder: Path, tmp_path: Pat
         ]
 
     model = Target("stories", Function(len), "Once upon a time", 50, eos="ignore").twisted()
-    result = smc.run(
-        Rng(0), model, None, prompts=[model.lm.encode("Once upon a time")], num_particles=500, num_steps=50,
-        resampler=multinomial, ess_threshold=1.0,
-    )  # fmt: skip
+    result = Sampler(model, None, 50, resampler=multinomial, ess_threshold=1.0).smc(
+        Rng(0), cases([model.lm.encode("Once upon a time")]), 500
+    )
     large = replace(
         record, samples={"twisted SMC": many(500), "base model p₀": many(MOST_BASE)},
         diagnostics=Diagnostics.of([result], model.lm),

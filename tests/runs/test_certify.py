@@ -18,8 +18,8 @@ from tests.certificates.test_bounds import exact_of
 from twistlm import Target, train
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import Effort, certify
-from twistlm.certificates.other_model import OtherModel
-from twistlm.certificates.subject import Subject
+from twistlm.certificates.evidence import Evidence
+from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError, ModelError
 from twistlm.core.rng import Rng
 from twistlm.models.bundled import folder
@@ -27,6 +27,7 @@ from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function
 from twistlm.runs.config import RunConfig
+from twistlm.sampling.sampler import Sampler
 from twistlm.training.config import TrainingConfig
 
 CONFIG = RunConfig(
@@ -136,7 +137,7 @@ def test_another_vocabulary_is_refused() -> None:
     shuffled = copy.copy(two.other)
     shuffled.decode = lambda sequences: ["".join(str(3 - t) for t in s.tolist()) for s in sequences]  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="has another tokenizer"):
-        OtherModel(two.target, shuffled)
+        two.target.sampler_of(shuffled)
 
 
 # --- Runs and the base model ---
@@ -157,7 +158,7 @@ def test_a_run_brings_its_own_draws_and_certifies_others(tmp_path: Path) -> None
     assert own.smc_symmetrised_kl is not None
     assert own.smc_symmetrised_kl > 0
     other = Target(tiny_lm("llama"), Function(small_numbers, log_upper_bound=0.0), "5", 3, eos="ignore")
-    with pytest.raises(ConfigError, match="a run on"):
+    with pytest.raises(ConfigError, match="the proposal is on"):
         twistlm.certify(other, run, num_draws=64)
 
 
@@ -178,10 +179,14 @@ def test_without_an_upper_bound_only_lower_bounds_are_claimed(caplog: pytest.Log
 
 
 def test_particles_double_until_the_sandwich_is_tight(case: Case) -> None:
-    subject = Subject(case.twisted, case.potential, case.prompt, 3)
+    subject = Sampler(case.twisted, case.potential, 3)
     found = certify(
-        Rng(0), subject, exact_of(case, 200), num_particles=(2,), num_samples=64, budget=128, effort=Effort(0.15)
-    )  # fmt: skip
+        Rng(0),
+        subject,
+        case.at,
+        Evidence(exact_of(case, 200)),
+        Spending(num_particles=(2,), num_samples=64, budget=128, effort=Effort(0.15)),
+    )
     assert found.stopped == "gap"
     counts = sorted({b.num_particles for b in found.bounds})
     assert counts == [2 << k for k in range(len(counts))]
@@ -196,17 +201,24 @@ def test_particles_double_until_the_sandwich_is_tight(case: Case) -> None:
 
 
 def test_a_gap_that_cannot_be_met_spends_its_budget_and_says_so(case: Case) -> None:
-    subject = Subject(case.twisted, case.potential, case.prompt, 3)
+    subject = Sampler(case.twisted, case.potential, 3)
     exact = exact_of(case, 50)
     found = certify(
-        Rng(0), subject, exact, num_particles=(2,), num_samples=64, budget=64,
-        effort=Effort(1e-6, num_sequences=4000),
-    )  # fmt: skip
+        Rng(0),
+        subject,
+        case.at,
+        Evidence(exact),
+        Spending(num_particles=(2,), num_samples=64, budget=64, effort=Effort(1e-6, num_sequences=4000)),
+    )
     assert found.stopped == "budget"
     assert 1000 < found.num_sequences <= 4000
     soon = certify(
-        Rng(0), subject, exact, num_particles=(2,), num_samples=64, budget=64, effort=Effort(1e-6, seconds=1e-3)
-    )  # fmt: skip
+        Rng(0),
+        subject,
+        case.at,
+        Evidence(exact),
+        Spending(num_particles=(2,), num_samples=64, budget=64, effort=Effort(1e-6, seconds=1e-3)),
+    )
     assert soon.stopped == "budget"
     assert {b.num_particles for b in soon.bounds} == {2}
     with pytest.raises(ConfigError, match="gap must be above 0, not 0"):

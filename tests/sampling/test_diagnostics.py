@@ -8,17 +8,15 @@ import torch
 from tests.cases import Case, TablePotential, make_case
 from twistlm.core.logmath import ess
 from twistlm.core.rng import Rng
-from twistlm.sampling import smc
 from twistlm.sampling.diagnostics import Diagnostics, _died, findings, weights_by_step
 from twistlm.sampling.particles import SMCResult
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 
 
 def run(model: TwistedLM, case: Case, *, num_particles: int = 8, num_runs: int = 6, **settings: float) -> SMCResult:
-    return smc.run(
-        Rng(2), model, case.potential, prompts=[case.prompt] * num_runs, num_particles=num_particles,
-        num_steps=case.num_steps, **settings,
-    )  # fmt: skip
+    sampler = Sampler(model, case.potential, case.num_steps, **settings)
+    return sampler.smc(Rng(2), [case.at] * num_runs, num_particles)
 
 
 def diagnosed(model: TwistedLM, case: Case, **settings: int) -> Diagnostics:

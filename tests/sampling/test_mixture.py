@@ -15,6 +15,7 @@ from twistlm.core.rng import Rng
 from twistlm.potentials import Infilling
 from twistlm.sampling.mixture import Pool, updates_until_growth
 from twistlm.sampling.proposals import twist_induced
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean
 from twistlm.training.trainer import Trainer
@@ -26,12 +27,12 @@ GENERATIONS = (400, 3000, 1200)
 def grown(case: Case) -> tuple[Pool, TwistedLM]:
     """A pool of draws from p₀ and from two twists that are wrong in different ways."""
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
-    pool, generator = Pool(), torch.Generator().manual_seed(1)
-    for k, count in enumerate(GENERATIONS):
-        if k > 0:
-            table = torch.randn(case.lm.table.shape, generator=generator, dtype=torch.float64)
-            model.twist.module.load_state_dict({**model.twist.module.state_dict(), "table": table})
-        pool.grow(Rng(3), model, case.potential, prompt=case.prompt, num_steps=3, count=count, proposal=twist_induced)
+    sampler, generator = Sampler(model, case.potential, 3), torch.Generator().manual_seed(1)
+    pool = Pool.begun(Rng(3), sampler, case.at, GENERATIONS[0])
+    for count in GENERATIONS[1:]:
+        table = torch.randn(case.lm.table.shape, generator=generator, dtype=torch.float64)
+        model.twist.module.load_state_dict({**model.twist.module.state_dict(), "table": table})
+        pool = pool.grown(Rng(3), sampler, case.at, count)
     return pool, model
 
 
@@ -66,14 +67,14 @@ def test_half_of_a_part_is_drawn_by_weight(case: Case) -> None:
     pool, _ = grown(case)
     rare = torch.full_like(pool.samples.log_phi, -torch.inf)
     rare[::500] = 0.0
-    pool.samples = replace(pool.samples, log_phi=rare)
+    pool = replace(pool, samples=replace(pool.samples, log_phi=rare))
     samples, _ = pool.draw(Rng(0), 100)
     assert samples.log_phi.isfinite().sum() >= 45
     parts = [pool.draw(Rng(k), 100) for k in range(500)]
     found = torch.stack([(ratio[:, -1] + part.log_phi).exp().mean() for part, ratio in parts])
     assert_mean(found, float((pool.log_ratio[:, -1] + rare).exp().mean()))
-    pool.samples = replace(pool.samples, log_phi=torch.full_like(rare, -torch.inf))
-    assert pool.draw(Rng(0), 100)[1].isfinite().all()
+    hopeless = replace(pool.samples, log_phi=torch.full_like(rare, -torch.inf))
+    assert replace(pool, samples=hopeless).draw(Rng(0), 100)[1].isfinite().all()
 
 
 def test_it_grows_by_what_the_others_draw() -> None:

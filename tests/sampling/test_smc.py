@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cases import Case, make_case
+from tests.cases import Case, cases, make_case, samples_of
 from twistlm.core.errors import ConfigError, DeadParticlesError, PromptError, ResamplingError
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.registry import available
@@ -13,6 +13,8 @@ from twistlm.potentials.base import BasePotential
 from twistlm.sampling import smc
 from twistlm.sampling.proposals import base, get_proposal, tempered, twist_induced
 from twistlm.sampling.resampling import Resampler, multinomial, systematic
+from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import Enumeration, assert_mean, enumerate_paths, exact_twist
 from twistlm.twists.tabular import TabularHead
@@ -32,10 +34,9 @@ def exact_samples(case: Case, count: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("retain", [False, True])
 def test_exact_twists_have_zero_variance(case: Case, resampler: Resampler, threshold: float, retain: bool) -> None:
     retained = exact_samples(case, 5, 0) if retain else None
-    result = smc.run(
-        Rng(0), case.optimal, case.potential, prompts=[case.prompt] * 5, num_particles=3, num_steps=case.num_steps,
-        resampler=resampler, ess_threshold=threshold, retained=retained,
-    )  # fmt: skip
+    result = Sampler(case.optimal, case.potential, case.num_steps, resampler=resampler, ess_threshold=threshold).smc(
+        Rng(0), [case.at] * 5, 3, retained=retained
+    )
     torch.testing.assert_close(result.log_Z_hat, case.truth.log_Z.expand(5), rtol=0, atol=1e-12)
 
 
@@ -44,17 +45,18 @@ def test_exact_twists_have_zero_variance(case: Case, resampler: Resampler, thres
 @pytest.mark.parametrize("threshold", [0.0, 0.95, 1.0])
 def test_z_hat_is_exactly_unbiased(tiny_case: Case, resampler: Resampler, proposal: object, threshold: float) -> None:
     paths = enumerate_paths(
-        lambda rng: smc.run(
-            rng,
-            tiny_case.twisted,
-            tiny_case.potential,
-            prompts=[tiny_case.prompt],
-            num_particles=2,
-            num_steps=2,
-            proposal=proposal,
-            resampler=resampler,
-            ess_threshold=threshold,
-        ).log_Z_hat.exp()
+        lambda rng: (
+            Sampler(
+                tiny_case.twisted,
+                tiny_case.potential,
+                2,
+                proposal=proposal,
+                resampler=resampler,
+                ess_threshold=threshold,
+            )
+            .smc(rng, cases([tiny_case.prompt]), 2)
+            .log_Z_hat.exp()
+        )
     )
     assert sum(p for p, _ in paths) == pytest.approx(1.0, abs=1e-12)
     mean = sum(p * float(z) for p, z in paths)
@@ -69,17 +71,9 @@ def test_conditional_smc_is_exactly_unbiased(tiny_case: Case, resampler: Resampl
     truth, total = tiny_case.truth, 0.0
     for tokens, log_sigma in zip(truth.tokens, truth.log_sigma, strict=True):
         paths = enumerate_paths(
-            lambda rng, tokens=tokens: smc.run(
-                rng,
-                tiny_case.twisted,
-                tiny_case.potential,
-                prompts=[tiny_case.prompt],
-                num_particles=2,
-                num_steps=2,
-                resampler=resampler,
-                ess_threshold=threshold,
-                retained=tokens.unsqueeze(0),
-            )
+            lambda rng, tokens=tokens: Sampler(
+                tiny_case.twisted, tiny_case.potential, 2, resampler=resampler, ess_threshold=threshold
+            ).smc(rng, cases([tiny_case.prompt]), 2, retained=tokens.unsqueeze(0))
         )
         assert all(result.particles.tokens[0, 0].equal(tokens) for _, result in paths)
         total += float(log_sigma.exp()) * sum(p * float((-r.log_Z_hat).exp()) for p, r in paths)
@@ -93,11 +87,10 @@ def test_z_hat_is_exactly_unbiased_where_one_twist_proposes_and_another_weighs(
     table = torch.randn(tiny_case.lm.table.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     model = TwistedLM(tiny_case.lm, tiny_case.twisted.twist, tiny_case.eos, TabularHead.twist(table))
     paths = enumerate_paths(
-        lambda rng: smc.run(
-            rng, model, tiny_case.potential, prompts=[tiny_case.prompt], num_particles=2, num_steps=2,
-            ess_threshold=threshold,
+        lambda rng: Sampler(model, tiny_case.potential, 2, ess_threshold=threshold).smc(
+            rng, cases([tiny_case.prompt]), 2
         )
-    )  # fmt: skip
+    )
     mean = sum(p * float(result.log_Z_hat.exp()) for p, result in paths)
     assert mean == pytest.approx(float(tiny_case.truth.log_Z.exp()), abs=1e-12)
     # What proposes is the second twist, alone.
@@ -114,15 +107,8 @@ def test_weighted_samples_estimate_expectations_under_the_target(tiny_case: Case
     truth = tiny_case.truth
     estimate = torch.zeros(len(truth.tokens), dtype=torch.float64)
     for p, result in enumerate_paths(
-        lambda rng: smc.run(
-            rng,
-            tiny_case.twisted,
-            tiny_case.potential,
-            prompts=[tiny_case.prompt],
-            num_particles=2,
-            num_steps=2,
-            resampler=systematic,
-            ess_threshold=1.0,
+        lambda rng: Sampler(tiny_case.twisted, tiny_case.potential, 2, resampler=systematic, ess_threshold=1.0).smc(
+            rng, cases([tiny_case.prompt]), 2
         )
     ):
         number = result.particles.tokens[0] @ torch.tensor([2, 1])
@@ -132,10 +118,7 @@ def test_weighted_samples_estimate_expectations_under_the_target(tiny_case: Case
 
 def test_log_z_hat_is_the_log_mean_weight_at_every_step(case: Case) -> None:
     # Replays the recorded increments: resampling must leave the estimate where it was.
-    result = smc.run(
-        Rng(3), case.twisted, case.potential, prompts=[case.prompt] * 20, num_particles=4, num_steps=case.num_steps,
-        ess_threshold=0.9,
-    )  # fmt: skip
+    result = Sampler(case.twisted, case.potential, case.num_steps, ess_threshold=0.9).smc(Rng(3), [case.at] * 20, 4)
     log_w = torch.zeros(20, 4, dtype=torch.float64)
     assert any(bool(info.resampled.any()) for info in result.infos)
     for info in result.infos:
@@ -147,10 +130,7 @@ def test_log_z_hat_is_the_log_mean_weight_at_every_step(case: Case) -> None:
 
 @pytest.mark.parametrize("proposal", PROPOSALS.values(), ids=PROPOSALS)
 def test_unbiased_over_many_runs(case: Case, proposal: object) -> None:
-    result = smc.run(
-        Rng(1), case.twisted, case.potential, prompts=[case.prompt] * 3000, num_particles=4, num_steps=case.num_steps,
-        proposal=proposal,
-    )  # fmt: skip
+    result = Sampler(case.twisted, case.potential, case.num_steps, proposal=proposal).smc(Rng(1), [case.at] * 3000, 4)
     assert_mean(result.log_Z_hat.exp(), float(case.truth.log_Z.exp()))
     assert_mean(result.log_Z_hat, float(case.truth.log_Z), side="below")
 
@@ -162,29 +142,27 @@ def test_prompts_of_different_lengths_share_a_batch() -> None:
     other = Enumeration.of(case.base, case.potential, short, 2)
     table = optimal.twist.head.table + exact_twist(case.base, other).head.table
     model = TwistedLM(case.lm, TabularHead.twist(table.detach()), case.eos)
-    result = smc.run(Rng(0), model, case.potential, prompts=[case.prompt, short], num_particles=4, num_steps=2)
+    result = Sampler(model, case.potential, 2).smc(Rng(0), cases([case.prompt, short]), 4)
     expected = torch.stack([case.truth.log_Z, other.log_Z])
     assert abs(float(expected[0] - expected[1])) > 0.01
     torch.testing.assert_close(result.log_Z_hat, expected, rtol=0, atol=1e-12)
 
 
 def test_recorded_features_follow_the_genealogy(case: Case) -> None:
-    result = smc.run(
-        Rng(2), case.twisted, case.potential, prompts=[case.prompt] * 4, num_particles=5, num_steps=case.num_steps,
-        ess_threshold=1.0, record_features=True,
-    )  # fmt: skip
-    samples = smc.to_samples(result, [case.prompt] * 4, case.twisted)
+    result = Sampler(case.twisted, case.potential, case.num_steps, ess_threshold=1.0).smc(
+        Rng(2), [case.at] * 4, 5, keep=Keep(features=True)
+    )
+    samples = samples_of(result, case.twisted, [case.prompt] * 4)
     expected = case.lm.features(samples.prompts, samples.tokens)
     torch.testing.assert_close(samples.features[samples.mask], expected[samples.mask])
 
 
 def test_recorded_siblings_follow_the_genealogy(case: Case) -> None:
     model = case.twisted
-    result = smc.run(
-        Rng(4), model, case.potential, prompts=[case.prompt], num_particles=9, num_steps=case.num_steps,
-        ess_threshold=1.0, record_features=True, num_siblings=3,
-    )  # fmt: skip
-    samples = smc.to_samples(result, [case.prompt], model)
+    result = Sampler(model, case.potential, case.num_steps, ess_threshold=1.0).smc(
+        Rng(4), [case.at], 9, keep=Keep(features=True, siblings=3)
+    )
+    samples = samples_of(result, model, [case.prompt])
     logits, log_psi = case.lm.logits(samples.features), model.twist.head(samples.features)
     expected = (torch.log_softmax(logits, -1) - torch.log_softmax(logits + log_psi, -1)).gather(
         -1, samples.siblings.tokens
@@ -193,8 +171,8 @@ def test_recorded_siblings_follow_the_genealogy(case: Case) -> None:
 
 
 def test_densities_of_given_sequences_match_those_of_drawing(case: Case) -> None:
-    result = smc.run(Rng(2), case.twisted, case.potential, prompts=[case.prompt], num_particles=50, num_steps=3)
-    samples = smc.to_samples(result, [case.prompt], case.twisted)
+    result = Sampler(case.twisted, case.potential, 3).smc(Rng(2), [case.at], 50)
+    samples = samples_of(result, case.twisted, [case.prompt])
     again = case.twisted.densities(samples, twist_induced)
     torch.testing.assert_close(again.log_p, samples.log_p)
     torch.testing.assert_close(again.log_q, samples.log_q)
@@ -202,11 +180,10 @@ def test_densities_of_given_sequences_match_those_of_drawing(case: Case) -> None
 
 def test_increments_along_lineages_give_back_the_twist(case: Case) -> None:
     # log ψ_t is never recorded: log w_t − log p₀ + log q_t is what it moves by, with φ for ψ_T.
-    result = smc.run(
-        Rng(2), case.twisted, case.potential, prompts=[case.prompt] * 4, num_particles=9, num_steps=3,
-        resampler=multinomial, ess_threshold=1.0,
-    )  # fmt: skip
-    samples = smc.to_samples(result, [case.prompt] * 4, case.twisted)
+    result = Sampler(case.twisted, case.potential, 3, resampler=multinomial, ess_threshold=1.0).smc(
+        Rng(2), [case.at] * 4, 9
+    )
+    samples = samples_of(result, case.twisted, [case.prompt] * 4)
     log_psi = (smc.increments(result) - samples.log_p + samples.log_q).cumsum(-1)
     expected = case.twisted.carried(case.twisted.densities(samples, twist_induced).log_psi, samples.mask)
     torch.testing.assert_close(log_psi[:, :-1], expected[:, :-1])
@@ -222,8 +199,10 @@ class Zero(BasePotential):
 
 def test_bad_input_is_refused(case: Case) -> None:
     def go(model=case.twisted, potential=case.potential, **changes):  # type: ignore[no-untyped-def]
-        settings = {"prompts": [case.prompt], "num_particles": 2, "num_steps": 3} | changes
-        return smc.run(Rng(0), model, potential, **settings)
+        asked = {"prompts": [case.prompt], "num_particles": 2, "num_steps": 3, "retained": None} | changes
+        how = {name: asked[name] for name in ("ess_threshold",) if name in asked}
+        sampler = Sampler(model, potential, asked["num_steps"], **how)
+        return sampler.smc(Rng(0), cases(asked["prompts"]), asked["num_particles"], retained=asked["retained"])
 
     with pytest.raises(ConfigError, match="num_particles must be at least 1, not 0"):
         go(num_particles=0)

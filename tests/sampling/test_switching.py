@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tests.cases import Case
 from twistlm.core.rng import Rng
-from twistlm.sampling import smc
 from twistlm.sampling.mixture import Pool
 from twistlm.sampling.proposals import twist_induced
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.switching import Switching
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean, enumerate_paths
@@ -72,21 +72,19 @@ def test_sequences_are_drawn_from_the_mixture(case: Case, rows: int, monkeypatch
     every = model.densities(truth.samples(model), twist_induced)
     log_q = SWITCHING.log_q(every.log_p, every.log_q)[:, -1].masked_fill(truth.log_p.isneginf(), -torch.inf)
     assert float(log_q.exp().sum()) == pytest.approx(1.0, abs=1e-9)
-    pool = Pool(SWITCHING)
-    count = 20_000
-    pool.grow(Rng(1), model, case.potential, prompt=case.prompt, num_steps=3, count=count, proposal=twist_induced)
+    pool = Pool.begun(Rng(1), Sampler(model, case.potential, 3), case.at, 20_000, SWITCHING)
     for tokens, log_density in zip(truth.tokens, log_q, strict=True):
         assert_mean((pool.samples.tokens == tokens).all(-1).double(), float(log_density.exp()))
 
 
 def test_a_pool_of_several_twists_is_unbiased_for_every_prefix_and_for_z(case: Case) -> None:
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
-    pool, generator = Pool(SWITCHING), torch.Generator().manual_seed(1)
-    for k in range(3):
-        if k > 0:
-            table = 2 * torch.randn(case.lm.table.shape, generator=generator, dtype=torch.float64)
-            model.twist.module.load_state_dict({**model.twist.module.state_dict(), "table": table})
-        pool.grow(Rng(3), model, case.potential, prompt=case.prompt, num_steps=3, count=2000, proposal=twist_induced)
+    sampler, generator = Sampler(model, case.potential, 3), torch.Generator().manual_seed(1)
+    pool = Pool.begun(Rng(3), sampler, case.at, 2000, SWITCHING)
+    for _ in range(2):
+        table = 2 * torch.randn(case.lm.table.shape, generator=generator, dtype=torch.float64)
+        model.twist.module.load_state_dict({**model.twist.module.state_dict(), "table": table})
+        pool = pool.grown(Rng(3), sampler, case.at, 2000)
     truth, samples, log_ratio = case.truth, pool.samples, pool.log_ratio
     assert_mean((log_ratio[:, -1] + samples.log_phi).exp(), float(truth.log_Z.exp()))
     for t in range(3):
@@ -102,24 +100,19 @@ def test_a_pool_of_several_twists_is_unbiased_for_every_prefix_and_for_z(case: C
 
 
 def test_draws_that_do_not_matter_are_counted_and_not_kept(case: Case) -> None:
-    model, pools, cut = case.twisted, (Pool(SWITCHING), Pool(SWITCHING)), -1.0
-    for pool, least in zip(pools, (-torch.inf, cut), strict=True):
-        for seed in range(2):
-            pool.grow(
-                Rng(seed), model, case.potential, prompt=case.prompt, num_steps=3, count=300, proposal=twist_induced,
-                least=least,
-            )  # fmt: skip
-    whole, part = pools
-    matter = whole.select((whole.samples.log_phi >= cut).nonzero().squeeze(-1))
-    assert part.counts == [300, 300]
-    assert 0 < len(part.samples) < 600
+    sampler, cut = Sampler(case.twisted, case.potential, 3), -1.0
+    first = Pool.begun(Rng(0), sampler, case.at, 300, SWITCHING)
+    whole, part = (first.grown(Rng(1), sampler, case.at, 300, least) for least in (-torch.inf, cut))
+    matters = whole.samples.log_phi >= cut
+    matters[:300] = True
+    matter = whole.select(matters.nonzero().squeeze(-1))
+    assert part.counts == (300, 300)
+    assert 300 < len(part.samples) < 600
     for name in ("log_q", "unsteered", "final_log_ratio"):
         torch.testing.assert_close(getattr(part, name), getattr(matter, name), rtol=0, atol=1e-12)
     assert bool((part.samples.tokens == matter.samples.tokens).all())
-    part.grow(
-        Rng(3), model, case.potential, prompt=case.prompt, num_steps=3, count=100, proposal=twist_induced, least=1.0
-    )  # fmt: skip
-    assert part.counts == [300, 300, 100]
+    part = part.grown(Rng(3), sampler, case.at, 100, 1.0)
+    assert part.counts == (300, 300, 100)
     assert part.log_q.shape == (3, len(matter.samples), 3)
 
 
@@ -127,11 +120,7 @@ def test_draws_that_do_not_matter_are_counted_and_not_kept(case: Case) -> None:
 def test_particles_that_rest_leave_z_hat_exactly_unbiased(tiny_case: Case, threshold: float) -> None:
     """One particle rests at the first step and one at the second, resampled or not."""
     paused = torch.tensor([[[True, False], [False, True]]])
-    paths = enumerate_paths(
-        lambda rng: smc.run(
-            rng, tiny_case.twisted, tiny_case.potential, prompts=[tiny_case.prompt], num_particles=2, num_steps=2,
-            ess_threshold=threshold, paused=paused,
-        ).log_Z_hat.exp()
-    )  # fmt: skip
+    sampler = Sampler(tiny_case.twisted, tiny_case.potential, 2, ess_threshold=threshold)
+    paths = enumerate_paths(lambda rng: sampler.smc(rng, [tiny_case.at], 2, paused=paused).log_Z_hat.exp())
     assert sum(p for p, _ in paths) == pytest.approx(1.0, abs=1e-12)
     assert sum(p * float(z) for p, z in paths) == pytest.approx(float(tiny_case.truth.log_Z.exp()), abs=1e-12)

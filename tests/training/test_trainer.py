@@ -17,12 +17,15 @@ from tests.architectures import tiny_lm
 from tests.cases import TablePotential, make_case
 from twistlm import Run, Target, train
 from twistlm.certificates.certify import improvement
+from twistlm.certificates.log_Z import decide
 from twistlm.core.errors import ConfigError, DeadParticlesError, ModelError, PromptError, RunError, TrainingError
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
 from twistlm.potentials import Function, Infilling, Regex
 from twistlm.runs.config import RunConfig
-from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.exact.collect import Budget, collect
+from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
@@ -61,7 +64,7 @@ def test_training_improves_both_divergences_and_the_certificate_says_so(tmp_path
     run = train(tiny_target(), config=replace(CONFIG, num_draws=8192), out=tmp_path / "run", num_updates=100)
     before = run.evaluate((2, 8), num_samples=512, budget=256, before=True)
     after = run.evaluate((2, 8), num_samples=512, budget=256)
-    assert improvement(run.model, run.fold("evaluation").exact).low > 0.1
+    assert improvement(run.sampler(), run.fold("evaluation").exact).low > 0.1
     assert after.divergences.kl_target_q.value < before.divergences.kl_target_q.value
     assert after.divergences.kl_q_target.high < before.divergences.kl_q_target.low
     gap = {(b.method, b.num_particles): b.gap for b in before.bounds}
@@ -194,12 +197,16 @@ def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
     )  # fmt: skip
     model = case.twisted_for(loss, torch.zeros_like(case.lm.table))
     collection = collect(
-        Rng(7), case.base, case.potential, prompt=case.prompt, num_steps=3, target="t", max_draws=4000, chunk=2000,
-        keep_features=True,
-    )  # fmt: skip
+        Rng(7),
+        Sampler(case.base, case.potential, 3),
+        case.at,
+        Budget(4000, chunk=2000),
+        target="t",
+        keep=Keep(features=True),
+    )
     training, held_out = collection.split([0.5, 0.5])
-    setting = Setting(model, case.potential, case.prompt, 3, collection=training)
-    criterion = held_out_divergence(Rng(8), held_out, setting, 1000)
+    setting = Setting(Sampler(model, case.potential, 3), case.at, collection=training)
+    criterion = held_out_divergence(Rng(8), held_out, 1000)
     Trainer(Rng(0), setting, config, criterion).train()
     # Samples, learning rate and 150 updates leave a little; a wrong gradient leaves all of it.
     assert case.truth.kl_target_q(model) < 0.35 * case.truth.kl_target_q(case.base)
@@ -223,8 +230,8 @@ def test_losses_that_ask_for_psi_itself_start_at_its_scale(loss: str, scaled: bo
     )  # fmt: skip
     run = train(target, config=config)
     starts = [row["log_psi"] for row in run.history if row["kind"] == "start"]
-    assert run.log_Z is not None
-    assert starts == ([pytest.approx(run.log_Z.value, abs=0.4)] if scaled else [])
+    log_Z = decide(run.witnesses).log_Z
+    assert starts == ([pytest.approx(log_Z.value, abs=0.4)] if scaled else [])
     # From ψ = 1 every update would be away from what was drawn: the held-out divergence only rises.
     values = [row["held_out"]["value"] for row in run.history if row["kind"] == "evaluation"]
     assert min(values) < values[0] - 0.02
@@ -234,12 +241,10 @@ def test_losses_that_ask_for_psi_itself_start_at_its_scale(loss: str, scaled: bo
 def test_a_hopeless_learning_rate_does_no_harm_and_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
-    collection = collect(
-        Rng(7), case.base, case.potential, prompt=case.prompt, num_steps=3, target="t", max_draws=2000, chunk=1000
-    )
-    setting = Setting(model, case.potential, case.prompt, 3, collection=collection)
+    collection = collect(Rng(7), Sampler(case.base, case.potential, 3), case.at, Budget(2000, chunk=1000), target="t")
+    setting = Setting(Sampler(model, case.potential, 3), case.at, collection=collection)
     config = TrainingConfig(learning_rate=30.0, num_particles=4, num_updates=60, evaluate_every=5, patience=None)
-    criterion = held_out_divergence(Rng(8), collection, setting, 500)
+    criterion = held_out_divergence(Rng(8), collection, 500)
     with caplog.at_level(logging.WARNING, "twistlm"):
         history = Trainer(Rng(0), setting, config, criterion).train()
     # The smallest α on the grid is 0, the base model itself; 1e-9 is rounding.
@@ -256,10 +261,10 @@ def test_collapse_onto_single_samples_is_announced(
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
     steep = TablePotential(-30.0 * torch.arange(27.0), 3)
-    setting = Setting(model, steep, case.prompt, 3)
+    setting = Setting(Sampler(model, steep, 3), case.at)
     config = TrainingConfig(num_particles=6, num_updates=30, evaluate_every=10, learning_rate=1e-4, patience=None)
     with caplog.at_level(logging.WARNING, "twistlm"):
-        Trainer(Rng(0), setting, config, negative_lower_bound(setting)).train()
+        Trainer(Rng(0), setting, config, negative_lower_bound(setting.case)).train()
     assert "fewer than 2 of 6 sequences carried the target's weight" in caplog.text
     assert "more particles" in caplog.text
 
@@ -267,7 +272,7 @@ def test_collapse_onto_single_samples_is_announced(
 def test_early_stop_keeps_the_best() -> None:
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
-    setting = Setting(model, case.potential, case.prompt, 3)
+    setting = Setting(Sampler(model, case.potential, 3), case.at)
     seen: list[float] = []
 
     def criterion(rng, model):  # type: ignore[no-untyped-def]
@@ -396,9 +401,9 @@ def test_settings_are_checked() -> None:
 def test_infinite_loss_is_refused() -> None:
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.full_like(case.lm.table, float("nan"))), case.eos)
-    setting = Setting(model, case.potential, case.prompt, 3)
+    setting = Setting(Sampler(model, case.potential, 3), case.at)
     config = TrainingConfig(target_source="base", intermediate_source="base", num_updates=1, evaluate_every=5)
-    trainer = Trainer(Rng(0), setting, config, negative_lower_bound(setting))
+    trainer = Trainer(Rng(0), setting, config, negative_lower_bound(setting.case))
     trainer.progress.done = 1
     trainer.config = replace(config, num_updates=2)
     with pytest.raises(TrainingError, match="lower learning_rate"):

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from tests.architectures import CONFIGS, tiny_lm
-from tests.cases import TablePotential
+from tests.cases import TablePotential, cases, samples_of
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
-from twistlm.sampling import smc
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.twists.lora import lora
@@ -37,10 +37,8 @@ def moved(model: TwistedLM, seed: int = 3) -> TwistedLM:
 
 def drawn(model: TwistedLM) -> Samples:
     potential = TablePotential(torch.tensor([-1.0, -2.0, -0.5]), 3)
-    result = smc.run(
-        Rng(0), model, potential, prompts=PROMPTS, num_particles=6, num_steps=5, ess_threshold=1.0
-    )  # fmt: skip
-    return smc.to_samples(result, PROMPTS, model)
+    result = Sampler(model, potential, 5, ess_threshold=1.0).smc(Rng(0), cases(PROMPTS), 6)
+    return samples_of(result, model, PROMPTS)
 
 
 def log_psi(model: TwistedLM, samples: Samples) -> Tensor:

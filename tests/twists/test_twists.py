@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from tests.architectures import VOCAB, tiny_lm
-from tests.cases import TablePotential
+from tests.cases import TablePotential, cases, samples_of
 from twistlm.core.errors import ConfigError
 from twistlm.core.kernels import normaliser
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
-from twistlm.sampling import smc
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.twists.base import Twist
 from twistlm.twists.sigmoid import probability
@@ -32,9 +32,7 @@ def perturbed(name: str) -> TwistedLM:
 
 def drawn(model: TwistedLM, num_particles: int = 6, **options):  # type: ignore[no-untyped-def]
     potential = TablePotential(torch.tensor([-1.0, -2.0, -0.5]), 3)
-    return smc.run(
-        Rng(0), model, potential, prompts=PROMPTS, num_particles=num_particles, num_steps=5, **options
-    )  # fmt: skip
+    return Sampler(model, potential, 5, **options).smc(Rng(0), cases(PROMPTS), num_particles)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,7 +64,7 @@ def test_can_start_at_any_constant_which_leaves_the_proposal_alone(name: str, is
 def test_incremental_and_teacher_forced_scores_agree(name: str) -> None:
     model = perturbed(name)
     result = drawn(model, ess_threshold=1.0)
-    samples = smc.to_samples(result, PROMPTS, model)
+    samples = samples_of(result, model, PROMPTS)
     scores = model.score(samples, normaliser=True)
     log_psi, log_normaliser = scores.log_psi, scores.log_normaliser
     # After the last step the particles carry log φ, so compare through log q = log p + log ψ − log Σ pψ.
@@ -80,7 +78,7 @@ def test_incremental_and_teacher_forced_scores_agree(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_receives_gradient(name: str) -> None:
     model = perturbed(name)
-    samples = smc.to_samples(drawn(model), PROMPTS, model)
+    samples = samples_of(drawn(model), model, PROMPTS)
     scores = model.score(samples, normaliser=True)
     log_psi, log_normaliser = scores.log_psi, scores.log_normaliser
     (log_psi * torch.randn_like(log_psi)).sum().add(log_normaliser.sum()).backward()
@@ -93,7 +91,7 @@ def test_every_parameter_receives_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_chunked_gradient_equals_unchunked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = perturbed(name)
-    samples = smc.to_samples(drawn(model), PROMPTS, model)
+    samples = samples_of(drawn(model), model, PROMPTS)
 
     def gradient() -> torch.Tensor:
         model.twist.module.zero_grad()
@@ -112,7 +110,7 @@ def test_draws_in_parts_have_the_densities_of_the_whole(name: str, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr("twistlm.sampling.twisted.VOCABULARY_CHUNK", 5 * VOCAB)
         result = drawn(model, num_particles=9, ess_threshold=1.0)
-    samples = smc.to_samples(result, PROMPTS, model)
+    samples = samples_of(result, model, PROMPTS)
     whole = model.densities(samples, lookup("proposal", "twist_induced").value)
     torch.testing.assert_close(samples.log_p, whole.log_p, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(samples.log_q, whole.log_q, rtol=1e-4, atol=1e-4)

@@ -61,6 +61,7 @@ def certify(
     check_sizes(TOKEN_BYTES * goal.num_tokens, num_samples=asked.num_samples)
     check_sizes(TOKEN_BYTES * goal.num_tokens, least=0, num_draws=num_draws)
     proposes = _opened(proposal, goal, trust_functions)
+    sampler = _sampler(goal, proposes)
     known = next((run for run in (target, proposes) if isinstance(run, Run) and _knows(run, goal)), None)
     seen = proposes.collection if isinstance(proposes, Run) else None
     evidence = (
@@ -68,15 +69,15 @@ def certify(
         if known is not None and draws is None
         else _of_draws(goal, rng.fork("draws"), draws, num_draws, seen)
     )
-    return certificates.certify(rng, _sampler(goal, proposes), goal.cases[0], evidence, asked)
+    return certificates.certify(rng, sampler, goal.cases[0], evidence, asked)
 
 
 def _spending(asked: dict[str, Any]) -> Spending:
     known = [field.name for field in fields(Spending)]
     if unknown := sorted(asked.keys() - set(known)):
         raise ConfigError(f"unknown setting {', '.join(unknown)}; a certificate takes {', '.join(known)}")
-    tuples = {name: tuple(asked[name]) for name in ("num_particles", "methods") if name in asked}
-    return Spending(**(asked | tuples))
+    tuples: dict[str, Any] = {name: tuple(asked[name]) for name in ("num_particles", "methods") if name in asked}
+    return Spending(**{**asked, **tuples})
 
 
 def _opened(proposal: str | Path | Run | BaseLM, goal: Target, trust_functions: Sequence[str]) -> Run | BaseLM | None:

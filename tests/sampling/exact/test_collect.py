@@ -9,15 +9,16 @@ from scipy import stats
 from tests.cases import Case, TablePotential, make_case
 from twistlm.core.errors import ConfigError, ExactSamplesError, RunError, UpperBoundError
 from twistlm.core.rng import Rng
-from twistlm.sampling.exact.collect import collect
+from twistlm.sampling.exact.collect import Budget, collect
 from twistlm.sampling.exact.collection import Collection, ExactSamples, load
+from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.smc import Keep
 
 
 def collected(case: Case, **changes: object) -> Collection:
-    settings = {"num_samples": None, "max_draws": 4000, "chunk": 1000} | changes
-    return collect(
-        Rng(0), case.twisted, case.potential, prompt=case.prompt, num_steps=3, target="target-a", **settings
-    )  # fmt: skip
+    asked = {"num_samples": None, "max_draws": 4000, "chunk": 1000} | changes
+    budget = Budget(**{name: asked.pop(name) for name in ("num_samples", "max_draws", "chunk")})
+    return collect(Rng(0), Sampler(case.twisted, case.potential, 3), case.at, budget, target="target-a", **asked)
 
 
 def test_accepted_draws_follow_the_target(case: Case) -> None:
@@ -36,11 +37,11 @@ def test_accepted_draws_follow_the_target(case: Case) -> None:
 
 
 def test_resuming_equals_going_through(case: Case, tmp_path: Path) -> None:
-    whole = collected(case, save_to=tmp_path / "whole.safetensors", keep_features=True)
-    collected(case, max_draws=2000, save_to=tmp_path / "part.safetensors", keep_features=True)
+    whole = collected(case, save_to=tmp_path / "whole.safetensors", keep=Keep(features=True))
+    collected(case, max_draws=2000, save_to=tmp_path / "part.safetensors", keep=Keep(features=True))
     part = load(tmp_path / "part.safetensors", "target-a")
     assert [stream.path for stream in part.streams] == [("collect", 0), ("collect", 1)]
-    collected(case, so_far=part, save_to=tmp_path / "part.safetensors", keep_features=True)
+    collected(case, so_far=part, save_to=tmp_path / "part.safetensors", keep=Keep(features=True))
     assert (tmp_path / "part.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     again = load(tmp_path / "whole.safetensors", "target-a")
     assert again.draws.tokens.equal(whole.draws.tokens)
@@ -81,15 +82,15 @@ def test_refusals(case: Case, tmp_path: Path) -> None:
         collection.exact.take(10**6)
     unbounded = TablePotential(torch.zeros(3), 3)
     with pytest.raises(UpperBoundError, match="declares none"):
-        collect(Rng(0), case.base, unbounded, prompt=case.prompt, num_steps=3, target="t", max_draws=10)
+        collect(Rng(0), Sampler(case.base, unbounded, 3), case.at, Budget(10), target="t")
     rare = TablePotential(torch.full((3,), -60.0), 3)
     object.__setattr__(rare, "log_upper_bound", 0.0)
     with pytest.raises(ExactSamplesError, match=r"none of 100 draws.*below 3.0e-02"):
-        collect(Rng(0), case.base, rare, prompt=case.prompt, num_steps=3, target="t", max_draws=100, chunk=100)
+        collect(Rng(0), Sampler(case.base, rare, 3), case.at, Budget(100, chunk=100), target="t")
 
 
 def test_features_recorded_match_recomputed() -> None:
     case = make_case()
-    collection = collected(case, keep_features=True)
+    collection = collected(case, keep=Keep(features=True))
     expected = case.base.base_features(collection.draws.prompts, collection.draws.tokens)
     assert collection.draws.features.equal(expected)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.architectures import tiny_lm
-from tests.cases import TablePotential
+from tests.cases import TablePotential, cases
 from twistlm import Run, Target, train
 from twistlm.core.errors import ExactSamplesError, RunError, TwistError, UpperBoundError
 from twistlm.core.rng import Rng
@@ -25,9 +25,12 @@ from twistlm.runs.certify import certify
 from twistlm.runs.config import RunConfig
 from twistlm.sampling.exact import collect as exact
 from twistlm.sampling.exact import file as draws_file
+from twistlm.sampling.exact.collect import Budget
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream
 from twistlm.sampling.exact.provenance import refuse_seen
+from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.training.config import TrainingConfig
 
@@ -51,7 +54,7 @@ def target() -> Target:
 def made(target: Target, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
     """Tensors and metadata of a good file, and where it is."""
     path = tmp_path_factory.mktemp("draws") / "draws.safetensors"
-    target.collect(Rng(3), path=path, keep_features=True, num_siblings=2, **SMALL)
+    target.collect(Rng(3), path=path, keep=Keep(features=True, siblings=2), **SMALL)
     return *load_tensors(path), path
 
 
@@ -275,12 +278,10 @@ def test_nan_and_infinity_bound_nothing(tmp_path: Path) -> None:
         with pytest.raises(UpperBoundError, match=f"declares {bound}"):
             exact.collect(
                 Rng(0),
-                TwistedLM(lm, None, "ignore"),
-                potential,
-                prompt=torch.tensor([1]),
-                num_steps=2,
+                Sampler(TwistedLM(lm, None, "ignore"), potential, 2),
+                cases([torch.tensor([1])])[0],
+                Budget(8),
                 target="t",
-                max_draws=8,
             )
     object.__setattr__(potential, "log_upper_bound", math.nan)
     with pytest.raises(UpperBoundError, match="bounds nothing"):

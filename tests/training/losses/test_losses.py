@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.cases import Case
+from tests.cases import Case, samples_of
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
-from twistlm.sampling import smc
 from twistlm.sampling.proposals import Proposal, base, twist_induced
-from twistlm.sampling.sampler import proposal_samples
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
+from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.training.losses import objective
 from twistlm.training.scoring import score
@@ -140,7 +140,7 @@ def test_gradient_descent_reaches_the_optimum(case: Case, name: str) -> None:
     assert case.truth.kl_q_target(model) < 1e-4
     if name not in ("dpg", "mc_squared", "ppo"):
         # The optimum fixes the weights too, up to one constant per step: SMC with it has no variance.
-        result = smc.run(Rng(0), model, case.potential, prompts=[case.prompt] * 50, num_particles=4, num_steps=3)
+        result = Sampler(model, case.potential, 3).smc(Rng(0), [case.at] * 50, 4)
         assert (result.log_Z_hat - case.truth.log_Z).abs().max() < 0.05
 
 
@@ -216,10 +216,9 @@ def test_siblings_reduce_the_noise_and_leave_the_expectation(case: Case) -> None
     def estimated(num_siblings: int, proposal: Proposal) -> torch.Tensor:
         found = []
         for seed in range(30):
-            drawn = proposal_samples(
-                Rng(seed), model, case.potential, prompts=[case.prompt], num_samples=1000, num_steps=3,
-                proposal=proposal, num_siblings=num_siblings,
-            )  # fmt: skip
+            drawn = Sampler(model, case.potential, 3, proposal=proposal).draw(
+                Rng(seed), [case.at], 1000, keep=Keep(siblings=num_siblings)
+            )
             # The noise of the positives is not at stake: give them their exact weights.
             negatives = score(model, {"intermediate": independent(drawn)}, normaliser=False).scored["intermediate"]
             positives = score(model, {"target": enumerated(case)}, normaliser=False).scored["target"]
@@ -239,9 +238,7 @@ def test_siblings_reduce_the_noise_and_leave_the_expectation(case: Case) -> None
 def test_siblings_are_weighted_by_their_own_last_factor(case: Case) -> None:
     # w ∝ p₀(s_<t)/q(s_<t) · p₀(v)/q(v) · ψ_t(s_<t, v), by hand.
     model = case.twisted
-    drawn = proposal_samples(
-        Rng(4), model, case.potential, prompts=[case.prompt], num_samples=5, num_steps=3, num_siblings=2
-    )
+    drawn = Sampler(model, case.potential, 3).draw(Rng(4), [case.at], 5, keep=Keep(siblings=2))
     scored = score(model, {"intermediate": independent(drawn)}, normaliser=False).scored["intermediate"]
     table = model.twist.head.table.detach()
     nodes = case.lm.features(drawn.prompts, drawn.tokens)
@@ -260,10 +257,8 @@ def test_siblings_are_weighted_by_their_own_last_factor(case: Case) -> None:
 
 
 def test_independent_weights_are_those_of_smc_without_resampling(case: Case) -> None:
-    result = smc.run(
-        Rng(0), case.twisted, case.potential, prompts=[case.prompt], num_particles=40, num_steps=3, ess_threshold=0.0
-    )
-    batch = independent(smc.to_samples(result, [case.prompt], case.twisted))
+    result = Sampler(case.twisted, case.potential, 3, ess_threshold=0.0).smc(Rng(0), [case.at], 40)
+    batch = independent(samples_of(result, case.twisted, [case.prompt]))
     torch.testing.assert_close(batch.log_w, result.particles.log_w[0])
 
 
