@@ -58,7 +58,7 @@ class Particles:
         log_psi: log ψ_t of each particle's prefix [R, N], float64; 0 at the start.
         finished: EOS was sampled and is absorbing [R, N].
         log_p, log_q: log p₀ and log q of each sampled token [R, N, T], float64; 0 once finished.
-        features: the base model's features before each token [R, N, T, …], None unless recorded (see `smc.run`).
+        features: the base model's features before each token [R, N, T, …], None unless recorded (see `Keep`).
         siblings: other tokens that could have followed each prefix, None unless recorded.
     """
 
