@@ -7,6 +7,7 @@ from typing import Any
 
 from twistlm.certificates.bounds import Bounds, main_bounds, width
 from twistlm.certificates.divergences import Divergences
+from twistlm.certificates.log_Z import Source
 from twistlm.core.estimates import Estimate
 
 
@@ -17,7 +18,7 @@ class Certificate:
     Attributes:
         bounds: sandwiches by method and number of particles.
         divergences: KLs, with the log Z they used and where it came from.
-        log_Z_source: where the value of log Z comes from (`log_Z.Source`); its interval is by all evidence.
+        log_Z_source: where the value of log Z comes from; its interval is by all evidence.
         ess_fraction: effective sample size of importance sampling with the proposal, per sample; None where each sample
             has a target of its own.
         num_sequences: sequences drawn from the proposal or by SMC to make this.
@@ -30,7 +31,7 @@ class Certificate:
 
     bounds: tuple[Bounds, ...]
     divergences: Divergences
-    log_Z_source: str
+    log_Z_source: Source
     ess_fraction: float | None
     num_sequences: int
     seconds: float
@@ -67,7 +68,7 @@ class Certificate:
             "log_Z_lower": self.log_Z_lower.as_dict(),
             "log_Z_upper": _optional(self.log_Z_upper),
             "log_Z": found.log_Z.as_dict(),
-            "log_Z_source": self.log_Z_source,
+            "log_Z_source": str(self.log_Z_source),
             "f": found.f.as_dict(),
             "g": _optional(found.g),
             "kl_q_target": found.kl_q_target.as_dict(),
@@ -122,10 +123,17 @@ class Certificate:
         )
         accepted = fields.get("acceptance")
         return Certificate(
-            bounds, found, fields["log_Z_source"], fields["ess_fraction"], fields["num_sequences"], fields["seconds"],
-            fields.get("num_tokens", 0), fields.get("stopped", ""),
-            None if accepted is None else Estimate.from_dict(accepted), fields.get("alarm", ""),
-        )  # fmt: skip
+            bounds=bounds,
+            divergences=found,
+            log_Z_source=Source(fields["log_Z_source"]),
+            ess_fraction=fields["ess_fraction"],
+            num_sequences=fields["num_sequences"],
+            seconds=fields["seconds"],
+            num_tokens=fields.get("num_tokens", 0),
+            stopped=fields.get("stopped", ""),
+            acceptance=None if accepted is None else Estimate.from_dict(accepted),
+            alarm=fields.get("alarm", ""),
+        )
 
 
 def _optional(estimate: Estimate | None) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from twistlm.core.estimates import ALARM, CONFIDENCE, Estimate, plain
+from twistlm.core.estimates import ALARM, CONFIDENCE, Estimate, mean, midpoint, plain, pooled
 from twistlm.core.limits import Array, log_lower_limit, log_upper_limit
 from twistlm.core.logmath import log_mean_exp
 
@@ -145,6 +145,16 @@ def decide(
     log_Z = Estimate(best.value, low, high, best.below.numel()).clipped(low, high)
     log_Z = log_Z.clipped(-math.inf if least is None else least, math.inf if most is None else most)
     return Decision(log_Z, Source.BELOW if math.isinf(high) else best.source, alarm)
+
+
+def over_conditions(lowers: Tensor, uppers: Tensor) -> Decision:
+    """log Z where targets differ: its mean over conditions, by the runs of a sandwich with a condition each [runs]."""
+    return Decision(midpoint(mean(lowers), mean(uppers)), Source.CONDITIONS)
+
+
+def over_runs(found: Sequence[Estimate]) -> Estimate | None:
+    """log Z by the certificates of several runs that share a target, and evidence: weighted by precision."""
+    return pooled(found) if found else None
 
 
 def of_draws(log_phi: Tensor, most: float | None) -> Witness:

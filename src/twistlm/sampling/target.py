@@ -231,9 +231,15 @@ class Target:
         """
         named = {} if self.identity is None else {"identity": self.identity}
         return {
-            "model": self.model_name, "potential": spec(self.potential), "prompt": self.prompt,
-            "num_tokens": self.num_tokens, "eos": self.eos, "dtype": self.dtype, "device": self.device, **named,
-        }  # fmt: skip
+            "model": self.model_name,
+            "potential": spec(self.potential),
+            "prompt": self.prompt,
+            "num_tokens": self.num_tokens,
+            "eos": self.eos,
+            "dtype": self.dtype,
+            "device": self.device,
+            **named,
+        }
 
     @cached_property
     def downloads(self) -> list[str]:
@@ -254,9 +260,15 @@ class Target:
         found = as_type(TargetFields, dict(fields), "the description of the target")
         _refuse_downloads(found)
         return Target(
-            found.model, from_spec(found.potential, trust_functions), found.prompt, found.num_tokens, eos=found.eos,
-            dtype=found.dtype, device=found.device, identity=found.identity,
-        )  # fmt: skip
+            found.model,
+            from_spec(found.potential, trust_functions),
+            found.prompt,
+            found.num_tokens,
+            eos=found.eos,
+            dtype=found.dtype,
+            device=found.device,
+            identity=found.identity,
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -273,8 +285,9 @@ class Target:
         except UnidentifiableError as error:
             logger.warning(
                 "this target cannot be identified (%s): no file of its draws will be accepted again; call it by name, "
-                "Target(…, identity='my-target-v1')", error
-            )  # fmt: skip
+                "Target(…, identity='my-target-v1')",
+                error,
+            )
             # Another one for every target of every process.
             return f"{UNIDENTIFIED}-{os.getpid()}-{id(self)}"
 

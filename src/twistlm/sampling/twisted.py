@@ -213,9 +213,14 @@ class TwistedLM:
         return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows, inducing)
 
     def draw(
-        self, rng: Rng, state: State, proposal: Proposal, forced: Tensor, num_siblings: int = 0,
+        self,
+        rng: Rng,
+        state: State,
+        proposal: Proposal,
+        forced: Tensor,
+        num_siblings: int = 0,
         paused: Tensor | None = None,
-    ) -> Drawn:  # fmt: skip
+    ) -> Drawn:
         """`proposals.draw` for all particles of `state`, in parts whose distributions fit in memory together."""
         count, most = state.lm.features.shape[0], self._rows_at_a_time
         if count <= most:

@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 
 from twistlm.certificates.certificate import Certificate
-from twistlm.core.estimates import Estimate, difference, pooled, student, widened
+from twistlm.certificates.log_Z import Source, over_runs
+from twistlm.core.estimates import Estimate, difference, student, widened
 from twistlm.runs.sweeps.folder import Cell, SweepFolder
 
 
@@ -101,12 +102,12 @@ class Pooled:
         """The reference's if there is one, else that of all certificates; None if nothing is finished."""
         if self.reference is not None:
             return self.reference.certificate.divergences.log_Z
-        return pooled([result.after.divergences.log_Z for result in self.results]) if self.results else None
+        return over_runs([result.after.divergences.log_Z for result in self.results])
 
     @property
     def conditional(self) -> bool:
         """Whether the target differs by condition."""
-        return any(result.after.ess_fraction is None for result in self.results)
+        return any(result.after.log_Z_source is Source.CONDITIONS for result in self.results)
 
     @property
     def best(self) -> Result:
