@@ -4,17 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import (
-    Count,
-    ProposalName,
-    ProposalRun,
-    ResamplerName,
-    RunPath,
-    Seed,
-    Text,
-    Threshold,
-    TrustFunction,
-)
+from twistlm.cli.options import Count, RunPath, Seed, SMCOptions, Text, TrustFunction
 
 # Draws of the base model to compare with: more than anyone reads.
 MOST_BASE = 100
@@ -27,13 +17,11 @@ def sample(
         Count | None,
         arg(help="SMC runs of so many particles, one drawn by weight from each; default: one run, all with weights."),
     ] = None,
-    proposal: ProposalName = "twist_induced",
-    resampler: ResamplerName = "systematic",
-    ess_threshold: Threshold = 0.5,
-    proposal_run: ProposalRun = None,
     condition: Annotated[Text | None, arg(help="What must follow, for a run of infilling.")] = None,
     trust_function: TrustFunction = (),
     seed: Seed = 0,
+    *,
+    smc: SMCOptions,
 ) -> None:
     """Sample from the target by SMC with a run's twist. Prints the texts.
 
@@ -50,10 +38,8 @@ def sample(
 
     opened = Run.load(run, trust_functions=trust_function)
     found = opened.sample(
-        num_samples, num_particles=num_particles, condition=condition, seed=seed, proposal=proposal,
-        resampler=resampler, ess_threshold=ess_threshold,
-        proposal_run=None if proposal_run is None else Run.load(proposal_run, trust_functions=trust_function),
-    )  # fmt: skip
+        num_samples, num_particles=num_particles, condition=condition, seed=seed, **smc.for_run(trust_function)
+    )
     assert opened.folder is not None
     base = opened.base_samples(min(num_samples, MOST_BASE), condition=condition, seed=seed)
     assert found.diagnostics is not None
