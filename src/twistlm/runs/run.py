@@ -42,9 +42,14 @@ class Run:
     """A target with a trained twist."""
 
     def __init__(
-        self, target: Target, config: RunConfig, twist: Twist, folder: RunFolder | None, collection: Collection | None,
+        self,
+        target: Target,
+        config: RunConfig,
+        twist: Twist,
+        folder: RunFolder | None,
+        collection: Collection | None,
         history: Sequence[Mapping[str, Any]] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.target, self.config, self.folder = target, config, folder
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.model = target.twisted(twist)
