@@ -100,7 +100,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     said = StringIO()
     try:
         with redirect_stderr(said):
-            found: tuple[Command, dict[str, Any]] = tyro.extras.subcommand_cli_from_dict(
+            parsed: tuple[Command, dict[str, Any]] = tyro.extras.subcommand_cli_from_dict(
                 choices,
                 prog="twistlm",
                 args=_plugins_last(arguments),
@@ -112,7 +112,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
         if not stopped.code:
             raise
         raise ConfigError(f"{_one_line(said.getvalue())}; see twistlm --help") from None
-    return found
+    return parsed
 
 
 def _not_yet(command: Command) -> Callable[..., tuple[Command, dict[str, Any]]]:

@@ -98,7 +98,7 @@ def certify(
         else get_preset(target, preset, **options.given).target()
     )
     sampler = proposal if proposal is not None else goal if isinstance(goal, Run) else "base"
-    found = certificate_of(
+    certificate = certificate_of(
         goal,
         sampler,
         draws=spending.draws,
@@ -110,12 +110,12 @@ def certify(
         seed=seed,
         trust_functions=trust_function,
     )
-    certificates = {str(proposal or target if is_run else sampler): found}
+    certificates = {str(proposal or target if is_run else sampler): certificate}
     if out is not None:
-        save_json(out, found.as_dict())
+        save_json(out, certificate.as_dict())
     show = console()
     show.print(certificate_table(certificates))
     show.print(bounds_table(certificates))
-    print_lines(show, [*effort_lines(found), *verdict(found)])
+    print_lines(show, [*effort_lines(certificate), *verdict(certificate)])
     if out is not None:
         print(f"Written to {out}")

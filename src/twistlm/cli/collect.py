@@ -46,7 +46,7 @@ def collect(
     target = chosen.target()
     target.check()
     with writing_file(out, replace=policy == "overwrite") as path:
-        found = target.collect(
+        collection = target.collect(
             Rng(seed, ("twistlm collect",)),
             max_draws=max_draws,
             num_samples=num_samples,
@@ -54,5 +54,5 @@ def collect(
             path=path,
             keep=Keep(features=True, siblings=chosen.run.num_siblings),
         )
-    n, hits = len(found.draws), len(found.exact)
-    print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {found.ess:.0f}): {out}")
+    n, hits = len(collection.draws), len(collection.exact)
+    print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {collection.ess:.0f}): {out}")

@@ -103,10 +103,10 @@ def probability(
     target = Target(potential=score, prompt=prompt, **texts.given)
     search = rare_events.Search(**spending.given)
     described = target.spec()
-    found = rare_events.probability(target, event.thresholds, search=search, seed=seed, report=_say)
+    estimates = rare_events.probability(target, event.thresholds, search=search, seed=seed, report=_say)
     if out is not None:
-        save_json(out, {"seed": seed, "target": described, "found": [each.as_dict() for each in found]})
-    console().print(probability_table(found, texts.num_tokens))
+        save_json(out, {"seed": seed, "target": described, "found": [each.as_dict() for each in estimates]})
+    console().print(probability_table(estimates, texts.num_tokens))
     if out is not None:
         print(f"Written to {out}")
 

@@ -37,17 +37,17 @@ def sample(
     from twistlm.sampling.diagnostics import findings
 
     opened = Run.load(run, trust_functions=trust_function)
-    found = opened.sample(
+    drawn = opened.sample(
         num_samples, num_particles=num_particles, condition=condition, seed=seed, **smc.for_run(trust_function)
     )
     assert opened.folder is not None
     base = opened.base_samples(min(num_samples, MOST_BASE), condition=condition, seed=seed)
-    assert found.diagnostics is not None
-    path = opened.folder.save_samples(found, base)
+    assert drawn.diagnostics is not None
+    path = opened.folder.save_samples(drawn, base)
     table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompt!r}", box=None)
-    for row in sorted(found.rows(), key=lambda row: -row["weight"]):
+    for row in sorted(drawn.rows(), key=lambda row: -row["weight"]):
         table.add_row(f"{row['weight']:.4f}", f"{row['log_phi']:.2f}", f"{row['log_p']:.1f}", Text(repr(row["text"])))
     show = console()
     show.print(table)
-    print_lines(show, [f"Warning: {each}" for each in findings(found.diagnostics)])
-    print(f"log Z ≈ {found.log_Z_hat:.3f}. Written to {path}")
+    print_lines(show, [f"Warning: {each}" for each in findings(drawn.diagnostics)])
+    print(f"log Z ≈ {drawn.log_Z_hat:.3f}. Written to {path}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twistlm.core.logmath import log_mean_exp
 from twistlm.models.base import BaseLM
-from twistlm.models.token_texts import pieces
+from twistlm.models.token_texts import token_texts
 from twistlm.sampling.particles import SMCResult
 from twistlm.sampling.smc import lineages
 
@@ -57,7 +57,7 @@ class Genealogy:
         parents = torch.stack([info.ancestors[run] for info in result.infos]).cpu()
         tokens = torch.stack([info.tokens[run] for info in result.infos]).cpu()
         log_w = torch.stack([log_w[run] for log_w in weights_by_step(result)]).cpu()
-        return Genealogy(parents, pieces(lm, tokens, parents), log_w.log_softmax(-1))
+        return Genealogy(parents, token_texts(lm, tokens, parents), log_w.log_softmax(-1))
 
     @property
     def survives(self) -> Tensor:
