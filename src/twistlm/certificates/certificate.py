@@ -47,8 +47,8 @@ class Certificate:
         In expectation (Zhao et al. 2024, section 4); with both bounds' errors. None without SMC or exact samples, and
         where the sandwich is infinitely wide.
         """
-        found = [b for b in self.bounds if b.method == "smc" and b.upper is not None]
-        widest = width(max(found, key=lambda b: b.num_particles)) if found else math.inf
+        sandwiches = [b for b in self.bounds if b.method == "smc" and b.upper is not None]
+        widest = width(max(sandwiches, key=lambda b: b.num_particles)) if sandwiches else math.inf
         return widest if math.isfinite(widest) else None
 
     @property
@@ -63,19 +63,19 @@ class Certificate:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, each estimate with its interval."""
-        found = self.divergences
+        kls = self.divergences
         return {
             "log_Z_lower": self.log_Z_lower.as_dict(),
             "log_Z_upper": _optional(self.log_Z_upper),
-            "log_Z": found.log_Z.as_dict(),
+            "log_Z": kls.log_Z.as_dict(),
             "log_Z_source": str(self.log_Z_source),
-            "f": found.f.as_dict(),
-            "g": _optional(found.g),
-            "kl_q_target": found.kl_q_target.as_dict(),
-            "kl_target_q": _optional(found.kl_target_q),
-            "kl_q_prior": found.kl_q_prior.as_dict(),
-            "log_phi": found.log_phi.as_dict(),
-            "phi": found.phi.as_dict(),
+            "f": kls.f.as_dict(),
+            "g": _optional(kls.g),
+            "kl_q_target": kls.kl_q_target.as_dict(),
+            "kl_target_q": _optional(kls.kl_target_q),
+            "kl_q_prior": kls.kl_q_prior.as_dict(),
+            "log_phi": kls.log_phi.as_dict(),
+            "phi": kls.phi.as_dict(),
             "ess_fraction": self.ess_fraction,
             "bounds": [
                 {
@@ -111,7 +111,7 @@ class Certificate:
             )
             for b in fields["bounds"]
         )
-        found = Divergences(
+        kls = Divergences(
             kl_q_target=estimate("kl_q_target"),
             kl_target_q=None if fields["kl_target_q"] is None else estimate("kl_target_q"),
             kl_q_prior=estimate("kl_q_prior"),
@@ -124,7 +124,7 @@ class Certificate:
         accepted = fields.get("acceptance")
         return Certificate(
             bounds=bounds,
-            divergences=found,
+            divergences=kls,
             log_Z_source=Source(fields["log_Z_source"]),
             ess_fraction=fields["ess_fraction"],
             num_sequences=fields["num_sequences"],

@@ -47,7 +47,7 @@ def certify_paired(rng: Rng, sampler: Sampler, exact: ExactSamples, spending: Sp
     lower, upper = chosen.lowers, chosen.uppers
     f, g = below[: len(lower)], above[: len(lower)]
     ranges, decision = sampler.ranges, over_conditions(lower, upper)
-    found = Divergences(
+    kls = Divergences(
         kl_q_target=midpoint(mean(lower - f), mean(upper - f)).as_divergence,
         kl_target_q=midpoint(mean(g - upper, least=MIN_EXACT), mean(g - lower, least=MIN_EXACT)).as_divergence,
         kl_q_prior=mean(drawn.log_q_over_p).as_divergence,
@@ -60,7 +60,7 @@ def certify_paired(rng: Rng, sampler: Sampler, exact: ExactSamples, spending: Sp
     spent = len(drawn) + sum(2 * b.num_particles * b.lower.n for b in bounds)
     return Certificate(
         bounds=tuple(bounds),
-        divergences=found,
+        divergences=kls,
         log_Z_source=decision.source,
         ess_fraction=None,
         num_sequences=spent,

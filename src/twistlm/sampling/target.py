@@ -257,17 +257,17 @@ class Target:
             ConfigError: the potential does not fit, or names a function that is not trusted.
             ModelError: it names a model of the hub that is not on this machine: a description downloads nothing.
         """
-        found = as_type(TargetFields, dict(fields), "the description of the target")
-        _refuse_downloads(found)
+        described = as_type(TargetFields, dict(fields), "the description of the target")
+        _refuse_downloads(described)
         return Target(
-            found.model,
-            from_spec(found.potential, trust_functions),
-            found.prompt,
-            found.num_tokens,
-            eos=found.eos,
-            dtype=found.dtype,
-            device=found.device,
-            identity=found.identity,
+            described.model,
+            from_spec(described.potential, trust_functions),
+            described.prompt,
+            described.num_tokens,
+            eos=described.eos,
+            dtype=described.dtype,
+            device=described.device,
+            identity=described.identity,
         )
 
     @cached_property
@@ -340,6 +340,6 @@ def _refuse_downloads(described: TargetFields) -> None:
 
 def _named_models(described: Mapping[str, Any]) -> list[str]:
     """The models in the description of a potential, in those of its parts too."""
-    found = [described["model"]] if isinstance(described.get("model"), str) else []
+    names = [described["model"]] if isinstance(described.get("model"), str) else []
     parts = [part for value in described.values() for part in (value if isinstance(value, list) else [value])]
-    return found + [name for part in parts if isinstance(part, Mapping) for name in _named_models(part)]
+    return names + [name for part in parts if isinstance(part, Mapping) for name in _named_models(part)]

@@ -207,9 +207,9 @@ class TwistedLM:
     @torch.no_grad()
     def next(self, state: State) -> NextToken:
         """Base logits and log ψ over the vocabulary for every distinct prefix."""
-        found = [twist.head(read.features(state.lm)) for twist, read in zip(self._twists, state.twists, strict=True)]
-        log_psi = found[0] if self.twist is not None else None
-        inducing = found[-1] if self.proposal_twist is not None else None
+        log_psis = [twist.head(read.features(state.lm)) for twist, read in zip(self._twists, state.twists, strict=True)]
+        log_psi = log_psis[0] if self.twist is not None else None
+        inducing = log_psis[-1] if self.proposal_twist is not None else None
         return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows, inducing)
 
     def draw(
