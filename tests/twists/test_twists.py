@@ -1,22 +1,24 @@
 """Every registered twist, on every kind of path it is used in."""
 
+import math
+
 import pytest
 import torch
 
 from tests.architectures import VOCAB, tiny_lm
 from tests.cases import TablePotential, cases, samples_of
 from twistlm.core.errors import ConfigError
-from twistlm.core.kernels import normaliser
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
+from twistlm.models.base import BaseLM
 from twistlm.models.tabular import TabularLM
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
+from twistlm.testing import check_twist
 from twistlm.twists.base import Twist
 from twistlm.twists.sigmoid import probability
 
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([9])]
-# Those that read conditions are tested with their targets (test_conditional.py).
 NAMES = [name for name, entry in available("twist").items() if not entry.options.get("needs_conditions")]
 
 
@@ -35,57 +37,18 @@ def drawn(model: TwistedLM, num_particles: int = 6, **options):  # type: ignore[
     return Sampler(model, potential, 5, **options).smc(Rng(0), cases(PROMPTS), num_particles)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_starts_at_log_psi_zero(name: str) -> None:
-    lm = tiny_lm("llama")
-    twist = lookup("twist", name).value(lm)
-    features = torch.randn(2, 3, lm.feature_size)
-    assert (twist.head(features) == 0).all()
-    assert twist.head(features).shape == (2, 3, VOCAB)
-    result = drawn(TwistedLM(lm, twist, "ignore"))
-    torch.testing.assert_close(result.particles.log_w, result.log_phi, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("is_probability", [False, True])
-@pytest.mark.parametrize("name", NAMES)
-def test_can_start_at_any_constant_which_leaves_the_proposal_alone(name: str, is_probability: bool) -> None:
-    lm = tiny_lm("llama")
-    twist = lookup("twist", name).value(lm)
-    twist = probability(twist) if is_probability else twist
-    twist.head.start_at(-3.0)
-    features = torch.randn(2, 3, lm.feature_size)
-    torch.testing.assert_close(twist.head(features).float(), torch.full((2, 3, VOCAB), -3.0))
-    result = drawn(TwistedLM(lm, twist, "ignore"), ess_threshold=0.0)
-    torch.testing.assert_close(result.particles.log_q, result.particles.log_p, rtol=0, atol=1e-5)
-    torch.testing.assert_close(result.particles.log_w, result.log_phi, rtol=0, atol=1e-4)
+@pytest.mark.parametrize("name", list(available("twist")))
+def test_laws(name: str, is_probability: bool) -> None:
+    entry = lookup("twist", name)
+    conditions = torch.tensor([[3, 4], [5, 6]]) if entry.options.get("needs_conditions") else None
 
+    def build(lm: BaseLM) -> Twist:
+        twist: Twist = entry.value(lm)
+        return probability(twist) if is_probability else twist
 
-@pytest.mark.parametrize("name", NAMES)
-def test_incremental_and_teacher_forced_scores_agree(name: str) -> None:
-    model = perturbed(name)
-    result = drawn(model, ess_threshold=1.0)
-    samples = samples_of(result, model, PROMPTS)
-    scores = model.score(samples, normaliser=True)
-    log_psi, log_normaliser = scores.log_psi, scores.log_normaliser
-    # After the last step the particles carry log φ, so compare through log q = log p + log ψ − log Σ pψ.
-    log_q = samples.log_p + log_psi.double() - log_normaliser.double()
-    torch.testing.assert_close(log_q, samples.log_q, rtol=1e-3, atol=1e-3)
-    plain = model.score(samples)
-    assert plain.log_normaliser is None
-    torch.testing.assert_close(plain.log_psi, log_psi, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_receives_gradient(name: str) -> None:
-    model = perturbed(name)
-    samples = samples_of(drawn(model), model, PROMPTS)
-    scores = model.score(samples, normaliser=True)
-    log_psi, log_normaliser = scores.log_psi, scores.log_normaliser
-    (log_psi * torch.randn_like(log_psi)).sum().add(log_normaliser.sum()).backward()
-    silent = [n for n, p in model.twist.module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    # A key projection's bias cancels in the softmax over keys; nothing else may be silent.
-    assert not silent
-    assert all(p.grad is None for p in model.lm.module.parameters())
+    start = math.log(0.5) if is_probability else 0.0
+    check_twist(build, tiny_lm("llama"), prompts=PROMPTS, conditions=conditions, start=start)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,30 +101,3 @@ def test_settings_out_of_range_are_refused() -> None:
         lookup("twist", "tied").value(TabularLM.random(2, 2, 0))
     with pytest.raises(ConfigError, match="unknown twist 'lstm'"):
         lookup("twist", "lstm")
-
-
-@pytest.mark.parametrize("shrinkage", [1.0, 0.5])
-@pytest.mark.parametrize("name", NAMES)
-def test_the_heads_own_normaliser_has_the_gradient_of_the_sum_written_out(name: str, shrinkage: float) -> None:
-    model = perturbed(name)
-    assert model.twist is not None
-    head, lm = model.twist.head, model.lm
-    head.shrinkage.fill_(shrinkage)
-    features = torch.randn(9, lm.feature_size, generator=torch.Generator().manual_seed(5))
-    upstream = torch.linspace(-1.0, 2.0, 9)
-
-    def logits(part: slice) -> torch.Tensor:
-        with torch.no_grad():
-            return lm.logits(features[part])
-
-    def value_and_gradients(compute) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
-        model.twist.module.zero_grad()
-        total = compute()
-        (total * upstream).sum().backward()
-        gradients = [p.grad.clone() for p in model.twist.module.parameters() if p.grad is not None]
-        return [total.detach(), *gradients]
-
-    own = value_and_gradients(lambda: head.log_normaliser(features, logits, 4))
-    written = value_and_gradients(lambda: normaliser.of_head(head, features, logits, 4))
-    for mine, truth in zip(own, written, strict=True):
-        torch.testing.assert_close(mine, truth, rtol=1e-3, atol=1e-4)

@@ -231,15 +231,9 @@ class Target:
         """
         named = {} if self.identity is None else {"identity": self.identity}
         return {
-            "model": self.model_name,
-            "potential": spec(self.potential),
-            "prompt": self.prompt,
-            "num_tokens": self.num_tokens,
-            "eos": self.eos,
-            "dtype": self.dtype,
-            "device": self.device,
-            **named,
-        }
+            "model": self.model_name, "potential": spec(self.potential), "prompt": self.prompt,
+            "num_tokens": self.num_tokens, "eos": self.eos, "dtype": self.dtype, "device": self.device, **named,
+        }  # fmt: skip
 
     @cached_property
     def downloads(self) -> list[str]:
@@ -257,18 +251,12 @@ class Target:
             ConfigError: the potential does not fit, or names a function that is not trusted.
             ModelError: it names a model of the hub that is not on this machine: a description downloads nothing.
         """
-        described = as_type(TargetFields, dict(fields), "the description of the target")
-        _refuse_downloads(described)
+        found = as_type(TargetFields, dict(fields), "the description of the target")
+        _refuse_downloads(found)
         return Target(
-            described.model,
-            from_spec(described.potential, trust_functions),
-            described.prompt,
-            described.num_tokens,
-            eos=described.eos,
-            dtype=described.dtype,
-            device=described.device,
-            identity=described.identity,
-        )
+            found.model, from_spec(found.potential, trust_functions), found.prompt, found.num_tokens, eos=found.eos,
+            dtype=found.dtype, device=found.device, identity=found.identity,
+        )  # fmt: skip
 
     @cached_property
     def fingerprint(self) -> str:
@@ -285,9 +273,8 @@ class Target:
         except UnidentifiableError as error:
             logger.warning(
                 "this target cannot be identified (%s): no file of its draws will be accepted again; call it by name, "
-                "Target(…, identity='my-target-v1')",
-                error,
-            )
+                "Target(…, identity='my-target-v1')", error
+            )  # fmt: skip
             # Another one for every target of every process.
             return f"{UNIDENTIFIED}-{os.getpid()}-{id(self)}"
 
@@ -340,6 +327,6 @@ def _refuse_downloads(described: TargetFields) -> None:
 
 def _named_models(described: Mapping[str, Any]) -> list[str]:
     """The models in the description of a potential, in those of its parts too."""
-    names = [described["model"]] if isinstance(described.get("model"), str) else []
+    found = [described["model"]] if isinstance(described.get("model"), str) else []
     parts = [part for value in described.values() for part in (value if isinstance(value, list) else [value])]
-    return names + [name for part in parts if isinstance(part, Mapping) for name in _named_models(part)]
+    return found + [name for part in parts if isinstance(part, Mapping) for name in _named_models(part)]

@@ -1,5 +1,6 @@
 """Everything about a tabular target, by summing over all V^T sequences."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -83,20 +84,28 @@ def _kl(log_a: Tensor, log_b: Tensor) -> float:
     return float((log_a[support].exp() * (log_a[support] - log_b[support])).sum())
 
 
+def prefix_table(lm: TabularLM, enumeration: Enumeration, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """For every prefix of the enumerated prompt, `value` of which sequences [S] begin with it; a table of log ψ.
+
+    Entries [prefixes, V] as of a `TabularHead`; 0 for all other prefixes.
+    """
+    table = torch.zeros_like(lm.table)
+    nodes = lm.features([enumeration.prompt] * len(enumeration.tokens), enumeration.tokens)
+    for t in range(enumeration.tokens.shape[1]):
+        keys = nodes[:, t] * lm.vocab_size + enumeration.tokens[:, t]
+        for key in keys.unique():
+            table[key // lm.vocab_size, key % lm.vocab_size] = value(keys == key)
+    return table
+
+
 def exact_twist(model: TwistedLM, enumeration: Enumeration) -> Twist:
     """ψ*_t(s_1:t) = E_p₀[φ | s_1:t] for every prefix of the enumerated prompt; 0 (log ψ) elsewhere."""
     lm = model.lm
     assert isinstance(lm, TabularLM)
-    table = torch.zeros_like(lm.table)
-    nodes = lm.features([enumeration.prompt] * len(enumeration.tokens), enumeration.tokens)
     joint = enumeration.log_p + enumeration.log_phi
-    for t in range(enumeration.tokens.shape[1]):
-        keys = nodes[:, t] * lm.vocab_size + enumeration.tokens[:, t]
-        for key in keys.unique():
-            inside = keys == key
-            log_prefix = torch.logsumexp(enumeration.log_p[inside], 0)
-            value = (
-                torch.logsumexp(joint[inside], 0) - log_prefix if log_prefix.isfinite() else log_prefix.new_zeros(())
-            )
-            table[key // lm.vocab_size, key % lm.vocab_size] = value
-    return TabularHead.twist(table)
+
+    def value(inside: Tensor) -> Tensor:
+        log_prefix = torch.logsumexp(enumeration.log_p[inside], 0)
+        return torch.logsumexp(joint[inside], 0) - log_prefix if log_prefix.isfinite() else log_prefix.new_zeros(())
+
+    return TabularHead.twist(prefix_table(lm, enumeration, value))

@@ -42,7 +42,7 @@ class Place:
 def _identity(path: Path) -> tuple[int, int] | None:
     """What tells a folder from another of the same name; None if there is none."""
     try:
-        status = path.stat()
+        found = path.stat()
     except (OSError, ValueError):
         return None
-    return status.st_dev, status.st_ino
+    return found.st_dev, found.st_ino

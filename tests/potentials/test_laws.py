@@ -1,0 +1,53 @@
+"""The laws of potentials, for every registered one."""
+
+import functools
+import importlib.util
+
+import pytest
+import torch
+
+from twistlm.core.registry import available
+from twistlm.models.base import BaseLM
+from twistlm.potentials import (
+    BasePotential,
+    Classes,
+    Classifier,
+    Continuation,
+    Function,
+    Infilling,
+    Jigsaw,
+    Power,
+    Product,
+    Regex,
+    Threshold,
+)
+from twistlm.testing import check_potential
+from twistlm.testing.laws.trial import stories
+
+TOXIC = Classifier("toxicity", "toxic")
+EXAMPLES: dict[str, BasePotential] = {
+    "classes": Classes("sentiment", ("negative", "positive")),
+    "classifier": TOXIC,
+    "continuation": Continuation(" and"),
+    "function": Function(lambda texts: [-float(len(text)) for text in texts]),
+    "infilling": Infilling(2),
+    "jigsaw": Jigsaw(),
+    "power": Power(TOXIC, 3.0),
+    "product": Product((Regex("a"), TOXIC)),
+    "regex": Regex("a"),
+    "threshold": Threshold(TOXIC, 0.2),
+}
+CONDITIONS = {"classes": torch.arange(12).remainder(2).view(12, 1), "infilling": torch.arange(24).view(12, 2)}
+lm = functools.cache(stories)
+
+
+def test_every_registered_potential_has_an_example() -> None:
+    assert EXAMPLES.keys() == available("potential").keys()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_laws(name: str) -> None:
+    if name == "jigsaw" and importlib.util.find_spec("toxic_classifier") is None:
+        pytest.skip("needs the packaged weights: run `make setup`")
+    model: BaseLM = lm()
+    check_potential(EXAMPLES[name], model, conditions=CONDITIONS.get(name))
