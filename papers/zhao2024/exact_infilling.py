@@ -15,6 +15,8 @@ import torch
 import tyro
 from torch import Tensor
 
+from papers.zhao2024.comparison import compared
+from papers.zhao2024.settings import HERE
 from twistlm import Run
 from twistlm.core.progress import bar
 from twistlm.core.storage import save_json
@@ -24,7 +26,6 @@ from twistlm.runs.sweeps.pooled import read
 from twistlm.sampling.twisted import TwistedLM, beside
 
 LEFT_OUT = 1e-4
-FILE = Path("papers/zhao2024/exact_infilling.json")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Options:
 
     sweep: Path = Path("runs/results/infilling-2-1")
     conditions: int = 12
-    file: Path = FILE
+    file: Path = HERE / "exact_infilling.json"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def divergences(model: TwistedLM, pairs: Pairs, conditions: Tensor) -> dict[str,
     twist = model.twist
     assert twist is not None
     assert twist.reader is not None
-    found: dict[str, list[Tensor]] = {"kl_q_target": [], "kl_target_q": [], "log_Z": [], "left_out": []}
+    terms: dict[str, list[Tensor]] = {"kl_q_target": [], "kl_target_q": [], "log_Z": [], "left_out": []}
     for condition, log_phi in zip(conditions, pairs.log_phi, strict=True):
         given = twist.reader(condition.view(1, 1))
         at_start, after = (twist.head(beside(h, given.expand(len(h), -1))).double() for h in pairs.hidden)
@@ -102,27 +103,19 @@ def divergences(model: TwistedLM, pairs: Pairs, conditions: Tensor) -> dict[str,
         joint = pairs.log_joint + log_phi
         log_Z = joint.logsumexp((0, 1))
         ratio = log_q - (joint - log_Z)
-        found["kl_q_target"].append((log_q.exp() * ratio).sum())
-        found["kl_target_q"].append(-((joint - log_Z).exp() * ratio).sum())
-        found["log_Z"].append(log_Z)
-        found["left_out"].append(1 - first.exp().sum())
-    return {name: torch.stack(values) for name, values in found.items()}
+        terms["kl_q_target"].append((log_q.exp() * ratio).sum())
+        terms["kl_target_q"].append(-((joint - log_Z).exp() * ratio).sum())
+        terms["log_Z"].append(log_Z)
+        terms["left_out"].append(1 - first.exp().sum())
+    return {name: torch.stack(values) for name, values in terms.items()}
 
 
 def compare(run: Run, pairs: Pairs, conditions: Tensor, seed: int) -> dict[str, Any]:
     """Both divergences of one run, exact and estimated with the run's own settings on the same conditions."""
     exact = divergences(run.model, pairs, conditions)
     most = max(run.config.evaluation.num_particles)
-    estimate = run.evaluate(num_samples=len(conditions), budget=most * len(conditions), seed=seed).divergences
-    assert estimate.kl_target_q is not None
-    return {
-        "exact": {name: float(values.mean()) for name, values in exact.items()},
-        "estimate": {
-            "kl_q_target": estimate.kl_q_target.as_dict(),
-            "kl_target_q": estimate.kl_target_q.as_dict(),
-            "log_Z": estimate.log_Z.as_dict(),
-        },
-    }
+    certificate = run.evaluate(num_samples=len(conditions), budget=most * len(conditions), seed=seed)
+    return compared({name: float(values.mean()) for name, values in exact.items()}, certificate)
 
 
 def main(options: Options) -> None:

@@ -16,37 +16,13 @@ from pathlib import Path
 import tyro
 
 from papers.zhao2024.page import EXACT, write
+from papers.zhao2024.settings import ABLATIONS, HERE, MAIN, POWERS
 from twistlm.core.errors import RunError
 from twistlm.core.storage import load_json
 from twistlm.report.sweep_plots import plot_frontier, plot_sweep
-from twistlm.runs.sweeps import sweep as grid
+from twistlm.runs.sweeps.folder import SweepFolder
 from twistlm.runs.sweeps.pooled import read
-
-SMALL = "small"
-MAIN = {
-    "toxicity": grid.Request("toxicity", SMALL),
-    "sentiment": grid.Request("sentiment", SMALL),
-    "infilling-15-10": grid.Request("infilling", SMALL, {"num_tokens": 15, "num_condition": 10}),
-    "infilling-2-1": grid.Request("infilling", SMALL, {"num_tokens": 2, "num_condition": 1}),
-}
-POWERS = (1, 2, 5)
-POSITIVES = ("ctl", "rl", "sixo", "dpg")
-# The presets' rates are for fresh draws of φ itself. At DPG's and RL's of 1e-3, a few hundred exact samples are fitted
-# by heart, and the rare good draws of a power of φ.
-RATE = 1e-4
-ABLATIONS = {
-    **{
-        f"{name}-exact": grid.Request(name, SMALL, methods=POSITIVES, source="exact", learning_rate=RATE, num_seeds=2)
-        for name in ("toxicity", "sentiment")
-    },
-    **{
-        f"toxicity-beta-{beta}": grid.Request(
-            "toxicity", SMALL, {"beta": float(beta)}, methods=("ctl", "dpg", "ppo"), learning_rate=RATE, num_seeds=2
-        )
-        for beta in POWERS
-    },
-    "toxicity-threshold": grid.Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
-}
+from twistlm.runs.sweeps.sweep import sweep
 
 
 @dataclass(frozen=True)
@@ -85,13 +61,13 @@ def main(options: Options) -> None:
             request = replace(request, num_updates=options.updates)
         print(f"--- {name}", flush=True)
         try:
-            grid.sweep(request, options.out / name, jobs=options.jobs)
+            sweep(request, options.out / name, jobs=options.jobs)
         except RunError as error:
             # Failed runs are shown in the table by what is missing; the other sweeps go on.
             print(error, flush=True)
     done = {name: read(options.out / name) for name in (*MAIN, *ABLATIONS) if (options.out / name).exists()}
     for name, pooled in done.items():
-        plots = options.out / name / "plots"
+        plots = SweepFolder(options.out / name).plots
         plot_sweep(pooled, plots)
         for picture in ("divergences", "bounds", "resampling"):
             if (plots / f"{picture}.png").exists():
@@ -100,8 +76,8 @@ def main(options: Options) -> None:
     if len(betas) > 1:
         plot_frontier(betas, options.out)
         shutil.copy(options.out / "frontier.png", "docs/images/results-frontier.png")
-    found = {title: Path(__file__).parent / file for title, file in EXACT.items()}
-    exact = {title: load_json(file) for title, file in found.items() if file.exists()}
+    files = {title: HERE / file for title, file in EXACT.items()}
+    exact = {title: load_json(file) for title, file in files.items() if file.exists()}
     write(done, Path("docs/results.md"), exact, [*MAIN, *ABLATIONS, *EXACT])
 
 

@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 import tyro
 from scipy.stats import binomtest
 
+from papers.zhao2024 import tasks
+from papers.zhao2024.settings import HERE, MAIN
 from twistlm.certificates import rare_events
 from twistlm.core.estimates import CONFIDENCE, Estimate, difference
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.storage import load_json, save_json
-from twistlm.runs import experiments
-from twistlm.runs.engines import local
-from twistlm.runs.sweeps.sweep import PRELOAD
 from twistlm.sampling.target import Target
 
 THRESHOLDS = (0.5, 0.9)
@@ -50,7 +49,7 @@ class Options:
     seeds: int = 5
     jobs: int = 2
     out: Path = Path("runs/rare-event")
-    file: Path = Path("papers/zhao2024/rare_event.json")
+    file: Path = HERE / "rare_event.json"
 
 
 class Task(NamedTuple):
@@ -66,7 +65,7 @@ class Task(NamedTuple):
 
 def target() -> Target:
     """The setting of docs/certify.md."""
-    return experiments.get_preset("toxicity", "small").target()
+    return MAIN["toxicity"].chosen().target()
 
 
 def do(out: Path, task: Task) -> None:
@@ -76,22 +75,21 @@ def do(out: Path, task: Task) -> None:
         rng = Rng(0, ("count", task.number))
         drawn = goal.collect(rng, num_samples=None, max_draws=PIECE, chunk=CHUNK).draws
         phi = drawn.log_phi.exp()
-        found: dict[str, Any] = {"draws": len(phi), "events": {f"{t:g}": int((phi >= t).sum()) for t in THRESHOLDS}}
+        result: dict[str, Any] = {"draws": len(phi), "events": {f"{t:g}": int((phi >= t).sum()) for t in THRESHOLDS}}
     else:
         estimates = rare_events.probability(goal, [RARE], search=SEARCH, seed=task.number)
-        found = {"seed": task.number, "found": [
-            {**each.as_dict(), "plain_tokens": each.plain_tokens(goal.num_tokens)} for each in estimates
-        ]}  # fmt: skip
-    save_json(task.file(out), found)
+        shown = [{**each.as_dict(), "plain_tokens": each.plain_tokens(goal.num_tokens)} for each in estimates]
+        result = {"seed": task.number, "found": shown}
+    save_json(task.file(out), result)
 
 
 def counted(out: Path) -> dict[str, Any] | None:
     """All pieces together, with the interval of every threshold's probability; None without any."""
-    pieces = [load_json(path) for path in sorted(out.glob("count-*.json"))]
-    draws = sum(piece["draws"] for piece in pieces)
+    counts = [load_json(path) for path in sorted(out.glob("count-*.json"))]
+    draws = sum(piece["draws"] for piece in counts)
     if not draws:
         return None
-    events = {name: sum(piece["events"][name] for piece in pieces) for name in pieces[0]["events"]}
+    events = {name: sum(piece["events"][name] for piece in counts) for name in counts[0]["events"]}
     return {"draws": draws, "events": {name: {"count": n, **_proportion(n, draws)} for name, n in events.items()}}
 
 
@@ -100,12 +98,12 @@ def _proportion(count: int, total: int) -> dict[str, float]:
     return {"probability": count / total, "low": float(interval.low), "high": float(interval.high)}
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(results: Mapping[str, Any]) -> None:
     """A line for every count and for each seed's estimate, with its difference from the count."""
-    if (count := found["count"]) is not None:
+    if (count := results["count"]) is not None:
         for threshold, events in count["events"].items():
             print(threshold, f"of {count['draws']} draws", json.dumps(events), flush=True)
-    for run in found["estimates"]:
+    for run in results["estimates"]:
         for one in run["found"]:
             threshold, estimate = f"{one['threshold']:g}", Estimate.from_dict(one["probability"])
             words = [f"{threshold} seed {run['seed']}", json.dumps(one["probability"]), f"ESS {one['ess']:.0f}"]
@@ -117,17 +115,17 @@ def show(found: Mapping[str, Any]) -> None:
 
 
 def _counted(count: Mapping[str, Any], threshold: str) -> Estimate:
-    found = count["events"][threshold]
-    return Estimate(found["probability"], found["low"], found["high"], count["draws"])
+    event = count["events"][threshold]
+    return Estimate(event["probability"], event["low"], event["high"], count["draws"])
 
 
 def main(options: Options) -> None:
     """Do what is not done; write and print all there is."""
     options.out.mkdir(parents=True, exist_ok=True)
-    tasks = [Task("count", number) for number in range(-(-options.draws // PIECE))]
-    tasks += [Task("estimate", seed) for seed in range(options.seeds)]
-    todo = [task for task in tasks if not task.file(options.out).exists()]
-    work = local.run(partial(do, options.out), todo, options.jobs, PRELOAD)
+    wanted = [Task("count", number) for number in range(-(-options.draws // PIECE))]
+    wanted += [Task("estimate", seed) for seed in range(options.seeds)]
+    todo = tasks.missing(wanted, options.out)
+    work = tasks.do(partial(do, options.out), todo, options.jobs)
     with bar("pieces and estimates", len(todo)) as report, closing(work) as outcomes:
         for done, (task, failure) in enumerate(outcomes, 1):
             if failure is not None:
@@ -136,9 +134,9 @@ def main(options: Options) -> None:
     counts = [counted(options.out), load_json(options.file)["count"] if options.file.exists() else None]
     estimates = [Task("estimate", seed).file(options.out) for seed in range(options.seeds)]
     most = max(filter(None, counts), key=lambda count: int(count["draws"]), default=None)
-    found = {"count": most, "estimates": [load_json(path) for path in estimates]}
-    save_json(options.file, found)
-    show(found)
+    results = {"count": most, "estimates": [load_json(path) for path in estimates]}
+    save_json(options.file, results)
+    show(results)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ from typing import Literal, NamedTuple
 
 import tyro
 
-from papers.zhao2024.methods import MAIN
+from papers.zhao2024 import tasks
+from papers.zhao2024.settings import HERE, MAIN
 from twistlm.core.rng import Rng
 from twistlm.core.storage import load_json, save_json
-from twistlm.runs.engines import local
-from twistlm.runs.sweeps import sweep as grid
 from twistlm.runs.train import collect, train
 
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -64,12 +63,12 @@ class Options:
     by: Literal["both", "target"] = "both"
     jobs: int = 2
     out: Path = Path("runs/rates")
-    file: Path = Path("papers/zhao2024/rates.json")
+    file: Path = HERE / "rates.json"
 
 
 def main(options: Options) -> None:
     """Search, write, print."""
-    found = json.loads(options.file.read_text()) if options.file.exists() else {}
+    results = json.loads(options.file.read_text()) if options.file.exists() else {}
     key, name = CRITERIA[options.by]
     for setting in options.only or MAIN:
         request = MAIN[setting]
@@ -78,8 +77,8 @@ def main(options: Options) -> None:
         collect(request.chosen().target(), config, Rng(0, ("sweep",)), draws, training=False)
         values: dict[str, Values] = {method: {} for method in request.methods}
         while todo := [Trial(setting, method, rate) for method in values for rate in _missing(values[method])]:
-            fresh = [trial for trial in todo if not trial.file(options.out).exists()]
-            with closing(local.run(partial(run, options.out, draws), fresh, options.jobs, grid.PRELOAD)) as outcomes:
+            fresh = tasks.missing(todo, options.out)
+            with closing(tasks.do(partial(run, options.out, draws), fresh, options.jobs)) as outcomes:
                 for trial, failure in outcomes:
                     # A rate at which training breaks down is not chosen.
                     if failure is not None:
@@ -89,8 +88,8 @@ def main(options: Options) -> None:
                 values[trial.method][trial.rate] = load_json(trial.file(options.out)).get(key)
         table = {method: {f"{rate:g}": tried[rate] for rate in sorted(tried)} for method, tried in values.items()}
         best = {method: _best(tried) for method, tried in values.items()}
-        found[setting] = {f"{name} by learning rate": table, "best": best}
-        save_json(options.file, found)
+        results[setting] = {f"{name} by learning rate": table, "best": best}
+        save_json(options.file, results)
         print(setting, best, flush=True)
 
 
@@ -100,9 +99,12 @@ def run(out: Path, draws: Path, trial: Trial) -> None:
     config = request.config(trial.method)
     config = config.changed(evaluation={"during_training": False, "budget": 2 * max(config.evaluation.num_particles)})
     trained = train(request.chosen().target(), config=config, draws=draws)
-    found = trained.evaluate(methods=("iwae",)).divergences
-    assert found.g is not None
-    save_json(trial.file(out), {"sum": found.g.value - found.f.value, "f": found.f.value, "g": found.g.value})
+    divergences = trained.evaluate(methods=("iwae",)).divergences
+    assert divergences.g is not None
+    save_json(
+        trial.file(out),
+        {"sum": divergences.g.value - divergences.f.value, "f": divergences.f.value, "g": divergences.g.value},
+    )
 
 
 def _best(tried: Values) -> float:

@@ -1,7 +1,6 @@
 """The command line: help that teaches, one clear line on bad input, and the real thing on real weights."""
 
 import importlib.util
-import inspect
 import json
 import subprocess
 import sys
@@ -60,13 +59,13 @@ def test_the_probability_of_an_event_in_real_stories(tmp_path: Path, capsys: pyt
 
     from twistlm import Target
     from twistlm.certificates.rare_events import Search
-    from twistlm.cli.probability import probability
+    from twistlm.cli.probability import OfSearch
     from twistlm.core.rng import Rng
     from twistlm.potentials import Regex
 
-    defaults = inspect.signature(probability).parameters
+    defaults = OfSearch()
     for name in ("num_draws", "max_rounds", "num_samples"):
-        assert defaults[name].default == getattr(Search(), name)
+        assert getattr(defaults, name) == getattr(Search(), name)
     prompt, pattern, out = "Once upon a time, there was a", "dragon", tmp_path / "found.json"
     arguments = ["probability", prompt, "--regex", pattern, "--thresholds", "1", "--num-tokens", "4", "--eos", "ignore",
                  "--num-draws", "1024", "--max-rounds", "2", "--num-samples", "4096", "--out", str(out)]  # fmt: skip

@@ -1,6 +1,8 @@
 """What options may be: one line that names the option, its value and its limit, before anything is done."""
 
+import dataclasses
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,9 +98,17 @@ def test_every_option_says_what_it_may_be() -> None:
             return not checks and bare(inner)
         return annotation in (int, float, str, Path) or any(map(bare, get_args(annotation)))
 
-    for name, command in COMMANDS.items():
+    def options(command: Callable[..., None]) -> Iterator[tuple[str, object]]:
         for parameter in inspect.signature(command).parameters.values():
-            assert not bare(parameter.annotation), f"{name} {parameter.name}"
+            group = get_args(parameter.annotation)[0] if get_origin(parameter.annotation) is Annotated else None
+            if dataclasses.is_dataclass(group):
+                yield from ((each.name, each.type) for each in dataclasses.fields(group))
+            else:
+                yield parameter.name, parameter.annotation
+
+    for name, command in COMMANDS.items():
+        for option, annotation in options(command):
+            assert not bare(annotation), f"{name} {option}"
 
 
 def test_a_file_in_the_way_of_results_is_found_before_the_work(

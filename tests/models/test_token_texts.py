@@ -3,7 +3,7 @@
 import torch
 
 from twistlm.models.huggingface import load
-from twistlm.models.token_texts import pieces
+from twistlm.models.token_texts import token_texts
 
 
 def test_pieces_add_up_to_the_text() -> None:
@@ -12,7 +12,7 @@ def test_pieces_add_up_to_the_text() -> None:
     encoded = [lm.encode(text) for text in texts]
     length = min(tokens.numel() for tokens in encoded)
     tokens = torch.stack([each[:length] for each in encoded], 1)
-    found = pieces(lm, tokens)
+    found = token_texts(lm, tokens)
     for n in range(2):
         assert "".join(column[n] for column in found) == lm.decode([tokens[:, n]])[0]
     assert sum(len(column[0]) > 0 for column in found) > 5
@@ -22,7 +22,7 @@ def test_a_letter_of_several_bytes_comes_with_its_last() -> None:
     lm = load("stories")
     star = lm.encode("🌟")
     assert star.numel() > 1, "one token would prove nothing"
-    found = pieces(lm, torch.cat([star, lm.encode(" a")]).unsqueeze(-1))
+    found = token_texts(lm, torch.cat([star, lm.encode(" a")]).unsqueeze(-1))
     assert [each for (each,) in found] == [*[""] * (star.numel() - 1), "🌟", " a"]
 
 
@@ -30,4 +30,4 @@ def test_pieces_follow_the_parents() -> None:
     lm = load("stories")
     first, second = lm.encode(" cat dog"), lm.encode(" ran sat")
     parents = torch.tensor([[0, 1], [1, 1]])
-    assert pieces(lm, torch.stack([first, second]), parents) == [[" cat", " dog"], [" ran", " sat"]]
+    assert token_texts(lm, torch.stack([first, second]), parents) == [[" cat", " dog"], [" ran", " sat"]]

@@ -69,13 +69,13 @@ def certify(
     bounds, stopped = work.spend() if effort is None else work.tighten(effort, start)
     witnesses = [*evidence.witnesses, *work.witnesses(bounds)]
     decision = decide(witnesses, sampler.ranges.low, sampler.ranges.high)
-    found = divergences(work.drawn, work.exact_ratios, decision.log_Z, sampler.ranges)
+    kls = divergences(work.drawn, work.exact_ratios, decision.log_Z, sampler.ranges)
     # A KL whose upper end has been cut at 0 would be negative.
-    negative = 0.0 in (found.kl_q_target.high, 1.0 if found.kl_target_q is None else found.kl_target_q.high)
+    negative = 0.0 in (kls.kl_q_target.high, 1.0 if kls.kl_target_q is None else kls.kl_target_q.high)
     alarm = decision.alarm or (work.contradiction(witnesses) if negative else "")
     return Certificate(
         bounds=tuple(bounds),
-        divergences=withheld(found) if alarm else found,
+        divergences=withheld(kls) if alarm else kls,
         log_Z_source=decision.source,
         ess_fraction=float(ess(work.drawn.log_ratios)) / len(work.drawn),
         num_sequences=work.spent,
@@ -186,13 +186,13 @@ class _Work:
 
     def witnesses(self, bounds: Sequence[Bounds]) -> list[Witness]:
         """What the sampler's own weights say of log Z, and SMC with the most particles."""
-        found = [of_weights(self.drawn.log_ratios, self.exact_ratios, self.sampler.ranges.ratio_high)]
+        witnesses = [of_weights(self.drawn.log_ratios, self.exact_ratios, self.sampler.ranges.ratio_high)]
         runs = [b for b in bounds if b.method == "smc" and b.lowers is not None]
         if runs:
             most = max(runs, key=lambda b: b.num_particles)
             assert most.lowers is not None
-            found.append(Witness(Source.SMC, most.lowers, most.uppers))
-        return found
+            witnesses.append(Witness(Source.SMC, most.lowers, most.uppers))
+        return witnesses
 
     def contradiction(self, witnesses: Sequence[Witness]) -> str:
         """Which KL would surely be negative; "" if none would."""

@@ -79,14 +79,14 @@ def divergences(
     )
 
 
-def withheld(found: Divergences) -> Divergences:
+def withheld(kls: Divergences) -> Divergences:
     """The same without a statement about log Z or either KL to the target: nothing limits them."""
 
     def unknown(estimate: Estimate) -> Estimate:
         return Estimate(estimate.value, -math.inf, math.inf, estimate.n)
 
-    missed = None if found.kl_target_q is None else unknown(found.kl_target_q)
-    return replace(found, log_Z=unknown(found.log_Z), kl_q_target=unknown(found.kl_q_target), kl_target_q=missed)
+    missed = None if kls.kl_target_q is None else unknown(kls.kl_target_q)
+    return replace(kls, log_Z=unknown(kls.log_Z), kl_q_target=unknown(kls.kl_q_target), kl_target_q=missed)
 
 
 def sides(
@@ -117,5 +117,5 @@ def phi(log_phi: Tensor, ranges: Ranges) -> Estimate:
     low = -math.inf if ranges.low is None else ranges.low
     if ranges.high is not None:
         return mean(log_phi.exp(), low=math.exp(low), high=math.exp(ranges.high))
-    found = log_of_mean(log_phi, low=low)
-    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n)
+    log_mean = log_of_mean(log_phi, low=low)
+    return Estimate(math.exp(log_mean.value), math.exp(log_mean.low), math.exp(log_mean.high), log_mean.n)

@@ -15,7 +15,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from twistlm.core.estimates import ALARM, CONFIDENCE, Estimate, plain
+from twistlm.core.estimates import ALARM, CONFIDENCE, Estimate, mean, midpoint, plain, pooled
 from twistlm.core.limits import Array, log_lower_limit, log_upper_limit
 from twistlm.core.logmath import log_mean_exp
 
@@ -62,12 +62,12 @@ class Witness:
 
     def uppers(self, tail: float) -> list[float]:
         """What log Z is above with probability `tail` at most, by each way that there is."""
-        found = []
+        limits = []
         if self.most is not None:
-            found.append(log_upper_limit(_numbers(self.below), max(self.most, float(self.below.max())), tail))
+            limits.append(log_upper_limit(_numbers(self.below), max(self.most, float(self.below.max())), tail))
         if self.above is not None:
-            found.append(-log_lower_limit(-_numbers(self.above), tail))
-        return found
+            limits.append(-log_lower_limit(-_numbers(self.above), tail))
+        return limits
 
 
 def _numbers(values: Tensor) -> Array:
@@ -135,16 +135,26 @@ def decide(
     Limits that cross at the stated level are taken at `estimates.ALARM` instead; if they cross there too, one of the
     sources is not what it is said to be, and the decision says so.
     """
-    found, alarm = _Limits.of(witnesses, level), ""
-    if found.low > found.high:
-        found = _Limits.of(witnesses, ALARM)
-        if found.low > found.high:
-            alarm = found.contradiction()
-    best = found.sharpest
-    low, high = sorted((found.low, found.high))
+    limits, alarm = _Limits.of(witnesses, level), ""
+    if limits.low > limits.high:
+        limits = _Limits.of(witnesses, ALARM)
+        if limits.low > limits.high:
+            alarm = limits.contradiction()
+    best = limits.sharpest
+    low, high = sorted((limits.low, limits.high))
     log_Z = Estimate(best.value, low, high, best.below.numel()).clipped(low, high)
     log_Z = log_Z.clipped(-math.inf if least is None else least, math.inf if most is None else most)
     return Decision(log_Z, Source.BELOW if math.isinf(high) else best.source, alarm)
+
+
+def over_conditions(lowers: Tensor, uppers: Tensor) -> Decision:
+    """log Z where targets differ: its mean over conditions, by the runs of a sandwich with a condition each [runs]."""
+    return Decision(midpoint(mean(lowers), mean(uppers)), Source.CONDITIONS)
+
+
+def over_runs(estimates: Sequence[Estimate]) -> Estimate | None:
+    """log Z by the certificates of several runs that share a target, and evidence: weighted by precision."""
+    return pooled(estimates) if estimates else None
 
 
 def of_draws(log_phi: Tensor, most: float | None) -> Witness:

@@ -11,7 +11,7 @@ import time
 from twistlm.certificates.bounds import Bounds, log_Z_bounds, main_bounds
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.divergences import MIN_EXACT, Divergences, phi
-from twistlm.certificates.log_Z import Source
+from twistlm.certificates.log_Z import over_conditions
 from twistlm.certificates.spending import Spending
 from twistlm.core.estimates import mean, midpoint
 from twistlm.core.progress import bar
@@ -46,22 +46,22 @@ def certify_paired(rng: Rng, sampler: Sampler, exact: ExactSamples, spending: Sp
     assert chosen.uppers is not None
     lower, upper = chosen.lowers, chosen.uppers
     f, g = below[: len(lower)], above[: len(lower)]
-    ranges = sampler.ranges
-    found = Divergences(
+    ranges, decision = sampler.ranges, over_conditions(lower, upper)
+    kls = Divergences(
         kl_q_target=midpoint(mean(lower - f), mean(upper - f)).as_divergence,
         kl_target_q=midpoint(mean(g - upper, least=MIN_EXACT), mean(g - lower, least=MIN_EXACT)).as_divergence,
         kl_q_prior=mean(drawn.log_q_over_p).as_divergence,
         log_phi=mean(drawn.log_phi, low=ranges.low, high=ranges.high),
         phi=phi(drawn.log_phi, ranges),
-        log_Z=midpoint(mean(lower), mean(upper)),
+        log_Z=decision.log_Z,
         f=mean(below),
         g=mean(above),
     )
     spent = len(drawn) + sum(2 * b.num_particles * b.lower.n for b in bounds)
     return Certificate(
         bounds=tuple(bounds),
-        divergences=found,
-        log_Z_source=Source.CONDITIONS,
+        divergences=kls,
+        log_Z_source=decision.source,
         ess_fraction=None,
         num_sequences=spent,
         num_tokens=spent * sampler.num_steps,

@@ -46,10 +46,10 @@ def verdict(certificate: Certificate, before: Certificate | None = None, smc: Se
             f"Nothing is certified, for two numbers contradict each other: {certificate.alarm}. Remedy: make sure that "
             "the draws are of this target and trained nothing, and draw again with another --seed."
         ]
-    found = certificate.divergences
+    kls = certificate.divergences
     lines = [_closeness(certificate), _log_Z(certificate)]
     lines += [str(finding) for finding in (*findings(certificate, before), *smc)]
-    missed = found.kl_target_q
+    missed = kls.kl_target_q
     if missed is not None and missed.is_known and not smc and missed.high > CLOSENESS[1][0]:
         lines.append(_effort(missed, None if before is None else before.divergences.kl_target_q))
     return lines
@@ -57,14 +57,14 @@ def verdict(certificate: Certificate, before: Certificate | None = None, smc: Se
 
 def findings(certificate: Certificate, before: Certificate | None = None) -> list[Finding]:
     """What is wrong with a sampler; `before` is the base model's certificate on the same exact samples."""
-    found = [_missed_mode(certificate.divergences)]
+    problems = [_missed_mode(certificate.divergences)]
     if before is not None:
-        found.append(_worse_than_none(certificate.divergences, before.divergences))
-    return [each for each in found if each is not None]
+        problems.append(_worse_than_none(certificate.divergences, before.divergences))
+    return [each for each in problems if each is not None]
 
 
-def _missed_mode(found: Divergences) -> Finding | None:
-    if not misses_mode(found):
+def _missed_mode(kls: Divergences) -> Finding | None:
+    if not misses_mode(kls):
         return None
     return Finding(
         "A mode is missed: KL(σ‖q) is far above KL(q‖σ), so what q writes looks right, but some of what σ would write "
@@ -75,33 +75,34 @@ def _missed_mode(found: Divergences) -> Finding | None:
 
 def _worse_than_none(after: Divergences, base: Divergences) -> Finding | None:
     """By KL(σ‖q), or KL(q‖σ) where that is not known; only where the intervals are apart."""
-    name, found, without = "KL(σ‖q)", after.kl_target_q, base.kl_target_q
-    if found is None or without is None or not found.is_known or not without.is_known:
-        name, found, without = "KL(q‖σ)", after.kl_q_target, base.kl_q_target
-    if not found.low > without.high:
+    name, learned, without = "KL(σ‖q)", after.kl_target_q, base.kl_target_q
+    if learned is None or without is None or not learned.is_known or not without.is_known:
+        name, learned, without = "KL(q‖σ)", after.kl_q_target, base.kl_q_target
+    if not learned.low > without.high:
         return None
     return Finding(
-        f"The twist is worse than none: {name} is {found} nats with it and {without} without.",
+        f"The twist is worse than none: {name} is {learned} nats with it and {without} without.",
         "more draws (--num-draws), a lower --learning-rate or higher --weight-decay, or a smaller --twist.",
     )
 
 
-def misses_mode(found: Divergences) -> bool:
+def misses_mode(kls: Divergences) -> bool:
     """Whether q surely leaves out a part of σ: KL(σ‖q) ≫ KL(q‖σ), by the nearer ends of their intervals."""
-    missed = found.kl_target_q
-    if missed is None or not math.isfinite(found.kl_q_target.high):
+    missed = kls.kl_target_q
+    if missed is None or not math.isfinite(kls.kl_q_target.high):
         return False
-    return missed.low > MODE_NATS and missed.low > MODE_RATIO * found.kl_q_target.high
+    return missed.low > MODE_NATS and missed.low > MODE_RATIO * kls.kl_q_target.high
 
 
 def _closeness(certificate: Certificate) -> str:
-    found = certificate.divergences
-    if math.isinf(found.kl_q_target.value):
-        beside = "" if found.kl_target_q is None else f" {_said('KL(σ‖q)', found.kl_target_q)}."
+    divergences = certificate.divergences
+    if math.isinf(divergences.kl_q_target.value):
+        beside = "" if divergences.kl_target_q is None else f" {_said('KL(σ‖q)', divergences.kl_target_q)}."
         return f"q writes what σ never would (φ = 0): KL(q‖σ) is infinite.{beside}"
-    if found.kl_target_q is None:
-        return f"{_said('KL(q‖σ)', found.kl_q_target)}. What q misses of σ is not known: that takes exact samples."
-    kls = (found.kl_q_target, found.kl_target_q)
+    if divergences.kl_target_q is None:
+        seen = _said("KL(q‖σ)", divergences.kl_q_target)
+        return f"{seen}. What q misses of σ is not known: that takes exact samples."
+    kls = (divergences.kl_q_target, divergences.kl_target_q)
     best, worst = (_level(max(getattr(kl, end) for kl in kls)) for end in ("low", "high"))
     words = "How close q is to σ is not known"
     if math.isinf(max(kl.high for kl in kls)):

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command, given = _parsed(sys.argv[1:] if arguments is None else arguments)
             plugins = validated(_load, {"plugin": given.pop("plugin")})["plugin"]
             given = validated(command, given)
-            _load(plugins)
+            _load(plugin=plugins)
             command(**given)
             sys.stdout.flush()
         except TwistError as error:
@@ -100,7 +100,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     said = StringIO()
     try:
         with redirect_stderr(said):
-            found: tuple[Command, dict[str, Any]] = tyro.extras.subcommand_cli_from_dict(
+            parsed: tuple[Command, dict[str, Any]] = tyro.extras.subcommand_cli_from_dict(
                 choices,
                 prog="twistlm",
                 args=_plugins_last(arguments),
@@ -112,7 +112,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
         if not stopped.code:
             raise
         raise ConfigError(f"{_one_line(said.getvalue())}; see twistlm --help") from None
-    return found
+    return parsed
 
 
 def _not_yet(command: Command) -> Callable[..., tuple[Command, dict[str, Any]]]:
@@ -131,7 +131,7 @@ def _not_yet(command: Command) -> Callable[..., tuple[Command, dict[str, Any]]]:
     return remember
 
 
-def _load(plugin: Plugins = ()) -> None:
+def _load(*, plugin: Plugins = ()) -> None:
     """What every command does first."""
     for path in plugin:
         load_file(path)
@@ -165,7 +165,7 @@ def _stopped(how: str, code: int, command: Command | None) -> int:
     remedy = ""
     if command is sweep:
         remedy = "; the same command again continues it"
-    elif command is not None and "resume" in inspect.signature(command).parameters:
+    elif command is not None and "existing" in inspect.signature(command).parameters:
         remedy = "; --resume continues what was saved"
     print(f"{how}{remedy}", file=sys.stderr)
     return code

@@ -1,13 +1,14 @@
 """`twistlm certify`."""
 
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import MinLen
 from tyro.conf import Positional, arg
 
 from twistlm.cli.options import (
-    NONE_GIVEN,
     AnyPath,
     Count,
     ExperimentOptions,
@@ -23,6 +24,36 @@ from twistlm.cli.options import (
 )
 from twistlm.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from twistlm.certificates.spending import Effort
+
+
+@dataclass(frozen=True)
+class OfCertificate:
+    """By what the sampler is judged, and what is spent on that."""
+
+    draws: Annotated[
+        AnyPath | None, arg(help="File of `twistlm collect`, which trained nothing that is certified.")
+    ] = None
+    num_draws: Annotated[Natural, arg(help="Base draws to collect for exact samples otherwise; 0 for none.")] = 4096
+    num_particles: Annotated[
+        Annotated[tuple[Count, ...], MinLen(1)], arg(help="Numbers of particles of the sandwiches.")
+    ] = (4, 16, 64)
+    num_samples: Annotated[Count, arg(help="The proposal's samples for KL(q‖σ).")] = 512
+    budget: Annotated[Count, arg(help="Sequences spent on each bound at each number of particles.")] = 512
+    gap: Annotated[
+        Positive | None, arg(help="Double the smallest number of particles until the sandwich is so tight (nats).")
+    ] = None
+    max_sequences: Annotated[Limit, arg(help="With --gap: spend at most so many sequences.")] = inf
+    max_seconds: Annotated[Limit, arg(help="With --gap: spend about so long at most.")] = inf
+
+    @property
+    def effort(self) -> "Effort | None":
+        """What may be spent on a gap; None where none is asked for."""
+        from twistlm.certificates.spending import Effort
+
+        return None if self.gap is None else Effort(self.gap, self.max_sequences, self.max_seconds)
+
 
 def certify(
     target: Annotated[Positional[Text], arg(help="What should be sampled: an experiment, or a run folder.")],
@@ -35,23 +66,11 @@ def certify(
     ] = None,
     out: Annotated[FilePath | None, arg(help="JSON file for the certificate; an existing one is refused.")] = None,
     preset: PresetName = "small",
-    draws: Annotated[
-        AnyPath | None, arg(help="File of `twistlm collect`, which trained nothing that is certified.")
-    ] = None,
-    num_draws: Annotated[Natural, arg(help="Base draws to collect for exact samples otherwise; 0 for none.")] = 4096,
-    num_particles: Annotated[
-        Annotated[tuple[Count, ...], MinLen(1)], arg(help="Numbers of particles of the sandwiches.")
-    ] = (4, 16, 64),
-    num_samples: Annotated[Count, arg(help="The proposal's samples for KL(q‖σ).")] = 512,
-    budget: Annotated[Count, arg(help="Sequences spent on each bound at each number of particles.")] = 512,
-    gap: Annotated[
-        Positive | None, arg(help="Double the smallest number of particles until the sandwich is so tight (nats).")
-    ] = None,
-    max_sequences: Annotated[Limit, arg(help="With --gap: spend at most so many sequences.")] = float("inf"),
-    max_seconds: Annotated[Limit, arg(help="With --gap: spend about so long at most.")] = float("inf"),
-    options: ExperimentOptions = NONE_GIVEN,
     trust_function: TrustFunction = (),
     seed: Seed = 1,
+    *,
+    spending: Annotated[OfCertificate, arg(name="")],
+    options: ExperimentOptions,
 ) -> None:
     """How far is a sampler from its target? Bounds on log Z and KL both ways, every number with its interval.
 
@@ -60,12 +79,11 @@ def certify(
     lower bounds and one-sided statements are made.
     """
 
-    from twistlm.certificates.spending import Effort
     from twistlm.certificates.verdict import verdict
     from twistlm.core.storage import save_json
     from twistlm.core.terminal import console
     from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines
-    from twistlm.runs import certify as certifying
+    from twistlm.runs.certify import certify as certificate_of
     from twistlm.runs.experiments import get_preset
     from twistlm.runs.folder import RunFolder
     from twistlm.runs.run import Run
@@ -80,17 +98,24 @@ def certify(
         else get_preset(target, preset, **options.given).target()
     )
     sampler = proposal if proposal is not None else goal if isinstance(goal, Run) else "base"
-    effort = None if gap is None else Effort(gap, max_sequences, max_seconds)
-    found = certifying.certify(
-        goal, sampler, draws=draws, num_draws=num_draws, num_particles=num_particles, num_samples=num_samples,
-        budget=budget, effort=effort, seed=seed, trust_functions=trust_function,
-    )  # fmt: skip
-    certificates = {str(proposal or target if is_run else sampler): found}
+    certificate = certificate_of(
+        goal,
+        sampler,
+        draws=spending.draws,
+        num_draws=spending.num_draws,
+        num_particles=spending.num_particles,
+        num_samples=spending.num_samples,
+        budget=spending.budget,
+        effort=spending.effort,
+        seed=seed,
+        trust_functions=trust_function,
+    )
+    certificates = {str(proposal or target if is_run else sampler): certificate}
     if out is not None:
-        save_json(out, found.as_dict())
+        save_json(out, certificate.as_dict())
     show = console()
     show.print(certificate_table(certificates))
     show.print(bounds_table(certificates))
-    print_lines(show, [*effort_lines(found), *verdict(found)])
+    print_lines(show, [*effort_lines(certificate), *verdict(certificate)])
     if out is not None:
         print(f"Written to {out}")

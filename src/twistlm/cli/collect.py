@@ -5,14 +5,13 @@ from typing import Annotated
 from tyro.conf import arg
 
 from twistlm.cli.options import (
-    NONE_GIVEN,
     Count,
     ExperimentName,
     ExperimentOptions,
+    FileExists,
     FilePath,
     PresetName,
     Seed,
-    if_exists,
 )
 
 
@@ -22,10 +21,10 @@ def collect(
     preset: PresetName = "demo",
     num_samples: Annotated[Count | None, arg(help="Stop once so many exact samples are accepted.")] = None,
     max_draws: Annotated[Count, arg(help="Draw at most so many sequences from the base model.")] = 8192,
-    options: ExperimentOptions = NONE_GIVEN,
     seed: Seed = 0,
-    resume: Annotated[bool, arg(help="Add to the file if it exists.")] = False,
-    overwrite: Annotated[bool, arg(help="Replace the file if it exists.")] = False,
+    *,
+    options: ExperimentOptions,
+    existing: FileExists,
 ) -> None:
     """Collect exact samples of an experiment's target by rejection.
 
@@ -38,7 +37,7 @@ def collect(
     from twistlm.runs.experiments import get_preset
     from twistlm.sampling.smc import Keep
 
-    policy = if_exists(resume, overwrite)
+    policy = existing.policy
     if out.exists() and policy == "refuse":
         raise RunError(
             f"{out} exists already; add to it with --resume, replace it with --overwrite, or choose another --out"
@@ -47,7 +46,7 @@ def collect(
     target = chosen.target()
     target.check()
     with writing_file(out, replace=policy == "overwrite") as path:
-        found = target.collect(
+        collection = target.collect(
             Rng(seed, ("twistlm collect",)),
             max_draws=max_draws,
             num_samples=num_samples,
@@ -55,5 +54,5 @@ def collect(
             path=path,
             keep=Keep(features=True, siblings=chosen.run.num_siblings),
         )
-    n, hits = len(found.draws), len(found.exact)
-    print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {found.ess:.0f}): {out}")
+    n, hits = len(collection.draws), len(collection.exact)
+    print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {collection.ess:.0f}): {out}")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from twistlm.cli.options import Out, Overwrite, PresetName, Resume, Seed, if_exists
+from twistlm.cli.options import Out, PresetName, RunExists, Seed
 
 
 def demo(
@@ -15,8 +15,8 @@ def demo(
     ] = "stories",
     preset: PresetName = "demo",
     seed: Seed = 0,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    *,
+    existing: RunExists,
 ) -> None:
     """The main job on real weights, from nothing to a certificate.
 
@@ -29,4 +29,4 @@ def demo(
     from twistlm.runs.experiments import get_preset
 
     experiment = {"stories": "toxicity", "smollm2": "toxicity-smollm2"}[model]
-    run_demo(get_preset(experiment, preset), out, seed, if_exists(resume, overwrite))
+    run_demo(get_preset(experiment, preset), out, seed, existing.policy)

@@ -1,27 +1,33 @@
 """`twistlm evaluate`."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import MinLen
 from tyro.conf import arg
 
-from twistlm.cli.options import Count, ProposalName, ProposalRun, ResamplerName, RunPath, Seed, Threshold, TrustFunction
+from twistlm.cli.options import Count, Group, RunPath, Seed, SMCOptions, TrustFunction
+
+
+@dataclass(frozen=True)
+class OfEvaluation(Group):
+    """What is spent, in place of the run's own settings."""
+
+    num_particles: Annotated[
+        Annotated[tuple[Count, ...], MinLen(1)] | None,
+        arg(help="Numbers of particles of the sandwiches; default here and below: the run's."),
+    ] = None
+    num_samples: Annotated[Count | None, arg(help="Proposal samples for KL(q‖σ).")] = None
+    budget: Annotated[Count | None, arg(help="Sequences spent on each bound at each number of particles.")] = None
 
 
 def evaluate(
     run: RunPath,
-    num_particles: Annotated[
-        Annotated[tuple[Count, ...], MinLen(1)] | None,
-        arg(help="Numbers of particles of the sandwiches; default here and below: the run's."),
-    ] = None,
-    num_samples: Annotated[Count | None, arg(help="Proposal samples for KL(q‖σ).")] = None,
-    budget: Annotated[Count | None, arg(help="Sequences spent on each bound at each number of particles.")] = None,
-    proposal: ProposalName = "twist_induced",
-    resampler: ResamplerName = "systematic",
-    ess_threshold: Threshold = 0.5,
-    proposal_run: ProposalRun = None,
     trust_function: TrustFunction = (),
     seed: Seed = 1,
+    *,
+    spending: Annotated[OfEvaluation, arg(name="")],
+    smc: SMCOptions,
 ) -> None:
     """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json.
 
@@ -35,29 +41,17 @@ def evaluate(
     from twistlm.runs.run import Run
 
     opened = Run.load(run, trust_functions=trust_function)
-    proposes = None if proposal_run is None else Run.load(proposal_run, trust_functions=trust_function)
+    how = smc.for_run(trust_function)
     certificates = {
-        name: opened.evaluate(
-            num_particles,
-            num_samples=num_samples,
-            budget=budget,
-            seed=seed,
-            before=name == "before",
-            proposal=proposal,
-            resampler=resampler,
-            ess_threshold=ess_threshold,
-            proposal_run=proposes,
-        )
+        name: opened.evaluate(**spending.given, seed=seed, before=name == "before", **how)
         for name in ("before", "after")
     }
     assert opened.folder is not None
-    asked = {
-        "num_particles": num_particles, "num_samples": num_samples, "budget": budget, "proposal": proposal,
-        "resampler": resampler, "ess_threshold": ess_threshold,
-        "proposal_run": None if proposal_run is None else str(proposal_run), "seed": seed,
-    }  # fmt: skip
+    asked = {**spending.given, **smc.given, "seed": seed}
+    if smc.proposal_run is not None:
+        asked["proposal_run"] = str(smc.proposal_run)
     evaluations = opened.folder.evaluations
-    path = evaluations.add(certificates, {k: v for k, v in asked.items() if v is not None})
+    path = evaluations.add(certificates, asked)
     show = console()
     show.print(certificate_table(certificates))
     show.print(bounds_table(certificates))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import AnyPath, Count, ExperimentName, Overwrite, PresetName, Resume, Seed, Text, if_exists
+from twistlm.cli.options import AnyPath, Count, ExperimentName, PresetName, RunExists, Seed, Text
 
 
 def gallery(
@@ -14,8 +14,8 @@ def gallery(
     method: Annotated[Text | None, arg(help="Loss; default: the preset's.")] = None,
     num_samples: Annotated[Count, arg(help="Texts of each sampler.")] = 4,
     seed: Seed = 0,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    *,
+    existing: RunExists,
 ) -> None:
     """Look at what an experiment writes: base draws beside twisted SMC, unpicked.
 
@@ -28,8 +28,6 @@ def gallery(
     from twistlm.cli.jobs.gallery import show
     from twistlm.core.terminal import console
 
-    pictures = hang(
-        experiment, preset, out, method=method, num_samples=num_samples, seed=seed, exists=if_exists(resume, overwrite)
-    )
+    pictures = hang(experiment, preset, out, method=method, num_samples=num_samples, seed=seed, exists=existing.policy)
     show(pictures, console())
     print(f"Written to {out / 'gallery.jsonl'}")

@@ -59,8 +59,6 @@ FilePath = Annotated[AnyPath, AfterValidator(_file)]
 # --- What several commands ask for ---------------------------------------------------------------------------
 
 Out = Annotated[AnyPath, arg(help="Run folder. An existing one is refused unless --resume or --overwrite is given.")]
-Resume = Annotated[bool, arg(help="Continue the run in the folder where it stopped, bit for bit.")]
-Overwrite = Annotated[bool, arg(help="Replace the run in the folder, once the new one is done.")]
 Seed = Annotated[
     Annotated[int, Interval(ge=-MOST, le=MOST)],
     arg(help="The same seed gives the same results bit for bit on the same machine."),
@@ -77,16 +75,23 @@ Plugins = Annotated[
 SweepPaths = Annotated[Positional[tuple[AnyPath, ...]], arg(help="Folders of `twistlm sweep`, finished or not.")]
 ExperimentName = Annotated[Positional[Text], arg(help="An experiment; `twistlm list` shows them.")]
 PresetName = Annotated[Text, arg(help="Its size, with settings that suit it; `twistlm list` shows them.")]
-ProposalName = Annotated[Text, arg(help="Distribution of the next token: twist_induced, base, or e.g. tempered:0.5.")]
-ProposalRun = Annotated[
-    AnyPath | None, arg(help="Another run on the same base model, whose twist proposes while this one's weighs.")
-]
-ResamplerName = Annotated[Text, arg(help="Scheme: systematic, stratified, residual or multinomial.")]
-Threshold = Annotated[Fraction, arg(help="Resample when ESS is at most this fraction of N: 0 never, 1 at every step.")]
+
+
+# --- Options that go together: the fields of a class are options of the command itself -------------------------
 
 
 @dataclass(frozen=True)
-class OfExperiment:
+class Group:
+    """Options with a purpose in common; where one is None it was not given."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that were given on the command line, or have a default that is a value."""
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+
+
+@dataclass(frozen=True)
+class OfExperiment(Group):
     """Options of experiments; each takes some of them."""
 
     beta: Annotated[Positive | None, arg(help="Experiment's option: power of the classifier's probability.")] = None
@@ -95,31 +100,73 @@ class OfExperiment:
     label: Annotated[Text | None, arg(help="Experiment's option: the class, e.g. '5 stars'.")] = None
     threshold: Annotated[Number | None, arg(help="Experiment's option: what the score must exceed.")] = None
 
+
+@dataclass(frozen=True)
+class OfSMC(Group):
+    """How SMC samples with a run's twist."""
+
+    proposal: Annotated[
+        Text, arg(help="Distribution of the next token: twist_induced, base, or e.g. tempered:0.5.")
+    ] = "twist_induced"
+    resampler: Annotated[Text, arg(help="Scheme: systematic, stratified, residual or multinomial.")] = "systematic"
+    ess_threshold: Annotated[
+        Fraction, arg(help="Resample when ESS is at most this fraction of N: 0 never, 1 at every step.")
+    ] = 0.5
+    proposal_run: Annotated[
+        AnyPath | None, arg(help="Another run on the same base model, whose twist proposes while this one's weighs.")
+    ] = None
+
+    def for_run(self, trust_functions: tuple[str, ...]) -> dict[str, Any]:
+        """What `Run.sample` and `Run.evaluate` take: the other run is loaded, if one is named."""
+        from twistlm.runs.run import Run
+
+        if self.proposal_run is None:
+            return self.given
+        return self.given | {"proposal_run": Run.load(self.proposal_run, trust_functions=trust_functions)}
+
+
+@dataclass(frozen=True)
+class IfExists:
+    """What to do where there are results already."""
+
+    resume: bool = False
+    overwrite: bool = False
+
     @property
-    def given(self) -> dict[str, Any]:
-        """Those that were given on the command line."""
-        return given(**{field.name: getattr(self, field.name) for field in fields(self)})
+    def policy(self) -> str:
+        """ "refuse", "resume" or "overwrite".
+
+        Raises:
+            ConfigError: both were given.
+        """
+        if self.resume and self.overwrite:
+            raise ConfigError("--resume and --overwrite exclude each other; choose one")
+        return "resume" if self.resume else "overwrite" if self.overwrite else "refuse"
 
 
-# Its fields are options of the command itself.
+@dataclass(frozen=True)
+class IfRunExists(IfExists):
+    """What to do with a run folder."""
+
+    resume: Annotated[bool, arg(help="Continue the run in the folder where it stopped, bit for bit.")] = False
+    overwrite: Annotated[bool, arg(help="Replace the run in the folder, once the new one is done.")] = False
+
+
+@dataclass(frozen=True)
+class IfFileExists(IfExists):
+    """What to do with a file of draws."""
+
+    resume: Annotated[bool, arg(help="Add to the file if it exists.")] = False
+    overwrite: Annotated[bool, arg(help="Replace the file if it exists.")] = False
+
+
 ExperimentOptions = Annotated[OfExperiment, arg(name="")]
-NONE_GIVEN = OfExperiment()
+SMCOptions = Annotated[OfSMC, arg(name="")]
+RunExists = Annotated[IfRunExists, arg(name="")]
+FileExists = Annotated[IfFileExists, arg(name="")]
 
 
-def given(**options: Any) -> dict[str, Any]:
-    """The options that were given on the command line."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def if_exists(resume: bool, overwrite: bool) -> str:
-    """The policy for a folder that exists.
-
-    Raises:
-        ConfigError: both were given.
-    """
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other; choose one")
-    return "resume" if resume else "overwrite" if overwrite else "refuse"
+# --- What is refused before anything is computed ---------------------------------------------------------------
 
 
 def refuse_existing(out: Path | None) -> None:

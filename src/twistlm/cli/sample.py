@@ -4,17 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import (
-    Count,
-    ProposalName,
-    ProposalRun,
-    ResamplerName,
-    RunPath,
-    Seed,
-    Text,
-    Threshold,
-    TrustFunction,
-)
+from twistlm.cli.options import Count, RunPath, Seed, SMCOptions, Text, TrustFunction
 
 # Draws of the base model to compare with: more than anyone reads.
 MOST_BASE = 100
@@ -27,13 +17,11 @@ def sample(
         Count | None,
         arg(help="SMC runs of so many particles, one drawn by weight from each; default: one run, all with weights."),
     ] = None,
-    proposal: ProposalName = "twist_induced",
-    resampler: ResamplerName = "systematic",
-    ess_threshold: Threshold = 0.5,
-    proposal_run: ProposalRun = None,
     condition: Annotated[Text | None, arg(help="What must follow, for a run of infilling.")] = None,
     trust_function: TrustFunction = (),
     seed: Seed = 0,
+    *,
+    smc: SMCOptions,
 ) -> None:
     """Sample from the target by SMC with a run's twist. Prints the texts.
 
@@ -49,19 +37,17 @@ def sample(
     from twistlm.sampling.diagnostics import findings
 
     opened = Run.load(run, trust_functions=trust_function)
-    found = opened.sample(
-        num_samples, num_particles=num_particles, condition=condition, seed=seed, proposal=proposal,
-        resampler=resampler, ess_threshold=ess_threshold,
-        proposal_run=None if proposal_run is None else Run.load(proposal_run, trust_functions=trust_function),
-    )  # fmt: skip
+    drawn = opened.sample(
+        num_samples, num_particles=num_particles, condition=condition, seed=seed, **smc.for_run(trust_function)
+    )
     assert opened.folder is not None
     base = opened.base_samples(min(num_samples, MOST_BASE), condition=condition, seed=seed)
-    assert found.diagnostics is not None
-    path = opened.folder.save_samples(found, base)
+    assert drawn.diagnostics is not None
+    path = opened.folder.save_samples(drawn, base)
     table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompt!r}", box=None)
-    for row in sorted(found.rows(), key=lambda row: -row["weight"]):
+    for row in sorted(drawn.rows(), key=lambda row: -row["weight"]):
         table.add_row(f"{row['weight']:.4f}", f"{row['log_phi']:.2f}", f"{row['log_p']:.1f}", Text(repr(row["text"])))
     show = console()
     show.print(table)
-    print_lines(show, [f"Warning: {each}" for each in findings(found.diagnostics)])
-    print(f"log Z ≈ {found.log_Z_hat:.3f}. Written to {path}")
+    print_lines(show, [f"Warning: {each}" for each in findings(drawn.diagnostics)])
+    print(f"log Z ≈ {drawn.log_Z_hat:.3f}. Written to {path}")

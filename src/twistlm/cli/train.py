@@ -1,55 +1,59 @@
 """`twistlm train`."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from tyro.conf import arg
 
 from twistlm.cli.options import (
-    NONE_GIVEN,
     AnyPath,
     Count,
     ExperimentName,
     ExperimentOptions,
+    Group,
     Natural,
     NotNegative,
     Out,
-    Overwrite,
     Positive,
     PresetName,
-    Resume,
+    RunExists,
     Seed,
     Text,
-    if_exists,
 )
 
 
-def train(
-    experiment: ExperimentName,
-    out: Out,
-    preset: PresetName = "demo",
-    method: Annotated[
-        Text | None, arg(help="Loss, e.g. ctl, dpg or '0.7*ctl + 0.3*rl'; default: the preset's.")
-    ] = None,
-    twist: Annotated[Text | None, arg(help="Twist, e.g. lexical, low_rank, tied, mlp; default: the preset's.")] = None,
-    num_particles: Annotated[Count | None, arg(help="Sequences per update.")] = None,
+@dataclass(frozen=True)
+class OfTraining(Group):
+    """What takes the place of the preset's settings."""
+
+    method: Annotated[Text | None, arg(help="Loss, e.g. ctl, dpg or '0.7*ctl + 0.3*rl'; default: the preset's.")] = None
+    twist: Annotated[Text | None, arg(help="Twist, e.g. lexical, low_rank, tied, mlp; default: the preset's.")] = None
+    num_particles: Annotated[Count | None, arg(help="Sequences per update.")] = None
     num_updates: Annotated[
         Count | None, arg(help="At most so many updates; training stops early when it overfits.")
-    ] = None,
-    learning_rate: Annotated[Positive | None, arg(help="Of AdamW.")] = None,
-    weight_decay: Annotated[NotNegative | None, arg(help="Of AdamW, towards log ψ = 0.")] = None,
+    ] = None
+    learning_rate: Annotated[Positive | None, arg(help="Of AdamW.")] = None
+    weight_decay: Annotated[NotNegative | None, arg(help="Of AdamW, towards log ψ = 0.")] = None
     source: Annotated[
         Text | None,
         arg(
             help="Where training samples come from: draws, base, proposal, or exact, smc (for roles that need no "
             "density), or several: proposal+exact."
         ),
-    ] = None,
-    num_draws: Annotated[Natural | None, arg(help="Base draws to collect first; 0 for none.")] = None,
+    ] = None
+    num_draws: Annotated[Natural | None, arg(help="Base draws to collect first; 0 for none.")] = None
+
+
+def train(
+    experiment: ExperimentName,
+    out: Out,
+    preset: PresetName = "demo",
     draws: Annotated[AnyPath | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
-    options: ExperimentOptions = NONE_GIVEN,
     seed: Seed = 0,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    *,
+    settings: Annotated[OfTraining, arg(name="")],
+    options: ExperimentOptions,
+    existing: RunExists,
 ) -> None:
     """Learn a twist for an experiment's target.
 
@@ -60,22 +64,7 @@ def train(
     from twistlm.runs.train import train as learn
 
     chosen = get_preset(experiment, preset, **options.given)
-    config = chosen.config(method).changed(
-        twist=twist,
-        source=source,
-        num_draws=num_draws,
-        num_particles=num_particles,
-        num_updates=num_updates,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-    )
-    run = learn(
-        chosen.target(),
-        config=config,
-        seed=seed,
-        out=out,
-        exists=if_exists(resume, overwrite),
-        draws=draws,
-    )
+    config = chosen.config(settings.method).changed(**settings.given)
+    run = learn(chosen.target(), config=config, seed=seed, out=out, exists=existing.policy, draws=draws)
     best = min((row for row in run.history if row["kind"] == "evaluation"), key=lambda row: row["held_out"]["value"])
     print(f"Best twist at update {best['update']}, saved in {out}. Next: twistlm evaluate {out}, twistlm sample {out}")

@@ -8,7 +8,7 @@ from torch import Tensor
 from twistlm.models.base import BaseLM
 
 
-def pieces(lm: BaseLM, tokens: Tensor, parents: Tensor | None = None) -> list[list[str]]:
+def token_texts(lm: BaseLM, tokens: Tensor, parents: Tensor | None = None) -> list[list[str]]:
     """What each of tokens [T, n] adds to the text of its prefix.
 
     A tokenizer may write several tokens differently than one by one (spaces, bytes of one letter), so prefixes are
@@ -31,9 +31,9 @@ def pieces(lm: BaseLM, tokens: Tensor, parents: Tensor | None = None) -> list[li
     return found
 
 
-def pieces_of(lm: BaseLM, tokens: Tensor) -> list[list[str]]:
-    """`pieces` of whole sequences [n, T], one list for each."""
-    return [list(each) for each in zip(*pieces(lm, tokens.T.cpu()), strict=True)]
+def token_texts_of(lm: BaseLM, tokens: Tensor) -> list[list[str]]:
+    """`token_texts` of whole sequences [n, T], one list for each."""
+    return [list(each) for each in zip(*token_texts(lm, tokens.T.cpu()), strict=True)]
 
 
 def _decoded(lm: BaseLM, prefixes: Tensor, last: bool) -> list[str]:

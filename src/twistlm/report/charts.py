@@ -94,11 +94,11 @@ def bounds(certificates: Mapping[str, Certificate]) -> Chart:
         iwae, smc = ([b for b in certificate.bounds if b.method == method] for method in ("iwae", "smc"))
         # Without a twist nothing resamples.
         same = {b.lower.value for b in iwae} == {b.lower.value for b in smc}
-        for label, found in (("IWAE = SMC", iwae),) if same else (("IWAE", iwae), ("SMC", smc)):
+        for label, sandwiches in (("IWAE = SMC", iwae),) if same else (("IWAE", iwae), ("SMC", smc)):
             look = len({each.look for each in series})
-            below = [(b.num_particles, b.lower) for b in found]
-            above = [(b.num_particles, b.upper) for b in found if b.upper is not None]
-            if found:
+            below = [(b.num_particles, b.lower) for b in sandwiches]
+            above = [(b.num_particles, b.upper) for b in sandwiches if b.upper is not None]
+            if sandwiches:
                 series.append(Series.of(f"{name}, {label}", below, "bars", look, "lower"))
             if above:
                 series.append(Series.of(f"{name}, {label}", above, "bars", look, "upper"))
@@ -133,10 +133,8 @@ def curves(history: History, after: Certificate) -> dict[str, Curve]:
     certified = [(update, certificate.divergences) for update, certificate in history.certificates.items()]
     if certified:
         return {
-            "kl_q_target": _known([(at, found.kl_q_target) for at, found in certified]),
-            "kl_target_q": _known(
-                [(at, found.kl_target_q) for at, found in certified if found.kl_target_q is not None]
-            ),
+            "kl_q_target": _known([(at, each.kl_q_target) for at, each in certified]),
+            "kl_target_q": _known([(at, each.kl_target_q) for at, each in certified if each.kl_target_q is not None]),
         }
     log_Z, looks = after.divergences.log_Z, history.looks
     return {
@@ -158,8 +156,8 @@ def divergences(runs: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
     }
     charts = []
     for name, (title, meaning) in about.items():
-        found = [(label, run[name]) for label, run in runs.items() if run[name]]
-        series = [Series.of(label, curve, "band", look) for look, (label, curve) in enumerate(found)]
+        drawn = [(label, run[name]) for label, run in runs.items() if run[name]]
+        series = [Series.of(label, curve, "band", look) for look, (label, curve) in enumerate(drawn)]
         if series:
             caption = (
                 f"{meaning}; bands are 95 % intervals, the error of log Z included. Where a band ends at its line, "
@@ -169,27 +167,27 @@ def divergences(runs: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
     return charts
 
 
-def smc_charts(found: Diagnostics) -> list[Chart]:
+def smc_charts(diagnostics: Diagnostics) -> list[Chart]:
     """ESS, genealogy and weights."""
-    return [ess(found), genealogy(found.genealogy), weights(found)]
+    return [ess(diagnostics), genealogy(diagnostics.genealogy), weights(diagnostics)]
 
 
-def ess(found: Diagnostics) -> Chart:
+def ess(diagnostics: Diagnostics) -> Chart:
     """ESS and distinct ancestors by step as shares of N, and the share of runs that were resampled."""
-    steps = [float(t) for t in range(1, found.ess.shape[1] + 1)]
+    steps = [float(t) for t in range(1, diagnostics.ess.shape[1] + 1)]
     rows = (
-        ("ESS", found.ess / found.num_particles),
-        ("distinct ancestors of the last particles", found.num_ancestors.double() / found.num_particles),
-        ("runs resampled before the step", found.resampled.double()),
+        ("ESS", diagnostics.ess / diagnostics.num_particles),
+        ("distinct ancestors of the last particles", diagnostics.num_ancestors.double() / diagnostics.num_particles),
+        ("runs resampled before the step", diagnostics.resampled.double()),
     )
     series = []
     for look, (label, values) in enumerate(rows):
         # Whether a run is resampled is 0 or 1: the range says nothing.
         low, high = ([], []) if look == 2 else (values.amin(0).tolist(), values.amax(0).tolist())
         series.append(Series(label, steps, values.mean(0).tolist(), low, high, "band", look))
-    caption = "Mean over the runs of SMC" + (", with their range." if len(found.ess) > 1 else ".")
+    caption = "Mean over the runs of SMC" + (", with their range." if len(diagnostics.ess) > 1 else ".")
     return Chart(
-        "ess", "Effective sample size by step", caption, "token", f"share of N = {found.num_particles}", series
+        "ess", "Effective sample size by step", caption, "token", f"share of N = {diagnostics.num_particles}", series
     )
 
 
@@ -250,16 +248,16 @@ def _joined(strokes: list[Stroke]) -> tuple[list[float], list[float | None]]:
     return x, y
 
 
-def weights(found: Diagnostics) -> Chart:
+def weights(diagnostics: Diagnostics) -> Chart:
     """Distribution of the final log weights around the log of their mean."""
-    relative = (found.log_w - log_mean_exp(found.log_w.flatten())).flatten()
+    relative = (diagnostics.log_w - log_mean_exp(diagnostics.log_w.flatten())).flatten()
     living = relative[relative.isfinite()].numpy()
     counts, edges = np.histogram(living, bins=NUM_BINS)
-    shape = "no tail to fit" if found.pareto_k is None else f"Pareto k̂ = {found.pareto_k:.3f}"
+    shape = "no tail to fit" if diagnostics.pareto_k is None else f"Pareto k̂ = {diagnostics.pareto_k:.3f}"
     dead = relative.numel() - living.size
     caption = (
-        f"{shape} (at most {found.max_pareto_k:.3f} is wanted); {dead} of {relative.numel()} weights are zero; "
-        f"{float(found.num_distinct.double().mean()):.0f} different sequences among {found.num_particles}."
+        f"{shape} (at most {diagnostics.max_pareto_k:.3f} is wanted); {dead} of {relative.numel()} weights are zero; "
+        f"{float(diagnostics.num_distinct.double().mean()):.0f} different sequences among {diagnostics.num_particles}."
     )
     return Chart(
         "weights",

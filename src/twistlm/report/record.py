@@ -68,13 +68,13 @@ class Record:
         outline, evaluations = folder.load_outline(), folder.evaluations
         if not folder.is_trained:
             raise RunError(f"training of {path} has not finished; continue it with --resume")
-        found = evaluations.current()
-        if found is None:
+        evaluation = evaluations.current()
+        if evaluation is None:
             raise RunError(f"{path} has no certificate; make it with: twistlm evaluate {path}")
         history = folder.load_history()
-        if "after" not in found.certificates:
+        if "after" not in evaluation.certificates:
             raise RunError(f"{path} has no certificate of its twist; make it with: twistlm evaluate {path}")
-        if not evaluations.is_of_this_twist(found):
+        if not evaluations.is_of_this_twist(evaluation):
             raise RunError(
                 f"{path} has another twist than its certificate is of; make it with: twistlm evaluate {path}"
             )
@@ -82,7 +82,7 @@ class Record:
             name,
             outline,
             history,
-            found.certificates,
+            evaluation.certificates,
             _by_sampler(*folder.load_samples()),
             folder.load_diagnostics(),
             evaluations.others(),
@@ -91,12 +91,12 @@ class Record:
 
 def _by_sampler(samples: Sequence[SampleRow], base: Sequence[SampleRow]) -> dict[str, list[SampleRow]]:
     """Those that were drawn last, by the names in their files or else by the files."""
-    found: dict[str, list[SampleRow]] = {}
+    by_sampler: dict[str, list[SampleRow]] = {}
     for sampler, rows in ((TWISTED, samples), (BASE, base)):
         for row in rows:
-            found.setdefault(row.sampler or sampler, []).append(row)
+            by_sampler.setdefault(row.sampler or sampler, []).append(row)
     # What the others are compared with comes last.
-    return dict(sorted(found.items(), key=lambda item: item[0] == BASE))
+    return dict(sorted(by_sampler.items(), key=lambda item: item[0] == BASE))
 
 
 def read_all(paths: Sequence[Path]) -> list[Record]:

@@ -101,8 +101,8 @@ def frontier(sweeps: Sequence[Pooled]) -> Any:
     means: list[tuple[list[float], list[float]]] = []
     known = list(dict.fromkeys(method for pooled in ordered for method in pooled.methods))
     for k, method in enumerate(known):
-        found = [row for pooled in ordered for row in pooled.rows if row.method == method]
-        x, y = [row.kl_q_prior for row in found], [row.log_phi_per_beta for row in found]
+        of_method = [row for pooled in ordered for row in pooled.rows if row.method == method]
+        x, y = [row.kl_q_prior for row in of_method], [row.log_phi_per_beta for row in of_method]
         means.append(([each.value for each in x], [each.value for each in y]))
         axes.errorbar(
             *means[-1],

@@ -47,10 +47,10 @@ def remarks(pooled: Pooled) -> list[str]:
     """What a reader has to know: the log Z that was used, what ± means, what is missing."""
     lines = []
     if pooled.reference is not None:
-        found = pooled.reference.certificate
-        bounds = main_bounds(found.bounds)
+        reference = pooled.reference.certificate
+        bounds = main_bounds(reference.bounds)
         assert bounds.upper is not None
-        middle, lower, upper = (number(e.value) for e in (found.divergences.log_Z, bounds.lower, bounds.upper))
+        middle, lower, upper = (number(e.value) for e in (reference.divergences.log_Z, bounds.lower, bounds.upper))
         lines.append(
             f"log Z differs by condition; its mean over {bounds.lower.n} of them is {middle}, the middle of {lower} "
             f"and {upper} ({bounds.method.upper()}, {bounds.num_particles} particles, {pooled.reference.run}); F and G "
@@ -116,9 +116,9 @@ def as_csv(sweeps: Sequence[Pooled]) -> str:
         log_Z = ("", "") if pooled.log_Z is None else (pooled.log_Z.value, _half(pooled.log_Z))
         start = [pooled.name, pooled.asked.experiment, pooled.asked.preset, pooled.beta, *log_Z]
         for row in pooled.rows:
-            found: list[Estimate | None] = [getattr(row, name) for name in NAMES]
+            estimates: list[Estimate | None] = [getattr(row, name) for name in NAMES]
             # An empty field is a number that is not known.
-            numbers = [n for e in found for n in (("", "") if e is None else (e.value, _half(e)))]
+            numbers = [n for e in estimates for n in (("", "") if e is None else (e.value, _half(e)))]
             writer.writerow([*start, row.method, *numbers, row.num_seeds])
     return text.getvalue()
 

@@ -26,14 +26,14 @@ def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
 
 def certificate_rows(certificates: Mapping[str, Certificate]) -> list[tuple[str, list[str]]]:
     """What is known of several samplers: a name and a cell for each, by row."""
-    found = [certificate.divergences for certificate in certificates.values()]
+    divergences = [certificate.divergences for certificate in certificates.values()]
     rows: list[tuple[str, list[Estimate | None]]] = [
-        ("log Z used", [d.log_Z for d in found]),
-        ("KL(q‖σ)", [d.kl_q_target for d in found]),
-        ("KL(σ‖q)", [d.kl_target_q for d in found]),
-        ("KL(q‖p₀)", [d.kl_q_prior for d in found]),
-        ("E_q[log φ]", [d.log_phi for d in found]),
-        ("E_q[φ]", [d.phi for d in found]),
+        ("log Z used", [d.log_Z for d in divergences]),
+        ("KL(q‖σ)", [d.kl_q_target for d in divergences]),
+        ("KL(σ‖q)", [d.kl_target_q for d in divergences]),
+        ("KL(q‖p₀)", [d.kl_q_prior for d in divergences]),
+        ("E_q[log φ]", [d.log_phi for d in divergences]),
+        ("E_q[φ]", [d.phi for d in divergences]),
     ]
     fractions = [certificate.ess_fraction for certificate in certificates.values()]
     return [
@@ -76,7 +76,7 @@ def effort_lines(certificate: Certificate) -> list[str]:
     return lines
 
 
-def probability_table(found: Sequence[Probability], num_tokens: int) -> Table:
+def probability_table(probabilities: Sequence[Probability], num_tokens: int) -> Table:
     """One column for every threshold; `num_tokens` is the length of a text."""
     table = Table(
         title="Probability of the event (95 % intervals; the first allows for ways to it that no draw has taken)",
@@ -84,7 +84,7 @@ def probability_table(found: Sequence[Probability], num_tokens: int) -> Table:
     )
     table.add_column("score ≥")
     columns = []
-    for each in found:
+    for each in probabilities:
         table.add_column(f"{each.threshold:g}", justify="right")
         columns.append(_probability_cells(each, num_tokens))
     names = (

@@ -21,7 +21,7 @@ from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
-from twistlm.models.token_texts import pieces_of
+from twistlm.models.token_texts import token_texts_of
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.texts import TextSamples
@@ -42,9 +42,14 @@ class Run:
     """A target with a trained twist."""
 
     def __init__(
-        self, target: Target, config: RunConfig, twist: Twist, folder: RunFolder | None, collection: Collection | None,
+        self,
+        target: Target,
+        config: RunConfig,
+        twist: Twist,
+        folder: RunFolder | None,
+        collection: Collection | None,
         history: Sequence[Mapping[str, Any]] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.target, self.config, self.folder = target, config, folder
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.model = target.twisted(twist)
@@ -189,7 +194,7 @@ class Run:
             samples.log_phi,
             samples.log_p.sum(-1),
             log_Z_hat,
-            pieces_of(self.target.lm, samples.tokens),
+            token_texts_of(self.target.lm, samples.tokens),
             log_psi_moves,
             log_w_moves,
             diagnostics,

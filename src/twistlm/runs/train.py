@@ -111,11 +111,11 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
     """What is recorded of a certificate during training, with a few texts."""
     # Of its own for every seed: the scatter of certificates over seeds is to include that of evaluation.
     seed = (run.config.seed << 32) + update
-    found = run.evaluate(seed=seed, budget=run.config.evaluation.budget // 4, methods=("iwae",)).as_dict()
+    certificate = run.evaluate(seed=seed, budget=run.config.evaluation.budget // 4, methods=("iwae",)).as_dict()
     evaluation, condition = run.fold("evaluation"), None
     if evaluation is not None and evaluation.draws.conditions is not None:
         condition = evaluation.draws.conditions[0]
-    return {**found, "texts": run.sample(NUM_TEXTS, condition=condition, seed=update).texts}
+    return {**certificate, "texts": run.sample(NUM_TEXTS, condition=condition, seed=update).texts}
 
 
 def _default(target: Target) -> RunConfig:

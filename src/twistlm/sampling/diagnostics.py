@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twistlm.core.logmath import log_mean_exp
 from twistlm.models.base import BaseLM
-from twistlm.models.token_texts import pieces
+from twistlm.models.token_texts import token_texts
 from twistlm.sampling.particles import SMCResult
 from twistlm.sampling.smc import lineages
 
@@ -57,7 +57,7 @@ class Genealogy:
         parents = torch.stack([info.ancestors[run] for info in result.infos]).cpu()
         tokens = torch.stack([info.tokens[run] for info in result.infos]).cpu()
         log_w = torch.stack([log_w[run] for log_w in weights_by_step(result)]).cpu()
-        return Genealogy(parents, pieces(lm, tokens, parents), log_w.log_softmax(-1))
+        return Genealogy(parents, token_texts(lm, tokens, parents), log_w.log_softmax(-1))
 
     @property
     def survives(self) -> Tensor:
@@ -70,12 +70,12 @@ class Genealogy:
 
 def weights_by_step(result: SMCResult) -> list[Tensor]:
     """Accumulated log weights [R, N] after each step, replayed from the increments."""
-    log_w, found = torch.zeros_like(result.particles.log_w), []
+    log_w, by_step = torch.zeros_like(result.particles.log_w), []
     for info in result.infos:
         equal = log_mean_exp(log_w).unsqueeze(-1).expand_as(log_w)
         log_w = torch.where(info.resampled.unsqueeze(-1), equal, log_w) + info.log_increment
-        found.append(log_w)
-    return found
+        by_step.append(log_w)
+    return by_step
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Diagnostics:
     def from_dict(fields: dict[str, Any]) -> "Diagnostics":
         """The inverse of `as_dict`."""
         tree = fields["genealogy"]
-        found = Diagnostics(
+        made = Diagnostics(
             ess=torch.tensor(fields["ess"], dtype=torch.float64),
             resampled=torch.tensor(fields["resampled"]),
             num_ancestors=torch.tensor(fields["num_ancestors"]),
@@ -182,8 +182,8 @@ class Diagnostics:
             died=torch.tensor(fields["died"], dtype=torch.float64),
             genealogy=Genealogy(torch.tensor(tree["parents"]), tree["pieces"], _tensor(tree["log_w"])),
         )
-        found._check()
-        return found
+        made._check()
+        return made
 
     def _check(self) -> None:
         """Raises ValueError where the parts do not belong to each other."""

@@ -116,8 +116,9 @@ def draw(
         groups = [(which.nonzero().squeeze(-1), made) for which, made in ((paused, base), (~paused, proposal))]
         parts = [
             draw(rng, following.of(index), made, forced[index], num_siblings, scratch)
-            for index, made in groups if len(index)
-        ]  # fmt: skip
+            for index, made in groups
+            if len(index)
+        ]
         return Drawn.concatenate(parts, torch.cat([index for index, _ in groups]))
     terms = proposal(following)
     table = CategoricalTable.from_logits(*terms, scratch=scratch)

@@ -150,8 +150,8 @@ class Sampler:
 
     def log_ratios(self, samples: Samples) -> Tensor:
         """r = log p₀φ − log q of given sequences [B], whoever drew them."""
-        found = self.densities(samples)
-        return (found.log_p - found.log_q).sum(-1) + samples.log_phi
+        densities = self.densities(samples)
+        return (densities.log_p - densities.log_q).sum(-1) + samples.log_phi
 
     # --- Sequential Monte Carlo ---
 

@@ -47,13 +47,13 @@ class Switching:
         """log q̄(s_1:t) [n, T] from log p₀ and log q of every token [n, T]; with gradient."""
         base, first, on, off = torch.tensor([self.base, self.first, self.on, self.off], dtype=log_p.dtype).unbind()
         off_now, on_now = ((1 - base) * (1 - first)).log(), ((1 - base) * first).log()
-        throughout, found = base.log(), list[Tensor]()
+        throughout, by_length = base.log(), list[Tensor]()
         for p, q in zip(log_p.unbind(-1), log_q.unbind(-1), strict=True):
-            if found:
+            if by_length:
                 off_now, on_now = (
                     torch.logaddexp(off_now + (1 - on).log(), on_now + off.log()),
                     torch.logaddexp(off_now + on.log(), on_now + (1 - off).log()),
                 )
             throughout, off_now, on_now = throughout + p, off_now + p, on_now + q
-            found.append(torch.logaddexp(torch.logaddexp(off_now, on_now), throughout))
-        return torch.stack(found, -1)
+            by_length.append(torch.logaddexp(torch.logaddexp(off_now, on_now), throughout))
+        return torch.stack(by_length, -1)

@@ -231,9 +231,15 @@ class Target:
         """
         named = {} if self.identity is None else {"identity": self.identity}
         return {
-            "model": self.model_name, "potential": spec(self.potential), "prompt": self.prompt,
-            "num_tokens": self.num_tokens, "eos": self.eos, "dtype": self.dtype, "device": self.device, **named,
-        }  # fmt: skip
+            "model": self.model_name,
+            "potential": spec(self.potential),
+            "prompt": self.prompt,
+            "num_tokens": self.num_tokens,
+            "eos": self.eos,
+            "dtype": self.dtype,
+            "device": self.device,
+            **named,
+        }
 
     @cached_property
     def downloads(self) -> list[str]:
@@ -251,12 +257,18 @@ class Target:
             ConfigError: the potential does not fit, or names a function that is not trusted.
             ModelError: it names a model of the hub that is not on this machine: a description downloads nothing.
         """
-        found = as_type(TargetFields, dict(fields), "the description of the target")
-        _refuse_downloads(found)
+        described = as_type(TargetFields, dict(fields), "the description of the target")
+        _refuse_downloads(described)
         return Target(
-            found.model, from_spec(found.potential, trust_functions), found.prompt, found.num_tokens, eos=found.eos,
-            dtype=found.dtype, device=found.device, identity=found.identity,
-        )  # fmt: skip
+            described.model,
+            from_spec(described.potential, trust_functions),
+            described.prompt,
+            described.num_tokens,
+            eos=described.eos,
+            dtype=described.dtype,
+            device=described.device,
+            identity=described.identity,
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -273,8 +285,9 @@ class Target:
         except UnidentifiableError as error:
             logger.warning(
                 "this target cannot be identified (%s): no file of its draws will be accepted again; call it by name, "
-                "Target(…, identity='my-target-v1')", error
-            )  # fmt: skip
+                "Target(…, identity='my-target-v1')",
+                error,
+            )
             # Another one for every target of every process.
             return f"{UNIDENTIFIED}-{os.getpid()}-{id(self)}"
 
@@ -327,6 +340,6 @@ def _refuse_downloads(described: TargetFields) -> None:
 
 def _named_models(described: Mapping[str, Any]) -> list[str]:
     """The models in the description of a potential, in those of its parts too."""
-    found = [described["model"]] if isinstance(described.get("model"), str) else []
+    names = [described["model"]] if isinstance(described.get("model"), str) else []
     parts = [part for value in described.values() for part in (value if isinstance(value, list) else [value])]
-    return found + [name for part in parts if isinstance(part, Mapping) for name in _named_models(part)]
+    return names + [name for part in parts if isinstance(part, Mapping) for name in _named_models(part)]

@@ -207,15 +207,20 @@ class TwistedLM:
     @torch.no_grad()
     def next(self, state: State) -> NextToken:
         """Base logits and log ψ over the vocabulary for every distinct prefix."""
-        found = [twist.head(read.features(state.lm)) for twist, read in zip(self._twists, state.twists, strict=True)]
-        log_psi = found[0] if self.twist is not None else None
-        inducing = found[-1] if self.proposal_twist is not None else None
+        log_psis = [twist.head(read.features(state.lm)) for twist, read in zip(self._twists, state.twists, strict=True)]
+        log_psi = log_psis[0] if self.twist is not None else None
+        inducing = log_psis[-1] if self.proposal_twist is not None else None
         return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows, inducing)
 
     def draw(
-        self, rng: Rng, state: State, proposal: Proposal, forced: Tensor, num_siblings: int = 0,
+        self,
+        rng: Rng,
+        state: State,
+        proposal: Proposal,
+        forced: Tensor,
+        num_siblings: int = 0,
         paused: Tensor | None = None,
-    ) -> Drawn:  # fmt: skip
+    ) -> Drawn:
         """`proposals.draw` for all particles of `state`, in parts whose distributions fit in memory together."""
         count, most = state.lm.features.shape[0], self._rows_at_a_time
         if count <= most:

@@ -10,8 +10,8 @@ from twistlm.core.errors import ConfigError
 from twistlm.potentials import Function
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.experiments import Preset
-from twistlm.runs.sweeps import sweep as grid
 from twistlm.runs.sweeps.pooled import read
+from twistlm.runs.sweeps.sweep import Request, sweep
 from twistlm.sampling.target import Target
 from twistlm.training.config import TrainingConfig
 
@@ -31,10 +31,8 @@ def preset(*_: object, **__: object) -> Preset:
 
 
 def test_tables_go_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "get_preset", preset)
-    grid.sweep(
-        grid.Request("toxicity", "tiny", methods=("ctl", "dpg"), num_seeds=2, learning_rate=0.25), tmp_path / "s"
-    )
+    monkeypatch.setattr("twistlm.runs.sweeps.sweep.get_preset", preset)
+    sweep(Request("toxicity", "tiny", methods=("ctl", "dpg"), num_seeds=2, learning_rate=0.25), tmp_path / "s")
     page = tmp_path / "results.md"
     page.write_text(
         f"before\n{BEGIN}\nstale\n<!-- section: sentiment -->\n\nruns elsewhere\n\n"

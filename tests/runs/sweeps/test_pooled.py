@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.log_Z import Source
 from twistlm.cli import main
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import Estimate, student
@@ -167,7 +168,12 @@ def test_without_exact_samples_no_kl_is_claimed(tmp_path: Path) -> None:
 
 
 def test_where_the_target_differs_by_condition_paired_divergences_stand(tmp_path: Path) -> None:
-    fields = {**certificate(-4.0, -2.0, -3.5, -2.5), "ess_fraction": None, "kl_q_target": about(0.7, 0.1)}
+    fields = {
+        **certificate(-4.0, -2.0, -3.5, -2.5),
+        "ess_fraction": None,
+        "log_Z_source": Source.CONDITIONS,
+        "kl_q_target": about(0.7, 0.1),
+    }
     fabricate(tmp_path / "sweep", {("ctl", 0): fields}, seeds=1)
     (row,) = read(tmp_path / "sweep").rows
     assert row.kl_q_target is not None
@@ -176,11 +182,11 @@ def test_where_the_target_differs_by_condition_paired_divergences_stand(tmp_path
 
 def test_a_reference_serves_every_run_where_the_target_differs_by_condition(tmp_path: Path) -> None:
     """log Z = −2.9 whatever the runs' own sandwiches say: KL(q‖σ) = −2.9 + 4.0, KL(σ‖q) = −2.0 + 2.9."""
-    fields = {**certificate(-4.0, -2.0, -3.5, -2.5), "ess_fraction": None}
-    worse = {**certificate(-4.5, -2.0, -3.5, -2.5), "ess_fraction": None}
+    fields = {**certificate(-4.0, -2.0, -3.5, -2.5), "ess_fraction": None, "log_Z_source": Source.CONDITIONS}
+    worse = {**certificate(-4.5, -2.0, -3.5, -2.5), "ess_fraction": None, "log_Z_source": Source.CONDITIONS}
     folder = fabricate(tmp_path / "sweep", {("ctl", 0): worse, ("dpg", 0): fields}, seeds=1)
     assert read(tmp_path / "sweep").best.cell == Cell("dpg", 0)
-    reference = {**certificate(-4.0, -2.0, -3.1, -2.7), "ess_fraction": None}
+    reference = {**certificate(-4.0, -2.0, -3.1, -2.7), "ess_fraction": None, "log_Z_source": Source.CONDITIONS}
     folder.save_reference(Reference("dpg, seed 0", Certificate.from_dict(reference)))
     pooled = read(tmp_path / "sweep")
     _, row = pooled.rows

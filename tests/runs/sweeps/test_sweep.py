@@ -17,7 +17,6 @@ from twistlm.potentials import Function, Infilling
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.experiments import Preset, Presets, experiment
 from twistlm.runs.experiments.methods import METHODS
-from twistlm.runs.sweeps import sweep as grid
 from twistlm.runs.sweeps.folder import Cell, SweepFolder
 from twistlm.runs.sweeps.pooled import read
 from twistlm.runs.sweeps.sweep import Request, parse_methods, sweep
@@ -118,7 +117,7 @@ def test_only_what_is_missing_is_done_again_and_comes_out_the_same(
     assert files(tmp_path) == first
 
     # A finished sweep does nothing, not even collect.
-    monkeypatch.setattr(grid, "_collect", None)
+    monkeypatch.setattr("twistlm.runs.sweeps.sweep._collect", None)
     sweep(request, tmp_path)
     assert "all 4 runs are done" in capsys.readouterr().out
 

@@ -74,8 +74,8 @@ def _show(
         print(f"KL(σ‖q) fell by {gain} nats (before − after, on the same {gain.n} exact samples).")
     # The score is φ, without its power.
     scores = {
-        name: list(zip(found.texts, (found.log_phi / beta).exp().tolist(), strict=True))
-        for name, found in columns.items()
+        name: list(zip(drawn.texts, (drawn.log_phi / beta).exp().tolist(), strict=True))
+        for name, drawn in columns.items()
     }
     screen.print(samples_table(scores))
 

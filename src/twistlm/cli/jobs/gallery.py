@@ -91,9 +91,9 @@ def _simplified(config: RunConfig, target: Target) -> RunConfig:
 
 def _foreign(out: Path) -> str | None:
     """The name of something in a folder that no gallery has put there; None if there is nothing."""
-    found = list(out.iterdir()) if is_occupied(out) else []
+    entries = list(out.iterdir()) if is_occupied(out) else []
     return next(
-        (each.name for each in found if not (each.name in (PICTURES, LOCK, OWNER) or RunFolder.is_one(each))), None
+        (each.name for each in entries if not (each.name in (PICTURES, LOCK, OWNER) or RunFolder.is_one(each))), None
     )
 
 
@@ -115,7 +115,7 @@ def _pictures(run: Run, about: str, num_samples: int, seed: int) -> Iterator[Pic
         }
         yield Picture(
             title,
-            {name: list(zip(found.texts, found.log_phi.tolist(), strict=True)) for name, found in columns.items()},
+            {name: list(zip(drawn.texts, drawn.log_phi.tolist(), strict=True)) for name, drawn in columns.items()},
         )
 
 

@@ -35,8 +35,8 @@ def page_charts(records: Sequence[Record]) -> list[Chart]:
         samplers = {record.name: record.after for record in records}
         if records[0].before is not None:
             samplers = {"before": records[0].before, **samplers}
-    found = {record.name: curves(record.history, record.after) for record in records}
-    return [bounds(samplers), *divergences(found)]
+    by_run = {record.name: curves(record.history, record.after) for record in records}
+    return [bounds(samplers), *divergences(by_run)]
 
 
 def save_report(records: Sequence[Record], path: Path) -> tuple[Path, list[Path]]:
@@ -89,7 +89,7 @@ def _section(record: Record) -> dict[str, Any]:
 
 def _other(evaluation: Evaluation) -> dict[str, Any]:
     """A further evaluation in a row: when, how, and what it found of the twist."""
-    rows = dict(certificate_rows({"": found})) if (found := evaluation.certificates.get("after")) else {}
+    rows = dict(certificate_rows({"": after})) if (after := evaluation.certificates.get("after")) else {}
     return {
         "time": evaluation.time.replace("T", " "),
         "settings": ", ".join(f"{name} {value}" for name, value in _flat(evaluation.settings)),
@@ -156,7 +156,7 @@ def page_data(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _run(record: Record, vocabulary: dict[str, int]) -> dict[str, Any]:
-    found = record.diagnostics
+    diagnostics = record.diagnostics
     return {
         "name": record.name,
         "config": record.outline.values,
@@ -164,23 +164,23 @@ def _run(record: Record, vocabulary: dict[str, int]) -> dict[str, Any]:
         "samples": [
             {"sampler": name, "rows": [_row(row, vocabulary) for row in rows]} for name, rows in record.samples.items()
         ],
-        "charts": [] if found is None else [_chart(chart) for chart in smc_charts(found)],
-        "smc": None if found is None else _smc(found, vocabulary),
+        "charts": [] if diagnostics is None else [_chart(chart) for chart in smc_charts(diagnostics)],
+        "smc": None if diagnostics is None else _smc(diagnostics, vocabulary),
     }
 
 
-def _smc(found: Diagnostics, vocabulary: dict[str, int]) -> dict[str, Any]:
+def _smc(diagnostics: Diagnostics, vocabulary: dict[str, int]) -> dict[str, Any]:
     """What the explorer of particles shows."""
-    lines = zip(found.genealogy.parents.tolist(), found.resampled[0], strict=True)
+    lines = zip(diagnostics.genealogy.parents.tolist(), diagnostics.resampled[0], strict=True)
     return {
-        "num_particles": found.num_particles,
-        "ess": _rounded(found.ess[0].tolist()),
-        "resampled": found.resampled[0].tolist(),
-        "num_ancestors": found.num_ancestors[0].tolist(),
+        "num_particles": diagnostics.num_particles,
+        "ess": _rounded(diagnostics.ess[0].tolist()),
+        "resampled": diagnostics.resampled[0].tolist(),
+        "num_ancestors": diagnostics.num_ancestors[0].tolist(),
         # Null where each particle continues itself.
         "parents": [row if resampled else None for row, resampled in lines],
-        "pieces": [_numbers(row, vocabulary) for row in found.genealogy.pieces],
-        "weights": [_rounded(row, 4) for row in found.genealogy.log_w.exp().tolist()],
+        "pieces": [_numbers(row, vocabulary) for row in diagnostics.genealogy.pieces],
+        "weights": [_rounded(row, 4) for row in diagnostics.genealogy.log_w.exp().tolist()],
     }
 
 

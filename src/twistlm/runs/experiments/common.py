@@ -12,14 +12,23 @@ from twistlm.training.config import TrainingConfig
 PAPER_LIKE = RunConfig(
     twist="mlp",
     training=TrainingConfig(
-        loss="ctl", target_source="proposal", intermediate_source="proposal", num_particles=100, num_updates=64,
-        learning_rate=1e-3, weight_decay=0.0, betas=(0.9, 0.999), evaluate_every=16, patience=None, shrinkages=(),
+        loss="ctl",
+        target_source="proposal",
+        intermediate_source="proposal",
+        num_particles=100,
+        num_updates=64,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        evaluate_every=16,
+        patience=None,
+        shrinkages=(),
     ),
     folds=(0.4, 0.1, 0.5),
     num_siblings=0,
     chunk=2048,
     evaluation=EvaluationConfig((16, 64), 512, 512, during_training=True),
-)  # fmt: skip
+)
 
 
 # The published size of toxicity and sentiment: 2,048 updates, 2,000 exact samples, 500 particles.

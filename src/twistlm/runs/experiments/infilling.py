@@ -37,9 +37,13 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
     # Fifteen tokens and ten to be met cost twelve times as much as two and one, and are much harder: twice the updates,
     # and the model's own output matrix, with which DPG learns as much in 64 updates as in 110 without.
     training = replace(
-        PAPER_LIKE.training, target_source="exact", num_conditions=10, num_particles=100 if short else 50,
-        num_updates=64 if short else 128, learning_rate=small_rates["ctl"],
-    )  # fmt: skip
+        PAPER_LIKE.training,
+        target_source="exact",
+        num_conditions=10,
+        num_particles=100 if short else 50,
+        num_updates=64 if short else 128,
+        learning_rate=small_rates["ctl"],
+    )
     small = replace(
         PAPER_LIKE,
         twist="conditional",
@@ -81,6 +85,8 @@ def _other_methods(num_particles: int, for_fudge: int) -> dict[str, dict[str, An
     }
     # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples.
     methods["fudge"] = {
-        "num_particles": for_fudge, "num_conditions": for_fudge, "intermediate_source": "completions",
-    }  # fmt: skip
+        "num_particles": for_fudge,
+        "num_conditions": for_fudge,
+        "intermediate_source": "completions",
+    }
     return methods

@@ -34,14 +34,22 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         twist="lexical",
         twist_options={"rank": 2},
         training=TrainingConfig(
-            loss="gkl", target_source="draws", intermediate_source="draws", num_particles=1024, num_updates=100,
-            learning_rate=3e-3, weight_decay=0.3, evaluate_every=10, evaluation_samples=128, patience=40,
+            loss="gkl",
+            target_source="draws",
+            intermediate_source="draws",
+            num_particles=1024,
+            num_updates=100,
+            learning_rate=3e-3,
+            weight_decay=0.3,
+            evaluate_every=10,
+            evaluation_samples=128,
+            patience=40,
         ),
         num_draws=32_768,
         num_siblings=0,
         chunk=2048,
         folds=(0.6, 0.1, 0.3),
-    )  # fmt: skip
+    )
     training = replace(PAPER_LIKE.training, learning_rate=RATES["ctl"])
     small = replace(PAPER_LIKE, num_draws=131_072, num_exact=1000, training=training)
     paper = replace(

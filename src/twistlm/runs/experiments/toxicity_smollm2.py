@@ -28,13 +28,21 @@ def toxicity_smollm2() -> Presets:
         twist="lexical",
         twist_options={"rank": 2},
         training=TrainingConfig(
-            loss="ctl", target_source="draws", intermediate_source="draws", num_particles=1024, num_updates=100,
-            learning_rate=3e-3, weight_decay=0.3, evaluate_every=10, evaluation_samples=128, patience=40,
+            loss="ctl",
+            target_source="draws",
+            intermediate_source="draws",
+            num_particles=1024,
+            num_updates=100,
+            learning_rate=3e-3,
+            weight_decay=0.3,
+            evaluate_every=10,
+            evaluation_samples=128,
+            patience=40,
         ),
         num_draws=9216,
         folds=(0.55, 0.12, 0.33),
         evaluation=EvaluationConfig((2, 4, 8, 16), 512, 384),
-    )  # fmt: skip
+    )
     smoke = replace(
         demo,
         num_draws=512,

@@ -36,8 +36,8 @@ class Asked:
         # Going on with another version of a plugin would make one run of two.
         if plugins := self.run.plugins(self.target):
             fields["plugins"] = plugins
-        found: dict[str, Any] = json.loads(json.dumps(fields))
-        return found
+        values: dict[str, Any] = json.loads(json.dumps(fields))
+        return values
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Outline:
         Raises:
             RunError: they say something else.
         """
-        found = as_type(_Config, values, str(where))
-        return Outline(found.run.training.loss, found.run.twist, found.run.seed, found.target, values)
+        config = as_type(_Config, values, str(where))
+        return Outline(config.run.training.loss, config.run.twist, config.run.seed, config.target, values)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -117,17 +117,17 @@ def read(path: Path) -> dict[str, Any]:
     """
     config = load_json(path / NAME)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
-        raise RunError(f"{path} was written in format {found} and this version reads format {FORMAT}; train it again")
+        written = config.get("format") if isinstance(config, dict) else None
+        raise RunError(f"{path} was written in format {written} and this version reads format {FORMAT}; train it again")
     return config
 
 
 def versions() -> dict[str, str]:
     """Versions of everything that results depend on."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    installed = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("twistlm", "torch", "transformers", "numpy", "safetensors"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found | distributions()
+            installed[package] = "not installed"
+    return installed | distributions()

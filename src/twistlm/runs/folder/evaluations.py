@@ -106,13 +106,13 @@ class Evaluation:
             RunError: it is missing, damaged or of another version.
             StorageError: it cannot be read.
         """
-        found = load_json(path)
-        if not isinstance(found, dict):
-            raise RunError(f"{path} is damaged: it holds {shortened(found)}, no certificates; make it again")
-        about = as_type(About, found, str(path))
+        values = load_json(path)
+        if not isinstance(values, dict):
+            raise RunError(f"{path} is damaged: it holds {shortened(values)}, no certificates; make it again")
+        about = as_type(About, values, str(path))
         certificates = {
             name: certificate_of(fields, name, path)
-            for name, fields in found.items()
+            for name, fields in values.items()
             if isinstance(fields, dict) and "bounds" in fields
         }
         return Evaluation(path, about.time, about.settings, certificates, about.twist)
@@ -126,14 +126,14 @@ def certificate_of(fields: Mapping[str, Any], name: str, path: Path) -> Certific
     """
     as_type(CertificateFields, fields, f"{path}, {name!r}")
     try:
-        found = Certificate.from_dict(fields)
+        certificate = Certificate.from_dict(fields)
         # What cannot be written again was none.
-        found.as_dict()
+        certificate.as_dict()
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = shortened(error)
     else:
-        if found.bounds:
-            return found
+        if certificate.bounds:
+            return certificate
         reason = "it has no bounds"
     raise RunError(
         f"{path} is damaged or of another version: {name!r} is no certificate ({reason}); make it again with: twistlm "
@@ -267,15 +267,15 @@ class Evaluations:
             if made[name] != now.get(name):
                 file = self._place.path / name
                 raise RunError(f"{file} is not the one that its sweep made; delete {self._done} and sweep again")
-        found = Evaluation.read(self._file)
-        if "after" not in found.certificates:
+        evaluation = Evaluation.read(self._file)
+        if "after" not in evaluation.certificates:
             raise RunError(f"{self._file} has no certificate of the run's twist; delete it and sweep again")
-        return found
+        return evaluation
 
     def _hashes(self) -> dict[str, str]:
         """Of what came out, whatever time it took."""
-        found = json.dumps(_timeless(load_json(self._file)), sort_keys=True).encode()
-        hashes = {CERTIFICATE: hashlib.sha256(found).hexdigest()}
+        content = json.dumps(_timeless(load_json(self._file)), sort_keys=True).encode()
+        hashes = {CERTIFICATE: hashlib.sha256(content).hexdigest()}
         return hashes | ({self._twist.name: digest(self._twist)} if self._twist.exists() else {})
 
 

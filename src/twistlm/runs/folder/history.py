@@ -155,5 +155,5 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
     kind = as_type(Row, row, where).kind
     if kind in KINDS:
         as_type(KINDS[kind], row, where)
-    found: dict[str, Any] = row
-    return found
+    checked: dict[str, Any] = row
+    return checked

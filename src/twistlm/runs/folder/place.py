@@ -42,7 +42,7 @@ class Place:
 def _identity(path: Path) -> tuple[int, int] | None:
     """What tells a folder from another of the same name; None if there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

@@ -122,9 +122,9 @@ class RunFolder(Place):
         if not RunFolder.is_one(path):
             save_json(path / description.NAME, whole)
             return RunFolder(path)
-        asked, found = ({k: v for k, v in each.items() if k != "versions"} for each in (whole, description.read(path)))
-        if found != asked:
-            different = sorted(k for k in {*found, *asked} if found.get(k) != asked.get(k))
+        asked, there = ({k: v for k, v in each.items() if k != "versions"} for each in (whole, description.read(path)))
+        if there != asked:
+            different = sorted(k for k in {*there, *asked} if there.get(k) != asked.get(k))
             raise RunError(
                 f"{place} holds a run with another {', '.join(different)}; resume with the settings it was "
                 "started with, or choose another --out"

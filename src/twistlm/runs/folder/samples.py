@@ -53,14 +53,14 @@ def save(place: Place, samples: TextSamples | Mapping[str, TextSamples], base: T
         for path in there:
             place.move(path, f"{EARLIER}/{moment:%Y%m%dT%H%M%S%f}/{path.name}")
     if isinstance(samples, TextSamples):
-        found, rows = [samples], samples.rows()
+        samplers, rows = [samples], samples.rows()
     else:
-        found = list(samples.values())
+        samplers = list(samples.values())
         rows = [{"sampler": sampler, **row} for sampler, drawn in samples.items() for row in drawn.rows()]
     save_lines(place.path / SAMPLES, rows)
     if base is not None:
         save_lines(place.path / BASE_SAMPLES, base.rows())
-    recorded = next((drawn.diagnostics for drawn in found if drawn.diagnostics is not None), None)
+    recorded = next((drawn.diagnostics for drawn in samplers if drawn.diagnostics is not None), None)
     if recorded is not None:
         save_json(place.path / DIAGNOSTICS, recorded.as_dict())
     return place.path / SAMPLES
@@ -85,9 +85,9 @@ def load_diagnostics(path: Path) -> Diagnostics | None:
     file = path / DIAGNOSTICS
     if not file.exists():
         return None
-    found = load_json(file)
+    values = load_json(file)
     try:
-        return Diagnostics.from_dict(found)
+        return Diagnostics.from_dict(values)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise RunError(
             f"{file} is damaged or of another version ({shortened(error)}); make it again with: twistlm sample {path}"
@@ -101,10 +101,10 @@ def _rows(file: Path) -> list[SampleRow]:
 
 
 def _row(row: Any, where: str) -> SampleRow:
-    found = as_type(SampleRow, row, where)
-    counts = {len(getattr(found, name)) for name in ("pieces", "log_psi_moves", "log_w_moves") if name in row}
+    sample = as_type(SampleRow, row, where)
+    counts = {len(getattr(sample, name)) for name in ("pieces", "log_psi_moves", "log_w_moves") if name in row}
     if len(counts) > 1:
         raise RunError(
             f"{where} is damaged: its tokens are {', '.join(map(str, sorted(counts)))} in number; sample again"
         )
-    return found
+    return sample

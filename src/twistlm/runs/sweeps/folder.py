@@ -97,8 +97,8 @@ class Asked:
         fields = asdict(self)
         if not self.plugins:
             del fields["plugins"]
-        found: dict[str, Any] = json.loads(json.dumps(fields))
-        return found
+        values: dict[str, Any] = json.loads(json.dumps(fields))
+        return values
 
 
 @dataclass(frozen=True)
@@ -225,10 +225,10 @@ class SweepFolder:
         if not (path / NAME).exists():
             raise RunError(f"{path} is not a sweep's folder (it has no {NAME}); make one with `twistlm sweep`")
         folder = SweepFolder(path)
-        found = as_type(Format, folder._values, str(path / NAME)).format
-        if found != FORMAT:
+        written = as_type(Format, folder._values, str(path / NAME)).format
+        if written != FORMAT:
             raise RunError(
-                f"{path} was written in format {found} and this version reads format {FORMAT}; sweep again with "
+                f"{path} was written in format {written} and this version reads format {FORMAT}; sweep again with "
                 "--overwrite"
             )
         # Read here once, for errors that come early.
@@ -267,13 +267,13 @@ class SweepFolder:
     def failures(self) -> dict[Cell, Failure]:
         """Runs that could not be done when the sweep last ran, and are not done since."""
         rows = load_typed(self._failures, list[FailureRow]) if self._failures.exists() else []
-        found = {Cell(row.method, row.seed): Failure(row.error, row.message) for row in rows}
-        return {cell: failure for cell, failure in found.items() if not self.finished(cell)}
+        failed = {Cell(row.method, row.seed): Failure(row.error, row.message) for row in rows}
+        return {cell: failure for cell, failure in failed.items() if not self.finished(cell)}
 
     @failures.setter
-    def failures(self, found: Mapping[Cell, Failure]) -> None:
-        if found:
-            save_json(self._failures, [{**asdict(cell), **asdict(failure)} for cell, failure in found.items()])
+    def failures(self, failed: Mapping[Cell, Failure]) -> None:
+        if failed:
+            save_json(self._failures, [{**asdict(cell), **asdict(failure)} for cell, failure in failed.items()])
         else:
             self._failures.unlink(missing_ok=True)
 
@@ -285,10 +285,10 @@ class SweepFolder:
         """
         if not self._reference.exists():
             return None
-        found = Evaluation.read(self._reference)
-        if "certificate" not in found.certificates:
+        evaluation = Evaluation.read(self._reference)
+        if "certificate" not in evaluation.certificates:
             raise RunError(f"{self._reference} is damaged: it has no certificate; delete it and sweep again")
-        return Reference(str(load_json(self._reference).get("run")), found.certificates["certificate"])
+        return Reference(str(load_json(self._reference).get("run")), evaluation.certificates["certificate"])
 
     def save_reference(self, reference: Reference) -> None:
         """Keep what bounds log Z."""
@@ -303,13 +303,13 @@ def _is_of(asked: Mapping[str, Any], path: Path) -> bool:
         return False
 
 
-def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Names and values of what differs; "" if nothing does."""
-    names = [name for name in asked if found.get(name) != asked[name]]
+    names = [name for name in asked if there.get(name) != asked[name]]
     # "target" and "settings" follow from the others, unless twistlm itself has changed in between.
     short = [name for name in names if not isinstance(asked[name], dict) or name == "options"]
     if short:
-        return "; ".join(f"{name} {_shown(found.get(name))}, now {_shown(asked[name])}" for name in short)
+        return "; ".join(f"{name} {_shown(there.get(name))}, now {_shown(asked[name])}" for name in short)
     return ", ".join(f"another {name}, though it was asked by the same names" for name in names)
 
 

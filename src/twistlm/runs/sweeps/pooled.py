@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 
 from twistlm.certificates.certificate import Certificate
-from twistlm.core.estimates import Estimate, difference, pooled, student, widened
+from twistlm.certificates.log_Z import Source, over_runs
+from twistlm.core.estimates import Estimate, difference, student, widened
 from twistlm.runs.sweeps.folder import Cell, SweepFolder
 
 
@@ -93,28 +94,28 @@ class Pooled:
     @property
     def methods(self) -> list[str]:
         """Those with a finished run, in order."""
-        found = {result.cell.method for result in self.results}
-        return [method for method in self.asked.methods if method in found]
+        finished = {result.cell.method for result in self.results}
+        return [method for method in self.asked.methods if method in finished]
 
     @cached_property
     def log_Z(self) -> Estimate | None:
         """The reference's if there is one, else that of all certificates; None if nothing is finished."""
         if self.reference is not None:
             return self.reference.certificate.divergences.log_Z
-        return pooled([result.after.divergences.log_Z for result in self.results]) if self.results else None
+        return over_runs([result.after.divergences.log_Z for result in self.results])
 
     @property
     def conditional(self) -> bool:
         """Whether the target differs by condition."""
-        return any(result.after.ess_fraction is None for result in self.results)
+        return any(result.after.log_Z_source is Source.CONDITIONS for result in self.results)
 
     @property
     def best(self) -> Result:
         """The run with the least KL(q‖σ) + KL(σ‖q), which is G − F whatever log Z is."""
 
         def total(result: Result) -> float:
-            found = result.after.divergences
-            return math.inf if found.g is None else found.g.value - found.f.value
+            divergences = result.after.divergences
+            return math.inf if divergences.g is None else divergences.g.value - divergences.f.value
 
         return min(self.results, key=total)
 
@@ -128,36 +129,36 @@ class Pooled:
         return [self._row(method, self.of(method)) for method in self.methods]
 
     def _row(self, method: str, results: list[Result]) -> Row:
-        found = [result.after for result in results]
-        log_phi = over_seeds([c.divergences.log_phi for c in found])
+        certificates = [result.after for result in results]
+        log_phi = over_seeds([c.divergences.log_phi for c in certificates])
         return Row(
             method,
-            self.kl_q_target(found),
-            self.kl_target_q(found),
+            self.kl_q_target(certificates),
+            self.kl_target_q(certificates),
             log_phi,
             log_phi.scaled(1 / self.beta),
-            over_seeds([c.divergences.kl_q_prior for c in found]).as_divergence,
+            over_seeds([c.divergences.kl_q_prior for c in certificates]).as_divergence,
             student([result.seconds for result in results]),
             len(results),
         )
 
     def kl_q_target(self, certificates: Sequence[Certificate]) -> Estimate | None:
         """KL(q‖σ) over several seeds, with the pooled log Z; None without any."""
-        found = [each.divergences for each in certificates]
+        divergences = [each.divergences for each in certificates]
         if self.log_Z is None:
             return None
         if self.conditional:
-            return self._paired([each.f for each in found], [each.kl_q_target for each in found], -1.0)
-        return _if_known(difference(self.log_Z, over_seeds([each.f for each in found])))
+            return self._paired([each.f for each in divergences], [each.kl_q_target for each in divergences], -1.0)
+        return _if_known(difference(self.log_Z, over_seeds([each.f for each in divergences])))
 
     def kl_target_q(self, certificates: Sequence[Certificate]) -> Estimate | None:
         """KL(σ‖q) over several seeds, with the pooled log Z; None without exact samples."""
-        found = [each.divergences for each in certificates]
-        g = [each.g for each in found if each.g is not None]
+        divergences = [each.divergences for each in certificates]
+        g = [each.g for each in divergences if each.g is not None]
         if self.log_Z is None or not g:
             return None
         if self.conditional:
-            own = [each.kl_target_q for each in found if each.kl_target_q is not None]
+            own = [each.kl_target_q for each in divergences if each.kl_target_q is not None]
             return self._paired(g, own, 1.0)
         return _if_known(difference(_with_shared(g), self.log_Z))
 
@@ -196,8 +197,8 @@ class Pooled:
             smc: those of SMC, else of importance sampling.
             side: "lower" or "upper".
         """
-        found = [result.certificates[name] for result in self.of(method) if name in result.certificates]
-        kept = [b for c in found for b in c.bounds if b.method == ("smc" if smc else "iwae")]
+        certificates = [result.certificates[name] for result in self.of(method) if name in result.certificates]
+        kept = [b for c in certificates for b in c.bounds if b.method == ("smc" if smc else "iwae")]
         values: dict[int, list[Estimate]] = {}
         for each in kept:
             bound: Estimate | None = getattr(each, side)
@@ -218,13 +219,13 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
 
 def _with_shared(estimates: Sequence[Estimate]) -> Estimate:
     """The same for what all seeds estimate from the same exact samples, whose error no scatter shows."""
-    found = over_seeds(estimates)
-    return found if found is estimates[0] else widened(found, estimates)
+    together = over_seeds(estimates)
+    return together if together is estimates[0] else widened(together, estimates)
 
 
 def _if_known(kl: Estimate) -> Estimate | None:
-    found = kl.as_divergence
-    return found if found.is_known else None
+    divergence = kl.as_divergence
+    return divergence if divergence.is_known else None
 
 
 def read(path: Path) -> Pooled:
@@ -238,5 +239,5 @@ def read(path: Path) -> Pooled:
 
 def _result(folder: SweepFolder, cell: Cell) -> Result:
     run = folder.run(cell)
-    found, history = run.evaluations.finished(), run.load_history()
-    return Result(cell, found.certificates, history.certificates, math.fsum(history.seconds))
+    evaluation, history = run.evaluations.finished(), run.load_history()
+    return Result(cell, evaluation.certificates, history.certificates, math.fsum(history.seconds))

@@ -157,12 +157,14 @@ def _collect(folder: SweepFolder, target: Target, settings: Mapping[str, RunConf
         return False
     training = any(each.trains_on_draws for each in settings.values())
     try:
-        found = collect(target, config, Rng(0, ("sweep",)), folder.draws, training=training)
+        collection = collect(target, config, Rng(0, ("sweep",)), folder.draws, training=training)
     except (NoneAcceptedError, UpperBoundError) as error:
         logger.warning("%s", error)
         return False
-    accepted = len(found.split(config.folds)[FOLDS.index("evaluation")].exact)
-    print(f"{len(found.exact)} exact samples among {len(found.draws)} draws, {accepted} of them for evaluation")
+    accepted = len(collection.split(config.folds)[FOLDS.index("evaluation")].exact)
+    print(
+        f"{len(collection.exact)} exact samples among {len(collection.draws)} draws, {accepted} of them for evaluation"
+    )
     if accepted < FEWEST_EXACT:
         logger.warning("too few exact samples to evaluate by: lower bounds only, as if there were none")
         return False
@@ -210,8 +212,8 @@ def _refer(request: Request, folder: SweepFolder) -> None:
     print(f"bounding log Z over all conditions by the best run ({cell})", flush=True)
     run = Run.load(folder.run(cell).path, request.chosen().target())
     particles, conditions = REFERENCE * sandwich.num_particles, run.config.evaluation.num_samples
-    found = run.evaluate(particles, budget=particles * conditions, seed=0, methods=(sandwich.method,))
-    folder.save_reference(Reference(str(cell), found))
+    certificate = run.evaluate(particles, budget=particles * conditions, seed=0, methods=(sandwich.method,))
+    folder.save_reference(Reference(str(cell), certificate))
 
 
 @contextmanager

@@ -94,13 +94,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], Metadata]:
         ExactSamplesError: the file is of another kind or version, or its content contradicts itself.
         RunError: it is missing, corrupt or damaged.
     """
-    tensors, found = load_tensors(path)
-    _of_this_format(path, found)
-    metadata = as_type(Metadata, found, str(path))
+    tensors, header = load_tensors(path)
+    _of_this_format(path, header)
+    metadata = as_type(Metadata, header, str(path))
     problem = _shapes(tensors) or _values(tensors, metadata)
     if (
         problem is None
-        and digest([tensors, {name: found[name] for name in found if name != "content"}]) != metadata.content
+        and digest([tensors, {name: header[name] for name in header if name != "content"}]) != metadata.content
     ):
         problem = "its content is not what its hash says"
     if problem is not None:

@@ -1,0 +1,33 @@
+"""The settings that are compared, each a sweep by its name, and where the scripts keep what they find."""
+
+from pathlib import Path
+
+from twistlm.runs.sweeps.sweep import Request
+
+HERE = Path("papers/zhao2024")
+
+SMALL = "small"
+MAIN = {
+    "toxicity": Request("toxicity", SMALL),
+    "sentiment": Request("sentiment", SMALL),
+    "infilling-15-10": Request("infilling", SMALL, {"num_tokens": 15, "num_condition": 10}),
+    "infilling-2-1": Request("infilling", SMALL, {"num_tokens": 2, "num_condition": 1}),
+}
+POWERS = (1, 2, 5)
+POSITIVES = ("ctl", "rl", "sixo", "dpg")
+# The presets' rates are for fresh draws of φ itself. At DPG's and RL's of 1e-3, a few hundred exact samples are fitted
+# by heart, and the rare good draws of a power of φ.
+RATE = 1e-4
+ABLATIONS = {
+    **{
+        f"{name}-exact": Request(name, SMALL, methods=POSITIVES, source="exact", learning_rate=RATE, num_seeds=2)
+        for name in ("toxicity", "sentiment")
+    },
+    **{
+        f"toxicity-beta-{beta}": Request(
+            "toxicity", SMALL, {"beta": float(beta)}, methods=("ctl", "dpg", "ppo"), learning_rate=RATE, num_seeds=2
+        )
+        for beta in POWERS
+    },
+    "toxicity-threshold": Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
+}

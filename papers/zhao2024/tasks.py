@@ -1,0 +1,28 @@
+"""Work in tasks that leave a file each, so that what is done stays done when the whole is killed."""
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from twistlm.runs.engines import Failure, local
+from twistlm.runs.sweeps.sweep import PRELOAD
+
+
+class Task(Protocol):
+    """Something to do, which can be sent to another process."""
+
+    def file(self, out: Path) -> Path:
+        """Where its result is in the folder `out`, once it has one."""
+
+
+T = TypeVar("T", bound=Task)
+
+
+def missing(tasks: Sequence[T], out: Path) -> list[T]:
+    """Those without a result."""
+    return [task for task in tasks if not task.file(out).exists()]
+
+
+def do(function: Callable[[T], None], tasks: Sequence[T], jobs: int) -> Generator[tuple[T, Failure | None], None, None]:
+    """Do them, `jobs` at a time, each in a process of its own if there are several; yields each as it ends."""
+    return local.run(function, tasks, jobs, PRELOAD)

@@ -1,0 +1,50 @@
+"""The house is what the pages say it is: rooms, floors, sizes, and what the README's tree promises."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "twistlm"
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def floors() -> list[set[str]]:
+    """Rooms by the import contract, the lowest floor first."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(each["layers"] for each in contracts if each.get("containers") == ["twistlm"])
+    return [{name.strip() for name in layer.split("|")} for layer in reversed(layers)]
+
+
+def test_few_rooms_on_few_floors() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    rooms |= {path.stem for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
+    assert rooms == set.union(*floors())
+    assert len(rooms) <= 14
+    assert len(floors()) <= 10
+
+
+def test_the_table_and_the_picture_are_the_contract() -> None:
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", PAGE, re.MULTILINE)
+    said: dict[int, set[str]] = {}
+    for floor, names in rows:
+        said.setdefault(int(floor), set()).update(re.findall(r"`(\w+)`", names))
+    assert [said[floor] for floor in sorted(said)] == floors()
+    arrows = re.findall(r"^    (\w+) --> (\w+)", PAGE, re.MULTILINE)
+    number = {room: floor for floor, rooms in enumerate(floors()) for room in rooms} | {"main": len(floors()) - 1}
+    assert all(number[below] < number[above] for below, above in arrows)
+    assert {room for pair in arrows for room in pair} == (set(number) - {"__main__"})
+
+
+def test_the_tree_of_the_readme_names_what_is_there() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme[readme.index("\nsrc/twistlm/\n") : readme.index("\ntests/ ")]
+    folder, named = PACKAGE, 0
+    for line in tree.strip().splitlines()[1:]:
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folder = PACKAGE if depth == 1 else folder
+        assert (folder / name).exists(), line
+        named += 1
+        if depth == 1:
+            folder = PACKAGE / name
+    assert named > 40
