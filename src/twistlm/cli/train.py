@@ -66,5 +66,6 @@ def train(
     chosen = get_preset(experiment, preset, **options.given)
     config = chosen.config(settings.method).changed(**settings.given)
     run = learn(chosen.target(), config=config, seed=seed, out=out, exists=existing.policy, draws=draws)
-    best = min((row for row in run.history if row["kind"] == "evaluation"), key=lambda row: row["held_out"]["value"])
-    print(f"Best twist at update {best['update']}, saved in {out}. Next: twistlm evaluate {out}, twistlm sample {out}")
+    assert run.folder is not None
+    best = min(run.folder.load_history().looks, key=lambda look: look.held_out.value)
+    print(f"Best twist at update {best.update}, saved in {out}. Next: twistlm evaluate {out}, twistlm sample {out}")
