@@ -19,7 +19,7 @@ from twistlm.core.errors import RunError, StorageError
 from twistlm.core.folders import check_room, writing, writing_file
 from twistlm.core.storage import load_lines, save_lines
 from twistlm.runs.config import RunConfig
-from twistlm.runs.folder import Asked, RunFolder
+from twistlm.runs.folder import AskedRun, RunFolder
 
 TRAIN = ["train", "sentiment", "--preset", "smoke", "--num-tokens", "3", "--num-updates", "2"]
 SWEEP = ["sweep", "sentiment", "--preset", "smoke", "--num-tokens", "3", "--num-updates", "1", "--methods", "ctl",
@@ -325,7 +325,7 @@ def test_without_an_exchange_by_the_system(tmp_path: Path, monkeypatch: pytest.M
 def test_the_same_goes_on_with_what_a_kill_left(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for seed in (0, 1, 1, 2):
-        asked = Asked(None, RunConfig(seed=seed))
+        asked = AskedRun(None, RunConfig(seed=seed))
         with suppress(KeyboardInterrupt), RunFolder.writing(run, asked, "overwrite") as folder:
             done = [path.name for path in folder.path.iterdir() if path.name == "work"]
             assert done == (["work"] if seed == 1 and (tmp_path / "killed").exists() else [])

@@ -9,7 +9,7 @@ from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
 from twistlm.core.rng import Rng
 from twistlm.runs.config import RunConfig
-from twistlm.runs.folder import Asked, RunFolder
+from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.smc import Keep
@@ -51,8 +51,9 @@ def train(
         exists: what to do if `out` exists: "refuse", "resume" or "overwrite", which replaces it when all is done.
         draws: a file of `twistlm collect` for the same target, used instead of new draws; `out` shares it.
         config: all settings at once; what is given besides overrides it.
-        **training: fields of `TrainingConfig`, as num_particles=100 and num_updates=500, with `method` for the loss:
-            "ctl", "dpg", … (`twistlm list`). None leaves what is there, as in `RunConfig.changed`.
+        **training: fields of `TrainingConfig`, as num_particles=100 and num_updates=500, and what else
+            `RunConfig.changed` takes: `method` is the loss, "ctl", "dpg", … (`twistlm list`). None leaves a setting as
+            it is.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -125,13 +126,13 @@ def _default(target: Target) -> RunConfig:
     return RunConfig(num_draws=RunConfig.num_draws if bounded else 0, training=TrainingConfig(**sources))
 
 
-def _asked(target: Target, config: RunConfig) -> Asked:
+def _asked(target: Target, config: RunConfig) -> AskedRun:
     described: dict[str, Any] | None = None
     try:
         described = target.spec()
     except ConfigError as error:
         logger.warning("%s; Run.load will need target=…", error)
-    return Asked(described, config)
+    return AskedRun(described, config)
 
 
 def collect(target: Target, config: RunConfig, rng: Rng, path: Path | None, *, training: bool) -> Collection:

@@ -12,7 +12,7 @@ from twistlm.cli import main
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import Estimate, student
 from twistlm.report.sweep_tables import as_csv, latex, markdown
-from twistlm.runs.sweeps.folder import Asked, AskedTarget, Cell, Reference, SweepFolder
+from twistlm.runs.sweeps.folder import AskedSweep, AskedTarget, Cell, Reference, SweepFolder
 from twistlm.runs.sweeps.pooled import read
 
 
@@ -48,7 +48,7 @@ def certificate(f: float, g: float | None, lower: float, upper: float | None, ha
 
 def fabricate(path: Path, found: dict[tuple[str, int], dict], seeds: int, beta: float = 2.0) -> SweepFolder:
     """A sweep's folder with these certificates, and one during training of each run, half a nat worse."""
-    asked = Asked(
+    asked = AskedSweep(
         experiment="by_hand",
         preset="small",
         options={"beta": beta},

@@ -29,10 +29,10 @@ such values back.
 | place.py | that what is written goes into the folder that was opened |
 """
 
-from twistlm.runs.folder.description import Asked, Described, Outline, versions
+from twistlm.runs.folder.description import AskedRun, Described, Outline, versions
 from twistlm.runs.folder.evaluations import Evaluation
 from twistlm.runs.folder.history import History
 from twistlm.runs.folder.run_folder import RunFolder
 from twistlm.runs.folder.samples import SampleRow
 
-__all__ = ["Asked", "Described", "Evaluation", "History", "Outline", "RunFolder", "SampleRow", "versions"]
+__all__ = ["AskedRun", "Described", "Evaluation", "History", "Outline", "RunFolder", "SampleRow", "versions"]

@@ -19,7 +19,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRun:
     """What makes a run what it is.
 
     Attributes:

@@ -12,7 +12,7 @@ from twistlm.core.errors import ConfigError, RunError, StorageError, TwistError
 from twistlm.core.folders import is_occupied, writing
 from twistlm.core.storage import as_type, load_tensors, remove_temporary, save_json, save_tensors, share
 from twistlm.runs.folder import description, history, samples
-from twistlm.runs.folder.description import Asked, Described, Outline
+from twistlm.runs.folder.description import AskedRun, Described, Outline
 from twistlm.runs.folder.evaluations import Evaluations
 from twistlm.runs.folder.history import History
 from twistlm.runs.folder.place import Place
@@ -90,7 +90,7 @@ class RunFolder(Place):
 
     @staticmethod
     @contextmanager
-    def writing(path: Path, asked: Asked, exists: str = "refuse") -> Iterator["RunFolder"]:
+    def writing(path: Path, asked: AskedRun, exists: str = "refuse") -> Iterator["RunFolder"]:
         """A folder for the run that is asked for, which nobody else can write to meanwhile.
 
         Args:

@@ -67,7 +67,7 @@ class AskedTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AskedSweep:
     """What a sweep was asked: sweep.json, but for its format and its versions.
 
     Attributes:
@@ -164,7 +164,7 @@ class SweepFolder:
 
     @staticmethod
     @contextmanager
-    def writing(path: Path, asked: Asked, *, overwrite: bool = False) -> Iterator["SweepFolder"]:
+    def writing(path: Path, asked: AskedSweep, *, overwrite: bool = False) -> Iterator["SweepFolder"]:
         """A folder for a sweep, or the one that is there if it was asked the same; nobody else can write to it.
 
         Args:
@@ -187,7 +187,7 @@ class SweepFolder:
             folder.take_place()
 
     @staticmethod
-    def create(path: Path, asked: Asked) -> "SweepFolder":
+    def create(path: Path, asked: AskedSweep) -> "SweepFolder":
         """`writing` for one that is not to be held any longer."""
         with SweepFolder.writing(path, asked) as folder:
             return folder
@@ -236,13 +236,13 @@ class SweepFolder:
         return folder
 
     @cached_property
-    def asked(self) -> Asked:
+    def asked(self) -> AskedSweep:
         """What was asked.
 
         Raises:
             RunError: the file says something else.
         """
-        return as_type(Asked, self._values, str(self.path / NAME))
+        return as_type(AskedSweep, self._values, str(self.path / NAME))
 
     @cached_property
     def _values(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from twistlm.runs.engines import local
 from twistlm.runs.experiments import Preset, get_preset
 from twistlm.runs.experiments.methods import METHODS, in_order
 from twistlm.runs.run import Run
-from twistlm.runs.sweeps.folder import Asked, AskedTarget, Cell, Reference, SweepFolder
+from twistlm.runs.sweeps.folder import AskedSweep, AskedTarget, Cell, Reference, SweepFolder
 from twistlm.runs.sweeps.pooled import Pooled
 from twistlm.runs.train import collect, train
 from twistlm.sampling.target import Target
@@ -111,7 +111,7 @@ def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False
     check_sizes(RECORD_BYTES, seeds=request.num_seeds, jobs=jobs)
     settings = {method: request.config(method) for method in request.methods}
     target = request.chosen().target()
-    asked = Asked(
+    asked = AskedSweep(
         experiment=request.experiment,
         preset=request.preset,
         options=dict(request.options),

@@ -1,0 +1,88 @@
+"""What a run folder's files say comes back with types, and what a sweep holds to is not lost to a damaged mark."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs.sweeps.test_pooled import certificate
+from twistlm.certificates.certificate import Certificate
+from twistlm.core.errors import RunError
+from twistlm.core.storage import save_lines
+from twistlm.runs.folder import RunFolder
+from twistlm.runs.texts import TextSamples
+
+FOUND = Certificate.from_dict(certificate(-4.0, -2.0, -3.5, -2.5))
+OTHER = Certificate.from_dict(certificate(-5.0, -2.0, -3.5, -2.5))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    path = tmp_path / "run"
+    path.mkdir()
+    found = RunFolder(path)
+    found.save_twist({"weight": torch.zeros(2)}, {})
+    return found
+
+
+def test_a_mark_is_what_its_field_says(folder: RunFolder) -> None:
+    evaluations, mark = folder.evaluations, folder.path / "done.json"
+    evaluations.add({"after": OTHER}, {"seed": 1})
+    assert not evaluations.is_done
+    evaluations.finish({"after": FOUND})
+    assert evaluations.is_done
+    assert evaluations.finished().certificates == {"after": FOUND}
+    # What was there before has moved, and is not lost.
+    assert [each.certificates["after"] for each in evaluations.others()] == [OTHER]
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"done": False}))
+    assert not evaluations.is_done
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"sha256": 3, "done": false}', '{"sha256": {}, "done": "no"}'])
+def test_where_the_mark_is_damaged_the_certificate_stays(folder: RunFolder, text: str) -> None:
+    evaluations = folder.evaluations
+    evaluations.finish({"after": FOUND})
+    (folder.path / "done.json").write_text(text)
+    with pytest.raises(RunError, match=r"done\.json"):
+        _ = evaluations.is_done
+    assert evaluations.add({"after": OTHER}, {}).parent == evaluations.folder
+    current = evaluations.current()
+    assert current is not None
+    assert current.certificates == {"after": FOUND}
+
+
+def test_samples_come_back_as_they_were(folder: RunFolder) -> None:
+    moves = torch.tensor([[1.0, -math.inf]])
+    weight, log_phi, log_p = torch.ones(1), torch.tensor([-math.inf]), torch.tensor([-3.0])
+    drawn = TextSamples([" a b"], weight, log_phi, log_p, -1.0, [[" a", " b"]], moves, moves)
+    folder.save_samples(drawn, drawn)
+    (row,), (base,) = folder.load_samples()
+    assert row == base
+    assert (row.text, row.sampler, row.weight, row.log_phi, row.log_p) == (" a b", "", 1.0, -math.inf, -3.0)
+    assert (list(row.pieces), list(row.log_w_moves)) == ([" a", " b"], [1.0, -math.inf])
+    folder.save_samples({"one": drawn, "two": drawn})
+    assert [each.sampler for each in folder.load_samples()[0]] == ["one", "two"]
+    # Of an older version.
+    save_lines(folder.path / "samples.jsonl", [{"text": "x"}])
+    ((old,), _) = folder.load_samples()
+    assert math.isnan(old.weight)
+    assert not old.pieces
+
+
+def test_a_history_knows_the_lines_it_needs(folder: RunFolder) -> None:
+    estimate = {"value": 1.0, "low": "-inf", "high": 2.0, "n": 3}
+    for row in (
+        {"kind": "start", "log_psi": 0.0},
+        {"kind": "update", "update": 1, "seconds": 2.0, "loss": 0.1},
+        {"kind": "evaluation", "update": 1, "held_out": estimate},
+        {"kind": "certificate", "update": 1, **FOUND.as_dict(), "texts": [" a"]},
+    ):
+        folder.append_metrics(row)
+    history = folder.load_history()
+    assert history.seconds == [2.0]
+    ((at, held_out, f),) = [(look.update, look.held_out, look.f) for look in history.looks]
+    assert (at, held_out.low, f) == (1, -math.inf, None)
+    assert history.certificates == {1: FOUND}
+    assert len(folder.metrics()) == 4
