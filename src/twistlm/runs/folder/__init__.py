@@ -11,7 +11,7 @@
     certificate.json         bounds and divergences
     evaluations/             the same from other times, with their settings
     samples/                 samples that others have taken the place of, with what SMC recorded of them
-    done.json                in a sweep: that its run is finished, and hashes of what came out
+    done.json                in a sweep: a field that says that the run is finished, and hashes of what came out
     report.html, report/     what `twistlm report` makes of it all
 
 Every file is replaced as a whole, except metrics.jsonl: it grows line by line, and resuming drops what it will redo.

@@ -2,7 +2,7 @@
 
     sweep.json                       what was asked, and the versions that did it
     draws.safetensors                base draws and exact samples, collected once and shared by all runs
-    METHOD/seed-K/                   a run folder (`twistlm.runs.folder`); its done.json says that the run is finished
+    METHOD/seed-K/                   a run folder (`twistlm.runs.folder`), which says whether the run is finished
     reference.json                   log Z where the target differs by condition, under the best of the runs
     failures.json                    runs that could not be done, and why; absent if there are none
     table.md, table.csv, table.tex   what `twistlm table` writes
