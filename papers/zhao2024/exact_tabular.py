@@ -29,10 +29,10 @@ from twistlm.sampling.exact.collect import Budget, collect
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import Enumeration
-from twistlm.training.config import TrainingConfig
+from twistlm.training.config import TrainingConfig, training_sources
 from twistlm.training.criteria import negative_lower_bound
 from twistlm.training.losses import objective
-from twistlm.training.sources import Setting, training_sources
+from twistlm.training.sources import Setting
 from twistlm.training.trainer import Trainer
 from twistlm.twists.sigmoid import probability
 from twistlm.twists.tabular import TabularHead
@@ -69,7 +69,7 @@ def run(method: str, seed: int, updates: int) -> dict[str, Any]:
     twist = TabularHead.twist(torch.zeros_like(lm.table))
     model = TwistedLM(lm, probability(twist) if objective(method).probability else twist, "ignore")
     sampler, case = Sampler(model, potential, STEPS), Case(PROMPT)
-    sources: dict[str, Any] = {**training_sources(method, SOURCES.get(method, "proposal"))}
+    sources: dict[str, Any] = {**training_sources(SOURCES.get(method, "proposal"), method)}
     config = TrainingConfig(
         loss=method,
         num_particles=100,

@@ -35,6 +35,7 @@ from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.switching import Switching
 from twistlm.sampling.target import Target
+from twistlm.twists.updates import step
 
 logger = logging.getLogger("twistlm")
 
@@ -266,12 +267,9 @@ class _Climb:
             for update in range(UPDATES):
                 points = stratified_points(rng.fork(update), len(levels), BATCH)
                 batch = self.pool.samples.select(invert(chance, points).flatten())
-                optimiser.zero_grad(set_to_none=True)
-                torch.logsumexp(self._log_ratio(batch).view(len(levels), BATCH), 1).mean().backward()
-                optimiser.step()
+                loss = torch.logsumexp(self._log_ratio(batch).view(len(levels), BATCH), 1).mean()
+                step(optimiser, loss, parameters)
                 schedule.step()
-                # The fused step leaves version counters alone, by which twists notice that they have changed.
-                torch.autograd.graph.increment_version(parameters)
                 report(update + 1, "")
 
     def _log_ratio(self, batch: Samples) -> Tensor:

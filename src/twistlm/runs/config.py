@@ -10,8 +10,7 @@ from twistlm.core.plugins import hashes
 from twistlm.core.registry import lookup
 from twistlm.core.storage import STRICT
 from twistlm.potentials.specs import names_in
-from twistlm.training.config import TrainingConfig
-from twistlm.training.sources import training_sources
+from twistlm.training.config import TrainingConfig, training_sources
 
 FOLDS = ("training", "held_out", "evaluation")
 
@@ -133,7 +132,7 @@ class RunConfig:
         if method is not None:
             changes["loss"] = method
         if source is not None:
-            changes = training_sources(changes.get("loss", self.training.loss), source) | changes
+            changes = training_sources(source, changes.get("loss", self.training.loss)) | changes
         known = [field.name for field in dataclasses.fields(TrainingConfig)]
         if unknown := sorted(changes.keys() - set(known)):
             raise ConfigError(f"unknown setting {', '.join(unknown)}; training takes {', '.join(known)}")

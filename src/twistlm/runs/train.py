@@ -14,9 +14,8 @@ from twistlm.runs.run import Run, build_twist
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.target import Target
-from twistlm.training.config import TrainingConfig
+from twistlm.training.config import TrainingConfig, training_sources
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
-from twistlm.training.losses import ROLES
 from twistlm.training.sources import Setting
 from twistlm.training.trainer import Trainer
 from twistlm.twists.base import Twist
@@ -122,7 +121,7 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
 def _default(target: Target) -> RunConfig:
     """Settings where none are given: collected draws if φ has an upper bound, else fresh ones of the proposal."""
     bounded = target.potential.log_upper_bound is not None
-    sources: dict[str, Any] = dict.fromkeys(ROLES.values(), "draws" if bounded else "proposal")
+    sources: dict[str, Any] = {**training_sources("draws" if bounded else "proposal")}
     return RunConfig(num_draws=RunConfig.num_draws if bounded else 0, training=TrainingConfig(**sources))
 
 

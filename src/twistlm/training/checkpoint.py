@@ -1,18 +1,30 @@
-"""What a checkpoint remembers, and who keeps it."""
+"""What a checkpoint remembers, how that is packed into a file and checked when it is unpacked, and who keeps it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
+import torch
 from annotated_types import Ge
 from torch import Tensor
+
+from twistlm.core.errors import RunError
+from twistlm.core.storage import as_type, check_tensors
 
 
 @dataclass
 class Progress:
-    """Where training is: everything but the weights that a checkpoint has to remember."""
+    """Where training is: everything but the weights that a checkpoint has to remember.
+
+    Attributes:
+        done: updates.
+        best_value, best_update: of the held-out criterion.
+        stopped: training is over.
+        collapsed: consecutive updates with next to no effective positives.
+        warnings: names of those that have been given; older checkpoints have their texts here.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's, and no field)
 
@@ -22,14 +34,6 @@ class Progress:
     stopped: bool = False
     collapsed: int = 0
     warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint says of itself: where training is, and how many lines of metrics belong to it."""
-
-    progress: Progress
-    rows: Annotated[int, Ge(0)]
 
 
 class Store(Protocol):
@@ -58,6 +62,100 @@ class Store(Protocol):
         """The finished twist."""
 
 
-def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a checkpoint says of itself: where training is, and how many lines of metrics belong to it."""
+
+    progress: Progress
+    rows: Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that continuing needs.
+
+    Attributes:
+        progress: where training is.
+        rows: lines of metrics that belong to it.
+        twist, best: parameters now, and at the best update.
+        optimiser: what AdamW keeps of each parameter, by the parameter's number.
+        pool: parameters with which each generation of the pool was drawn: drawing again is cheaper than keeping it.
+    """
+
+    progress: Progress
+    rows: int
+    twist: Tensors
+    best: Tensors
+    optimiser: dict[int, Tensors]
+    pool: Sequence[Tensors] = ()
+
+    def save(self, store: Store) -> None:
+        """Into one file, atomically."""
+        tensors = _under("twist", self.twist) | _under("best", self.best)
+        for index, values in self.optimiser.items():
+            tensors |= _under(f"optimiser.{index}", values)
+        for number, twist in enumerate(self.pool):
+            tensors |= _under(f"pool.{number}", twist)
+        store.save_checkpoint(tensors, {"progress": self.progress.__dict__, "rows": self.rows})
+
+    @staticmethod
+    def load(store: Store, twist: Tensors, parameters: Sequence[Tensor], num_updates: int) -> "Checkpoint | None":
+        """What the store holds; None if nothing has been saved.
+
+        Args:
+            store: where it is.
+            twist: parameters and buffers of a twist like the one that was saved.
+            parameters: those of them that are trained.
+            num_updates: the most that there can be.
+
+        Raises:
+            RunError: the file is damaged, of another twist, or knows more than there is.
+        """
+        saved = store.load_checkpoint()
+        if saved is None:
+            return None
+        tensors, metadata = saved
+        where = str(store.checkpoint)
+        header = as_type(_Header, metadata, where)
+        done, rows, lines = header.progress.done, header.rows, len(store.metrics())
+        if done > num_updates or rows > lines:
+            raise RunError(
+                f"{where} knows of {done} updates and {rows} lines of metrics, and there are {num_updates} and "
+                f"{lines}; start over with --overwrite"
+            )
+        now, best = _below("twist", tensors), _below("best", tensors)
+        pool: list[Tensors] = []
+        while generation := _below(f"pool.{len(pool)}", tensors):
+            pool.append(generation)
+        for each in (now, best, *pool):
+            check_tensors(each, twist, where)
+        return Checkpoint(header.progress, rows, now, best, _optimiser_state(tensors, parameters, where), pool)
+
+
+def _optimiser_state(tensors: Tensors, parameters: Sequence[Tensor], where: str) -> dict[int, Tensors]:
+    """What AdamW kept of each parameter; nothing before the first update.
+
+    Raises:
+        RunError: it is not what AdamW keeps of these parameters.
+    """
+    kept, step = _below("optimiser", tensors), torch.zeros(())
+    expected = {
+        f"{index}.{name}": step if name == "step" else parameter
+        for index, parameter in enumerate(parameters)
+        for name in ("step", "exp_avg", "exp_avg_sq")
+    }
+    check_tensors(kept, expected if kept else {}, where)
+    return {index: _below(str(index), kept) for index in range(len(parameters) if kept else 0)}
+
+
+def _under(name: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {f"{name}.{each}": tensor for each, tensor in tensors.items()}
+
+
+def _below(name: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors below the name, by the rest of theirs."""
+    start = f"{name}."
+    return {each[len(start) :]: tensor for each, tensor in tensors.items() if each.startswith(start)}

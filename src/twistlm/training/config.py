@@ -7,8 +7,29 @@ from typing import Any
 from twistlm.core.errors import ConfigError
 from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.core.storage import STRICT
-from twistlm.training.losses import ROLES, objective
+from twistlm.training.losses import objective
 from twistlm.training.sources import parts_of, serves, uses
+
+# The setting that names the source of each role of a loss. All but the target need independent draws.
+SOURCES = {
+    "target": "target_source",
+    "intermediate": "intermediate_source",
+    "base": "intermediate_source",
+    "labelled": "intermediate_source",
+    "drawn": "intermediate_source",
+}
+
+
+def training_sources(expression: str, loss: str | None = None) -> dict[str, str]:
+    """The settings by which all samples come from there.
+
+    For a `loss` the target's alone where the source cannot serve its other roles.
+    """
+    others = set() if loss is None else set(objective(loss).roles) - {"target"}
+    changes = {"target_source": expression}
+    if all(serves(expression, role) for role in others):
+        changes["intermediate_source"] = expression
+    return changes
 
 
 @dataclass(frozen=True)
@@ -60,10 +81,10 @@ class TrainingConfig:
             ConfigError: a name is unknown or a number out of range.
         """
         wanted = objective(self.loss)
-        for role, field_name in ROLES.items():
-            name = getattr(self, field_name)
+        for role, setting in SOURCES.items():
+            name = self.source_of(role)
             if not serves(name, role) and role in wanted.roles:
-                raise ConfigError(f"source {name!r} cannot serve as {field_name}; use 'base', 'proposal' or 'draws'")
+                raise ConfigError(f"source {name!r} cannot serve as {setting}; use 'base', 'proposal' or 'draws'")
         if wanted.on_policy and self.intermediate_source != "proposal":
             raise ConfigError(
                 f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
@@ -89,9 +110,14 @@ class TrainingConfig:
     def parts(self) -> dict[str, Any]:
         """The registered losses and sources that it names, each with its kind."""
         losses = {f"loss {entry.name}": entry.value for _, entry in objective(self.loss).parts}
-        sources = [entry for name in ROLES.values() for entry in parts_of(getattr(self, name))]
+        sources = [entry for role in SOURCES for entry in parts_of(self.source_of(role))]
         return losses | {f"source {entry.name}": entry.value for entry in sources}
 
     def draws_from(self, *names: str) -> bool:
         """Whether one of these sources gives a part of any role's samples."""
-        return any(uses(getattr(self, field_name), name) for field_name in ROLES.values() for name in names)
+        return any(uses(self.source_of(role), name) for role in SOURCES for name in names)
+
+    def source_of(self, role: str) -> str:
+        """The source, or several joined by "+", of a loss's role."""
+        source: str = getattr(self, SOURCES[role])
+        return source

@@ -6,33 +6,34 @@ base model) among the choices. Each update draws from a stream named by its numb
 state and a resumed run equals an uninterrupted one bit for bit.
 """
 
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from twistlm.core.errors import ConfigError, ModelError, RunError, TrainingError
+from twistlm.core.errors import ConfigError, ModelError, TrainingError
 from twistlm.core.estimates import Estimate, difference, mean
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.core.storage import as_type, check_tensors
 from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import Pool, snapshot, updates_until_growth
 from twistlm.sampling.smc import Keep
-from twistlm.training.checkpoint import Checkpoint, Progress, Store, below
+from twistlm.training.checkpoint import Checkpoint, Progress, Store
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import Criterion
-from twistlm.training.losses import ROLES, finite, objective
+from twistlm.training.losses import finite, objective
 from twistlm.training.scoring import Scoring, score
 from twistlm.training.sources import Batch, Setting, get_source, uses
 from twistlm.training.value import fit_value
-from twistlm.twists.low_rank import LowRankHead
+from twistlm.twists.base import HasValue
+from twistlm.twists.updates import step
 
 logger = logging.getLogger("twistlm")
 
@@ -43,9 +44,9 @@ COLLAPSE_UPDATES = 10
 
 
 class Trainer:
-    """Trains `setting.model`'s twist in place and leaves it at its best.
+    """Trains the twist of `setting.sampler` in place and leaves it at its best.
 
-    With `held_out` draws, what the proposal does not see of a low-rank twist is fitted at the end (`calibration`).
+    With `held_out` draws, what the proposal does not see of a twist is fitted at the end (`training.value`).
 
     Args:
         rng: source of randomness.
@@ -55,10 +56,9 @@ class Trainer:
         folder: where metrics and checkpoints go; None keeps them in memory only.
         held_out: base draws that took no part in training.
         certify: what to record after 0, 1, 2, 4, 8, … updates and after the last, given their number; None for nothing.
-        pool: draws for the source "pool" that are there already; without them it makes its own as it goes.
 
     Raises:
-        ConfigError: the model has no twist.
+        ConfigError: the model has no twist, or the target differs by a condition and a source knows one target only.
     """
 
     def __init__(
@@ -139,9 +139,14 @@ class Trainer:
             norm = self._step(value)
         self.progress.done += 1
         record = {
-            "kind": "update", "update": number, "loss": value.item(), "ess": scoring.ess, "grad_norm": norm,
-            "kl_q_prior": _kl_to_prior(batches), "seconds": time.perf_counter() - start,
-        }  # fmt: skip
+            "kind": "update",
+            "update": number,
+            "loss": value.item(),
+            "ess": scoring.ess,
+            "grad_norm": norm,
+            "kl_q_prior": _kl_to_prior(batches),
+            "seconds": time.perf_counter() - start,
+        }
         self._record(record)
         self._detect_collapse(scoring, record)
         return record
@@ -165,13 +170,7 @@ class Trainer:
                 f"the loss is {value.item()} at update {self.progress.done}; lower learning_rate (it is "
                 f"{self.config.learning_rate:g})"
             )
-        self.optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimiser.step()
-        # The fused step leaves version counters alone, by which twists notice that what they derived is out of date.
-        torch.autograd.graph.increment_version(self.parameters)
-        return float(norm)
+        return step(self.optimiser, value, self.parameters, self.config.max_grad_norm)
 
     def _grow_pool(self, number: int) -> None:
         """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
@@ -182,11 +181,12 @@ class Trainer:
             self._evaluate()
         now = snapshot(self.module)
         self.module.load_state_dict(self.best)
-        self._grow(number, ahead)
+        self._grow(number, number + ahead)
         self.module.load_state_dict(now)
 
-    def _grow(self, number: int, ahead: int) -> None:
-        count = self.config.num_particles * min(ahead, self.config.num_updates - number)
+    def _grow(self, number: int, until: int) -> None:
+        """Draw with the twist as it is what the updates from `number` to `until` would draw."""
+        count = self.config.num_particles * (min(until, self.config.num_updates) - number)
         grow = Pool.begun if self.pool is None else self.pool.grown
         self.pool = grow(self.rng, self.setting.sampler, self.setting.case, count)
 
@@ -198,37 +198,38 @@ class Trainer:
             count, keep = self.config.num_conditions, Keep(setting.keep.features)
             joint = base_draws(rng.fork("conditions"), setting.sampler, setting.case, count, keep)
             setting = replace(setting, joint=joint)
-        for role in self.objective.roles:
-            name = getattr(self.config, ROLES[role])
+        sources = {role: self.config.source_of(role) for role in self.objective.roles}
+        for name in sources.values():
             if name not in drawn:
                 count = self.config.pool_batch if uses(name, "pool") else self.config.num_particles
                 drawn[name] = get_source(name)(rng.fork(name), setting, count)
-        return {role: drawn[getattr(self.config, ROLES[role])] for role in self.objective.roles}
+        return {role: drawn[name] for role, name in sources.items()}
 
     def _evaluate(self) -> None:
         start, number, progress = time.perf_counter(), self.progress.done, self.progress
         rng = self.rng.fork("evaluate", number)
-        found = self.criterion(rng, self.setting.sampler)
-        record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": found.as_dict()}
+        held_out = self.criterion(rng, self.setting.sampler)
+        record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": held_out.as_dict()}
         if self.config.evaluation_samples and not self.setting.sampler.is_conditional:
             drawn = self.setting.sampler.draw(rng, [self.setting.case], self.config.evaluation_samples)
             record["f"] = mean(drawn.log_ratios).as_dict()
             record["log_phi"] = mean(drawn.log_phi).as_dict()
             record["kl_q_prior"] = mean(drawn.log_q_over_p).as_dict()
-        if found.value < progress.best_value:
-            progress.best_value, progress.best_update = found.value, number
+        if held_out.value < progress.best_value:
+            progress.best_value, progress.best_update = held_out.value, number
             self.best = snapshot(self.module)
         elif self.config.patience is not None and number - progress.best_update >= self.config.patience:
             progress.stopped = True
         record["seconds"] = time.perf_counter() - start
         self._record(record)
         first = next((row for row in self.history if row["kind"] == "evaluation"), record)["held_out"]
-        rise = difference(found, Estimate.from_dict(first))
+        rise = difference(held_out, Estimate.from_dict(first))
         if rise.low > 0.5:
             self._warn(
+                "overfits",
                 f"at update {number} the held-out divergence is {rise.value:.1f} nats above the start: the twist "
                 f"overfits or feeds on itself; the best one (update {progress.best_update}) is kept. Lower "
-                "learning_rate, raise weight_decay, or train on more draws (--num-draws)"
+                "learning_rate, raise weight_decay, or train on more draws (--num-draws)",
             )
 
     def _certify(self) -> None:
@@ -242,7 +243,7 @@ class Trainer:
         alpha = self._choose_shrinkage()
         training = self.setting.collection
         if (
-            isinstance(self.twist.head, LowRankHead)
+            isinstance(self.twist.head, HasValue)
             # Other sources have not paid for the collection, and the loss alone fits the value.
             and self.config.draws_from("draws")
             and training is not None
@@ -264,8 +265,9 @@ class Trainer:
         self._record({"kind": "shrinkage", "update": self.progress.done, "alpha": chosen, "held_out": values})
         if chosen == 0.0:
             self._warn(
+                "base model",
                 "no twist did better on held-out samples than none at all, so the base model is kept; train on more "
-                "draws (--num-draws), with a lower learning_rate or a smaller twist"
+                "draws (--num-draws), with a lower learning_rate or a smaller twist",
             )
         return chosen
 
@@ -273,16 +275,18 @@ class Trainer:
         self.progress.collapsed = self.progress.collapsed + 1 if scoring.ess < 2.0 else 0
         if self.progress.collapsed == COLLAPSE_UPDATES:
             self._warn(
+                "collapse",
                 f"for {COLLAPSE_UPDATES} updates fewer than 2 of {self.config.num_particles} sequences carried the "
                 f"target's weight (ESS {scoring.ess:.1f}, KL to the prior {record['kl_q_prior']:.1f}): the twist "
                 "learns from single samples. Use more particles, --source draws or exact, a milder potential, or a "
-                "lower learning_rate"
+                "lower learning_rate",
             )
 
-    def _warn(self, message: str) -> None:
-        if any(message[:40] == known[:40] for known in self.progress.warnings):
+    def _warn(self, name: str, message: str) -> None:
+        """Once for every name, in all parts of a run that was interrupted."""
+        if name in self.progress.warnings:
             return
-        self.progress.warnings.append(message)
+        self.progress.warnings.append(name)
         logger.warning(message)
         self._record({"kind": "warning", "update": self.progress.done, "message": message})
 
@@ -295,71 +299,32 @@ class Trainer:
         self._saved_at = time.monotonic()
         if self.folder is None:
             return
-        tensors = {f"twist.{name}": tensor for name, tensor in self.module.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for index, values in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in values.items()}
-        for number, twist in enumerate(self.pool.twists if self.pool is not None else []):
-            tensors |= {f"pool.{number}.{name}": tensor for name, tensor in twist.items()}
-        self.folder.save_checkpoint(tensors, {"progress": self.progress.__dict__, "rows": len(self.history)})
+        kept: dict[int, dict[str, Tensor]] = self.optimiser.state_dict()["state"]
+        generations = () if self.pool is None else self.pool.twists
+        twist = self.module.state_dict()
+        Checkpoint(self.progress, len(self.history), twist, self.best, kept, generations).save(self.folder)
 
     def _resume(self) -> None:
+        """Go on from the last checkpoint, if there is one; what was recorded after it will be done again."""
         if self.folder is None:
             return
-        found = self.folder.load_checkpoint()
-        if found is None:
+        twist, num_updates = self.module.state_dict(), self.config.num_updates
+        saved = Checkpoint.load(self.folder, twist, self.parameters, num_updates)
+        if saved is None:
             self.folder.truncate_metrics(0)
             return
-        tensors, metadata = found
-        where = str(self.folder.checkpoint)
-        known = as_type(Checkpoint, metadata, where)
-        expected = self.module.state_dict()
-        for prefix in ("twist.", "best."):
-            check_tensors(below(prefix, tensors), expected, where)
-        state = self._optimiser_state(tensors, where)
-        rows = self.folder.metrics()
-        if known.progress.done > self.config.num_updates or known.rows > len(rows):
-            raise RunError(
-                f"{where} knows of {known.progress.done} updates and {known.rows} lines of metrics, and there are "
-                f"{self.config.num_updates} and {len(rows)}; start over with --overwrite"
-            )
-        self.progress = known.progress
-        self._refill_pool(tensors, where)
-        self.module.load_state_dict(below("twist.", tensors))
-        self.best = below("best.", tensors)
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
-        self.history = self.folder.truncate_metrics(known.rows)
+        self.progress, self.best = saved.progress, saved.best
+        for generation, (number, until) in zip(saved.pool, itertools.pairwise(_growths()), strict=False):
+            self.module.load_state_dict(generation)
+            self._grow(number, until)
+        self.module.load_state_dict(saved.twist)
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": saved.optimiser})
+        self.history = self.folder.truncate_metrics(saved.rows)
 
-    def _optimiser_state(self, tensors: dict[str, Tensor], where: str) -> dict[int, dict[str, Tensor]]:
-        """What AdamW kept of each parameter; nothing before the first update.
 
-        Raises:
-            RunError: it is not what AdamW keeps of these parameters.
-        """
-        found = below("optimiser.", tensors)
-        step = torch.zeros(())
-        expected = {
-            f"{index}.{name}": step if name == "step" else parameter
-            for index, parameter in enumerate(self.parameters)
-            for name in ("step", "exp_avg", "exp_avg_sq")
-        }
-        check_tensors(found, expected if found else {}, where)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in found.items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        return state
-
-    def _refill_pool(self, tensors: dict[str, Tensor], where: str) -> None:
-        """Draw again, with the twists that drew it, what the pool held: cheaper than keeping it in every checkpoint."""
-        update, number = 0, 0
-        while twist := below(f"pool.{number}.", tensors):
-            check_tensors(twist, self.module.state_dict(), where)
-            self.module.load_state_dict(twist)
-            ahead = updates_until_growth(update)
-            assert ahead is not None
-            self._grow(update, ahead)
-            update, number = update + ahead, number + 1
+def _growths() -> Iterator[int]:
+    """The updates at which the pool grows."""
+    return (number for number in itertools.count() if updates_until_growth(number) is not None)
 
 
 def _kl_to_prior(batches: dict[str, Batch]) -> float:

@@ -8,10 +8,11 @@ loss is convex in w: it is minimised to the end, with a ridge penalty chosen on 
 import torch
 from torch import Tensor
 
+from twistlm.core.errors import ConfigError
 from twistlm.core.logmath import normalise
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.twists.low_rank import LowRankHead, normalised
+from twistlm.twists.base import HasValue
 
 # Penalties to try, strongest first: each fit starts from the last one.
 RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
@@ -21,7 +22,7 @@ MAX_ITERATIONS = 30
 class _Objective:
     """CTL's loss on base draws as a function of w, all else fixed."""
 
-    def __init__(self, model: TwistedLM, draws: Samples) -> None:
+    def __init__(self, model: TwistedLM, head: HasValue, draws: Samples) -> None:
         mask = draws.mask
         scores = model.score(draws)
         log_psi, siblings = scores.log_psi.detach(), scores.siblings
@@ -38,7 +39,7 @@ class _Objective:
         steps = torch.arange(mask.shape[1], device=mask.device)
         # After EOS the twist stays what it was there, and so does its value.
         index = torch.minimum(steps.expand_as(mask), last)
-        self.features = normalised(features)[torch.arange(len(draws), device=mask.device).unsqueeze(-1), index]
+        self.features = head.value_features(features)[torch.arange(len(draws), device=mask.device).unsqueeze(-1), index]
 
     def __call__(self, value: Tensor) -> Tensor:
         shift = self.features @ value
@@ -47,25 +48,30 @@ class _Objective:
 
 
 def fit_value(model: TwistedLM, training: Samples, held_out: Samples) -> dict[str, float]:
-    """Set the value of `model`'s low-rank head to the minimiser of CTL's loss, in place.
+    """Set the value of `model`'s twist to the minimiser of CTL's loss, in place.
 
     Args:
-        model: with a `LowRankHead`.
+        model: with a twist that has a value (`twists.base.HasValue`).
         training: base draws, weighted by φ.
         held_out: base draws that choose the penalty.
 
     Returns:
         The held-out loss without a value ("before") and with it ("after"), and the penalty ("ridge"; 0 if none helped,
         and the value stays zero).
+
+    Raises:
+        ConfigError: the twist has no value.
     """
     head = model.twist.head if model.twist is not None else None
-    assert isinstance(head, LowRankHead)
+    if not isinstance(head, HasValue):
+        raise ConfigError("this twist has no value to be fitted; use one that has, such as 'low_rank'")
+    weight = head.value_weight()
     with torch.no_grad():
-        head.value.zero_()
-        fitted, judged = _Objective(model, training), _Objective(model, held_out)
-        before = judged(head.value).item()
-    value = head.value.detach().clone().requires_grad_(True)
-    best, chosen, ridge = before, head.value.detach().clone(), 0.0
+        weight.zero_()
+        fitted, judged = _Objective(model, head, training), _Objective(model, head, held_out)
+        before = judged(weight).item()
+    value = weight.detach().clone().requires_grad_(True)
+    best, chosen, ridge = before, weight.detach().clone(), 0.0
     for penalty in RIDGES:
         optimiser = torch.optim.LBFGS([value], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
@@ -82,5 +88,5 @@ def fit_value(model: TwistedLM, training: Samples, held_out: Samples) -> dict[st
             break
         best, chosen, ridge = after, value.detach().clone(), penalty
     with torch.no_grad():
-        head.value.copy_(chosen)
+        weight.copy_(chosen)
     return {"before": before, "after": best, "ridge": ridge}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -30,6 +30,20 @@ class Head(Protocol):
 
         `logits`: unnormalised log p₀ of a slice of the rows. `twistlm.core.kernels.normaliser` has this for any head.
         """
+
+
+@runtime_checkable
+class HasValue(Protocol):
+    """A head with a term w · x(features) that is the same for every token: the weights see it, the proposal does not.
+
+    Given the rest, a loss like CTL's is convex in w, so that this term can be fitted by itself.
+    """
+
+    def value_weight(self) -> Tensor:
+        """w [d], the parameter itself, float32."""
+
+    def value_features(self, features: Tensor) -> Tensor:
+        """x [..., d], what w is multiplied by, float32, without gradient to w."""
 
 
 @dataclass(frozen=True)

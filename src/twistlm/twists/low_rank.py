@@ -75,6 +75,14 @@ class LowRankHead(nn.Module):
         )
         return steered + value
 
+    def value_weight(self) -> Tensor:
+        """w [d]."""
+        return self.value
+
+    def value_features(self, features: Tensor) -> Tensor:
+        """ĥ [..., d]."""
+        return normalised(features)
+
     def _prefix_side(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Aĥ + a [..., rank], and w·ĥ [...]."""
         normal = normalised(features)

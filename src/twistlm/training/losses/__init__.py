@@ -20,15 +20,6 @@ from twistlm.training.scored import Scored
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 
-# Each role with the training setting that names its source. All but the target need independent draws.
-ROLES = {
-    "target": "target_source",
-    "intermediate": "intermediate_source",
-    "base": "intermediate_source",
-    "labelled": "intermediate_source",
-    "drawn": "intermediate_source",
-}
-
 # log φ of an impossible text is −∞, at a finite distance from which no twist would ever be.
 LOWEST = -40.0
 

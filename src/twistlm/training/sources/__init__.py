@@ -21,7 +21,6 @@ from twistlm.sampling.proposals import base
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
-from twistlm.training.losses import objective
 
 
 @dataclass(frozen=True)
@@ -95,16 +94,6 @@ def get_source(expression: str) -> Source:
         return _mixed([part(rng.fork(k), setting, share) for k, part in enumerate(parts)])
 
     return mixture
-
-
-def training_sources(loss: str, expression: str) -> dict[str, str]:
-    """The training settings by which `loss` takes its samples from there: all of them, or the target's alone where the
-    source cannot serve its other roles."""
-    others = set(objective(loss).roles) - {"target"}
-    found = {"target_source": expression}
-    if all(serves(expression, role) for role in others):
-        found["intermediate_source"] = expression
-    return found
 
 
 def uses(expression: str, name: str) -> bool:
