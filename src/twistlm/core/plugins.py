@@ -98,13 +98,13 @@ def hashes(parts: Iterable[tuple[str, object]]) -> dict[str, str]:
 
     What is typed in or belongs to the running script has none: that changes for reasons of its own.
     """
-    found = {}
+    hashed = {}
     for name, part in parts:
         module = str(getattr(part, "__module__", "__main__"))
         file = getattr(sys.modules.get(module), "__file__", None)
         if file is not None and module != "__main__" and not is_own(module):
-            found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    return found
+            hashed[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return hashed
 
 
 @cache

@@ -13,8 +13,8 @@ class Scored:
 
     Attributes:
         mask: [B, T], 1 where the token was a random choice.
-        weights: self-normalised over the batch, no gradient: [B] of whole sequences or [B, T] of the prefixes at each
-            t, by the batch's role (`twistlm.losses`).
+        weights: of the prefixes at each t, self-normalised over the batch, no gradient [B, T]; those of whole
+            sequences are the same at every t. Towards what, says the batch's role (`twistlm.training.losses`).
         log_p, log_q: log p₀ of each token, and of the proposal that it was drawn from [B, T].
         log_psi: log ψ_t(s_1:t) [B, T], with gradient.
         log_normaliser: log Σ_v p₀(v | s_<t) ψ_t(s_<t, v) [B, T], with gradient; None unless the loss asked for it.

@@ -30,7 +30,7 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
         TrainingError: no target sample has any weight.
     """
     with_siblings = batches["intermediate"] if "intermediate" in batches and not normaliser else None
-    scores = {
+    scores_of = {
         id(batch): model.score(
             batch.samples if batch is with_siblings else replace(batch.samples, siblings=None), normaliser=normaliser
         )
@@ -38,31 +38,37 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
     }
     made, effective = {}, float("nan")
     for role, batch in batches.items():
-        found, samples = scores[id(batch)], batch.samples
-        log_psi, mask = found.log_psi, samples.mask
+        scores, samples = scores_of[id(batch)], batch.samples
+        log_psi, mask = scores.log_psi, samples.mask
         if role == "target":
             if not bool(batch.log_w.isfinite().any()):
                 raise TrainingError(
                     "every target sample has weight zero (φ = 0); use more particles or a softer potential"
                 )
-            weights = _normalised(batch.log_w, batch.num_targets)
+            weights = _at_every_t(_normalised(batch.log_w, batch.num_targets), mask)
             effective = float(ess(batch.log_w.view(batch.num_targets, -1)).sum())
         elif role == "intermediate":
-            log_psi, mask, weights = _towards_intermediate(batch, found.log_psi, found.siblings)
+            log_psi, mask, weights = _towards_intermediate(batch, scores.log_psi, scores.siblings)
         elif role in ("base", "labelled"):
             weights = _normalised(_ratio(batch), batch.num_targets)
         else:
-            weights = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)
+            equal = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)
+            weights = _at_every_t(equal, mask)
         made[role] = Scored(
             mask=mask,
             weights=weights.to(log_psi.dtype),
             log_p=samples.log_p,
             log_q=samples.log_q,
             log_psi=log_psi,
-            log_normaliser=found.log_normaliser,
+            log_normaliser=scores.log_normaliser,
             log_phi=samples.log_phi,
         )
     return Scoring(made, effective)
+
+
+def _at_every_t(weights: Tensor, mask: Tensor) -> Tensor:
+    """Weights of whole sequences [B] as those of their prefixes [B, T]."""
+    return weights.unsqueeze(-1).expand(mask.shape)
 
 
 def _ratio(batch: Batch) -> Tensor:

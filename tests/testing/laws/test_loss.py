@@ -28,7 +28,7 @@ def infinite(target: Scored, intermediate: Scored) -> Tensor:
 
 def in_place(target: Scored, intermediate: Scored) -> Tensor:
     value = ctl(target, intermediate)
-    target.weights.mul_(2)
+    target.log_phi.sub_(1)
     return value
 
 
@@ -52,7 +52,7 @@ def with_parameters(target: Scored, intermediate: Scored) -> Tensor:
 
 
 def wrong_sign(target: Scored, intermediate: Scored) -> Tensor:
-    return ctl(target, intermediate) + 2 * (target.weights.unsqueeze(-1) * target.log_psi).sum(0).mean()
+    return ctl(target, intermediate) + 2 * (target.weights * target.log_psi).sum(0).mean()
 
 
 def nothing(target: Scored, intermediate: Scored) -> Tensor:

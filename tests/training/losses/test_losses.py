@@ -84,7 +84,7 @@ def loss_of(model: TwistedLM, name: str, batch: Batch) -> torch.Tensor:
     if wanted.on_policy:
         # As if drawn from the proposal as it is: every sequence once, weighted by q.
         found = model.densities(batch.samples, twist_induced)
-        weights = found.log_q.sum(-1).exp()
+        weights = found.log_q.sum(-1).exp().unsqueeze(-1).expand_as(found.log_q)
         scored["drawn"] = replace(scored["drawn"], weights=weights, log_p=found.log_p, log_q=found.log_q)
     return wanted(scored)
 

@@ -107,7 +107,7 @@ class _LossTrial(Trial):
         if wanted.on_policy:
             # As if drawn from the proposal as it is: every sequence once, weighted by q.
             drawn = model.densities(samples, twist_induced)
-            weights = drawn.log_q.sum(-1).exp()
+            weights = drawn.log_q.sum(-1).exp().unsqueeze(-1).expand_as(drawn.log_q)
             made["drawn"] = replace(made["drawn"], weights=weights, log_p=drawn.log_p, log_q=drawn.log_q)
         return made
 

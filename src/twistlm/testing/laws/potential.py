@@ -168,12 +168,12 @@ def _batch_is_its_parts(
     turned = asked(
         [prompts[k] for k in backwards], tokens[backwards], None if conditions is None else conditions.flip(0)
     )
-    for found, how in ((alone, "alone"), (turned.flip(0), "in another order")):
-        wrong = ~close(found, whole, tolerance)
+    for values, how in ((alone, "alone"), (turned.flip(0), "in another order")):
+        wrong = ~close(values, whole, tolerance)
         asked.trial.require(
             not bool(wrong.any()),
             law,
-            f"{how} it is {asked.at(wrong, found, prompts, tokens)}, in a batch {whole[wrong][:1].tolist()}",
+            f"{how} it is {asked.at(wrong, values, prompts, tokens)}, in a batch {whole[wrong][:1].tolist()}",
             remedy,
         )
 
@@ -201,12 +201,12 @@ def _scores_what_it_draws(
     if bound.num_following:
         # log φ of a condition that is read from what follows is the model's own log p of it, which was made up here.
         return
-    found = asked(prompts, tokens, given)
-    wrong = ~close(log_phi.double().cpu(), found, tolerance)
+    scored = asked(prompts, tokens, given)
+    wrong = ~close(log_phi.double().cpu(), scored, tolerance)
     asked.trial.require(
         not bool(wrong.any()),
         "draw_condition and log_phi_given agree",
-        f"the one says {log_phi[wrong.to(log_phi.device)][:1].tolist()}, the other {found[wrong][:1].tolist()} of "
+        f"the one says {log_phi[wrong.to(log_phi.device)][:1].tolist()}, the other {scored[wrong][:1].tolist()} of "
         f"sequence {first(wrong)}",
         "Return log φ of the very condition that was drawn",
     )

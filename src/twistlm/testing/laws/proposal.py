@@ -148,11 +148,11 @@ class _ProposalTrial(Trial):
         model = TwistedLM(lm, TabularHead.twist(table), "ignore")
         sampler = Sampler(model, potential, 2, proposal=self.proposal, ess_threshold=1.0)
         paths = enumerate_paths(lambda rng: float(sampler.smc(rng, [Case(prompt)], 2).log_Z_hat.exp()))
-        found = sum(chance * z for chance, z in paths)
+        mean = sum(chance * z for chance, z in paths)
         truth = float(Enumeration.of(model, potential, prompt, 2).log_Z.exp())
         self.require(
-            abs(found - truth) < 1e-9,
+            abs(mean - truth) < 1e-9,
             "SMC with it has E[Ẑ] = Z",
-            f"summed over {len(paths)} random paths E[Ẑ] = {found:.9g} and Z = {truth:.9g}",
+            f"summed over {len(paths)} random paths E[Ẑ] = {mean:.9g} and Z = {truth:.9g}",
             "Return terms whose normalised sum is what a token is drawn by",
         )

@@ -21,25 +21,25 @@ class Trial:
     def __init__(self, part: str) -> None:
         self.part = part
 
-    def require(self, holds: bool, law: str, found: str, remedy: str) -> None:
+    def require(self, holds: bool, law: str, seen: str, remedy: str) -> None:
         """Raise an AssertionError unless the law holds.
 
         Args:
             holds: whether it does.
             law: in words.
-            found: what was seen, and for what input.
+            seen: what was seen, and for what input.
             remedy: how such a thing is mended.
         """
         if not holds:
-            raise AssertionError(f"{self.part} breaks the law “{law}”: {found}. {remedy}.")
+            raise AssertionError(f"{self.part} breaks the law “{law}”: {seen}. {remedy}.")
 
     def result(self, function: Callable[[], T], law: str, given: str, remedy: str) -> T:
         """What the function returns; that it raises breaks the law."""
         try:
             return function()
         except Exception as error:
-            found = f"{given} raised {type(error).__name__}: {' '.join(str(error).split())}"
-            raise AssertionError(f"{self.part} breaks the law “{law}”: {found}. {remedy}.") from error
+            seen = f"{given} raised {type(error).__name__}: {' '.join(str(error).split())}"
+            raise AssertionError(f"{self.part} breaks the law “{law}”: {seen}. {remedy}.") from error
 
 
 def stories() -> BaseLM:
@@ -50,9 +50,9 @@ def stories() -> BaseLM:
     return load("stories", dtype="float32")
 
 
-def close(found: Tensor, expected: Tensor, tolerance: float) -> Tensor:
+def close(value: Tensor, expected: Tensor, tolerance: float) -> Tensor:
     """Which entries agree: absolutely or relatively by `tolerance`; −∞ agrees with itself alone."""
-    return (found == expected) | ((found - expected).abs() <= tolerance * expected.abs().clamp_min(1.0))
+    return (value == expected) | ((value - expected).abs() <= tolerance * expected.abs().clamp_min(1.0))
 
 
 def first(wrong: Tensor) -> str:

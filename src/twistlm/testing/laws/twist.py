@@ -269,11 +269,11 @@ class _TwistTrial(Trial):
         )
         _twist(model).head.shrinkage.fill_(1.0)
 
-    def _agree(self, found: Tensor, expected: Tensor, law: str, remedy: str) -> None:
-        found, expected = found.detach().double(), expected.detach().double()
-        wrong = ~close(found, expected, self.tolerance)
+    def _agree(self, value: Tensor, expected: Tensor, law: str, remedy: str) -> None:
+        value, expected = value.detach().double(), expected.detach().double()
+        wrong = ~close(value, expected, self.tolerance)
         if bool(wrong.any()):
-            at = f"at [{first(wrong)}] {found[wrong][0].item():.6g}, and {expected[wrong][0].item():.6g} is expected"
+            at = f"at [{first(wrong)}] {value[wrong][0].item():.6g}, and {expected[wrong][0].item():.6g} is expected"
             self.require(False, law, at, remedy)
 
 

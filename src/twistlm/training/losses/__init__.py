@@ -1,9 +1,9 @@
 """Losses that learn twists: one small file each, `Scored → scalar`.
 
 A loss says in which roles it wants batches, and whether it needs log Σ_v p₀ψ_t. Where the samples come from is another
-setting (`training.sources`). The roles are: "target", weights [B] towards σ; "intermediate", weights [B', T] towards
-π_t at each t; "base", weights [B, T] towards p₀ at each t; "labelled", the same, or any prefixes that have φ of a
-fresh end each; "drawn", equal weights [B], whatever they were drawn from.
+setting (`training.sources`). The roles are: "target", weights towards σ, the same at every t; "intermediate", towards
+π_t at each t; "base", towards p₀ at each t; "labelled", the same, or any prefixes that have φ of a fresh end each;
+"drawn", equal weights, whatever the sequences were drawn from. Weights are [B, T].
 """
 
 import math
@@ -37,9 +37,15 @@ def finite(log_phi: Tensor) -> Tensor:
 
 
 def loss(
-    name: str, *, sources: tuple[str, ...], normaliser: bool = False, probability: bool = False,
-    on_policy: bool = False, inner_steps: int = 1, scale: bool = False,
-) -> Callable[[F], F]:  # fmt: skip
+    name: str,
+    *,
+    sources: tuple[str, ...],
+    normaliser: bool = False,
+    probability: bool = False,
+    on_policy: bool = False,
+    inner_steps: int = 1,
+    scale: bool = False,
+) -> Callable[[F], F]:
     """Decorator: register a loss under the method's published name.
 
     Args:
@@ -52,9 +58,15 @@ def loss(
         scale: whether it asks for ψ itself, not just up to a factor, so that training has to start at its scale.
     """
     return register(
-        "loss", name, sources=sources, normaliser=normaliser, probability=probability, on_policy=on_policy,
-        inner_steps=inner_steps, scale=scale,
-    )  # fmt: skip
+        "loss",
+        name,
+        sources=sources,
+        normaliser=normaliser,
+        probability=probability,
+        on_policy=on_policy,
+        inner_steps=inner_steps,
+        scale=scale,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ def ctl(target: Scored, intermediate: Scored) -> Tensor:
     what differentiating this gives; its value is not that divergence (Zhao et al. 2024, equation 19).
 
     Args:
-        target: weights [B] towards σ.
+        target: weights [B, T] towards σ, the same at every t.
         intermediate: weights [B', T] towards π_t; may be the same draws weighted otherwise.
     """
-    positive = (target.weights.unsqueeze(-1) * target.log_psi).sum(0)
+    positive = (target.weights * target.log_psi).sum(0)
     negative = (intermediate.weights * intermediate.log_psi).sum(0)
     return (negative - positive).mean()

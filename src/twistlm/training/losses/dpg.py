@@ -15,8 +15,8 @@ def dpg(target: Scored) -> Tensor:
     the prefix, which the proposal does not see and the weights do.
 
     Args:
-        target: weights [B] towards σ.
+        target: weights [B, T] towards σ, the same at every t.
     """
     assert target.log_normaliser is not None
     log_q = (target.log_psi - target.log_normaliser) * target.mask
-    return -(target.weights.unsqueeze(-1) * log_q).sum(0).mean()
+    return -(target.weights * log_q).sum(0).mean()

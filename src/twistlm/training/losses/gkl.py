@@ -15,9 +15,9 @@ def gkl(target: Scored, base: Scored) -> Tensor:
     are not normalised, so every draw teaches every prefix, and ψ's scale is learnt too.
 
     Args:
-        target: weights [B] towards σ.
+        target: weights [B, T] towards σ, the same at every t.
         base: weights [B, T] towards p₀.
     """
     expected = (base.weights * base.log_psi.exp()).sum(0)
-    positive = (target.weights.unsqueeze(-1) * target.log_psi).sum(0)
+    positive = (target.weights * target.log_psi).sum(0)
     return (expected - positive).mean()

@@ -15,10 +15,10 @@ def pcl(drawn: Scored) -> Tensor:
     telescoped to the end. φ = 0 counts as e^−40.
 
     Args:
-        drawn: equal weights [B].
+        drawn: equal weights [B, T].
     """
     assert drawn.log_normaliser is not None
     log_ratio = (drawn.log_psi - drawn.log_normaliser) * drawn.mask
     after = log_ratio.flip(-1).cumsum(-1).flip(-1) - log_ratio
     error = drawn.log_psi + after - end(drawn)
-    return (drawn.weights.unsqueeze(-1) * drawn.mask * error.square()).sum(0).mean()
+    return (drawn.weights * drawn.mask * error.square()).sum(0).mean()

@@ -20,10 +20,10 @@ def ppo(drawn: Scored) -> Tensor:
     as e^−40.
 
     Args:
-        drawn: equal weights [B], drawn from the proposal as it was before the first of the steps.
+        drawn: equal weights [B, T], drawn from the proposal as it was before the first of the steps.
     """
     assert drawn.log_normaliser is not None
-    mask, weights = drawn.mask, drawn.weights.unsqueeze(-1)
+    mask, weights = drawn.mask, drawn.weights
     log_p, log_q = drawn.log_p.to(drawn.log_psi.dtype), drawn.log_q.to(drawn.log_psi.dtype)
     cost = (log_q - log_p) * mask
     to_go = end(drawn) - cost.flip(-1).cumsum(-1).flip(-1)

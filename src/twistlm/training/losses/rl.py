@@ -16,11 +16,11 @@ def rl(drawn: Scored) -> Tensor:
     counts as e^−40.
 
     Args:
-        drawn: equal weights [B].
+        drawn: equal weights [B, T].
     """
     assert drawn.log_normaliser is not None
     error = following(drawn, drawn.log_normaliser.detach()) - drawn.log_psi
-    return (drawn.weights.unsqueeze(-1) * drawn.mask * error.square()).sum(0).mean()
+    return (drawn.weights * drawn.mask * error.square()).sum(0).mean()
 
 
 def following(scored: Scored, values: Tensor) -> Tensor:

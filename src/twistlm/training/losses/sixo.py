@@ -15,9 +15,9 @@ def sixo(target: Scored, base: Scored) -> Tensor:
     −E_σ[log sigmoid(log ψ_t)] − E_p₀[log sigmoid(−log ψ_t)], the mean over t (Zhao et al. 2024, section 4.3).
 
     Args:
-        target: weights [B] towards σ.
+        target: weights [B, T] towards σ, the same at every t.
         base: weights [B, T] towards p₀.
     """
-    positive = (target.weights.unsqueeze(-1) * logsigmoid(target.log_psi)).sum(0)
+    positive = (target.weights * logsigmoid(target.log_psi)).sum(0)
     negative = (base.weights * logsigmoid(-base.log_psi)).sum(0)
     return -(positive + negative).mean()

@@ -122,15 +122,19 @@ def _mixed(parts: list[Batch]) -> Batch:
     whole = Samples.concatenate([part.samples for part in parts])
     starts = torch.tensor([0, *sizes[:-1]]).cumsum(0) * targets
     # The sequences of one target, from every part, come one after the other.
-    order = torch.cat([
-        start + target * size + torch.arange(size)
-        for target in range(targets)
-        for start, size in zip(starts.tolist(), sizes, strict=True)
-    ])  # fmt: skip
-    log_w = torch.cat([
-        (normalise(part.log_w.view(targets, -1)) * size).log().flatten()
-        for part, size in zip(parts, sizes, strict=True)
-    ])  # fmt: skip
+    order = torch.cat(
+        [
+            start + target * size + torch.arange(size)
+            for target in range(targets)
+            for start, size in zip(starts.tolist(), sizes, strict=True)
+        ]
+    )
+    log_w = torch.cat(
+        [
+            (normalise(part.log_w.view(targets, -1)) * size).log().flatten()
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+    )
     ratios = [part.log_ratio for part in parts if part.log_ratio is not None]
     log_ratio = torch.cat(ratios)[order] if len(ratios) == len(parts) else None
     return Batch(whole.select(order), log_w[order], log_ratio, targets)
