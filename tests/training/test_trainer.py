@@ -276,11 +276,11 @@ def test_early_stop_keeps_the_best() -> None:
     setting = Setting(Sampler(model, case.potential, 3), case.at)
     seen: list[float] = []
 
-    def criterion(rng, model):  # type: ignore[no-untyped-def]
+    def criterion(rng, sampler):  # type: ignore[no-untyped-def]
         from twistlm.core.estimates import Estimate
 
         value = abs(len(seen) - 3.0)
-        seen.append(float(model.twist.head.table.detach().sum()))
+        seen.append(float(sampler.model.twist.head.table.detach().sum()))
         return Estimate(value, value, value, 2)
 
     config = TrainingConfig(num_particles=20, num_updates=500, evaluate_every=5, patience=20, shrinkages=())
