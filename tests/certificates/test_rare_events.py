@@ -135,8 +135,9 @@ def test_an_event_that_comes_early_or_late_is_found_both_ways(target: Target) ->
     target = Target(target.lm, Function(twice_in_a_row, log_upper_bound=0.0), "1", STEPS, eos="ignore")
     climb, exact = _Climb(target, SEARCH, Rng(0)), truth(target, 1.0)
     climb.reach(1.0)
-    every = Enumeration.of(climb.model, target.bound_potential, target.prompt_tokens, STEPS)
-    found = climb.model.densities(every.samples(climb.model), twist_induced)
+    model = climb.sampler.model
+    every = Enumeration.of(model, target.bound_potential, target.prompt_tokens, STEPS)
+    found = model.densities(every.samples(model), twist_induced)
     log_q = {"steered": found.log_q.sum(-1), "switched": SWITCHING.log_q(found.log_p, found.log_q)[:, -1]}
     event, said = every.log_phi == 0.0, every.tokens == 4
     only = {"early": said[:, :2].all(-1) & ~said[:, 2:].any(-1), "late": said[:, -2:].all(-1) & ~said[:, :2].any(-1)}
