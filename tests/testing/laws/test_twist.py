@@ -118,6 +118,16 @@ class Unshrinkable(Sound):
         return torch.logsumexp(logits(slice(None)).log_softmax(-1) + self.forward(features), -1)
 
 
+class FalseValue(Sound):
+    """Says that its bias is a value."""
+
+    def value_weight(self) -> Tensor:
+        return self.bias
+
+    def value_features(self, features: Tensor) -> Tensor:
+        return torch.ones(*features.shape[:-1], len(self.bias))
+
+
 class Own:
     """A decoder of its own: the model's, but for what a subclass breaks."""
 
@@ -184,6 +194,7 @@ def test_a_sound_twist_passes(build: Any) -> None:
         (of_head(Unsaved), "what module.state_dict() saves makes a fresh twist the same"),
         (of_head(Stale), "after an update log ψ is the same with gradient and without"),
         (of_head(Unshrinkable), "shrunk to 0 it leaves the proposal at p₀"),
+        (of_head(FalseValue), "moving the value by w moves log ψ by w · value_features"),
     ],
     ids=lambda each: "",
 )

@@ -12,7 +12,7 @@ from twistlm.sampling.proposals import twist_induced
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing.laws.trial import Trial, close, decoded, first, stories
-from twistlm.twists.base import Twist
+from twistlm.twists.base import HasValue, Twist
 
 # Every parameter is moved by so much at random: a twist that has learned something.
 MOVED = 0.05
@@ -65,6 +65,7 @@ def check_twist(
     trial.saved_is_enough(model, samples)
     trial.updates_are_noticed(model, samples)
     trial.shrinks_to_the_base_model(model, samples)
+    trial.value_leaves_the_proposal(model, samples)
 
 
 class _TwistTrial(Trial):
@@ -268,6 +269,24 @@ class _TwistTrial(Trial):
             "Multiply all of log ψ that differs from token to token by `shrinkage`, a buffer",
         )
         _twist(model).head.shrinkage.fill_(1.0)
+
+    def value_leaves_the_proposal(self, model: TwistedLM, samples: Samples) -> None:
+        """A head that says it has a value to be fitted: log ψ moves by w · x, for every token alike."""
+        head = _twist(model).head
+        if not isinstance(head, HasValue):
+            return
+        with torch.no_grad():
+            features = model.twist_features(samples)
+            before = head(features).clone()
+            moved = torch.linspace(-0.1, 0.1, len(head.value_weight())).to(head.value_weight())
+            head.value_weight().add_(moved)
+            self._agree(
+                head(features) - before,
+                (head.value_features(features) @ moved).unsqueeze(-1).expand_as(before),
+                "moving the value by w moves log ψ by w · value_features, for every token alike",
+                "Leave value_weight and value_features out, or let log ψ be the rest plus their product",
+            )
+            head.value_weight().sub_(moved)
 
     def _agree(self, value: Tensor, expected: Tensor, law: str, remedy: str) -> None:
         value, expected = value.detach().double(), expected.detach().double()
