@@ -81,7 +81,6 @@ class Trainer:
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.objective = objective(config.loss)
-        self.pool: Pool | None = None
         if config.draws_from("pool") and setting.sampler.is_conditional:
             raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
         self.progress = Progress()
@@ -187,12 +186,13 @@ class Trainer:
     def _grow(self, number: int, until: int) -> None:
         """Draw with the twist as it is what the updates from `number` to `until` would draw."""
         count = self.config.num_particles * (min(until, self.config.num_updates) - number)
-        grow = Pool.begun if self.pool is None else self.pool.grown
-        self.pool = grow(self.rng, self.setting.sampler, self.setting.case, count)
+        before = self.setting.pool
+        grow = Pool.begun if before is None else before.grown
+        self.setting = replace(self.setting, pool=grow(self.rng, self.setting.sampler, self.setting.case, count))
 
     def _batches(self, rng: Rng) -> dict[str, Batch]:
         drawn: dict[str, Batch] = {}
-        setting = replace(self.setting, pool=self.pool)
+        setting = self.setting
         if setting.sampler.is_conditional:
             # All roles of an update are given the same conditions.
             count, keep = self.config.num_conditions, Keep(setting.keep.features)
@@ -300,7 +300,7 @@ class Trainer:
         if self.folder is None:
             return
         kept: dict[int, dict[str, Tensor]] = self.optimiser.state_dict()["state"]
-        generations = () if self.pool is None else self.pool.twists
+        generations = () if self.setting.pool is None else self.setting.pool.twists
         twist = self.module.state_dict()
         Checkpoint(self.progress, len(self.history), twist, self.best, kept, generations).save(self.folder)
 
