@@ -212,6 +212,29 @@ def test_errors_name_the_distribution_or_the_line(installed: Path, tmp_path: Pat
     assert "broken" in refused("train", "mine_experiment", "--out", str(tmp_path / "run"), path=broken)
 
 
+UNWRITTEN = '''
+from twistlm import Target
+from twistlm.models.tabular import TabularLM
+from twistlm.runs.config import RunConfig
+from twistlm.runs.experiments import Preset, experiment
+
+
+@experiment("by_hand")
+def by_hand():
+    """A model made here, and a function that no file could name."""
+    lm = TabularLM.random(3, 4, 0)
+    return {"only": Preset("as it comes", lambda: Target(lm, lambda texts: [0.0] * len(texts), "1", 2), RunConfig())}
+'''
+
+
+def test_an_experiment_that_no_run_folder_could_describe_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "by_hand.py"
+    path.write_text(UNWRITTEN)
+    listed = done("list", "experiment", "--plugin", str(path)).split("by_hand")[1]
+    assert "--preset only" in listed
+    assert "TabularLM" not in listed.split("infilling")[0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

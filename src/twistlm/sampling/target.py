@@ -243,9 +243,16 @@ class Target:
 
     @cached_property
     def downloads(self) -> list[str]:
-        """Names of models that would come from the hub: neither registered, nor bundled, nor a folder."""
+        """Names of models that would come from the hub: neither registered, nor bundled, nor a folder.
+
+        As far as is known: a potential without a JSON form (a lambda) does not say what it loads.
+        """
         local = available("model").keys() | available("classifier").keys()
-        names = [self.model_name, *_named_models(spec(self.potential))]
+        try:
+            described = spec(self.potential)
+        except ConfigError:
+            described = {}
+        names = [*([] if self._lm is not None else [self.model_name]), *_named_models(described)]
         return [name for name in dict.fromkeys(names) if name not in local and not Path(name).exists()]
 
     @staticmethod
