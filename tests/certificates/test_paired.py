@@ -1,6 +1,7 @@
 """Targets that differ by a condition: weights, bounds and training against enumeration, and what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,7 +219,7 @@ def test_another_run_may_propose() -> None:
         weighs.sample(2, condition="8 9", proposal_run=other)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     goal = target(2, 2)
     with pytest.raises(ConfigError, match="num_condition must be at least 1, not 0"):
         Infilling(0)
@@ -227,6 +228,9 @@ def test_what_cannot_be_is_refused() -> None:
         run.sample(2, condition="8")
     with pytest.raises(ConfigError, match="give condition, 2 tokens"):
         run.sample(2)
+    with pytest.raises(ConfigError, match="num_draws is 0, and the twist of a target that differs"):
+        train(target(2, 1), config=replace(CONFIG, num_draws=0), out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     plain = Target(tiny_lm(), Function(lambda texts: [0.0] * len(texts), log_upper_bound=0.0), PROMPT, 2, eos="ignore")
     with pytest.raises(ConfigError, match="this target has none; leave it out"):
         plain.case("8")

@@ -8,6 +8,7 @@ from typing import Any
 from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
 from twistlm.core.rng import Rng
+from twistlm.potentials.conditions import is_conditional
 from twistlm.runs.config import RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
@@ -65,6 +66,11 @@ def train(
         RunFolder.check(Path(out), exists)
     # What can be refused is refused before a folder is made or replaced.
     target.check()
+    if config.num_draws == 0 and draws is None and is_conditional(target.potential):
+        raise ConfigError(
+            "num_draws is 0, and the twist of a target that differs by its condition is judged on collected draws, "
+            "which bring the conditions: set num_draws to at least 8, or give draws"
+        )
     built = build_twist(target, config, Rng(config.seed).fork("twist"))
     given = None if draws is None else target.draws(Path(draws))
     if out is None:
