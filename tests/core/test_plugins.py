@@ -235,6 +235,16 @@ def test_an_experiment_that_no_run_folder_could_describe_is_listed(tmp_path: Pat
     assert "TabularLM" not in listed.split("infilling")[0]
 
 
+def test_an_experiment_that_raises_does_not_hide_the_others(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from twistlm.runs.experiments import experiment\n\n\n"
+        '@experiment("broken")\ndef broken():\n    """Never made."""\n    raise RuntimeError("no data here")\n'
+    )
+    listed = " ".join(done("list", "experiment", "--plugin", str(tmp_path / "broken.py")).split())
+    assert "cannot be shown: it raised RuntimeError (no data here)" in listed
+    assert "infilling" in listed
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

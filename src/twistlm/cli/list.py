@@ -1,11 +1,14 @@
 """`twistlm list`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from twistlm.cli.options import Text
 from twistlm.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from twistlm.core.registry import Entry
 
 
 def list_(kind: Annotated[Positional[Text], arg(help="Only parts of this kind, or 'all'.")] = "all") -> None:
@@ -24,8 +27,19 @@ def list_(kind: Annotated[Positional[Text], arg(help="Only parts of this kind, o
         for name, entry in available(each).items():
             table.add_row(each, name, entry.summary)
             if each == "experiment":
-                for preset, value in entry.value().items():
-                    names = value.target().downloads
-                    needs = f"; from the hub: {', '.join(names)}" if names else ""
-                    table.add_row("", f"  --preset {preset}", value.about + needs)
+                for preset, about in _presets(entry):
+                    table.add_row("", preset, about)
     console().print(table)
+
+
+def _presets(entry: "Entry") -> list[tuple[str, str]]:
+    """An experiment's presets, and what each is for and needs."""
+    rows = []
+    try:
+        for name, preset in entry.value().items():
+            names = preset.target().downloads
+            needs = f"; from the hub: {', '.join(names)}" if names else ""
+            rows.append((f"  --preset {name}", preset.about + needs))
+    except Exception as error:  # somebody else's may raise anything, and must not hide all others
+        rows.append(("", f"cannot be shown: it raised {type(error).__name__} ({error})"))
+    return rows
