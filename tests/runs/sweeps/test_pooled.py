@@ -196,6 +196,21 @@ def test_a_reference_serves_every_run_where_the_target_differs_by_condition(tmp_
     assert "over 2 of them is -2.900, the middle of -3.100 and -2.700 (SMC, 8 particles, dpg" in markdown([pooled])
 
 
+def test_seeds_that_learned_nothing_still_have_a_divergence(tmp_path: Path) -> None:
+    """The same G from every seed (q = p₀ on the same exact samples): its error is the certificates' own."""
+    fields = {
+        **certificate(-4.0, -2.0, -3.5, -2.5),
+        "ess_fraction": None,
+        "log_Z_source": Source.CONDITIONS,
+        "kl_target_q": about(0.9, 0.2),
+    }
+    folder = fabricate(tmp_path / "sweep", {("fudge", seed): fields for seed in range(3)}, seeds=3)
+    folder.save_reference(Reference("fudge, seed 0", Certificate.from_dict(fields)))
+    (row,) = read(tmp_path / "sweep").rows
+    assert row.kl_target_q is not None
+    assert row.kl_target_q.half_width == pytest.approx(0.2)
+
+
 def test_pictures_of_two_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fabricate(tmp_path / "mild", BY_HAND, seeds=2, beta=1.0)
     fabricate(tmp_path / "strong", {("ctl", 0): certificate(-4.0, None, -3.0, None)}, seeds=2, beta=5.0)

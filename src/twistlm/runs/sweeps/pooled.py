@@ -17,7 +17,7 @@ from pathlib import Path
 
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.log_Z import Source, over_runs
-from twistlm.core.estimates import Estimate, difference, student, widened
+from twistlm.core.estimates import Estimate, difference, exactly, student, widened
 from twistlm.runs.sweeps.folder import Cell, SweepFolder
 
 
@@ -167,7 +167,8 @@ class Pooled:
         if self.reference is None or self.log_Z is None:
             return _if_known(_with_shared(own))
         values = [sign * (each.value - self.log_Z.value) for each in side]
-        scatter = student(values) if len(values) > 1 else Estimate(values[0], values[0], values[0], 1)
+        # One value, or the same from every seed, as where none learned anything: no scatter to speak of.
+        scatter = student(values) if len(set(values)) > 1 else exactly(values[0], len(values))
         # Too few conditions for a KL of one's own: then the error of F or G, which has the spread of log Z in it.
         paired = all(math.isfinite(each.half_width) for each in own)
         return _if_known(widened(scatter, own if paired else side))
