@@ -53,7 +53,8 @@ STATE = {
 
 
 def load(store: Folder, num_updates: int = 10) -> Checkpoint | None:
-    return Checkpoint.load(store, twist(0.0), PARAMETERS, num_updates)
+    expected = {name: values.requires_grad_() for name, values in twist(0.0).items()}
+    return Checkpoint.load(store, expected, PARAMETERS, num_updates)
 
 
 @pytest.mark.parametrize("generations", [0, 12])
@@ -91,6 +92,11 @@ def test_before_the_first_update_the_optimiser_has_kept_nothing(tmp_path: Path) 
         (Checkpoint(Progress(), 3, twist(1.0), {"other": torch.zeros(1)}, STATE), "other|weight"),
         (Checkpoint(Progress(), 3, twist(1.0), twist(1.0), STATE, [{"weight": torch.zeros(5)}]), "weight|bias"),
         (Checkpoint(Progress(), 3, twist(1.0), twist(1.0), {0: STATE[0]}), "exp_avg"),
+        (Checkpoint(Progress(), 3, twist(1.0), twist(-torch.inf), STATE), "numbers|no training leaves"),
+        (
+            Checkpoint(Progress(), 3, twist(1.0), {**twist(1.0), "weight": twist(-torch.inf)["weight"]}, STATE),
+            "weight has values that no training leaves",
+        ),
         (Checkpoint(Progress(done=-1), 3, twist(1.0), twist(1.0), STATE), "done"),
     ],
 )

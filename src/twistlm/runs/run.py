@@ -79,7 +79,7 @@ class Run:
             target = Target.from_spec(dataclasses.asdict(described.target), tuple(trust_functions))
         tensors, _ = folder.load_twist()
         twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
-        check_tensors(tensors, twist.module.state_dict(), str(folder.twist))
+        check_tensors(tensors, twist.module.state_dict(keep_vars=True), str(folder.twist))
         twist.module.load_state_dict(tensors)
         collection = target.draws(folder.draws) if folder.draws.exists() else None
         return Run(target, config, twist, folder, collection, folder.metrics())

@@ -308,7 +308,7 @@ class Trainer:
         """Go on from the last checkpoint, if there is one; what was recorded after it will be done again."""
         if self.folder is None:
             return
-        twist, num_updates = self.module.state_dict(), self.config.num_updates
+        twist, num_updates = self.module.state_dict(keep_vars=True), self.config.num_updates
         saved = Checkpoint.load(self.folder, twist, self.parameters, num_updates)
         if saved is None:
             self.folder.truncate_metrics(0)

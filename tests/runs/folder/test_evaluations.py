@@ -60,6 +60,10 @@ def test_done_is_a_fact_of_its_own(sweep: Path, capsys: pytest.CaptureFixture[st
     certificate.write_bytes(own.replace(b'"num_sequences": ', b'"num_sequences": 1'))
     assert main(["table", str(sweep)]) == 2
     assert "certificate.json is not the one that its sweep made" in capsys.readouterr().err
+    # Read by json, and too deep for anything that walks through it.
+    certificate.write_text('{"nested": ' + "[" * 800 + "]" * 800 + "}")
+    assert main(["table", str(sweep)]) == 2
+    assert "certificate.json is" in capsys.readouterr().err
     certificate.write_bytes(own)
     assert main(["table", str(sweep)]) == 0
 

@@ -225,7 +225,7 @@ class Evaluations:
         if not self._file.exists():
             return
         with suppress(TwistError):
-            if _timeless(load_json(self._file)) == _timeless(new):
+            if self._content() == _timeless(new):
                 return
         self._place.move(self._file, self._free(_time_of(self._file)))
 
@@ -272,9 +272,20 @@ class Evaluations:
             raise RunError(f"{self._file} has no certificate of the run's twist; delete it and sweep again")
         return evaluation
 
+    def _content(self) -> Any:
+        """What the certificate's file holds, without how long anything took.
+
+        Raises:
+            RunError: it is nested deeper than anything of ours.
+        """
+        try:
+            return _timeless(load_json(self._file))
+        except RecursionError as error:
+            raise RunError(f"{self._file} is damaged ({error}); delete it and make it again") from error
+
     def _hashes(self) -> dict[str, str]:
         """Of what came out, whatever time it took."""
-        content = json.dumps(_timeless(load_json(self._file)), sort_keys=True).encode()
+        content = json.dumps(self._content(), sort_keys=True).encode()
         hashes = {CERTIFICATE: hashlib.sha256(content).hexdigest()}
         return hashes | ({self._twist.name: digest(self._twist)} if self._twist.exists() else {})
 
