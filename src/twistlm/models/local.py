@@ -92,7 +92,7 @@ def usable_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(
             f"device {name!r} cannot be used here ({reason}); choose cpu, or cuda where there is one"
