@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twistlm.core.errors import ConfigError
-from twistlm.core.estimates import student
+from twistlm.core.estimates import Estimate, student
 from twistlm.core.storage import save_text
 from twistlm.report.sweep_tables import plain, remarks, title
 from twistlm.runs.sweeps.pooled import Pooled
@@ -109,7 +109,8 @@ def beside_exact(heading: str, runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _held(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    held = [run["estimate"][n]["low"] <= run["exact"][n] <= run["estimate"][n]["high"] for run in runs for n in names]
+    pairs = [(Estimate.from_dict(run["estimate"][name]), run["exact"][name]) for run in runs for name in names]
+    held = [estimate.low <= exact <= estimate.high for estimate, exact in pairs]
     return f"{sum(held)} of {len(held)}"
 
 
