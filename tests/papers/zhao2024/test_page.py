@@ -41,9 +41,9 @@ def test_tables_go_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run = {
         "method": "ctl", "exact": {"kl_q_target": 0.5, "kl_target_q": 0.25, "log_Z": -2.0},
         "estimate": {
-            "kl_q_target": {"value": 0.75, "low": 0.6, "high": 0.9},
-            "kl_target_q": {"value": 0.3, "low": 0.2, "high": 0.4},
-            "log_Z": {"value": -2.1, "low": -2.2, "high": -1.9},
+            "kl_q_target": {"value": 0.75, "low": 0.6, "high": 0.9, "n": 9},
+            "kl_target_q": {"value": 0.3, "low": 0.2, "high": 0.4, "n": 9},
+            "log_Z": {"value": -2.1, "low": -2.2, "high": -1.9, "n": 9},
         },
     }  # fmt: skip
     order = ["toxicity", "sentiment", "A table"]
