@@ -107,10 +107,8 @@ def test_bounds_hold_on_average_over_conditions(tabular) -> None:
 def test_weights_are_normalised_among_the_sequences_of_one_target() -> None:
     goal = target(2, 1)
     model = goal.twisted(goal.build_twist(Rng(0), "conditional", {}))
-    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], 5)
-    setting = Setting(
-        Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], joint=joint, num_siblings=3
-    )
+    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), goal.cases[0], 5)
+    setting = Setting(Sampler(model, goal.bound_potential, 2), goal.cases[0], joint=joint, num_siblings=3)
     batch = from_proposal(Rng(2), setting, 20)
     assert batch.num_targets == 5
     assert torch.equal(batch.samples.conditions, joint.conditions.repeat_interleave(4, 0))
@@ -166,7 +164,7 @@ def exact_divergences(run: Run) -> tuple[float, float]:
     log_q = torch.stack([
         run.model.densities(
             replace(
-                Sampler(run.base, None, 1).draw(Rng(0), cases([prompt]), VOCAB),
+                Sampler(run.target.twisted(), None, 1).draw(Rng(0), cases([prompt]), VOCAB),
                 tokens=every, conditions=torch.full((VOCAB, 1), c), features=None,
             ), twist_induced,
         ).log_q[:, 0] for c in range(VOCAB)
@@ -253,8 +251,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_a_mixture_shares_the_sequences_and_keeps_targets_apart() -> None:
     goal = target(2, 1)
     model = goal.twisted(goal.build_twist(Rng(0), "conditional", {}))
-    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], 4)
-    setting = Setting(Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], joint=joint)
+    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), goal.cases[0], 4)
+    setting = Setting(Sampler(model, goal.bound_potential, 2), goal.cases[0], joint=joint)
     batch = get_source("proposal+exact")(Rng(2), setting, 24)
     # Three draws of each target, then its exact sample.
     assert len(batch.samples) == 16
@@ -275,12 +273,10 @@ def test_a_mixture_shares_the_sequences_and_keeps_targets_apart() -> None:
 def test_completions_label_every_prefix_by_an_end_of_its_own() -> None:
     goal = target(2, 1)
     model = goal.twisted()
-    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], 6)
+    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), goal.cases[0], 6)
     # Many ends of the same few prefixes.
     index = torch.arange(6).repeat_interleave(400)
-    setting = Setting(
-        Sampler(model, goal.bound_potential, 2), cases([goal.prompt_tokens])[0], joint=joint.select(index)
-    )
+    setting = Setting(Sampler(model, goal.bound_potential, 2), goal.cases[0], joint=joint.select(index))
     batch = get_source("completions")(Rng(2), setting, 1)
     assert batch.samples.log_phi.shape == (2400, 2)
     torch.testing.assert_close(batch.samples.log_phi[:, 1], joint.log_phi[index])
@@ -309,9 +305,7 @@ def test_fudge_learns_an_infilling_from_completions() -> None:
 def test_one_twist_for_every_class(tmp_path) -> None:
     labels = ("negative", "neutral", "positive")
     target = Target("stories", Classes("sentiment", labels), "I saw the new film today. It was", 4, eos="ignore")
-    joint = base_draws(
-        Rng(0), Sampler(target.twisted(), target.bound_potential, 4), cases([target.prompt_tokens])[0], 1500
-    )
+    joint = base_draws(Rng(0), Sampler(target.twisted(), target.bound_potential, 4), target.cases[0], 1500)
     texts = ["I saw the new film today. It was" + text for text in target.texts(joint)]
     for number, label in enumerate(labels):
         p = Classifier("sentiment", label).log_score(texts).exp()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cases import cases, make_case
+from tests.cases import make_case
 from twistlm import Target, TrainingConfig
 from twistlm.certificates.rare_events import Search, probability
 from twistlm.cli import COMMANDS, main
@@ -184,7 +184,7 @@ def test_a_twist_that_is_not_a_number_is_an_error() -> None:
     for parameter in twist.module.parameters():
         torch.nn.init.constant_(parameter, math.nan)
     with pytest.raises(ModelError, match=r"weights are not numbers \(NaN\)"):
-        Sampler(target.twisted(twist), target.bound_potential, 2).smc(Rng(0), cases([target.prompt_tokens]), 2)
+        Sampler(target.twisted(twist), target.bound_potential, 2).smc(Rng(0), target.cases, 2)
 
 
 # --- Labels, thresholds and functions -------------------------------------------------------------------------

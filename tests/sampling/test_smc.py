@@ -54,7 +54,7 @@ def test_z_hat_is_exactly_unbiased(tiny_case: Case, resampler: Resampler, propos
                 resampler=resampler,
                 ess_threshold=threshold,
             )
-            .smc(rng, cases([tiny_case.prompt]), 2)
+            .smc(rng, [tiny_case.at], 2)
             .log_Z_hat.exp()
         )
     )
@@ -73,7 +73,7 @@ def test_conditional_smc_is_exactly_unbiased(tiny_case: Case, resampler: Resampl
         paths = enumerate_paths(
             lambda rng, tokens=tokens: Sampler(
                 tiny_case.twisted, tiny_case.potential, 2, resampler=resampler, ess_threshold=threshold
-            ).smc(rng, cases([tiny_case.prompt]), 2, retained=tokens.unsqueeze(0))
+            ).smc(rng, [tiny_case.at], 2, retained=tokens.unsqueeze(0))
         )
         assert all(result.particles.tokens[0, 0].equal(tokens) for _, result in paths)
         total += float(log_sigma.exp()) * sum(p * float((-r.log_Z_hat).exp()) for p, r in paths)
@@ -87,9 +87,7 @@ def test_z_hat_is_exactly_unbiased_where_one_twist_proposes_and_another_weighs(
     table = torch.randn(tiny_case.lm.table.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     model = TwistedLM(tiny_case.lm, tiny_case.twisted.twist, tiny_case.eos, TabularHead.twist(table))
     paths = enumerate_paths(
-        lambda rng: Sampler(model, tiny_case.potential, 2, ess_threshold=threshold).smc(
-            rng, cases([tiny_case.prompt]), 2
-        )
+        lambda rng: Sampler(model, tiny_case.potential, 2, ess_threshold=threshold).smc(rng, [tiny_case.at], 2)
     )
     mean = sum(p * float(result.log_Z_hat.exp()) for p, result in paths)
     assert mean == pytest.approx(float(tiny_case.truth.log_Z.exp()), abs=1e-12)
@@ -108,7 +106,7 @@ def test_weighted_samples_estimate_expectations_under_the_target(tiny_case: Case
     estimate = torch.zeros(len(truth.tokens), dtype=torch.float64)
     for p, result in enumerate_paths(
         lambda rng: Sampler(tiny_case.twisted, tiny_case.potential, 2, resampler=systematic, ess_threshold=1.0).smc(
-            rng, cases([tiny_case.prompt]), 2
+            rng, [tiny_case.at], 2
         )
     ):
         number = result.particles.tokens[0] @ torch.tensor([2, 1])

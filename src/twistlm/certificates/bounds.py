@@ -25,6 +25,17 @@ from twistlm.sampling.sampler import BATCH, Sampler, in_batches
 METHODS = ("iwae", "smc")
 
 
+def check_methods(methods: Sequence[str]) -> None:
+    """Refuse what is no way to bound log Z.
+
+    Raises:
+        ConfigError: the message names the first that is not.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+
+
 @dataclass(frozen=True)
 class Bounds:
     """A sandwich of log Z at one number of particles; `upper` is None without exact samples.
@@ -85,8 +96,7 @@ def log_Z_bounds(
         ConfigError: unknown method, or no case.
         ExactSamplesError: fewer exact samples than runs.
     """
-    if method not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    check_methods((method,))
     if not cases:
         raise ConfigError("bounds take at least 1 run, and there is no case to run")
     if exact is not None and len(exact) < len(cases):

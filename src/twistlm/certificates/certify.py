@@ -10,7 +10,7 @@ from torch import Tensor
 from twistlm.certificates.bounds import Bounds, iwae_from_ratios, main_bounds, sandwich, width
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.divergences import divergences, sides, withheld
-from twistlm.certificates.evidence import Evidence
+from twistlm.certificates.evidence import FEWEST_EXACT, Evidence
 from twistlm.certificates.log_Z import Source, Witness, decide, of_weights
 from twistlm.certificates.paired import certify_paired
 from twistlm.certificates.spending import Effort, Spending
@@ -44,12 +44,14 @@ def certify(
 
     Raises:
         ConfigError: a number is out of range, or a gap is asked for without exact samples.
-        ExactSamplesError: fewer than 2 exact samples.
+        ExactSamplesError: fewer than `FEWEST_EXACT` exact samples.
     """
     exact, effort = evidence.exact, spending.effort
     check_sizes(TOKEN_BYTES * sampler.num_steps, num_samples=spending.num_samples)
-    if exact is not None and len(exact) < 2:
-        raise ExactSamplesError(f"a certificate needs at least 2 exact samples, not {len(exact)}; raise --num-draws")
+    if exact is not None and len(exact) < FEWEST_EXACT:
+        raise ExactSamplesError(
+            f"a certificate needs at least {FEWEST_EXACT} exact samples, not {len(exact)}; raise --num-draws"
+        )
     if sampler.is_conditional:
         if exact is None or effort is not None or sampler.reference is not None:
             raise ConfigError(
@@ -65,8 +67,12 @@ def certify(
             "leave gap out"
         )
     start = time.perf_counter()
-    work = _Work.begun(rng, sampler, case, exact, spending, drawn)
-    bounds, stopped = work.spend() if effort is None else work.tighten(effort, start)
+    spent = 0
+    if drawn is None:
+        drawn = sampler.draw(rng.fork("samples"), [case], spending.num_samples)
+        spent = len(drawn)
+    work = _Work(rng, sampler, case, exact, spending, drawn, spent)
+    bounds, stopped = (work.spend(), "") if effort is None else work.tighten(effort, start)
     witnesses = [*evidence.witnesses, *work.witnesses(bounds)]
     decision = decide(witnesses, sampler.ranges.low, sampler.ranges.high)
     kls = divergences(work.drawn, work.exact_ratios, decision.log_Z, sampler.ranges)
@@ -105,16 +111,6 @@ class _Work:
     drawn: Samples
     spent: int
 
-    @staticmethod
-    def begun(
-        rng: Rng, sampler: Sampler, case: Case, exact: ExactSamples | None, spending: Spending, drawn: Samples | None
-    ) -> "_Work":
-        """With the proposal's samples."""
-        if drawn is not None:
-            return _Work(rng, sampler, case, exact, spending, drawn, 0)
-        fresh = sampler.draw(rng.fork("samples"), [case], spending.num_samples)
-        return _Work(rng, sampler, case, exact, spending, fresh, len(fresh))
-
     @cached_property
     def exact_ratios(self) -> Tensor | None:
         """log p₀φ − log q of the exact samples [m]."""
@@ -150,7 +146,7 @@ class _Work:
         self.spent += (1 if self.exact is None else 2) * num_particles * bounds.lower.n
         return bounds
 
-    def spend(self) -> tuple[list[Bounds], str]:
+    def spend(self) -> list[Bounds]:
         """Sandwiches at every N that was asked for."""
         bounds: list[Bounds] = []
         counts = self.spending.num_particles
@@ -158,7 +154,7 @@ class _Work:
             for done, n in enumerate(counts):
                 bounds += self.sandwiches(n, self.spending.runs(n))
                 report(done + 1, f"N = {n}")
-        return bounds, ""
+        return bounds
 
     def tighten(self, effort: Effort, since: float) -> tuple[list[Bounds], str]:
         """Sandwiches at doubling N until one is tight enough or the next too much; and which it was."""

@@ -6,6 +6,9 @@ from twistlm.certificates.log_Z import Witness, of_draws
 from twistlm.core.estimates import Estimate, mean
 from twistlm.sampling.exact.collection import Collection, ExactSamples
 
+# A certificate bounds log Z from above by at least so many exact samples.
+FEWEST_EXACT = 2
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -26,7 +29,7 @@ class Evidence:
     def of(evaluation: Collection, witnesses: tuple[Witness, ...] = ()) -> "Evidence":
         """Draws set aside for evaluation, and what others say of log Z."""
         exact = evaluation.exact
-        return Evidence(exact if len(exact) >= 2 else None, witnesses, acceptance(evaluation))
+        return Evidence(exact if len(exact) >= FEWEST_EXACT else None, witnesses, acceptance(evaluation))
 
 
 def acceptance(collection: Collection) -> Estimate | None:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from twistlm.certificates.bounds import METHODS
+from twistlm.certificates.bounds import METHODS, check_methods
 from twistlm.core.errors import ConfigError
 from twistlm.core.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
 
@@ -69,8 +69,7 @@ class Spending:
         """Check every field."""
         if not self.num_particles or min(self.num_particles) < 1:
             raise ConfigError(f"num_particles must be at least 1 each, not {list(self.num_particles)}")
-        if unknown := [method for method in self.methods if method not in METHODS]:
-            raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {unknown[0]!r}")
+        check_methods(self.methods)
         check_sizes(TOKEN_BYTES, num_samples=self.num_samples)
         check_sizes(RUN_BYTES, budget=self.budget)
 

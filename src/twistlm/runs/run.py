@@ -53,7 +53,6 @@ class Run:
         self.target, self.config, self.folder = target, config, folder
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.model = target.twisted(twist)
-        self.base = target.twisted()
         self.collection = collection
 
     @staticmethod
@@ -116,17 +115,16 @@ class Run:
         Raises:
             ConfigError: a name is unknown, a number out of range, or the other run has another base model.
         """
-        model = self.base if before else self.model
+        proposing = None
         if proposal_run is not None and not before:
             self.target.check_model(proposal_run.target, "proposal_run")
-            model = self.target.twisted(self.model.twist, proposal_run.model.twist)
-        return Sampler(
-            model,
-            self.target.bound_potential,
-            self.target.num_tokens,
-            get_proposal(proposal),
-            lookup("resampler", resampler).value,
-            ess_threshold,
+            proposing = proposal_run.model.twist
+        return self.target.sampler(
+            None if before else self.model.twist,
+            proposal_twist=proposing,
+            proposal=get_proposal(proposal),
+            resampler=lookup("resampler", resampler).value,
+            ess_threshold=ess_threshold,
         )
 
     def sample(
@@ -246,7 +244,7 @@ class Run:
     def witnesses(self) -> tuple[Witness, ...]:
         """What base draws outside the evaluation fold say of log Z, so independent of its exact samples.
 
-        None where there are none, or where targets differ. φ alone decides log Z, so training on them does no harm.
+        Empty where there are none, or where targets differ. φ alone decides log Z, so training on them does no harm.
         """
         parts = [part for part in (self.fold("training"), self.fold("held_out")) if part is not None]
         if not parts or parts[0].draws.conditions is not None:

@@ -5,7 +5,9 @@ density of a draw is q̄ = Σ_j (n_j / n) q_j whichever of them it came from, an
 near p₀. So draws from early, bad proposals go on teaching beside those from later, better ones.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +31,18 @@ BATCH = 2048
 CHUNK = 4096
 
 
+def growths() -> Iterator[int]:
+    """The updates at which the pool grows, without end."""
+    yield 0
+    update = FIRST
+    while True:
+        yield update
+        update *= FACTOR
+
+
 def updates_until_growth(update: int) -> int | None:
     """If the pool grows at `update`, after how many more it grows again; None if it does not."""
-    at, following = 0, FIRST
-    while at < update:
-        at, following = following, following * FACTOR
+    at, following = next(pair for pair in pairwise(growths()) if pair[0] >= update)
     return following - at if at == update else None
 
 

@@ -6,11 +6,11 @@ base model) among the choices. Each update draws from a stream named by its numb
 state and a resumed run equals an uninterrupted one bit for bit.
 """
 
-import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.exact.collection import Collection
-from twistlm.sampling.mixture import Pool, snapshot, updates_until_growth
+from twistlm.sampling.mixture import Pool, growths, snapshot, updates_until_growth
 from twistlm.sampling.smc import Keep
 from twistlm.training.checkpoint import Checkpoint, Progress, Store
 from twistlm.training.config import TrainingConfig
@@ -314,17 +314,12 @@ class Trainer:
             self.folder.truncate_metrics(0)
             return
         self.progress, self.best = saved.progress, saved.best
-        for generation, (number, until) in zip(saved.pool, itertools.pairwise(_growths()), strict=False):
+        for generation, (number, until) in zip(saved.pool, pairwise(growths()), strict=False):
             self.module.load_state_dict(generation)
             self._grow(number, until)
         self.module.load_state_dict(saved.twist)
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": saved.optimiser})
         self.history = self.folder.truncate_metrics(saved.rows)
-
-
-def _growths() -> Iterator[int]:
-    """The updates at which the pool grows."""
-    return (number for number in itertools.count() if updates_until_growth(number) is not None)
 
 
 def _kl_to_prior(batches: dict[str, Batch]) -> float:

@@ -8,7 +8,6 @@ import torch
 from papers.zhao2024 import exact_tabular
 from papers.zhao2024.exact_infilling import Pairs, all_pairs, compare, divergences
 from tests.architectures import VOCAB, tiny_lm
-from tests.cases import cases
 from twistlm import Run, Target, train
 from twistlm.core.rng import Rng
 from twistlm.potentials import Infilling, evaluate
@@ -45,7 +44,7 @@ def test_every_pair_has_the_density_that_the_package_gives_it(trained: tuple[Run
     run, conditions, pairs = trained
     assert len(pairs.firsts) == VOCAB
     tokens = torch.cartesian_prod(pairs.firsts, torch.arange(VOCAB))
-    some = Sampler(run.base, None, 2).draw(Rng(0), cases([run.target.prompt_tokens]), len(tokens))
+    some = Sampler(run.target.twisted(), None, 2).draw(Rng(0), run.target.cases, len(tokens))
     given = conditions[:1].expand(len(tokens), 1)
     samples = replace(some, tokens=tokens, conditions=given, features=None)
     found = run.model.densities(samples, twist_induced)

@@ -40,6 +40,24 @@ PAPER = replace(
 )
 
 
+# Collected draws, and few parameters to fit to them: what can be learnt in a minute.
+ON_DRAWS = RunConfig(
+    twist="lexical",
+    twist_options={"rank": 2},
+    training=TrainingConfig(
+        target_source="draws",
+        intermediate_source="draws",
+        num_particles=1024,
+        num_updates=100,
+        learning_rate=3e-3,
+        weight_decay=0.3,
+        evaluate_every=10,
+        evaluation_samples=128,
+        patience=40,
+    ),
+)
+
+
 def smoke(config: RunConfig, num_draws: int = 2048) -> RunConfig:
     """The same in seconds: it runs, and learns next to nothing."""
     return replace(

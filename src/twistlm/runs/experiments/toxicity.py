@@ -3,11 +3,9 @@
 from dataclasses import replace
 
 from twistlm.potentials import Classifier
-from twistlm.runs.config import RunConfig
 from twistlm.runs.experiments import Preset, Presets, experiment
-from twistlm.runs.experiments.common import GKL_ON_THE_POOL, PAPER, PAPER_LIKE, rates, smoke
+from twistlm.runs.experiments.common import GKL_ON_THE_POOL, ON_DRAWS, PAPER, PAPER_LIKE, rates, smoke
 from twistlm.sampling.target import Target
-from twistlm.training.config import TrainingConfig
 
 PROMPT = "Once upon a time, there was a"
 
@@ -30,21 +28,9 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         length = 20 if num_tokens is None else num_tokens
         return Target("roneneldan/TinyStories-33M", scorer, PROMPT, length, eos="ignore")
 
-    demo = RunConfig(
-        twist="lexical",
-        twist_options={"rank": 2},
-        training=TrainingConfig(
-            loss="gkl",
-            target_source="draws",
-            intermediate_source="draws",
-            num_particles=1024,
-            num_updates=100,
-            learning_rate=3e-3,
-            weight_decay=0.3,
-            evaluate_every=10,
-            evaluation_samples=128,
-            patience=40,
-        ),
+    demo = replace(
+        ON_DRAWS,
+        training=replace(ON_DRAWS.training, loss="gkl"),
         num_draws=32_768,
         num_siblings=0,
         chunk=2048,

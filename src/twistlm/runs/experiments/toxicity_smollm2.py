@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from twistlm.potentials import Jigsaw
-from twistlm.runs.config import EvaluationConfig, RunConfig
+from twistlm.runs.config import EvaluationConfig
 from twistlm.runs.experiments import Preset, Presets, experiment
+from twistlm.runs.experiments.common import ON_DRAWS
 from twistlm.sampling.target import Target
-from twistlm.training.config import TrainingConfig
 
 # Eight tokens, because every token of the base model costs time that buys draws instead; β = 5, because at β = 1 the
 # base model is already within 0.3 nats of the target and nothing could be seen; the prompt, because both insults and
@@ -24,21 +24,8 @@ def target() -> Target:
 @experiment("toxicity-smollm2")
 def toxicity_smollm2() -> Presets:
     """p(toxic given text)^5 under SmolLM2-135M, prompt "You are such a", 8 new tokens."""
-    demo = RunConfig(
-        twist="lexical",
-        twist_options={"rank": 2},
-        training=TrainingConfig(
-            loss="ctl",
-            target_source="draws",
-            intermediate_source="draws",
-            num_particles=1024,
-            num_updates=100,
-            learning_rate=3e-3,
-            weight_decay=0.3,
-            evaluate_every=10,
-            evaluation_samples=128,
-            patience=40,
-        ),
+    demo = replace(
+        ON_DRAWS,
         num_draws=9216,
         folds=(0.55, 0.12, 0.33),
         evaluation=EvaluationConfig((2, 4, 8, 16), 512, 384),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from twistlm.certificates.bounds import main_bounds
+from twistlm.certificates.evidence import FEWEST_EXACT
 from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundError
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import RECORD_BYTES, check_sizes
@@ -40,8 +41,6 @@ CERTIFICATES: dict[str, dict[str, Any]] = {
 REFERENCE = 2
 # What every run imports, most of it from transformers.
 PRELOAD = ("twistlm.runs.train", "twistlm.models.huggingface")
-# A certificate bounds log Z from above by at least so many exact samples.
-FEWEST_EXACT = 2
 
 
 @dataclass(frozen=True)

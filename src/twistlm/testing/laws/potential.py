@@ -7,6 +7,7 @@ from torch import Tensor
 
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BOUND_TOLERANCE, copied
+from twistlm.potentials.conditions import is_conditional
 from twistlm.potentials.protocol import ConditionalPotential, Potential
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing.laws.trial import Trial, close, decoded, first, stories
@@ -52,7 +53,7 @@ def check_potential(
     _same_again(asked, prompts, tokens, conditions, whole)
     _within_bounds(asked, prompts, tokens, whole)
     _batch_is_its_parts(asked, prompts, tokens, conditions, whole, tolerance)
-    if isinstance(bound, ConditionalPotential):
+    if is_conditional(bound):
         _scores_what_it_draws(asked, bound, prompts, tokens, tolerance)
 
 
@@ -66,7 +67,7 @@ class _Asked:
         """log φ [B]."""
         mine, prompts_before = tokens.clone(), copied(prompts)
         given = f"log_phi of {len(tokens)} sequences of {tokens.shape[1]} tokens"
-        if isinstance(self.bound, ConditionalPotential):
+        if is_conditional(self.bound):
             bound, to = self.bound, conditions
             self.trial.require(
                 to is not None,
