@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from twistlm import potentials, types
     from twistlm.certificates.certificate import Certificate
     from twistlm.certificates.rare_events import Probability, probability
+    from twistlm.models.chats import chat
     from twistlm.runs.certify import certify
     from twistlm.runs.config import RunConfig
     from twistlm.runs.run import Run
@@ -32,6 +33,7 @@ __all__ = [
     "Target",
     "TrainingConfig",
     "certify",
+    "chat",
     "losses",
     "potentials",
     "probability",
@@ -50,6 +52,7 @@ _HOMES = {
     "Probability": "twistlm.certificates.rare_events",
     "probability": "twistlm.certificates.rare_events",
     "TrainingConfig": "twistlm.training.config",
+    "chat": "twistlm.models.chats",
 }
 _MODULES = {"potentials": "twistlm.potentials", "losses": "twistlm.training.losses", "types": "twistlm.types"}
 

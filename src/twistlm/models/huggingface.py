@@ -25,6 +25,7 @@ from twistlm.core.registry import available
 from twistlm.models.attention import attending, can_attend
 from twistlm.models.base import DecoderState, Prompts
 from twistlm.models.cache import GrowingLayer, PrefixLayer
+from twistlm.models.chats import Chat, render
 from twistlm.models.local import safely, usable_device
 from twistlm.models.packaged import without_progress_bars
 from twistlm.models.packing import for_inference, sharing_copy
@@ -263,6 +264,7 @@ class HuggingFaceLM(HuggingFaceDecoder):
         self.eos_token_id: int | None = eos[0] if isinstance(eos, list) else eos
         self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
         self._product = PackedProduct(self.output.weight, self.output.bias)
+        self._chats: dict[tuple[int, ...], Chat] = {}
         self._check_architecture(model)
 
     def identified_by(self) -> Any:
@@ -283,6 +285,25 @@ class HuggingFaceLM(HuggingFaceDecoder):
     def encode(self, text: str) -> Tensor:
         """Token ids [P], with the special tokens that the tokenizer itself puts in front."""
         return torch.tensor(self.tokenizer(text)["input_ids"], dtype=torch.long)
+
+    def encode_chat(self, chat: Chat) -> Tensor:
+        """Token ids [P] of a chat by the tokenizer's own template, up to where the answer begins.
+
+        Raises:
+            ModelError: the tokenizer has no template.
+            PromptError: the template refuses the chat.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ModelError(
+                f"model {self.name!r} has no chat template: give a plain prompt, or set chat_template of its tokenizer"
+            )
+        ids = render(self.tokenizer, chat.described(), answering=True)["input_ids"]
+        self._chats.setdefault(tuple(ids), chat)
+        return torch.tensor(ids, dtype=torch.long)
+
+    def chat_of(self, prompt: Tensor) -> Chat | None:
+        """The chat that `encode_chat` made these tokens [P] of; None for a plain prompt."""
+        return self._chats.get(tuple(prompt.tolist()))
 
     def decode(self, sequences: Sequence[Tensor]) -> list[str]:
         """Texts, special tokens skipped."""

@@ -1,0 +1,154 @@
+"""Chats: messages between a user and an assistant, whose next answer is what a model writes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from twistlm.core.errors import ModelError, PromptError
+from twistlm.models.base import BaseLM
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side said.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        content: the text.
+
+    Raises:
+        PromptError: the role is unknown, or the content is empty or not text.
+    """
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if self.role not in ROLES:
+            raise PromptError(f"role {self.role!r} of a message is unknown; choose one of: {', '.join(ROLES)}")
+        if not isinstance(self.content, str) or not self.content.strip():
+            raise PromptError(f"content {self.content!r} of a message from the {self.role} is empty; give its text")
+        if any("\ud800" <= character <= "\udfff" for character in self.content):
+            raise PromptError(
+                f"content {self.content!r} of a message from the {self.role} is not text: bytes that are not UTF-8 "
+                "became parts of characters"
+            )
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A chat that waits for an answer: it ends with the user's message.
+
+    Attributes:
+        messages: as `Message`s, or as mappings {"role": …, "content": …}.
+
+    Raises:
+        PromptError: a message is wrong, or the last is not the user's.
+    """
+
+    messages: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        """Make messages of mappings, and check how they end."""
+        if not isinstance(self.messages, Sequence) or isinstance(self.messages, str):
+            raise PromptError(f"messages of a chat must be a list, not {type(self.messages).__name__}")
+        object.__setattr__(self, "messages", tuple(_message(each) for each in self.messages))
+        if not self.messages or self.messages[-1].role != "user":
+            last = f"the {self.messages[-1].role}'s" if self.messages else "missing"
+            raise PromptError(f"the last message of a chat is {last}; end it with the user's, for the model to answer")
+
+    @property
+    def question(self) -> str:
+        """What the user said last."""
+        return self.messages[-1].content
+
+    def described(self) -> list[dict[str, str]]:
+        """The messages as JSON, which is also how templates read them; `Chat` takes them back."""
+        return [{"role": each.role, "content": each.content} for each in self.messages]
+
+
+def chat(user: str, *, system: str | None = None, history: Sequence[tuple[str, str] | Mapping[str, str]] = ()) -> Chat:
+    """A chat in which the user says `user` last.
+
+    Args:
+        user: the user's message, which the model is to answer.
+        system: instructions in front; None for those that the model's own template puts there, if any.
+        history: what was said before: pairs (user, assistant), or mappings {"role": …, "content": …}.
+
+    Raises:
+        PromptError: a message is empty, is not text, or has an unknown role.
+    """
+    before: list[Any] = [] if system is None else [Message("system", system)]
+    for each in history:
+        if isinstance(each, Mapping | Message):
+            before.append(each)
+        elif isinstance(each, str) or not isinstance(each, Sequence) or len(each) != 2:
+            raise PromptError(
+                f"history holds {each!r}; give pairs (user, assistant), or mappings with role and content"
+            )
+        else:
+            before += [Message("user", each[0]), Message("assistant", each[1])]
+    return Chat((*before, Message("user", user)))
+
+
+def _message(value: Any) -> Message:
+    if isinstance(value, Message):
+        return value
+    if not isinstance(value, Mapping) or set(value) != {"role", "content"}:
+        raise PromptError(f"{value!r} is no message of a chat; give a role and a content")
+    return Message(value["role"], value["content"])
+
+
+# --- Models that read chats -----------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class ChatLM(Protocol):
+    """A base model that also reads chats."""
+
+    def encode_chat(self, chat: Chat) -> Tensor:
+        """Token ids [P] of the chat, up to where the answer begins."""
+
+    def chat_of(self, prompt: Tensor) -> Chat | None:
+        """The chat that `encode_chat` made these tokens [P] of, None if it made none."""
+
+
+def encode_chat(lm: BaseLM, chat: Chat) -> Tensor:
+    """Token ids [P] of the chat by the model's own template, up to where the answer begins.
+
+    Raises:
+        ModelError: the model reads no chats.
+        PromptError: its template refuses this one.
+    """
+    if not isinstance(lm, ChatLM):
+        raise ModelError(f"{getattr(lm, 'name', type(lm).__name__)} reads no chats; give a plain prompt")
+    return lm.encode_chat(chat)
+
+
+def chat_of(lm: BaseLM, prompt: Tensor) -> Chat | None:
+    """The chat that the model made these tokens [P] of; None for a plain prompt."""
+    return lm.chat_of(prompt) if isinstance(lm, ChatLM) else None
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], *, answering: bool) -> dict[str, list[int]]:
+    """Token ids (and masks) of messages by a tokenizer's own template; `answering` adds what an answer begins with.
+
+    Raises:
+        PromptError: the template refuses the messages (the order of roles, say).
+    """
+    from jinja2 import TemplateError
+
+    try:
+        # The template writes the special tokens itself, and the tokenizer is kept from adding them once more.
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=answering, tokenize=True, return_dict=True
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise PromptError(f"the chat template refuses these messages ({reason}); change roles or order") from error
+    return {name: list(values) for name, values in encoded.items()}
