@@ -17,7 +17,7 @@ from twistlm.sampling.twisted import TwistedLM
 def load(settings: Settings) -> Sampler:
     """The sampler."""
     lm = load_lm(str(settings.model), dtype=settings.dtype)
-    potential = Regex(CONSTRAINT, mode="fullmatch", include_prompt=False).bind(lm)
+    potential = Regex(CONSTRAINT, mode="fullmatch", of="continuation").bind(lm)
     model = TwistedLM(lm, eos="ignore")
     prompt = lm.encode(CONSTRAINT_PROMPT)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from twistlm.models.base import DecoderState, Prompts
+from twistlm.models.huggingface import HuggingFaceLM, load
 
 ALPHABET = "$abcdefghijklmnopqrstuvwxyz "  # 0 is EOS and is skipped in decoding
 
@@ -83,3 +84,17 @@ def batch(lm: CharacterLM) -> tuple[list[Tensor], Tensor]:
     """Three sequences, two of them equal: 'hi dog', 'hi cat', 'hi dog'."""
     prompt = lm.encode("hi ")
     return [prompt] * 3, torch.stack([lm.encode(word) for word in ("dog", "cat", "dog")])
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }} : {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+@pytest.fixture
+def chat_lm() -> HuggingFaceLM:
+    """A real model that reads chats; one for every test, since it remembers them."""
+    lm = load("stories")
+    lm.tokenizer.chat_template = CHAT_TEMPLATE
+    return lm

@@ -179,7 +179,7 @@ def test_each_distinct_text_is_scored_once_and_in_its_place(lm) -> None:
 
 def test_the_prompt_is_part_of_the_text_unless_told_otherwise(lm, batch) -> None:
     assert evaluate(Regex("^hi ").bind(lm), *batch).tolist() == [0, 0, 0]
-    assert evaluate(Regex("^dog", include_prompt=False).bind(lm), *batch).tolist() == [0, -math.inf, 0]
+    assert evaluate(Regex("^dog", of="continuation").bind(lm), *batch).tolist() == [0, -math.inf, 0]
 
 
 def test_importing_the_potentials_stays_cheap() -> None:

@@ -2,43 +2,16 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from tests.scorers import reference, save
 from twistlm.core.errors import ConfigError, ModelError
 from twistlm.potentials import Classifier, Threshold, evaluate
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hi", "dog", "cat", "so", "##s", "a"]
 TEXTS = ["hi dog", "hi cats", "a", "so so so dog", "cat"]
-
-
-def save(folder: Path, labels: list[str], max_length: int = 12, **config: Any) -> Path:
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
-
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizer(str(folder / "vocab.txt"), model_max_length=max_length).save_pretrained(folder)
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(WORDS),
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=8,
-            max_position_embeddings=16,
-            id2label=dict(enumerate(labels)),
-            label2id={name: i for i, name in enumerate(labels)},
-            **config,
-        )
-    )
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data.mul_(20)  # scores far apart, so that a mistake shows
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +27,6 @@ def single(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def multi(tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp("multi"), ["rude", "kind"], problem_type="multi_label_classification")
-
-
-def reference(folder: Path, texts: list[str]) -> torch.Tensor:
-    """All logits [B, labels], one text at a time: no padding, no sorting."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    with torch.no_grad():
-        return torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts]).double()
 
 
 def assert_equal(value: torch.Tensor, expected: torch.Tensor) -> None:

@@ -58,7 +58,10 @@ async def coroutine(texts: list[str]) -> list[float]:
     [
         ({"function": 3}, "callable"),
         ({"function": coroutine}, "asyncio.run"),
-        ({"function": len, "on": "word"}, "'text' or 'tokens'"),
+        ({"function": len, "on": "word"}, "'text', 'pair' or 'tokens'"),
+        ({"function": len, "of": "chat"}, "contradict each other; pairs are on='pair'"),
+        ({"function": len, "on": "pair", "of": "text"}, "contradict each other"),
+        ({"function": len, "of": "prompt"}, "of must be 'text', 'continuation', 'chat' or None"),
         ({"function": len, "on": "tokens", "batched": False}, "batched=False is for texts"),
     ],
 )

@@ -6,6 +6,7 @@ import importlib.util
 import pytest
 import torch
 
+from tests.scorers import save
 from twistlm.core.registry import available
 from twistlm.models.base import BaseLM
 from twistlm.potentials import (
@@ -19,6 +20,7 @@ from twistlm.potentials import (
     Power,
     Product,
     Regex,
+    Reward,
     Threshold,
 )
 from twistlm.testing import check_potential
@@ -42,7 +44,17 @@ lm = functools.cache(stories)
 
 
 def test_every_registered_potential_has_an_example() -> None:
-    assert EXAMPLES.keys() == available("potential").keys()
+    # A reward model has to be made first.
+    assert EXAMPLES.keys() | {"reward"} == available("potential").keys()
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> Reward:
+    return Reward(save(tmp_path_factory.mktemp("reward"), ["LABEL_0"]))
+
+
+def test_laws_of_a_reward(reward: Reward) -> None:
+    check_potential(reward, lm())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -3,7 +3,7 @@
 Importing this package is cheap: what is heavy (transformers, HDF5 weights) is loaded at the first evaluation.
 """
 
-from twistlm.potentials.base import BasePotential, Power, Product, TextPotential, evaluate
+from twistlm.potentials.base import BasePotential, Power, Product, evaluate
 from twistlm.potentials.classes import Classes
 from twistlm.potentials.classifier import Classifier
 from twistlm.potentials.continuation import Continuation
@@ -11,7 +11,9 @@ from twistlm.potentials.function import Function
 from twistlm.potentials.infilling import Infilling
 from twistlm.potentials.jigsaw import Jigsaw
 from twistlm.potentials.lexical import Contains, Regex
+from twistlm.potentials.reward import Reward
 from twistlm.potentials.specs import from_spec, spec
+from twistlm.potentials.texts import Pair, TextPotential
 from twistlm.potentials.threshold import Threshold
 
 __all__ = [
@@ -23,9 +25,11 @@ __all__ = [
     "Function",
     "Infilling",
     "Jigsaw",
+    "Pair",
     "Power",
     "Product",
     "Regex",
+    "Reward",
     "TextPotential",
     "Threshold",
     "evaluate",

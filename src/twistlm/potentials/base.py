@@ -1,6 +1,6 @@
-"""What every potential shares: algebra, scoring by text, and the one checked evaluation.
+"""What every potential shares: algebra, and the one checked evaluation.
 
-Your own potential subclasses `BasePotential` (tokens) or `TextPotential` (texts) and implements one method.
+Your own potential subclasses `BasePotential` (tokens) or `TextPotential` (in `texts`) and implements one method.
 """
 
 import copy
@@ -185,52 +185,6 @@ def check_eps(eps: float) -> None:
         raise ConfigError(f"eps must be 0 or positive, and finite, not {eps}")
 
 
-# --- Potentials on texts ------------------------------------------------------------------------------------
-
-
-class TextPotential(BasePotential):
-    """A potential on the decoded text. Subclasses implement `log_phi_texts`.
-
-    Prompt and continuation are decoded together by the bound model, special tokens skipped; with
-    `include_prompt=False` the continuation alone is.
-    """
-
-    include_prompt: bool = True
-
-    @abstractmethod
-    def log_phi_texts(self, texts: list[str]) -> Tensor:
-        """log φ [B] of B distinct texts, in nats."""
-
-    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
-        """log φ, float64 [B] on the device of `tokens`; each distinct text is scored once.
-
-        Raises:
-            PotentialError: not bound to a model.
-        """
-        return self.map_texts(prompts, tokens, self.log_phi_texts)
-
-    def map_texts(self, prompts: Prompts, tokens: Tensor, score: Callable[[list[str]], Tensor]) -> Tensor:
-        """`score` of every sequence's text, float64 [B], computed once per distinct text."""
-        if self.lm is None:
-            raise PotentialError(
-                f"{type(self).__name__} reads text and is not bound to a model: "
-                "use it through twistlm.Target, or call .bind(lm) first"
-            )
-        texts = self.lm.decode(_sequences(prompts, tokens, self.include_prompt))
-        index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        scores = score(list(index)) if index else torch.zeros(0)
-        if scores.shape != (len(index),):
-            raise PotentialError(f"{type(self).__name__} returned shape {list(scores.shape)} for {len(index)} texts")
-        return scores.double().to(tokens.device)[[index[text] for text in texts]]
-
-
-def _sequences(prompts: Prompts, tokens: Tensor, include_prompt: bool) -> list[Tensor]:
-    """One 1-D tensor of token ids per sequence."""
-    if not include_prompt:
-        return list(tokens)
-    return [torch.cat([prompt.to(row), row]) for prompt, row in zip(prompts, tokens, strict=True)]
-
-
 # --- The checked entry --------------------------------------------------------------------------------------
 
 
@@ -330,13 +284,13 @@ def _describe(potential: Any, prompts: Prompts, tokens: Tensor, row: int | None)
     if row is None:
         return ""
     lm = getattr(potential, "lm", None)
-    sequence = _sequences(prompts[row : row + 1], tokens[row : row + 1], True)
+    sequence = torch.cat([prompts[row].to(tokens), tokens[row]])
     if lm is not None:
         try:
-            return f" on the text {_short(repr(lm.decode(sequence)[0]))}"
+            return f" on the text {_short(repr(lm.decode([sequence])[0]))}"
         except Exception:
             pass  # a model without a tokenizer must not hide the error being described
-    return f" on the tokens {_short(str(sequence[0].tolist()))}"
+    return f" on the tokens {_short(str(sequence.tolist()))}"
 
 
 def _short(text: str) -> str:

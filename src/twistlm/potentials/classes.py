@@ -10,7 +10,9 @@ from twistlm.core.errors import ConfigError
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BasePotential, evaluate
-from twistlm.potentials.classifier import Classifier, of_classifier
+from twistlm.potentials.classifier import Classifier
+from twistlm.potentials.scorer import of_scorer
+from twistlm.potentials.texts import Of
 
 
 @register("potential", "classes")
@@ -24,13 +26,15 @@ class Classes(BasePotential):
     Attributes:
         model: as for `Classifier`.
         labels: the classes, all of the classifier's, so that their probabilities sum to one.
+        of: as for `Classifier`.
 
     Raises:
-        ConfigError: fewer than two labels.
+        ConfigError: fewer than two labels, or `of` is unknown.
     """
 
     model: str
     labels: tuple[str, ...]
+    of: Of | None = None
     log_upper_bound = 0.0
     num_condition = 1
     num_following = 0
@@ -41,11 +45,12 @@ class Classes(BasePotential):
         if len(self.labels) < 2:
             raise ConfigError(f"labels must be at least two classes, not {self.labels}")
         object.__setattr__(self, "labels", tuple(self.labels))
-        object.__setattr__(self, "scorers", tuple(Classifier(self.model, label) for label in self.labels))
+        object.__setattr__(self, "scorers", tuple(Classifier(self.model, label, of=self.of) for label in self.labels))
 
     def identified_by(self) -> Any:
-        """Its labels, and the classifier's content."""
-        return {"labels": self.labels, "model": of_classifier(self.model)}
+        """Its labels, what it reads if that is not the default, and the classifier's content."""
+        read = {} if self.of is None else {"of": self.of}
+        return {"labels": self.labels, "model": of_scorer(self.model), **read}
 
     def bind(self, lm: BaseLM) -> "Classes":
         """A copy whose scorers read sequences of `lm`."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from twistlm.core.errors import ConfigError, PotentialError
 from twistlm.core.registry import register
 from twistlm.models.base import Prompts
-from twistlm.potentials.base import TextPotential
+from twistlm.potentials.texts import Of, Pair, TextPotential
 
 logger = logging.getLogger("twistlm")
 
@@ -47,24 +47,27 @@ class Function(TextPotential):
     """Any Python function as a potential.
 
     Attributes:
-        function: of a list of B distinct texts (`on="text"`), returning B numbers; or of prompts and tokens
-            [B, T] (`on="tokens"`, no tokenizer needed), returning a tensor [B].
+        function: of a list of B distinct texts (`on="text"`), returning B numbers; of two lists, B prompts and their
+            answers (`on="pair"`, a chat's prompt being what the user said last), returning B numbers; or of prompts and
+            tokens [B, T] (`on="tokens"`, no tokenizer needed), returning a tensor [B].
         on: what the function reads.
         log: the function returns log φ in nats; False if it returns φ ≥ 0 itself.
         log_upper_bound: log of an upper bound on φ, None if there is none. Rejection sampling needs one.
-        batched: False if the function takes one text and returns one number.
-        include_prompt: the text is prompt and continuation together; False for the continuation alone.
+        batched: False if the function takes one text, or one prompt and its answer, and returns one number.
+        of: what a text is, "text" (prompt and continuation together) or "continuation"; None means the continuation
+            after a chat and the text after a plain prompt. Pairs are always "chat".
 
     Raises:
         ConfigError: `function` is not callable, is a coroutine, or the settings contradict each other.
     """
 
     function: Callable[..., Any]
-    on: Literal["text", "tokens"] = "text"
+    on: Literal["text", "pair", "tokens"] = "text"
     log: bool = True
     log_upper_bound: float | None = None
     batched: bool = True
-    include_prompt: bool = True
+    of: Of | None = None
+    reads_pairs = True
     # One for all copies that `bind` makes.
     _suspicion: _Suspicion = field(default_factory=_Suspicion, init=False, repr=False, compare=False)
 
@@ -74,21 +77,27 @@ class Function(TextPotential):
             raise ConfigError(f"function must be callable, not {type(self.function).__name__}")
         if inspect.iscoroutinefunction(self.function):
             raise ConfigError(f"{self.function.__qualname__} is a coroutine function: wrap it in asyncio.run")
-        if self.on not in ("text", "tokens"):
-            raise ConfigError(f"on must be 'text' or 'tokens', not {self.on!r}")
+        if self.on not in ("text", "pair", "tokens"):
+            raise ConfigError(f"on must be 'text', 'pair' or 'tokens', not {self.on!r}")
+        if self.on == "pair" and self.of is None:
+            object.__setattr__(self, "of", "chat")
+        if (self.on == "pair") != (self.of == "chat"):
+            raise ConfigError(f"on = {self.on!r} and of = {self.of!r} contradict each other; pairs are on='pair'")
+        self.check_of()
         if self.on == "tokens" and not self.batched:
-            raise ConfigError("a function on tokens is always batched; batched=False is for texts")
+            raise ConfigError("a function on tokens is always batched; batched=False is for texts and pairs")
 
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log φ, float64 [B]."""
-        if self.on == "text":
-            return super().log_phi(prompts, tokens)
-        return self._log(self.function(prompts, tokens))
+        if self.on == "tokens":
+            return self._log(self.function(prompts, tokens))
+        return super().log_phi(prompts, tokens)
 
-    def log_phi_texts(self, texts: list[str]) -> Tensor:
-        """log φ [B] of B texts."""
-        values = self.function(texts) if self.batched else [self.function(text) for text in texts]
-        return self._log(values)
+    def log_phi_texts(self, texts: list[str] | list[Pair]) -> Tensor:
+        """log φ [B] of B texts, or of B pairs."""
+        columns = list(zip(*[(t.question, t.answer) if isinstance(t, Pair) else (t,) for t in texts], strict=True))
+        lists = [list(column) for column in columns]
+        return self._log(self.function(*lists) if self.batched else list(map(self.function, *lists)))
 
     def _log(self, returned: Any) -> Tensor:
         # Straight to float64: by way of torch's default type, Python's floats would lose half their digits.

@@ -12,7 +12,8 @@ from twistlm.core.identity import Files
 from twistlm.core.registry import register
 from twistlm.models.base import Prompts
 from twistlm.potentials._bilstm import LABELS, BiLSTM, WordTokenizer, packaged_folder
-from twistlm.potentials.base import TextPotential, check_beta
+from twistlm.potentials.base import check_beta
+from twistlm.potentials.texts import Of, TextPotential
 
 WEIGHTS, TOKENIZER = "model.weights.h5", "tokenizer.pickle"
 
@@ -28,21 +29,23 @@ class Jigsaw(TextPotential):
     Attributes:
         label: "toxic", "severe_toxic", "obscene", "threat", "insult" or "identity_hate", in any case.
         beta: the power, > 0.
-        include_prompt: score prompt and continuation together; False for the continuation alone.
+        of: what is scored, "text" (prompt and continuation together) or "continuation"; None means the continuation
+            after a chat and the text after a plain prompt.
         batch_size: distinct texts per forward pass.
 
     Raises:
-        ConfigError: the label is unknown, beta is not positive, or the batch size is not.
+        ConfigError: the label or `of` is unknown, beta is not positive, or the batch size is not.
     """
 
     label: str = "toxic"
     beta: float = 1.0
-    include_prompt: bool = True
+    of: Of | None = None
     batch_size: int = 128
     log_upper_bound = 0.0
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        self.check_of()
         check_beta(self.beta)
         if self.label.lower() not in LABELS:
             raise ConfigError(f"unknown label {self.label!r}; choose one of: {', '.join(LABELS)}")

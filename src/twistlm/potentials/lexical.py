@@ -9,7 +9,8 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import register
-from twistlm.potentials.base import TextPotential, check_eps, indicator, set_indicator_bounds
+from twistlm.potentials.base import check_eps, indicator, set_indicator_bounds
+from twistlm.potentials.texts import Of, TextPotential
 
 
 @register("potential", "regex")
@@ -23,10 +24,11 @@ class Regex(TextPotential):
         negate: 1[it does not match].
         eps: φ where the indicator is 0; 0 makes it a hard constraint (log φ = −inf).
         flags: `re` flags, as an integer.
-        include_prompt: the pattern sees prompt and continuation together; False for the continuation alone.
+        of: what is searched, "text" (prompt and continuation together) or "continuation"; None means the continuation
+            after a chat and the text after a plain prompt.
 
     Raises:
-        ConfigError: the pattern is invalid (with the position), the mode is unknown, or eps is negative.
+        ConfigError: the pattern is invalid (with the position), the mode or `of` is unknown, or eps is negative.
     """
 
     pattern: str
@@ -34,10 +36,11 @@ class Regex(TextPotential):
     negate: bool = False
     eps: float = 0.0
     flags: int = 0
-    include_prompt: bool = True
+    of: Of | None = None
 
     def __post_init__(self) -> None:
         """Compile the pattern once, so that a mistake is found here and not during sampling."""
+        self.check_of()
         check_eps(self.eps)
         if self.mode not in ("search", "fullmatch"):
             raise ConfigError(f"mode must be 'search' or 'fullmatch', not {self.mode!r}")
@@ -62,7 +65,7 @@ def Contains(
     ignore_case: bool = True,
     negate: bool = False,
     eps: float = 0.0,
-    include_prompt: bool = True,
+    of: Of | None = None,
 ) -> Regex:
     """The potential 1[the text contains `word`, not as a part of a longer word] + eps."""
     return Regex(
@@ -70,5 +73,5 @@ def Contains(
         negate=negate,
         eps=eps,
         flags=re.IGNORECASE if ignore_case else 0,
-        include_prompt=include_prompt,
+        of=of,
     )

@@ -47,8 +47,8 @@ def from_spec(fields: Mapping[str, Any], trust_functions: Sequence[str] = ()) ->
         raise ConfigError(f"potential {fields['name']!r}: model must be a name, not {fields['model']!r}")
     cls = lookup("potential", fields["name"]).value
     read = partial(_from_json, trust_functions)
-    arguments = {name: read(value) for name, value in fields.items() if name != "name"}
     known = {f.name for f in dataclasses.fields(cls) if f.init}
+    arguments = {name: read(value) for name, value in _translated(fields, known).items() if name != "name"}
     if unknown := arguments.keys() - known:
         raise ConfigError(
             f"potential {fields['name']!r} has no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(known))}"
@@ -59,6 +59,14 @@ def from_spec(fields: Mapping[str, Any], trust_functions: Sequence[str] = ()) ->
         raise
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"potential {fields['name']!r}: {error}") from error
+
+
+def _translated(fields: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """The description in today's words: before chats, `include_prompt` said what `of` says."""
+    now = dict(fields)
+    if "of" in known - now.keys() and isinstance(now.get("include_prompt"), bool):
+        now["of"] = None if now.pop("include_prompt") else "continuation"
+    return now
 
 
 def names_in(fields: Mapping[str, Any]) -> set[str]:
