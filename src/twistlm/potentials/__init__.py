@@ -11,6 +11,7 @@ from twistlm.potentials.function import Function
 from twistlm.potentials.infilling import Infilling
 from twistlm.potentials.jigsaw import Jigsaw
 from twistlm.potentials.lexical import Contains, Regex
+from twistlm.potentials.named import named
 from twistlm.potentials.reward import Reward
 from twistlm.potentials.specs import from_spec, spec
 from twistlm.potentials.texts import Pair, TextPotential
@@ -34,5 +35,6 @@ __all__ = [
     "Threshold",
     "evaluate",
     "from_spec",
+    "named",
     "spec",
 ]
