@@ -36,7 +36,7 @@ def target(num_tokens: int = 1, num_condition: int = 1) -> Target:
 CONFIG = RunConfig(
     twist="conditional",
     training=TrainingConfig(
-        loss="ctl", target_source="exact", intermediate_source="proposal", num_particles=200, num_conditions=50,
+        loss="ctl", target_source="exact", intermediate_source="proposal", num_particles=200, num_cases=50,
         num_updates=80, learning_rate=1e-2, weight_decay=0.0, evaluate_every=40, patience=None, shrinkages=(),
     ),
     num_draws=2048,
@@ -294,7 +294,7 @@ def test_completions_label_every_prefix_by_an_end_of_its_own() -> None:
 
 def test_fudge_learns_an_infilling_from_completions() -> None:
     run = train(
-        target(), config=CONFIG, method="fudge", num_conditions=200, intermediate_source="completions",
+        target(), config=CONFIG, method="fudge", num_cases=200, intermediate_source="completions",
         num_updates=150, learning_rate=0.03,
     )  # fmt: skip
     before = train(target(), config=CONFIG, method="ctl", num_updates=1, learning_rate=1e-9)

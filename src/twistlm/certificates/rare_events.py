@@ -176,7 +176,7 @@ class _Climb:
     def __init__(self, target: Target, search: Search, rng: Rng, report: Callable[[str], None] = logger.info) -> None:
         self.target, self.search, self.rng, self.report = target, search, rng, report
         twist = target.build_twist(rng.fork("twist"), search.twist, dict(search.twist_options))
-        self.sampler, self.case = target.sampler(twist), target.cases[0]
+        self.sampler, self.cases = target.sampler(twist), target.cases
         self.module = twist.module
         self._pool: Pool | None = None
         self.least = -math.inf
@@ -216,9 +216,9 @@ class _Climb:
         """One round's draws."""
         count = self.search.num_draws
         if self._pool is None:
-            self._pool = Pool.begun(self.rng, self.sampler, self.case, count, SWITCHING)
+            self._pool = Pool.begun(self.rng, self.sampler, self.cases, count, SWITCHING)
         else:
-            self._pool = self._pool.grown(self.rng, self.sampler, self.case, count, self.least)
+            self._pool = self._pool.grown(self.rng, self.sampler, self.cases, count, self.least)
 
     def _events(self, level: float) -> float:
         """Effective number of draws in the pool that reach the level."""
@@ -285,7 +285,7 @@ class _Climb:
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         with bar(f"estimating P[φ ≥ {threshold:g}]", total) as report:
             for at in range(0, total, CHUNK):
-                fresh = Pool.begun(rng.fork(at), self.sampler, self.case, min(CHUNK, total - at), FRESH)
+                fresh = Pool.begun(rng.fork(at), self.sampler, self.cases, min(CHUNK, total - at), FRESH)
                 parts.append((fresh.samples.log_phi >= math.log(threshold), fresh.final_log_ratio, fresh.unsteered))
                 report(min(at + CHUNK, total), "")
         event, log_w, unsteered = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -44,7 +44,7 @@ def sample(
     base = opened.base_samples(min(num_samples, MOST_BASE), condition=condition, seed=seed)
     assert drawn.diagnostics is not None
     path = opened.folder.save_samples(drawn, base)
-    table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompt!r}", box=None)
+    table = Table("weight", "log φ", "log p₀", f"text after {opened.target.prompts}", box=None)
     for row in sorted(drawn.rows(), key=lambda row: -row["weight"]):
         table.add_row(f"{row['weight']:.4f}", f"{row['log_phi']:.2f}", f"{row['log_p']:.1f}", Text(repr(row["text"])))
     show = console()

@@ -8,10 +8,13 @@ from typing import Any
 from twistlm.core.errors import ConfigError
 from twistlm.core.plugins import hashes
 from twistlm.core.registry import lookup
+from twistlm.core.rng import Rng
 from twistlm.core.storage import STRICT
 from twistlm.potentials.specs import names_in
 from twistlm.training.config import TrainingConfig, training_sources
 
+# Of fewer prompts none can be spared.
+FEWEST_TO_HOLD_OUT = 10
 FOLDS = ("training", "held_out", "evaluation")
 
 
@@ -45,6 +48,8 @@ class RunConfig:
         num_draws: base draws to collect first: training data, of which those accepted are exact samples. 0 for none.
         num_exact: stop collecting once so many are accepted; None draws them all.
         folds: shares of the draws for training, for the held-out criterion and for evaluation.
+        held_out_prompts: of a set of ten prompts or more, the share that training does not see: all of their draws but
+            those for evaluation make up the held-out criterion.
         max_held_out: so many draws, chosen by φ, make up the held-out criterion.
         num_siblings: further draws of every token, kept for training.
         chunk: base draws at a time.
@@ -60,6 +65,7 @@ class RunConfig:
     num_draws: int = 2048
     num_exact: int | None = None
     folds: tuple[float, float, float] = (0.5, 0.15, 0.35)
+    held_out_prompts: float = 0.2
     max_held_out: int = 128
     num_siblings: int = 16
     chunk: int = 512
@@ -78,8 +84,17 @@ class RunConfig:
             )
         if len(self.folds) != len(FOLDS) or min(self.folds) <= 0 or sum(self.folds) > 1 + 1e-9:
             raise ConfigError(f"folds must be {len(FOLDS)} positive shares of at most 1 in all, not {self.folds}")
+        if not 0 <= self.held_out_prompts < 1:
+            raise ConfigError(f"held_out_prompts must be at least 0 and below 1, not {self.held_out_prompts}")
         if 0 < self.num_draws < 8:
             raise ConfigError(f"num_draws must be 0 or at least 8, so that every fold has some, not {self.num_draws}")
+
+    def held_out(self, num_prompts: int) -> set[int]:
+        """Which of a set of prompts training does not see; none of fewer than `FEWEST_TO_HOLD_OUT`."""
+        if num_prompts < FEWEST_TO_HOLD_OUT:
+            return set()
+        order = Rng(self.seed, ("held-out prompts",)).uniform((1, num_prompts))[0].argsort()
+        return set(order[: round(self.held_out_prompts * num_prompts)].tolist())
 
     @property
     def trains_on_draws(self) -> bool:
@@ -108,6 +123,7 @@ class RunConfig:
         twist_options: Mapping[str, Any] | None = None,
         source: str | None = None,
         num_draws: int | None = None,
+        held_out_prompts: float | None = None,
         evaluation: Mapping[str, Any] | None = None,
         seed: int | None = None,
         **training: Any,
@@ -120,6 +136,7 @@ class RunConfig:
             twist_options: its arguments.
             source: of the target's samples, and of those of the loss's other roles that it can serve.
             num_draws: base draws to collect first.
+            held_out_prompts: the share of a set that training does not see.
             evaluation: fields of `EvaluationConfig`.
             seed: of everything random.
             **training: fields of `TrainingConfig`. Here and above None leaves a setting as it is, but for `patience`,
@@ -146,6 +163,7 @@ class RunConfig:
             twist_options=twist_options,
             training=dataclasses.replace(self.training, **changes),
             num_draws=self.num_draws if num_draws is None else num_draws,
+            held_out_prompts=self.held_out_prompts if held_out_prompts is None else held_out_prompts,
             evaluation=dataclasses.replace(self.evaluation, **(evaluation or {})),
             seed=self.seed if seed is None else seed,
         )

@@ -30,6 +30,7 @@ from twistlm.sampling.cases import Cases
 from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.particles import SMCResult
+from twistlm.sampling.prompts import Entry
 from twistlm.sampling.proposals import get_proposal
 from twistlm.sampling.sampler import Sampler, in_batches
 from twistlm.sampling.samples import Samples
@@ -89,10 +90,29 @@ class Run:
 
     @cached_property
     def _folds(self) -> dict[str, Collection]:
-        """Split once: selecting copies the draws with their features, and every evaluation asks for all three."""
-        return (
-            {} if self.collection is None else dict(zip(FOLDS, self.collection.split(self.config.folds), strict=True))
-        )
+        """Split once: selecting copies the draws with their features, and every evaluation asks for all three.
+
+        Of prompts that training does not see, all draws but those for evaluation are held out, and no others are.
+        """
+        if self.collection is None:
+            return {}
+        training, held_out, evaluation = self.collection.split(self.config.folds)
+        if self.held_out_cases:
+            first = self.collection.split((sum(self.config.folds[:2]),))[0]
+            training, held_out = training.at(self.training_cases), first.at(self.held_out_cases)
+        return dict(zip(FOLDS, (training, held_out, evaluation), strict=True))
+
+    @cached_property
+    def training_cases(self) -> Cases:
+        """The prompts that training sees."""
+        hidden = self.config.held_out(len(self.target.cases))
+        return [case for r, case in enumerate(self.target.cases) if r not in hidden]
+
+    @cached_property
+    def held_out_cases(self) -> Cases:
+        """Those of a set that it does not see; empty for fewer than ten prompts."""
+        hidden = self.config.held_out(len(self.target.cases))
+        return [case for r, case in enumerate(self.target.cases) if r in hidden]
 
     def sampler(
         self,
@@ -132,6 +152,7 @@ class Run:
         num_samples: int,
         *,
         num_particles: int | None = None,
+        prompt: Entry | None = None,
         condition: str | Tensor | None = None,
         seed: int = 0,
         **options: Any,
@@ -142,13 +163,15 @@ class Run:
             num_samples: how many.
             num_particles: None runs SMC once with `num_samples` particles, which come with weights and share ancestors.
                 A number runs SMC independently for every sample and draws one of that many particles by weight.
+            prompt: one of the target's prompts, by name, or a new one, which training need not have seen: a text, or a
+                chat; None where the target has one alone.
             condition: what the target is given, if targets differ: text, or its tokens [c].
             seed: of the samples.
             **options: of `sampler`: proposal, resampler, ess_threshold, proposal_run.
         """
         check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
         sampler, rng = self.sampler(**options), Rng(seed, ("sample",))
-        case = self.target.case(condition)
+        case = self.target.case(condition, prompt)
         if num_particles is None:
             result = sampler.smc(rng.fork(0), [case], num_samples)
             samples, moves, results = sampler.samples_of(result, [case]), smc.increments(result), [result]
@@ -160,16 +183,25 @@ class Run:
         estimate = float(torch.cat([result.log_Z_hat for result in results]).mean())
         return self._as_texts(samples, weights.double(), estimate, moves, Diagnostics.of(results, self.target.lm))
 
-    def base_samples(self, num_samples: int, *, condition: str | Tensor | None = None, seed: int = 0) -> TextSamples:
+    def base_samples(
+        self,
+        num_samples: int,
+        *,
+        prompt: Entry | None = None,
+        condition: str | Tensor | None = None,
+        seed: int = 0,
+    ) -> TextSamples:
         """Independent draws from the base model, weighted by φ: what samples of the target are compared with.
 
         Args:
             num_samples: how many.
+            prompt: as for `sample`.
             condition: what the target is given, if targets differ.
             seed: of the samples.
         """
         check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
-        drawn = self.sampler(before=True).draw(Rng(seed, ("base_samples",)), [self.target.case(condition)], num_samples)
+        case = self.target.case(condition, prompt)
+        drawn = self.sampler(before=True).draw(Rng(seed, ("base_samples",)), [case], num_samples)
         # What this run's twist makes of them: nothing of it took part in drawing.
         log_psi = self.model.carried(self.sampler().densities(drawn).log_psi, drawn.mask)
         log_targets = torch.cat([log_psi[:, :-1], drawn.log_phi.unsqueeze(-1)], 1)

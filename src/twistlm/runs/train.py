@@ -89,15 +89,17 @@ def _trained(
     rng = Rng(config.seed)
     collection = _collect(target, config, rng, folder) if given is None else given
     run = Run(target, config, twist, folder, collection)
-    sampler, case = run.sampler(), target.cases[0]
-    setting = Setting(sampler, case, collection=run.fold("training"), num_siblings=config.num_siblings)
+    sampler, cases = run.sampler(), run.training_cases
+    setting = Setting(sampler, cases, collection=run.fold("training"), num_siblings=config.num_siblings)
     held_out = run.fold("held_out")
     if held_out is not None:
-        criterion = held_out_divergence(rng.fork("held-out"), held_out, config.max_held_out)
+        criterion = held_out_divergence(
+            rng.fork("held-out"), held_out, run.held_out_cases or cases, config.max_held_out
+        )
     else:
         logger.warning("no base draws to judge by: the lower bound on log Z decides which twist is best")
         # Runs of 16 particles each, within what a certificate may spend.
-        criterion = negative_lower_bound(case, num_runs=max(2, min(16, config.evaluation.budget // 16)))
+        criterion = negative_lower_bound(run.held_out_cases or cases, num_runs=max(2, min(16, config.evaluation.budget // 16)))
     certify = partial(_certified, run) if config.evaluation.during_training else None
     trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out, certify)
     run.history = trainer.train()

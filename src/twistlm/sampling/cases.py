@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError
+from twistlm.models.base import Prompts
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Case:
     Attributes:
         prompt: its tokens [P].
         given: what the potential is given there, tokens [c]; None for a target that differs by its prompt alone.
+        weight: its share of a set of prompts, relative to the others'.
     """
 
     prompt: Tensor
     given: Tensor | None = None
+    weight: float = 1.0
 
 
 Cases = Sequence[Case]
@@ -32,6 +35,28 @@ Cases = Sequence[Case]
 def prompts_of(cases: Cases) -> list[Tensor]:
     """The prompt of each."""
     return [case.prompt for case in cases]
+
+
+def shares_of(cases: Cases) -> Tensor:
+    """The weight of each, summing to 1, float64 [R]."""
+    weights = torch.tensor([case.weight for case in cases], dtype=torch.float64)
+    return weights / weights.sum()
+
+
+def rows_of(prompts: Prompts, cases: Cases) -> list[Tensor]:
+    """For each case, the positions of its prompt among `prompts` [n_r], in order."""
+    number = {tuple(case.prompt.tolist()): r for r, case in enumerate(cases)}
+    # Sequences of one prompt mostly share one tensor, and reading it once is enough.
+    by_identity = {id(prompt): prompt for prompt in prompts}
+    known = {key: number.get(tuple(prompt.tolist()), -1) for key, prompt in by_identity.items()}
+    owner = torch.tensor([known[id(prompt)] for prompt in prompts], dtype=torch.long)
+    return [(owner == r).nonzero().squeeze(-1) for r in range(len(cases))]
+
+
+def distinct(prompts: Prompts) -> list[Case]:
+    """A case for each of the prompts that differ, in the order of their first coming."""
+    by_identity = {id(prompt): prompt for prompt in prompts}.values()
+    return [Case(prompt) for prompt in {tuple(prompt.tolist()): prompt for prompt in by_identity}.values()]
 
 
 def conditions_of(cases: Cases) -> Tensor | None:

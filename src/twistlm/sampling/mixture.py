@@ -1,5 +1,7 @@
 """A pool of all draws made so far, each weighted as a draw from the mixture of the proposals that made them.
 
+Every generation draws equally often for every prompt of a set, so that the mixture of each prompt has the same shares.
+
 Multiple importance sampling with the balance heuristic (Veach and Guibas, 1995): with n_j of n draws from q_j, the
 density of a draw is q̄ = Σ_j (n_j / n) q_j whichever of them it came from, and p₀/q̄ stays bounded as long as one q_j is
 near p₀. So draws from early, bad proposals go on teaching beside those from later, better ones.
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from twistlm.core.errors import ConfigError
 from twistlm.core.logmath import normalise
 from twistlm.core.rng import Rng
-from twistlm.sampling.cases import Case
+from twistlm.sampling.cases import Cases, rows_of
 from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
@@ -57,7 +59,7 @@ class Pool:
 
     Attributes:
         twists: parameters of each generation's twist.
-        counts: how many draws each made, those that were not kept included.
+        counts: how many draws each made, those that were not kept included, over all prompts.
         samples: all draws that were kept.
         log_q: log q_j(s_1:t) of every draw under every generation [G, n, T], float64.
         unsteered: which draws are the base model's own, the twist having been off throughout [n].
@@ -72,20 +74,21 @@ class Pool:
     switching: Switching | None = None
 
     @staticmethod
-    def begun(rng: Rng, sampler: Sampler, case: Case, count: int, switching: Switching | None = None) -> "Pool":
-        """`count` draws from the sampler's proposal as it is."""
-        samples, unsteered = _drawn(rng.fork("pool", 0), sampler, case, count, switching)
+    def begun(rng: Rng, sampler: Sampler, cases: Cases, count: int, switching: Switching | None = None) -> "Pool":
+        """`count` draws from the sampler's proposal as it is, an equal part of them for each case."""
+        samples, unsteered = _drawn(rng.fork("pool", 0), sampler, cases, count, switching)
         log_q = _log_q(sampler, samples, switching, own=True).unsqueeze(0)
-        return Pool((snapshot(_module(sampler)),), (count,), samples, log_q, unsteered, switching)
+        return Pool((snapshot(_module(sampler)),), (len(samples),), samples, log_q, unsteered, switching)
 
-    def grown(self, rng: Rng, sampler: Sampler, case: Case, count: int, least: float = -torch.inf) -> "Pool":
-        """With `count` draws more from the sampler's proposal, whose twist is left as it is.
+    def grown(self, rng: Rng, sampler: Sampler, cases: Cases, count: int, least: float = -torch.inf) -> "Pool":
+        """With `count` draws more from the sampler's proposal, whose twist is left as it is; of the same cases.
 
         Those with log φ below `least` are counted and not kept: nothing has to be worked out for them again.
         """
         module = _module(sampler)
         now = snapshot(module)
-        fresh, unsteered = _drawn(rng.fork("pool", sum(self.counts)), sampler, case, count, self.switching)
+        fresh, unsteered = _drawn(rng.fork("pool", sum(self.counts)), sampler, cases, count, self.switching)
+        count = len(fresh)
         kept = (fresh.log_phi >= least).nonzero().squeeze(-1)
         fresh, rows = fresh.select(kept), []
         for twist in self.twists:
@@ -103,18 +106,22 @@ class Pool:
             unsteered=torch.cat([self.unsteered, unsteered[kept]]),
         )
 
-    def draw(self, rng: Rng, count: int) -> tuple[Samples, Tensor]:
-        """A random part of the pool, and log p₀(s_1:t) − log q̄(s_1:t) of each [count, T].
+    def draw(self, rng: Rng, cases: Cases, count: int) -> tuple[Samples, Tensor]:
+        """`count` random draws of each case, one case after the other, and log p₀(s_1:t) − log q̄(s_1:t) [R·count, T].
 
-        Half of it is drawn evenly and half by the weight towards σ, and the ratios make up for that: the few draws
+        Half of them is drawn evenly and half by the weight towards σ, and the ratios make up for that: the few draws
         that σ would make are seen often, and no ratio more than doubles.
         """
-        log_w = self.final_log_ratio + self.samples.log_phi
-        evenly = torch.full_like(log_w, 1 / len(log_w))
-        chance = (evenly + normalise(log_w)) / 2 if bool(log_w.isfinite().any()) else evenly
-        index = invert(chance.unsqueeze(0), stratified_points(rng, 1, count))[0]
-        part = self.select(index)
-        return part.samples, part.log_ratio + (evenly / chance).log()[index].unsqueeze(-1)
+        log_w = (self.final_log_ratio + self.samples.log_phi).expand(len(cases), -1)
+        mine = torch.zeros_like(log_w, dtype=torch.bool)
+        for row, index in zip(mine, rows_of(self.samples.prompts, cases), strict=True):
+            row[index] = True
+        evenly = mine.double() / mine.sum(1, keepdim=True)
+        weights = normalise(log_w.masked_fill(~mine, -torch.inf))
+        chance = torch.where(weights.sum(1, keepdim=True) > 0, (evenly + weights) / 2, evenly)
+        index = invert(chance, stratified_points(rng, len(cases), count))
+        part = self.select(index.flatten())
+        return part.samples, part.log_ratio + (evenly / chance).log().gather(1, index).view(-1, 1)
 
     def select(self, index: Tensor) -> "Pool":
         """The draws at `index`, still weighed against all generations as they were."""
@@ -149,12 +156,15 @@ def _module(sampler: Sampler) -> nn.Module:
     return sampler.model.twist.module
 
 
-def _drawn(rng: Rng, sampler: Sampler, case: Case, count: int, switching: Switching | None) -> tuple[Samples, Tensor]:
+def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, switching: Switching | None) -> tuple[Samples, Tensor]:
     """Fresh draws, and which of them the twist had no part in."""
-    paused = None if switching is None else switching.draw(rng.fork("switching"), count, sampler.num_steps)
+    each, paused = max(1, count // len(cases)), None
+    if switching is not None:
+        paused = switching.draw(rng.fork("switching"), each * len(cases), sampler.num_steps)
+        paused = paused.unflatten(0, (len(cases), each))
     keep = Keep(features=sampler.model.features_are_reusable)
-    samples = sampler.draw(rng, [case], count, keep=keep, paused=paused, batch=BATCH)
-    unsteered = torch.zeros(count, dtype=torch.bool) if paused is None else paused.all(-1)
+    samples = sampler.draw(rng, cases, each, keep=keep, paused=paused, batch=BATCH)
+    unsteered = torch.zeros(len(samples), dtype=torch.bool) if paused is None else paused.all(-1).flatten()
     return samples, unsteered.to(samples.tokens.device)
 
 

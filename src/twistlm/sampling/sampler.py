@@ -100,14 +100,20 @@ class Sampler:
             cases: R of them.
             num_samples: for each.
             keep: what is kept of every token.
-            paused: for a single case, steps [num_samples, T] at which each draws from p₀ instead of q.
+            paused: steps [R, num_samples, T] at which each draws from p₀ instead of q; None for none.
             batch: sequences at a time, about; part of what a seed reproduces.
         """
         if len(cases) > 1:
             size = max(1, batch // num_samples)
             return Samples.concatenate(
                 [
-                    self.draw_at_once(rng.fork("proposal", at), cases[at : at + size], num_samples, keep=keep)
+                    self.draw_at_once(
+                        rng.fork("proposal", at),
+                        cases[at : at + size],
+                        num_samples,
+                        keep=keep,
+                        paused=None if paused is None else paused[at : at + size],
+                    )
                     for at in range(0, len(cases), size)
                 ]
             )
@@ -118,7 +124,7 @@ class Sampler:
                     cases,
                     min(batch, num_samples - at),
                     keep=keep,
-                    paused=None if paused is None else paused[at : at + batch].unsqueeze(0),
+                    paused=None if paused is None else paused[:, at : at + batch],
                 )
                 for at in range(0, num_samples, batch)
             ]

@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,20 @@ from twistlm.core.identity import Files, UnidentifiableError, digest
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
-from twistlm.core.storage import STRICT, as_type
+from twistlm.core.storage import as_type
 from twistlm.models.base import BaseLM
+from twistlm.models.chats import encode_chat
 from twistlm.models.local import contents, is_here
 from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
 from twistlm.potentials.conditions import condition, conditioned, num_following
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case
+from twistlm.sampling.description import TargetFields, named_models, prompts_in, refuse_downloads
 from twistlm.sampling.exact.collect import Budget, collect
 from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection, load
 from twistlm.sampling.exact.provenance import check
+from twistlm.sampling.prompts import Entry, Prompts, content
 from twistlm.sampling.proposals import base
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
@@ -38,31 +41,16 @@ from twistlm.twists.sigmoid import probability
 logger = logging.getLogger("twistlm")
 
 
-@dataclass(frozen=True)
-class TargetFields:
-    """A target as JSON: the arguments of `Target`, with the potential as `potentials.spec` describes it."""
-
-    __pydantic_config__ = STRICT
-
-    model: str
-    potential: Mapping[str, Any]
-    prompt: str
-    num_tokens: int
-    eos: str = "absorb"
-    dtype: str = "auto"
-    device: str = "cpu"
-    identity: str | None = None
-
-
 class Target:
-    """σ ∝ p₀ φ: what to sample from.
+    """σ ∝ p₀ φ: what to sample from, at one prompt or at each of a set.
 
     Args:
         model: a registered name (`twistlm list`), a folder, a hub name, or a loaded `BaseLM`.
         potential: φ; or a function of a list of texts that returns log φ of each, in nats
             (of φ itself: `Function(..., log=False)`).
-        prompt: the text to continue.
+        prompt: the text to continue, or the chat to answer.
         num_tokens: T new tokens.
+        prompts: a set of them instead (`Prompts`), or a list of texts or chats.
         eos: "absorb" ends a text at its first EOS; "ignore" always draws T tokens, as in the paper's experiments.
         dtype: precision of the weights; "auto" as stored.
         device: a torch device.
@@ -71,34 +59,38 @@ class Target:
             another name whenever either changes.
 
     Raises:
-        PromptError: the prompt is empty, or is not text.
+        PromptError: there is no prompt, or one is empty, is not text, or is there twice.
         ConfigError: num_tokens < 1, or the identity is empty.
     """
 
     def __init__(
         self,
-        model: str | BaseLM,
+        model: str | Path | BaseLM,
         potential: Potential | Callable[[list[str]], Any],
-        prompt: str,
-        num_tokens: int,
+        prompt: Entry | None = None,
+        num_tokens: int | None = None,
         *,
+        prompts: Prompts | Entry | Iterable[Entry] | None = None,
         eos: str = "absorb",
         dtype: str = "auto",
         device: str = "cpu",
         identity: str | None = None,
     ) -> None:
-        if not prompt:
-            raise PromptError("prompt is empty; give the text that the model should continue")
-        if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise PromptError(f"prompt {prompt!r} is not text: bytes that are not UTF-8 became parts of characters")
+        given = prompt if prompts is None else prompts
+        if given is None or (prompt is not None and prompts is not None):
+            raise PromptError("give either prompt, the text that the model should continue, or prompts, a set of them")
+        if num_tokens is None:
+            raise ConfigError("num_tokens is missing; say how many new tokens a text has")
+        self.prompts = Prompts.of(given)
         check_sizes(TOKEN_BYTES, num_tokens=num_tokens)
         if identity is not None and not identity:
             raise ConfigError("identity is empty; give a name, or leave it out")
         self.identity = identity
+        model = str(model) if isinstance(model, Path) else model
         self.model_name = model if isinstance(model, str) else getattr(model, "name", type(model).__name__)
         self._lm = None if isinstance(model, str) else model
         self.potential: Potential = potential if isinstance(potential, Potential) else Function(potential)
-        self.prompt, self.num_tokens, self.eos, self.dtype, self.device = prompt, num_tokens, eos, dtype, device
+        self.num_tokens, self.eos, self.dtype, self.device = num_tokens, eos, dtype, device
 
     @cached_property
     def lm(self) -> BaseLM:
@@ -114,23 +106,76 @@ class Target:
         """φ, reading texts with the model's tokenizer."""
         return self.potential.bind(self.lm)
 
-    @cached_property
+    @property
     def prompt_tokens(self) -> Tensor:
-        """The prompt's tokens [P]."""
-        return self.lm.encode(self.prompt)
+        """The (first) prompt's tokens [P]."""
+        return self.cases[0].prompt
 
     @cached_property
     def cases(self) -> tuple[Case, ...]:
-        """Where it is sampled: its prompt. Where targets differ by a condition, each exact draw brings its own."""
-        return (Case(self.prompt_tokens),)
-
-    def case(self, given: str | Tensor | None = None) -> Case:
-        """The case of what a user gives: a condition as text or as tokens [c]; None for a target without conditions.
+        """Where it is sampled: its prompts, in order. Targets that differ by a condition take it from each exact draw.
 
         Raises:
-            ConfigError: it is missing, not wanted, or of another length.
+            PromptError: two prompts have the same tokens.
+            ModelError: the model reads no chats.
         """
-        return replace(self.cases[0], given=condition(self.bound_potential, given))
+        made = tuple(
+            Case(self._encoded(entry), weight=share)
+            for entry, share in zip(self.prompts.entries, self.prompts.shares, strict=True)
+        )
+        first: dict[tuple[int, ...], str] = {}
+        for case, name in zip(made, self.prompts.names, strict=True):
+            other = first.setdefault(tuple(case.prompt.tolist()), name)
+            if other != name:
+                raise PromptError(f"prompts {other!r} and {name!r} have the same tokens; take one of them out")
+        return made
+
+    def _encoded(self, entry: Entry) -> Tensor:
+        return self.lm.encode(entry) if isinstance(entry, str) else encode_chat(self.lm, entry)
+
+    def case(self, given: str | Tensor | None = None, prompt: Entry | None = None) -> Case:
+        """The case of what a user gives.
+
+        Args:
+            given: a condition as text or as tokens [c]; None for a target without conditions.
+            prompt: the name of one of the target's prompts, or a new one; None for a target that has one.
+
+        Raises:
+            ConfigError: the condition is missing, not wanted, or of another length; the prompt is missing.
+            PromptError: the prompt is empty, or too long.
+        """
+        case = self.cases[0] if prompt is None else self._case_of(prompt)
+        if prompt is None and len(self.cases) > 1:
+            raise ConfigError(
+                f"prompt is missing: this target has {len(self.cases)} of them; give the name of one (such as "
+                f"{self.prompts.names[0]!r}), or a text of your own"
+            )
+        return replace(case, given=condition(self.bound_potential, given))
+
+    def _case_of(self, prompt: Entry) -> Case:
+        known = self.prompts.index(prompt) if isinstance(prompt, str) else None
+        return self.cases[known] if known is not None else self.at(self.prompts.alike(prompt)).cases[0]
+
+    def at(self, prompts: Prompts | Entry | Iterable[Entry]) -> "Target":
+        """The same model and potential at other prompts; the model is loaded once for both.
+
+        Raises:
+            PromptError: a prompt is wrong, or too long for the model.
+        """
+        other = Target(
+            self.lm,
+            self.potential,
+            num_tokens=self.num_tokens,
+            prompts=prompts,
+            eos=self.eos,
+            dtype=self.dtype,
+            device=self.device,
+            identity=self.identity,
+        )
+        other.model_name = self.model_name
+        other.__dict__["bound_potential"] = self.bound_potential
+        other.twisted()
+        return other
 
     def sampler(self, twist: Twist | None = None, *, proposal_twist: Twist | None = None, **how: Any) -> Sampler:
         """The base model with a twist as a sampler of this target; `how`: further fields of `Sampler`."""
@@ -174,7 +219,11 @@ class Target:
     def twisted(self, twist: Twist | None = None, proposal_twist: Twist | None = None) -> TwistedLM:
         """The base model with a twist, checked for length; `proposal_twist` if another one is to propose."""
         model = TwistedLM(self.lm, twist, self.eos, proposal_twist)
-        model.check([self.prompt_tokens], self.num_tokens)
+        for case, name in zip(self.cases, self.prompts.names, strict=True):
+            try:
+                model.check([case.prompt], self.num_tokens)
+            except PromptError as error:
+                raise PromptError(str(error) if len(self.cases) == 1 else f"prompt {name!r}: {error}") from error
         return model
 
     def check(self) -> None:
@@ -233,7 +282,7 @@ class Target:
         return {
             "model": self.model_name,
             "potential": spec(self.potential),
-            "prompt": self.prompt,
+            **self.prompts.spec(),
             "num_tokens": self.num_tokens,
             "eos": self.eos,
             "dtype": self.dtype,
@@ -252,7 +301,7 @@ class Target:
             described = spec(self.potential)
         except ConfigError:
             described = {}
-        names = [*([] if self._lm is not None else [self.model_name]), *_named_models(described)]
+        names = [*([] if self._lm is not None else [self.model_name]), *named_models(described)]
         return [name for name in dict.fromkeys(names) if name not in local and not Path(name).exists()]
 
     @staticmethod
@@ -265,12 +314,12 @@ class Target:
             ModelError: it names a model of the hub that is not on this machine: a description downloads nothing.
         """
         described = as_type(TargetFields, dict(fields), "the description of the target")
-        _refuse_downloads(described)
+        refuse_downloads(described)
         return Target(
             described.model,
             from_spec(described.potential, trust_functions),
-            described.prompt,
-            described.num_tokens,
+            num_tokens=described.num_tokens,
+            prompts=prompts_in(described),
             eos=described.eos,
             dtype=described.dtype,
             device=described.device,
@@ -283,7 +332,11 @@ class Target:
 
         It covers the content of weights, tokenizers and functions (see `twistlm.core.identity`), or `identity` instead.
         """
-        about: dict[str, Any] = {"prompt": self.prompt, "num_tokens": self.num_tokens, "eos": self.eos}
+        about: dict[str, Any] = {"num_tokens": self.num_tokens, "eos": self.eos}
+        # Names and weights do not change what is sampled at a prompt.
+        about |= {name: value for name, value in self.prompts.spec().items() if name == "prompt"} or {
+            "prompts": [content(entry) for entry in self.prompts.entries]
+        }
         if self.identity is not None:
             return digest({**about, "identity": self.identity})[:16]
         try:
@@ -317,7 +370,7 @@ class Target:
         so_far = self.draws(path) if path is not None and path.exists() else None
         budget = Budget(max_draws, num_samples, chunk)
         return collect(
-            rng, self.sampler(), self.cases[0], budget, target=self.fingerprint, so_far=so_far, save_to=path, keep=keep
+            rng, self.sampler(), self.cases, budget, target=self.fingerprint, so_far=so_far, save_to=path, keep=keep
         )
 
     def draws(self, path: Path) -> Collection:
@@ -327,26 +380,8 @@ class Target:
             ExactSamplesError: it is of another target or version, or was changed.
             RunError: it is missing, corrupt or damaged.
         """
-        return check(Rng(0, ("check",)), load(path, self.fingerprint), self.sampler(), self.cases[0], str(path))
+        return check(Rng(0, ("check",)), load(path, self.fingerprint), self.sampler(), self.cases, str(path))
 
     def texts(self, samples: Samples) -> list[str]:
         """The continuations, without the prompt."""
         return self.lm.decode(list(samples.tokens))
-
-
-def _refuse_downloads(described: TargetFields) -> None:
-    """Raises ModelError where the description of a target names a model that would have to be downloaded."""
-    for kind, names in (("model", [described.model]), ("classifier", _named_models(described.potential))):
-        for name in names:
-            if not (name in available(kind) or is_here(name)):
-                raise ModelError(
-                    f"the {kind} {name!r} is no registered name, no folder, and has not been downloaded before; a run "
-                    "folder downloads nothing by itself: if you trust that name, fetch it with `hf download` first"
-                )
-
-
-def _named_models(described: Mapping[str, Any]) -> list[str]:
-    """The models in the description of a potential, in those of its parts too."""
-    names = [described["model"]] if isinstance(described.get("model"), str) else []
-    parts = [part for value in described.values() for part in (value if isinstance(value, list) else [value])]
-    return names + [name for part in parts if isinstance(part, Mapping) for name in _named_models(part)]

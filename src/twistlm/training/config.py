@@ -43,15 +43,16 @@ class TrainingConfig:
         num_particles: sequences per batch.
         pool_batch: sequences per batch from the source "pool", which draws as many sequences as the others do, but in
             a few large rounds; see `twistlm.sampling.mixture`.
-        num_conditions: targets per batch where they differ (infilling); each gets its share of the particles.
+        num_cases: targets per batch where there are several: prompts of a set, drawn by weight, or conditions
+            (infilling). Each gets its share of the particles.
         num_updates: at most so many batches.
         learning_rate: of AdamW.
         weight_decay: of AdamW, towards log ψ = 0.
         betas: of AdamW.
         max_grad_norm: gradients are clipped to this norm.
         evaluate_every: updates between looks at the held-out criterion.
-        evaluation_samples: fresh proposal draws at each look, for KL(q‖σ) against updates; 0 to skip. Not where
-            targets differ: certificates during training do that.
+        evaluation_samples: fresh proposal draws at each look, for KL(q‖σ) against updates; 0 to skip. Not where there
+            are several targets: certificates during training do that.
         patience: stop after so many updates without improvement; None never stops early.
         shrinkages: candidates for α at the end; 1 is always one.
     """
@@ -63,7 +64,7 @@ class TrainingConfig:
     intermediate_source: str = "proposal"
     num_particles: int = 100
     pool_batch: int = 512
-    num_conditions: int = 25
+    num_cases: int = 25
     num_updates: int = 500
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -90,7 +91,7 @@ class TrainingConfig:
                 f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
                 f"'proposal', not {self.intermediate_source!r}"
             )
-        for name in ("num_particles", "pool_batch", "num_conditions", "evaluate_every"):
+        for name in ("num_particles", "pool_batch", "num_cases", "evaluate_every"):
             check_sizes(TOKEN_BYTES, **{name: getattr(self, name)})
         check_sizes(RECORD_BYTES, num_updates=self.num_updates)
         check_sizes(TOKEN_BYTES, least=0, evaluation_samples=self.evaluation_samples)

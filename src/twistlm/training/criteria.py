@@ -8,18 +8,20 @@ from torch import Tensor
 from twistlm.core.estimates import Estimate, mean
 from twistlm.core.logmath import normalise
 from twistlm.core.rng import Rng
-from twistlm.sampling.cases import Case
+from twistlm.sampling.cases import Cases, rows_of, shares_of
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.resampling import invert, systematic_points
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, in_batches
 from twistlm.sampling.samples import Samples
 
 Criterion = Callable[[Rng, Sampler], Estimate]
 """What training is judged by on data it never sees: smaller is better."""
 
 
-def held_out_divergence(rng: Rng, held_out: Collection, count: int = 128) -> Criterion:
+def held_out_divergence(rng: Rng, held_out: Collection, cases: Cases, count: int = 128) -> Criterion:
     """G = E_σ[log p₀φ − log q] on base draws set aside: KL(σ‖q) up to the constant log Z.
+
+    Of several prompts it is the mean by their weights, over those that a draw with φ > 0 was had for.
 
     `count` of the draws are chosen once, by weight φ and systematically: the same expectation as over those that
     rejection accepted, with less noise, and few enough to score often. Its interval ignores that choice. Where all
@@ -28,7 +30,10 @@ def held_out_divergence(rng: Rng, held_out: Collection, count: int = 128) -> Cri
     draws = held_out.draws
     if draws.conditions is not None:
         return _mean_log_ratio(draws.select(torch.arange(min(count, len(draws)))), None)
-    weights = normalise(draws.log_phi).unsqueeze(0)
+    weights = torch.zeros(len(draws), dtype=torch.float64, device=draws.log_phi.device)
+    for index, share in zip(rows_of(draws.prompts, cases), shares_of(cases).tolist(), strict=True):
+        weights[index] = share * normalise(draws.log_phi[index]) if len(index) else weights[index]
+    weights = (weights / weights.sum()).unsqueeze(0)
     index, copies = invert(weights, systematic_points(rng, 1, count)).unique(return_counts=True)
     return _mean_log_ratio(draws.select(index), copies)
 
@@ -41,10 +46,15 @@ def _mean_log_ratio(chosen: Samples, copies: Tensor | None) -> Criterion:
     return criterion
 
 
-def negative_lower_bound(case: Case, num_particles: int = 16, num_runs: int = 16) -> Criterion:
-    """−E[log Ẑ] by SMC, where no exact samples can be had."""
+def negative_lower_bound(cases: Cases, num_particles: int = 16, num_runs: int = 16) -> Criterion:
+    """−E[log Ẑ] by SMC, where no exact samples can be had; over `num_runs` runs, or one of each case if those are more.
+
+    A run in which all particles die counts as a failure of the sampler: it raises.
+    """
+    runs = list(cases) * max(1, num_runs // len(cases))
 
     def criterion(rng: Rng, sampler: Sampler) -> Estimate:
-        return mean(-sampler.smc(rng, [case] * num_runs, num_particles).log_Z_hat)
+        values = [sampler.smc(rng, some, num_particles).log_Z_hat for _, some in in_batches(runs, num_particles)]
+        return mean(-torch.cat(values))
 
     return criterion

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -21,9 +22,11 @@ from twistlm.core.estimates import Estimate, difference, mean
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
+from twistlm.sampling.cases import Cases, rows_of, shares_of
 from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import Pool, growths, snapshot, updates_until_growth
+from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.smc import Keep
 from twistlm.training.checkpoint import Checkpoint, Progress, Store
 from twistlm.training.config import TrainingConfig
@@ -188,15 +191,15 @@ class Trainer:
         count = self.config.num_particles * (min(until, self.config.num_updates) - number)
         before = self.setting.pool
         grow = Pool.begun if before is None else before.grown
-        self.setting = replace(self.setting, pool=grow(self.rng, self.setting.sampler, self.setting.case, count))
+        self.setting = replace(self.setting, pool=grow(self.rng, self.setting.sampler, self.setting.targets, count))
 
     def _batches(self, rng: Rng) -> dict[str, Batch]:
         drawn: dict[str, Batch] = {}
-        setting = self.setting
+        setting = replace(self.setting, targets=self._targets(rng.fork("targets")))
         if setting.sampler.is_conditional:
             # All roles of an update are given the same conditions.
-            count, keep = self.config.num_conditions, Keep(setting.keep.features)
-            joint = base_draws(rng.fork("conditions"), setting.sampler, setting.case, count, keep)
+            each, keep = max(1, self.config.num_cases // len(setting.targets)), Keep(setting.keep.features)
+            joint = base_draws(rng.fork("conditions"), setting.sampler, setting.targets, each, keep)
             setting = replace(setting, joint=joint)
         sources = {role: self.config.source_of(role) for role in self.objective.roles}
         for name in sources.values():
@@ -205,13 +208,32 @@ class Trainer:
                 drawn[name] = get_source(name)(rng.fork(name), setting, count)
         return {role: drawn[name] for role, name in sources.items()}
 
+    def _targets(self, rng: Rng) -> Cases:
+        """Some of the prompts, by their weights and stratified; all of them where they are few and alike."""
+        cases, count = self._trainable, self.config.num_cases
+        if len(cases) <= count and len({case.weight for case in cases}) == 1:
+            return cases
+        index = invert(shares_of(cases).unsqueeze(0), stratified_points(rng, 1, count))[0]
+        return [cases[r] for r in index.tolist()]
+
+    @cached_property
+    def _trainable(self) -> Cases:
+        """The prompts that every source can serve: those with exact samples, if such are trained on."""
+        collection, cases = self.setting.collection, self.setting.targets
+        if not self.config.draws_from("exact", "completions") or collection is None or len(cases) == 1:
+            return cases
+        accepted = collection.exact.samples.prompts
+        served = [case for case, rows in zip(cases, rows_of(accepted, cases), strict=True) if len(rows)]
+        return served or cases
+
     def _evaluate(self) -> None:
         start, number, progress = time.perf_counter(), self.progress.done, self.progress
         rng = self.rng.fork("evaluate", number)
         held_out = self.criterion(rng, self.setting.sampler)
         record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": held_out.as_dict()}
-        if self.config.evaluation_samples and not self.setting.sampler.is_conditional:
-            drawn = self.setting.sampler.draw(rng, [self.setting.case], self.config.evaluation_samples)
+        cases = self.setting.targets
+        if self.config.evaluation_samples and not self.setting.sampler.is_conditional and len(cases) == 1:
+            drawn = self.setting.sampler.draw(rng, cases, self.config.evaluation_samples)
             record["f"] = mean(drawn.log_ratios).as_dict()
             record["log_phi"] = mean(drawn.log_phi).as_dict()
             record["kl_q_prior"] = mean(drawn.log_q_over_p).as_dict()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.logmath import normalise
+from twistlm.sampling.cases import distinct, rows_of
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.twists.base import HasValue
@@ -32,7 +33,12 @@ class _Objective:
             children = torch.cat([children, torch.where(mask.unsqueeze(-1), siblings.detach(), children)], -1)
         # log of the mean ψ over the particles that share a prefix, [B, T]; the draws come from p₀, so no ratio.
         self.log_mean = torch.logsumexp(children, -1) - torch.log(torch.tensor(float(children.shape[-1])))
-        self.weights = normalise(draws.log_phi).float()
+        # Prompts for which no draw has φ > 0 teach nothing.
+        every = rows_of(draws.prompts, distinct(draws.prompts))
+        groups = [index for index in every if bool(draws.log_phi[index].isfinite().any())] or every
+        self.weights, self.groups = torch.zeros(len(draws), device=mask.device), groups
+        for index in groups:
+            self.weights[index] = normalise(draws.log_phi[index]).float() / len(groups)
         self.positive = (self.weights.unsqueeze(-1) * log_psi).sum(0)
         features = model.twist_features(draws)
         last = (mask.long().sum(-1, keepdim=True) - 1).clamp_min(0)
@@ -43,8 +49,14 @@ class _Objective:
 
     def __call__(self, value: Tensor) -> Tensor:
         shift = self.features @ value
-        negative = torch.logsumexp(self.log_mean + shift, 0) - torch.log(torch.tensor(float(len(self.weights))))
+        log_psi = self.log_mean + shift
+        negative = torch.stack([_log_mean_exp(log_psi[index]) for index in self.groups]).mean(0)
         return (negative - self.positive - (self.weights.unsqueeze(-1) * shift).sum(0)).mean()
+
+
+def _log_mean_exp(log_psi: Tensor) -> Tensor:
+    """log of the mean of exp over n prefixes [n, T]: [T], in their own precision."""
+    return torch.logsumexp(log_psi, 0) - torch.log(torch.tensor(float(len(log_psi))))
 
 
 def fit_value(model: TwistedLM, training: Samples, held_out: Samples) -> dict[str, float]:

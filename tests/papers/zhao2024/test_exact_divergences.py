@@ -19,7 +19,7 @@ from twistlm.training.config import TrainingConfig
 CONFIG = RunConfig(
     twist="conditional",
     training=TrainingConfig(
-        loss="dpg", target_source="exact", num_particles=100, num_conditions=100, num_updates=12, learning_rate=1e-2,
+        loss="dpg", target_source="exact", num_particles=100, num_cases=100, num_updates=12, learning_rate=1e-2,
         evaluate_every=6, shrinkages=(),
     ),
     num_draws=512,

@@ -68,9 +68,9 @@ def test_the_sources_are_those_of_the_paper() -> None:
     assert (gkl.twist, gkl.training.num_updates) == ("low_rank", preset.config("ctl").training.num_updates)
     assert get_preset("infilling", "small").config("gkl").training.intermediate_source == "base"
     assert get_preset("infilling", "small").config("sixo").training.target_source == "exact"
-    assert get_preset("infilling", "small").config("sixo").training.num_conditions == 50
+    assert get_preset("infilling", "small").config("sixo").training.num_cases == 50
     assert get_preset("infilling", "small").config("fudge").training.num_particles == 4
-    assert get_preset("infilling", "small").config("ctl").training.num_conditions == 10
+    assert get_preset("infilling", "small").config("ctl").training.num_cases == 10
 
 
 def test_presets_of_bundled_models_need_no_network() -> None:

@@ -126,7 +126,7 @@ def test_a_target_that_differs_by_condition_gets_one_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(registry._ENTRIES, "experiment", {**registry.available("experiment")})
-    training = replace(TINY.training, target_source="exact", num_conditions=8)
+    training = replace(TINY.training, target_source="exact", num_cases=8)
     config = replace(TINY, twist="conditional", training=training, evaluation=EvaluationConfig((2, 4), 64, 32))
 
     @experiment("ends")

@@ -31,7 +31,7 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     started = time.perf_counter()
     target = preset.target()
     print(
-        f"Target: p₀(s) φ(s) with p₀ = {target.model_name}, prompt {target.prompt!r}, {target.num_tokens} new tokens,\n"
+        f"Target: p₀(s) φ(s) with p₀ = {target.model_name}, prompt {target.prompts}, {target.num_tokens} new tokens,\n"
         f"φ = {target.potential}. Twist: {preset.run.twist}; method: {preset.run.training.loss}; seed {seed}."
     )
     run = train(target, config=preset.run, seed=seed, out=out, exists=exists)

@@ -21,7 +21,9 @@ from twistlm.report.record import Record
 from twistlm.report.style import COLOURS
 from twistlm.report.tables import certificate_rows
 from twistlm.runs.folder import Evaluation, SampleRow, versions
+from twistlm.sampling.description import TargetFields, prompts_in
 from twistlm.sampling.diagnostics import Diagnostics, findings
+from twistlm.sampling.prompts import shown
 
 # Three digits after the point: a thousandth of a nat is below every interval that is shown.
 DIGITS = 3
@@ -114,11 +116,16 @@ def _about(record: Record) -> dict[str, str]:
     if asked.target is not None:
         about |= {
             "base model p₀": asked.target.model,
-            "prompt": asked.target.prompt,
+            **_prompts(asked.target),
             "new tokens": str(asked.target.num_tokens),
             "potential φ": _call(asked.target.potential),
         }
     return about | {"method": asked.method, "twist": asked.twist, "seed": str(asked.seed)}
+
+
+def _prompts(target: TargetFields) -> dict[str, str]:
+    prompts = prompts_in(target)
+    return {"prompt": shown(prompts.entries[0])} if len(prompts) == 1 else {"prompts": str(len(prompts))}
 
 
 def _call(potential: Any) -> str:

@@ -39,7 +39,7 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
     training = replace(
         PAPER_LIKE.training,
         target_source="exact",
-        num_conditions=10,
+        num_cases=10,
         num_particles=100 if short else 50,
         num_updates=64 if short else 128,
         learning_rate=small_rates["ctl"],
@@ -61,7 +61,7 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
             training,
             num_updates=2**14 if short else 5500,
             num_particles=100,
-            num_conditions=10 if short else 25,
+            num_cases=10 if short else 25,
             learning_rate=published_rates["ctl"],
         ),
     )
@@ -81,12 +81,12 @@ def infilling(num_tokens: int = 15, num_condition: int = 10) -> Presets:
 def _other_methods(num_particles: int, for_fudge: int) -> dict[str, dict[str, Any]]:
     """CTL wants several particles for each condition, the others as many conditions as there are."""
     methods: dict[str, dict[str, Any]] = {
-        method: {"num_conditions": num_particles} for method in (*PAPER_RATES, "gkl") if method != "ctl"
+        method: {"num_cases": num_particles} for method in (*PAPER_RATES, "gkl") if method != "ctl"
     }
     # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples.
     methods["fudge"] = {
         "num_particles": for_fudge,
-        "num_conditions": for_fudge,
+        "num_cases": for_fudge,
         "intermediate_source": "completions",
     }
     return methods

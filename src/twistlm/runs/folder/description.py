@@ -12,7 +12,7 @@ from twistlm.core.errors import RunError
 from twistlm.core.plugins import distributions
 from twistlm.core.storage import STRICT, as_type, load_json
 from twistlm.runs.config import RunConfig
-from twistlm.sampling.target import TargetFields
+from twistlm.sampling.description import TargetFields
 
 NAME = "config.json"
 FORMAT = 1
@@ -119,6 +119,10 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         written = config.get("format") if isinstance(config, dict) else None
         raise RunError(f"{path} was written in format {written} and this version reads format {FORMAT}; train it again")
+    training = config.get("run", {}).get("training", {}) if isinstance(config.get("run"), dict) else {}
+    if isinstance(training, dict) and "num_conditions" in training:
+        # What the setting was called before prompts came in sets.
+        training["num_cases"] = training.pop("num_conditions")
     return config
 
 

@@ -3,6 +3,9 @@
 A base draw s ~ p₀ is accepted with probability φ(s) / sup φ, which makes accepted draws exact samples of σ. The draws
 that were refused are kept too: weighted by φ they are training data that has been paid for.
 
+Of a set of prompts each chunk of draws is shared by several: by all in turn until half of the budget is spent, then by
+those that lack exact samples most.
+
 Where the target differs by what must follow (infilling), every base draw of T + c tokens holds an exact sample of the
 target that its last c tokens are the condition of, and all are accepted.
 
@@ -24,13 +27,17 @@ from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.potentials.conditions import conditioned, num_following
-from twistlm.sampling.cases import Case
+from twistlm.sampling.cases import Case, Cases, rows_of
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream, accepts
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import NOTHING, Keep
 
+# Draws of one prompt at a time, where there are several.
+EACH = 16
+# No prompt gets more than so many times an even share of the draws: one whose φ is never met must not take them all.
+MOST_SHARES = 4
 # Between saves of a collection in progress: a kill costs no more than that, and files with features are large.
 SAVE_SECONDS = 15.0
 
@@ -41,7 +48,7 @@ class Budget:
 
     Attributes:
         max_draws: at most so many, rounded up to whole chunks.
-        num_samples: stop once so many are accepted; None draws `max_draws` in any case.
+        num_samples: stop once so many are accepted of every prompt; None draws `max_draws` in any case.
         chunk: sequences drawn at a time.
     """
 
@@ -49,15 +56,59 @@ class Budget:
     num_samples: int | None = None
     chunk: int = 512
 
-    def is_spent(self, num_draws: int, num_accepted: int) -> bool:
+    def is_spent(self, counts: "Counts") -> bool:
         """Whether so much is enough."""
-        return num_draws >= self.max_draws or (self.num_samples is not None and num_accepted >= self.num_samples)
+        return counts.num_draws >= self.max_draws or self.has_enough(min(counts.accepted))
+
+    def has_enough(self, accepted: int) -> bool:
+        """Whether a prompt needs no more exact samples than that."""
+        return self.num_samples is not None and accepted >= self.num_samples
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What has been drawn so far: draws and accepted ones of each case."""
+
+    drawn: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+    @staticmethod
+    def of(cases: Cases, parts: Sequence[Collection]) -> "Counts":
+        """All parts of a collection together."""
+        drawn, accepted = [0] * len(cases), [0] * len(cases)
+        for part in parts:
+            for r, index in enumerate(rows_of(part.draws.prompts, cases)):
+                drawn[r] += len(index)
+                accepted[r] += int(part.accepted[index].sum())
+        return Counts(tuple(drawn), tuple(accepted))
+
+    @property
+    def num_draws(self) -> int:
+        """Of all cases."""
+        return sum(self.drawn)
+
+    @property
+    def num_accepted(self) -> int:
+        """Of all cases."""
+        return sum(self.accepted)
+
+    def neediest(self, budget: Budget, size: int) -> list[int]:
+        """The `size` cases that the next chunk is for."""
+        even = budget.max_draws / len(self.drawn)
+
+        def need(r: int) -> tuple[bool, bool, int, int]:
+            drawn, accepted = self.drawn[r], self.accepted[r]
+            behind = drawn < even / 2
+            done = budget.has_enough(accepted) or drawn >= MOST_SHARES * even
+            return not behind, done, drawn if behind else accepted, drawn
+
+        return sorted(sorted(range(len(self.drawn)), key=need)[:size])
 
 
 def collect(
     rng: Rng,
     sampler: Sampler,
-    case: Case,
+    cases: Cases,
     budget: Budget,
     *,
     target: str,
@@ -73,7 +124,7 @@ def collect(
     Args:
         rng: source of randomness.
         sampler: its base model is drawn from, and its φ needs a known upper bound; its twist is ignored.
-        case: the prompt; what is given there comes with each draw, where targets differ by it.
+        cases: the prompts; what is given there comes with each draw, where targets differ by it.
         budget: how much to draw.
         target: fingerprint recorded with the samples.
         so_far: an earlier result to continue.
@@ -91,12 +142,15 @@ def collect(
     sizes |= {} if budget.num_samples is None else {"num_samples": budget.num_samples}
     check_sizes(TOKEN_BYTES * sampler.num_steps, **sizes)
     parts = [] if so_far is None else [so_far]
-    saved_at = time.monotonic()
-    with bar("exact samples", budget.num_samples or budget.max_draws) as report:
-        while not budget.is_spent(*_counts(parts)):
+    saved_at, counts = time.monotonic(), Counts.of(cases, parts)
+    size = min(len(cases), max(1, budget.chunk // EACH))
+    each = budget.chunk // size
+    with bar("exact samples", (budget.num_samples or 0) * len(cases) or budget.max_draws) as report:
+        while not budget.is_spent(counts):
             stream = rng.fork("collect", sum(len(part.streams) for part in parts))
-            source = Stream(stream.seed, stream.path, budget.chunk)
-            draws = base_draws(stream, sampler, case, budget.chunk, keep)
+            source = Stream(stream.seed, stream.path, size * each)
+            chosen = [cases[r] for r in counts.neediest(budget, size)]
+            draws = base_draws(stream, sampler, chosen, each, keep)
             # With a condition of its own, every draw is exact by construction.
             uniforms = source.uniforms() if draws.conditions is None else None
             accepted = accepts(draws.log_phi, bound, uniforms)
@@ -105,10 +159,10 @@ def collect(
                 parts = [_joined(parts)]
                 parts[0].save(save_to)
                 saved_at = time.monotonic()
-            n, hits = _counts(parts)
-            report(
-                min(hits, budget.num_samples) if budget.num_samples else n, f"accepted {hits} of {n} ({hits / n:.2%})"
-            )
+            counts = Counts.of(cases, parts)
+            n, hits = counts.num_draws, counts.num_accepted
+            enough = sum(min(accepted, budget.num_samples or 0) for accepted in counts.accepted)
+            report(enough if budget.num_samples else n, f"accepted {hits} of {n} ({hits / n:.2%})")
     collection = _joined(parts)
     if save_to is not None:
         collection.save(save_to)
@@ -139,8 +193,10 @@ def _bound(sampler: Sampler) -> float:
     return bound
 
 
-def base_draws(rng: Rng, sampler: Sampler, case: Case, count: int, keep: Keep = NOTHING) -> Samples:
-    """`count` base draws with φ. Where targets differ by a condition, each is an exact sample of the one it defines.
+def base_draws(rng: Rng, sampler: Sampler, cases: Cases, count: int, keep: Keep = NOTHING) -> Samples:
+    """`count` base draws of each case's prompt with φ.
+
+    Where targets differ by a condition, each is an exact sample of the one it defines.
 
     For infilling the condition is what the model wrote next.
 
@@ -155,22 +211,17 @@ def base_draws(rng: Rng, sampler: Sampler, case: Case, count: int, keep: Keep = 
     free = replace(sampler.base, potential=None, num_steps=num_steps + following)
     # Siblings serve an expectation over many draws of one target.
     keep = Keep(keep.features) if sampler.is_conditional else keep
-    whole = free.draw_at_once(rng, [Case(case.prompt)], count, keep=keep)
+    whole = free.draw_at_once(rng, [Case(case.prompt) for case in cases], count, keep=keep)
     draws = whole.start(num_steps)
     conditions, log_phi = conditioned(
         potential,
-        lambda: rng.uniform((1, count))[0].to(draws.tokens.device),
+        lambda: rng.uniform((1, len(draws)))[0].to(draws.tokens.device),
         draws.prompts,
         draws.tokens,
         whole.tokens[:, num_steps:],
         whole.log_p[:, num_steps:],
     )
     return replace(draws, log_phi=log_phi.to(draws.log_p.device), conditions=conditions)
-
-
-def _counts(parts: Sequence[Collection]) -> tuple[int, int]:
-    """Draws, and those accepted."""
-    return sum(len(part.draws) for part in parts), sum(int(part.accepted.sum()) for part in parts)
 
 
 def _joined(parts: Sequence[Collection]) -> Collection:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.logmath import ess
-from twistlm.sampling.cases import Case
+from twistlm.sampling.cases import Case, Cases, distinct, rows_of
 from twistlm.sampling.exact import file as draws_file
 from twistlm.sampling.exact.file import Stream, accepts
 from twistlm.sampling.samples import Samples, Siblings
@@ -90,22 +90,30 @@ class Collection:
         return float(ess(self.draws.log_phi))
 
     def split(self, fractions: Sequence[float]) -> "list[Collection]":
-        """Consecutive disjoint parts: what is trained on must not be what one is judged on.
+        """Consecutive disjoint parts of each prompt's draws: what is trained on must not be what one is judged on.
 
         Raises:
             ConfigError: the fractions are not positive or sum to more than 1.
         """
         if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
             raise ConfigError(f"fractions must be positive and sum to at most 1, not {list(fractions)}")
-        n, at, parts = len(self.draws), 0.0, []
+        rows = rows_of(self.draws.prompts, distinct(self.draws.prompts))
+        at, parts = 0.0, []
         for fraction in fractions:
-            index = torch.arange(round(n * at), round(n * (at + fraction)))
-            uniforms = None if self.uniforms is None else self.uniforms[index]
-            parts.append(
-                replace(self, draws=self.draws.select(index), accepted=self.accepted[index], uniforms=uniforms)
-            )
+            ends = [(round(len(index) * at), round(len(index) * (at + fraction))) for index in rows]
+            part = torch.cat([index[start:end] for index, (start, end) in zip(rows, ends, strict=True)])
+            parts.append(self.select(part.sort().values))
             at += fraction
         return parts
+
+    def select(self, index: Tensor) -> "Collection":
+        """The draws at `index`; where the whole came from stays recorded."""
+        uniforms = None if self.uniforms is None else self.uniforms[index]
+        return replace(self, draws=self.draws.select(index), accepted=self.accepted[index], uniforms=uniforms)
+
+    def at(self, cases: Cases) -> "Collection":
+        """The draws of some cases' prompts."""
+        return self.select(torch.cat(rows_of(self.draws.prompts, cases)).sort().values)
 
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file, atomically."""

@@ -8,7 +8,7 @@ import torch
 from twistlm.core.errors import ExactSamplesError
 from twistlm.core.rng import Rng
 from twistlm.potentials.base import evaluate
-from twistlm.sampling.cases import Case
+from twistlm.sampling.cases import Cases, distinct
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
@@ -23,20 +23,20 @@ CLOSE, ROUGHLY = 0.02, 0.5
 SURPRISE = 20.0
 
 
-def check(rng: Rng, collection: Collection, sampler: Sampler, case: Case, where: str) -> Collection:
+def check(rng: Rng, collection: Collection, sampler: Sampler, cases: Cases, where: str) -> Collection:
     """The draws, compared with their target: bound, prompt, length, and p₀ and φ of a few of them, computed again.
 
     Args:
         rng: which of them.
         collection: the draws.
         sampler: of the target; its base model is asked.
-        case: the target's prompt.
+        cases: the target's prompts.
         where: where they came from, for the error.
 
     Raises:
         ExactSamplesError: they are not of this target.
     """
-    problem = _form(collection, sampler, case)
+    problem = _form(collection, sampler, cases)
     if problem is None:
         chosen = rng.uniform((1, len(collection.draws)))[0].argsort()[:ROWS]
         problem = _content(collection.draws.select(chosen), sampler)
@@ -45,12 +45,13 @@ def check(rng: Rng, collection: Collection, sampler: Sampler, case: Case, where:
     return collection
 
 
-def _form(collection: Collection, sampler: Sampler, case: Case) -> str | None:
+def _form(collection: Collection, sampler: Sampler, cases: Cases) -> str | None:
     draws, bound, model = collection.draws, sampler.ranges.high, sampler.model
     if bound is None or not math.isclose(bound, collection.log_upper_bound, rel_tol=1e-9, abs_tol=1e-9):
         return f"log φ was bounded by {collection.log_upper_bound:g} and is by {bound}"
-    prompts = {id(each): each for each in draws.prompts}.values()
-    if draws.tokens.shape[1] != sampler.num_steps or not all(each.tolist() == case.prompt.tolist() for each in prompts):
+    known = {tuple(case.prompt.tolist()) for case in cases}
+    foreign = {tuple(case.prompt.tolist()) for case in distinct(draws.prompts)} - known
+    if draws.tokens.shape[1] != sampler.num_steps or foreign:
         return "prompt or length is another one"
     if sampler.is_conditional != (draws.conditions is not None):
         return f"they have {'no ' if sampler.is_conditional else ''}conditions"

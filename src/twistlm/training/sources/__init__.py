@@ -14,7 +14,7 @@ from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.logmath import normalise
 from twistlm.core.registry import Entry, lookup, register
 from twistlm.core.rng import Rng
-from twistlm.sampling.cases import Case
+from twistlm.sampling.cases import Case, Cases, rows_of
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import Pool
 from twistlm.sampling.proposals import base
@@ -29,7 +29,7 @@ class Setting:
 
     Attributes:
         sampler: base model, current twist and potential.
-        case: where the target is sampled.
+        targets: where this update samples: the one prompt, or some of a set.
         collection: base draws set aside for training, with those accepted as exact; None if none were collected.
         num_siblings: K further draws of each token, for sources that draw afresh.
         pool: all draws made so far, for the source of that name.
@@ -37,7 +37,7 @@ class Setting:
     """
 
     sampler: Sampler
-    case: Case
+    targets: Cases
     collection: Collection | None = None
     num_siblings: int = 0
     pool: Pool | None = None
@@ -45,8 +45,8 @@ class Setting:
 
     @property
     def cases(self) -> list[Case]:
-        """The targets of this update: one, or one for each of the conditions."""
-        return [self.case] if self.joint is None else self.joint.cases
+        """The targets of this update: one for each prompt, or one for each of the conditions."""
+        return list(self.targets) if self.joint is None else self.joint.cases
 
     @property
     def keep(self) -> Keep:
@@ -178,8 +178,10 @@ def from_draws(rng: Rng, setting: Setting, count: int) -> Batch:
     if setting.joint is not None:
         raise ConfigError("source 'draws' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
     draws = _collected(setting).draws
-    order = rng.uniform((1, len(draws)))[0].argsort()[: min(count, len(draws))]
-    return independent(draws.select(order))
+    rows = rows_of(draws.prompts, setting.targets)
+    each = min(setting.each(count), *map(len, rows))
+    order = torch.cat([index[rng.uniform((1, len(index)))[0].argsort()[:each]] for index in rows])
+    return independent(draws.select(order), len(rows))
 
 
 @register("source", "pool")
@@ -187,8 +189,8 @@ def from_pool(rng: Rng, setting: Setting, count: int) -> Batch:
     """A random part of all draws made so far, weighted against the mixture of the proposals that made them."""
     if setting.pool is None:
         raise ConfigError("source 'pool' is filled by training; draw from 'proposal' or 'base' otherwise")
-    samples, log_ratio = setting.pool.draw(rng, count)
-    return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio)
+    samples, log_ratio = setting.pool.draw(rng, setting.targets, setting.each(count))
+    return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio, len(setting.targets))
 
 
 @register("source", "exact", roles=("target", "drawn"))
@@ -198,11 +200,14 @@ def from_exact(rng: Rng, setting: Setting, count: int) -> Batch:
         weights = torch.zeros(len(setting.joint), dtype=torch.float64)
         return Batch(setting.joint, weights, None, len(setting.joint))
     samples = _collected(setting).exact.samples
-    if len(samples) == 0:
+    rows = rows_of(samples.prompts, setting.targets)
+    if min(map(len, rows)) == 0:
         raise ExactSamplesError("source 'exact' needs exact samples for training, and none was accepted; collect more")
-    order = rng.uniform((1, len(samples)))[0].argsort()[: min(count, len(samples))]
-    chosen = samples.select(order)
-    return Batch(chosen, torch.zeros(len(chosen), dtype=torch.float64), None)
+    each = min(setting.each(count), max(map(len, rows)))
+    shuffled = [index[rng.uniform((1, len(index)))[0].argsort()] for index in rows]
+    # Where a prompt has fewer than its share, each of them comes several times.
+    chosen = samples.select(torch.cat([index.repeat(-(-each // len(index)))[:each] for index in shuffled]))
+    return Batch(chosen, torch.zeros(len(chosen), dtype=torch.float64), None, len(rows))
 
 
 def _collected(setting: Setting) -> Collection:

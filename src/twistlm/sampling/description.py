@@ -1,0 +1,70 @@
+"""A target as JSON, and what such a description may name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twistlm.core.errors import ModelError
+from twistlm.core.registry import available
+from twistlm.core.storage import STRICT
+from twistlm.models.chats import Chat, Message
+from twistlm.models.local import is_here
+from twistlm.sampling.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class PromptFields:
+    """A prompt of a set as JSON: a text, or the messages of a chat."""
+
+    __pydantic_config__ = STRICT
+
+    content: str | tuple[Message, ...]
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class TargetFields:
+    """A target as JSON: the arguments of `Target`, with the potential as `potentials.spec` describes it.
+
+    A single text is its `prompt`; a chat, or a set, its `prompts`.
+    """
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    potential: Mapping[str, Any]
+    num_tokens: int
+    prompt: str | None = None
+    prompts: tuple[PromptFields, ...] = ()
+    eos: str = "absorb"
+    dtype: str = "auto"
+    device: str = "cpu"
+    identity: str | None = None
+
+
+def prompts_in(described: TargetFields) -> Prompts:
+    """The prompts of a description."""
+    if described.prompt is not None:
+        return Prompts.of(described.prompt)
+    fields = described.prompts
+    entries = tuple(each.content if isinstance(each.content, str) else Chat(each.content) for each in fields)
+    return Prompts(entries, tuple(each.name for each in fields), tuple(each.weight for each in fields))
+
+
+def refuse_downloads(described: TargetFields) -> None:
+    """Raises ModelError where the description of a target names a model that would have to be downloaded."""
+    for kind, names in (("model", [described.model]), ("classifier", named_models(described.potential))):
+        for name in names:
+            if not (name in available(kind) or is_here(name)):
+                raise ModelError(
+                    f"the {kind} {name!r} is no registered name, no folder, and has not been downloaded before; a run "
+                    "folder downloads nothing by itself: if you trust that name, fetch it with `hf download` first"
+                )
+
+
+def named_models(described: Mapping[str, Any]) -> list[str]:
+    """The models in the description of a potential, in those of its parts too."""
+    names = [described["model"]] if isinstance(described.get("model"), str) else []
+    parts = [part for value in described.values() for part in (value if isinstance(value, list) else [value])]
+    return names + [name for part in parts if isinstance(part, Mapping) for name in named_models(part)]

@@ -1,0 +1,292 @@
+"""Sets of prompts: where a target is sampled, each with a name and a share; and the files they are read from."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twistlm.core.errors import PromptError
+from twistlm.models.chats import Chat, Message, chat
+
+# How much of a prompt an error or a table quotes.
+QUOTED = 60
+
+Entry = str | Chat
+"""A prompt: a text to continue, or a chat to answer."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One or more prompts, all of them texts or all of them chats.
+
+    Attributes:
+        entries: the prompts, no two of them alike.
+        names: what reports and `prompt=` call them; by default their numbers, from 1.
+        weights: shares of the set, which need not sum to 1; by default all alike.
+
+    Raises:
+        PromptError: there are none, one is empty or no text, two are alike, or texts and chats are mixed; the message
+            says which.
+    """
+
+    entries: tuple[Entry, ...]
+    names: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check everything, and fill in names and weights."""
+        count = len(self.entries)
+        if count == 0:
+            raise PromptError("there is no prompt; give at least one")
+        object.__setattr__(self, "names", self.names or tuple(str(number + 1) for number in range(count)))
+        object.__setattr__(self, "weights", self.weights or (1.0,) * count)
+        if len(self.names) != count or len(self.weights) != count:
+            raise PromptError(
+                f"{count} prompts have {len(self.names)} names and {len(self.weights)} weights; give one each, or none"
+            )
+        for name, entry, weight in zip(self.names, self.entries, self.weights, strict=True):
+            _check(f"prompt {name!r}" if count > 1 else "prompt", entry, weight)
+        for name, entry in zip(self.names, self.entries, strict=True):
+            if isinstance(entry, Chat) != self.are_chats:
+                raise PromptError(f"prompt {name!r} is of another kind than the first: all are texts, or all are chats")
+        _refuse_repeated("the name", self.names, self.names)
+        _refuse_repeated("the prompt", self.entries, self.names)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __str__(self) -> str:
+        return repr(shown(self.entries[0])) if len(self) == 1 else f"{len(self)} prompts"
+
+    @property
+    def are_chats(self) -> bool:
+        """Whether they are chats to answer."""
+        return isinstance(self.entries[0], Chat)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weights, summing to 1."""
+        total = math.fsum(self.weights)
+        return tuple(weight / total for weight in self.weights)
+
+    def index(self, name: str) -> int | None:
+        """The position of the prompt of that name, or that is that text; None if there is none."""
+        for known in (self.names, [shown(entry) for entry in self.entries]):
+            if name in known:
+                return list(known).index(name)
+        return None
+
+    def select(self, indices: Sequence[int]) -> "Prompts":
+        """Those at `indices`, with their names and weights."""
+        return Prompts(
+            tuple(self.entries[i] for i in indices),
+            tuple(self.names[i] for i in indices),
+            tuple(self.weights[i] for i in indices),
+        )
+
+    def alike(self, given: Entry) -> Entry:
+        """A new prompt in the manner of these: where they are chats, a text is a user's, after the system's message.
+
+        Raises:
+            PromptError: it is a chat, and these are texts.
+        """
+        if isinstance(given, Chat):
+            if not self.are_chats:
+                raise PromptError("a chat was given for a target of plain texts; give a text")
+            return given
+        if not self.are_chats:
+            return given
+        systems = {_system(entry) for entry in self.entries if isinstance(entry, Chat)}
+        return chat(given, system=systems.pop() if len(systems) == 1 else None)
+
+    def spec(self) -> dict[str, Any]:
+        """JSON values, as arguments of a target: `prompt` for a single text, else `prompts`."""
+        if len(self) == 1 and isinstance(self.entries[0], str):
+            return {"prompt": self.entries[0]}
+        rows = zip(self.entries, self.names, self.weights, strict=True)
+        return {"prompts": [{"content": content(entry), "name": name, "weight": w} for entry, name, w in rows]}
+
+    @staticmethod
+    def of(given: "Prompts | Entry | Iterable[Entry]") -> "Prompts":
+        """A set from whatever a user gives: a set, one prompt, or several."""
+        if isinstance(given, Prompts):
+            return given
+        return Prompts((given,) if isinstance(given, str | Chat) else tuple(given))
+
+    @staticmethod
+    def from_rows(
+        rows: Any,
+        column: str = "prompt",
+        *,
+        as_chat: bool = False,
+        system: str | None = None,
+        where: Callable[[int], str] = "row {}".format,
+    ) -> "Prompts":
+        """A set from a data set: anything that yields mappings (datasets.Dataset, csv.DictReader, a list), or a table.
+
+        Args:
+            rows: a text or chat in `column` (or chats as lists of messages in "messages"); "name" and "weight" too, if
+                there are such columns.
+            column: which.
+            as_chat: texts are what a user says, to be answered.
+            system: the system's message of those chats.
+            where: what an error calls row k, from 1.
+
+        Raises:
+            PromptError: a row has no such column, or what it holds is no prompt; the message says which.
+        """
+        to_dicts = getattr(rows, "to_dict", None)
+        # A pandas table yields its columns' names; as a list of records it yields rows.
+        listed = to_dicts("records") if to_dicts is not None and hasattr(rows, "columns") else list(rows)
+        read = [_row(each, column, as_chat, system, where(number)) for number, each in enumerate(listed, 1)]
+        entries = [entry for entry, _, _ in read]
+        _refuse_repeated("the prompt", entries, [where(number + 1) for number in range(len(entries))])
+        names = tuple(name or str(number) for number, (_, name, _) in enumerate(read, 1))
+        return Prompts(tuple(entries), names, tuple(weight for _, _, weight in read))
+
+    @staticmethod
+    def read(
+        path: str | Path, column: str = "prompt", *, as_chat: bool = False, system: str | None = None
+    ) -> "Prompts":
+        """A set from a file: .txt (a prompt a line), .jsonl or .csv (with columns as for `from_rows`).
+
+        Raises:
+            PromptError: it is missing, empty, not UTF-8, of another kind, or a line is no prompt; the message says
+                which line.
+        """
+        path = Path(path)
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise PromptError(f"prompts are read from {', '.join(_READERS)} and not from {str(path)!r}; rename it")
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except OSError as error:
+            raise PromptError(f"the prompts {str(path)!r} cannot be read ({error.strerror}); name a file") from error
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise PromptError(f"{path}, line {line}: not UTF-8; save the file in that encoding") from error
+        if not text.strip():
+            raise PromptError(f"{path} is empty; write a prompt into each line")
+        lines, rows = reader(text, path, column)
+
+        def where(number: int) -> str:
+            return f"{path}, line {lines[number - 1]}"
+
+        return Prompts.from_rows(rows, column, as_chat=as_chat, system=system, where=where)
+
+
+def shown(entry: Entry) -> str:
+    """A prompt as a short text: what a user said last, of a chat."""
+    return entry if isinstance(entry, str) else entry.question
+
+
+def quoted(entry: Entry) -> str:
+    """The same cut for a table."""
+    text = " ".join(shown(entry).split())
+    return text if len(text) <= QUOTED else f"{text[: QUOTED - 1]}…"
+
+
+def content(entry: Entry) -> Any:
+    """A prompt as JSON values: a text, or a list of messages."""
+    return entry if isinstance(entry, str) else entry.described()
+
+
+def _system(entry: Chat) -> str | None:
+    first = entry.messages[0]
+    return first.content if first.role == "system" else None
+
+
+def _check(what: str, entry: Entry, weight: float) -> None:
+    if isinstance(entry, str):
+        if not entry:
+            raise PromptError(f"{what} is empty; give the text that the model should continue")
+        if not entry.isprintable() and any("\ud800" <= character <= "\udfff" for character in entry):
+            raise PromptError(f"{what} {entry!r} is not text: bytes that are not UTF-8 became parts of characters")
+    elif not isinstance(entry, Chat):
+        raise PromptError(f"{what} is of type {type(entry).__name__}; give a text, or a chat (twistlm.chat)")
+    if not (isinstance(weight, int | float) and 0 < weight < math.inf):
+        raise PromptError(f"{what} has weight {weight}; give a number above 0")
+
+
+def _refuse_repeated(what: str, values: Sequence[Any], where: Sequence[str]) -> None:
+    first: dict[Any, str] = {}
+    for value, place in zip(values, where, strict=True):
+        if value in first:
+            said = value if isinstance(value, str) else shown(value)
+            raise PromptError(f"{what} {said[:QUOTED]!r} is there twice ({first[value]} and {place}); take one out")
+        first[value] = place
+
+
+# --- Rows ----------------------------------------------------------------------------------------------------
+
+
+def _row(row: Any, column: str, as_chat: bool, system: str | None, where: str) -> tuple[Entry, str, float]:
+    """The prompt, name ("" if it has none) and weight of one row."""
+    fields: Mapping[str, Any] = row if isinstance(row, Mapping) else {column: row}
+    given = fields.get(column, fields.get("messages"))
+    if given is None:
+        has = ", ".join(str(name) for name in fields) or "none"
+        raise PromptError(f"{where}: there is no column {column!r}; it has {has}: name the one with the prompts")
+    name, weight = fields.get("name"), fields.get("weight")
+    try:
+        entry = _entry(given, as_chat, system)
+        number = 1.0 if weight in (None, "") else float(str(weight))
+    except (PromptError, ValueError, TypeError) as error:
+        raise PromptError(f"{where}: {error}") from error
+    _check(f"{where}: the prompt", entry, number)
+    return entry, "" if name is None else str(name), number
+
+
+def _entry(given: Any, as_chat: bool, system: str | None) -> Entry:
+    if isinstance(given, Chat):
+        return given
+    if isinstance(given, str):
+        if not given.strip():
+            raise PromptError("a blank line is no prompt; take it out")
+        return chat(given, system=system) if as_chat else given
+    if isinstance(given, Sequence) and given:
+        made = Chat(tuple(given))
+        return made if system is None else Chat((Message("system", system), *made.messages))
+    raise PromptError(f"a prompt is a text or a list of messages, not {type(given).__name__}")
+
+
+# --- Files: the lines of the rows, and the rows ----------------------------------------------------------------
+
+
+def _plain(text: str, path: Path, column: str) -> tuple[list[int], list[Any]]:
+    rows = text.removesuffix("\n").split("\n")
+    return list(range(1, len(rows) + 1)), [{column: row.removesuffix("\r")} for row in rows]
+
+
+def _json_lines(text: str, path: Path, column: str) -> tuple[list[int], list[Any]]:
+    rows: list[Any] = []
+    # Not splitlines: a text may hold U+2028, which JSON does not escape.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        if not line.strip():
+            raise PromptError(f"{path}, line {number}: a blank line is no prompt; take it out")
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"{path}, line {number}: not JSON ({error}); write one object a line") from error
+    return list(range(1, len(rows) + 1)), rows
+
+
+def _table(text: str, path: Path, column: str) -> tuple[list[int], list[Any]]:
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    lines, rows = [], []
+    try:
+        for row in reader:
+            rows.append({name: value for name, value in row.items() if name is not None})
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise PromptError(f"{path}, line {reader.line_num}: not CSV ({error}); mend the line") from error
+    if not rows:
+        raise PromptError(f"{path} has a heading and no rows; write a prompt into each")
+    return lines, rows
+
+
+_READERS = {".txt": _plain, ".jsonl": _json_lines, ".csv": _table}
