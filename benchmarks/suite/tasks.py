@@ -123,7 +123,7 @@ class Bench:
         """A trainer with a twist of its own."""
         made = self._new_twist(twist)
         model = TwistedLM(self.lm, probability(made) if objective(loss).probability else made, "ignore")
-        setting = Setting(self._sampler(model, batch), Case(self.prompt))
+        setting = Setting(self._sampler(model, batch), [Case(self.prompt)])
         training = get_preset("toxicity", "small").config(loss).training
         return Trainer(Rng(0), setting, replace(training, num_particles=batch.particles), _no_criterion)
 

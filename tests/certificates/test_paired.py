@@ -65,7 +65,7 @@ def test_the_probability_of_what_follows_is_the_models_own(tabular) -> None:
 
 def test_joint_draws_hold_exact_samples_with_their_log_phi(tabular) -> None:
     case, model, potential, truth = tabular
-    drawn = base_draws(Rng(0), Sampler(model, potential, 3), case.at, 20_000)
+    drawn = base_draws(Rng(0), Sampler(model, potential, 3), [case.at], 20_000)
     torch.testing.assert_close(
         drawn.log_phi, evaluate(potential, drawn.prompts, drawn.tokens, drawn.conditions), rtol=0, atol=1e-9
     )
@@ -92,7 +92,7 @@ def test_every_run_is_unbiased_for_its_own_target(tabular, method: str) -> None:
 
 def test_bounds_hold_on_average_over_conditions(tabular) -> None:
     case, model, potential, truth = tabular
-    found = collect(Rng(1), Sampler(model, potential, 3), case.at, Budget(3000, chunk=3000), target="t")
+    found = collect(Rng(1), Sampler(model, potential, 3), [case.at], Budget(3000, chunk=3000), target="t")
     exact = found.exact
     assert len(exact) == 3000
     sandwich = log_Z_bounds(Rng(2), Sampler(model, potential, 3), exact.cases, 4, exact=exact)
@@ -107,8 +107,8 @@ def test_bounds_hold_on_average_over_conditions(tabular) -> None:
 def test_weights_are_normalised_among_the_sequences_of_one_target() -> None:
     goal = target(2, 1)
     model = goal.twisted(goal.build_twist(Rng(0), "conditional", {}))
-    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), goal.cases[0], 5)
-    setting = Setting(Sampler(model, goal.bound_potential, 2), goal.cases[0], joint=joint, num_siblings=3)
+    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), goal.cases, 5)
+    setting = Setting(Sampler(model, goal.bound_potential, 2), goal.cases, joint=joint, num_siblings=3)
     batch = from_proposal(Rng(2), setting, 20)
     assert batch.num_targets == 5
     assert torch.equal(batch.samples.conditions, joint.conditions.repeat_interleave(4, 0))
@@ -251,8 +251,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_a_mixture_shares_the_sequences_and_keeps_targets_apart() -> None:
     goal = target(2, 1)
     model = goal.twisted(goal.build_twist(Rng(0), "conditional", {}))
-    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), goal.cases[0], 4)
-    setting = Setting(Sampler(model, goal.bound_potential, 2), goal.cases[0], joint=joint)
+    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), goal.cases, 4)
+    setting = Setting(Sampler(model, goal.bound_potential, 2), goal.cases, joint=joint)
     batch = get_source("proposal+exact")(Rng(2), setting, 24)
     # Three draws of each target, then its exact sample.
     assert len(batch.samples) == 16
@@ -273,10 +273,10 @@ def test_a_mixture_shares_the_sequences_and_keeps_targets_apart() -> None:
 def test_completions_label_every_prefix_by_an_end_of_its_own() -> None:
     goal = target(2, 1)
     model = goal.twisted()
-    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), goal.cases[0], 6)
+    joint = base_draws(Rng(1), Sampler(model, goal.bound_potential, 2), goal.cases, 6)
     # Many ends of the same few prefixes.
     index = torch.arange(6).repeat_interleave(400)
-    setting = Setting(Sampler(model, goal.bound_potential, 2), goal.cases[0], joint=joint.select(index))
+    setting = Setting(Sampler(model, goal.bound_potential, 2), goal.cases, joint=joint.select(index))
     batch = get_source("completions")(Rng(2), setting, 1)
     assert batch.samples.log_phi.shape == (2400, 2)
     torch.testing.assert_close(batch.samples.log_phi[:, 1], joint.log_phi[index])
@@ -305,7 +305,7 @@ def test_fudge_learns_an_infilling_from_completions() -> None:
 def test_one_twist_for_every_class(tmp_path) -> None:
     labels = ("negative", "neutral", "positive")
     target = Target("stories", Classes("sentiment", labels), "I saw the new film today. It was", 4, eos="ignore")
-    joint = base_draws(Rng(0), Sampler(target.twisted(), target.bound_potential, 4), target.cases[0], 1500)
+    joint = base_draws(Rng(0), Sampler(target.twisted(), target.bound_potential, 4), target.cases, 1500)
     texts = ["I saw the new film today. It was" + text for text in target.texts(joint)]
     for number, label in enumerate(labels):
         p = Classifier("sentiment", label).log_score(texts).exp()

@@ -28,11 +28,11 @@ def grown(case: Case) -> tuple[Pool, TwistedLM]:
     """A pool of draws from p₀ and from two twists that are wrong in different ways."""
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
     sampler, generator = Sampler(model, case.potential, 3), torch.Generator().manual_seed(1)
-    pool = Pool.begun(Rng(3), sampler, case.at, GENERATIONS[0])
+    pool = Pool.begun(Rng(3), sampler, [case.at], GENERATIONS[0])
     for count in GENERATIONS[1:]:
         table = torch.randn(case.lm.table.shape, generator=generator, dtype=torch.float64)
         model.twist.module.load_state_dict({**model.twist.module.state_dict(), "table": table})
-        pool = pool.grown(Rng(3), sampler, case.at, count)
+        pool = pool.grown(Rng(3), sampler, [case.at], count)
     return pool, model
 
 
@@ -59,7 +59,7 @@ def test_weights_against_the_mixture_are_unbiased_for_every_prefix_and_for_z(cas
             assert_mean(log_ratio[:, t].exp() * hit, expected)
     # The balance heuristic bounds the weights by 1 / (share of p₀); what is drawn by weight at most doubles them.
     assert log_ratio.exp().max() <= sum(GENERATIONS) / GENERATIONS[0] + 1e-9
-    assert pool.draw(Rng(0), 500)[1].exp().max() <= 2 * sum(GENERATIONS) / GENERATIONS[0] + 1e-9
+    assert pool.draw(Rng(0), [case.at], 500)[1].exp().max() <= 2 * sum(GENERATIONS) / GENERATIONS[0] + 1e-9
 
 
 def test_half_of_a_part_is_drawn_by_weight(case: Case) -> None:
@@ -68,13 +68,13 @@ def test_half_of_a_part_is_drawn_by_weight(case: Case) -> None:
     rare = torch.full_like(pool.samples.log_phi, -torch.inf)
     rare[::500] = 0.0
     pool = replace(pool, samples=replace(pool.samples, log_phi=rare))
-    samples, _ = pool.draw(Rng(0), 100)
+    samples, _ = pool.draw(Rng(0), [case.at], 100)
     assert samples.log_phi.isfinite().sum() >= 45
-    parts = [pool.draw(Rng(k), 100) for k in range(500)]
+    parts = [pool.draw(Rng(k), [case.at], 100) for k in range(500)]
     found = torch.stack([(ratio[:, -1] + part.log_phi).exp().mean() for part, ratio in parts])
     assert_mean(found, float((pool.log_ratio[:, -1] + rare).exp().mean()))
     hopeless = replace(pool.samples, log_phi=torch.full_like(rare, -torch.inf))
-    assert replace(pool, samples=hopeless).draw(Rng(0), 100)[1].isfinite().all()
+    assert replace(pool, samples=hopeless).draw(Rng(0), [case.at], 100)[1].isfinite().all()
 
 
 def test_it_grows_by_what_the_others_draw() -> None:

@@ -72,7 +72,7 @@ def test_sequences_are_drawn_from_the_mixture(case: Case, rows: int, monkeypatch
     every = model.densities(truth.samples(model), twist_induced)
     log_q = SWITCHING.log_q(every.log_p, every.log_q)[:, -1].masked_fill(truth.log_p.isneginf(), -torch.inf)
     assert float(log_q.exp().sum()) == pytest.approx(1.0, abs=1e-9)
-    pool = Pool.begun(Rng(1), Sampler(model, case.potential, 3), case.at, 20_000, SWITCHING)
+    pool = Pool.begun(Rng(1), Sampler(model, case.potential, 3), [case.at], 20_000, SWITCHING)
     for tokens, log_density in zip(truth.tokens, log_q, strict=True):
         assert_mean((pool.samples.tokens == tokens).all(-1).double(), float(log_density.exp()))
 
@@ -80,11 +80,11 @@ def test_sequences_are_drawn_from_the_mixture(case: Case, rows: int, monkeypatch
 def test_a_pool_of_several_twists_is_unbiased_for_every_prefix_and_for_z(case: Case) -> None:
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
     sampler, generator = Sampler(model, case.potential, 3), torch.Generator().manual_seed(1)
-    pool = Pool.begun(Rng(3), sampler, case.at, 2000, SWITCHING)
+    pool = Pool.begun(Rng(3), sampler, [case.at], 2000, SWITCHING)
     for _ in range(2):
         table = 2 * torch.randn(case.lm.table.shape, generator=generator, dtype=torch.float64)
         model.twist.module.load_state_dict({**model.twist.module.state_dict(), "table": table})
-        pool = pool.grown(Rng(3), sampler, case.at, 2000)
+        pool = pool.grown(Rng(3), sampler, [case.at], 2000)
     truth, samples, log_ratio = case.truth, pool.samples, pool.log_ratio
     assert_mean((log_ratio[:, -1] + samples.log_phi).exp(), float(truth.log_Z.exp()))
     for t in range(3):
@@ -101,8 +101,8 @@ def test_a_pool_of_several_twists_is_unbiased_for_every_prefix_and_for_z(case: C
 
 def test_draws_that_do_not_matter_are_counted_and_not_kept(case: Case) -> None:
     sampler, cut = Sampler(case.twisted, case.potential, 3), -1.0
-    first = Pool.begun(Rng(0), sampler, case.at, 300, SWITCHING)
-    whole, part = (first.grown(Rng(1), sampler, case.at, 300, least) for least in (-torch.inf, cut))
+    first = Pool.begun(Rng(0), sampler, [case.at], 300, SWITCHING)
+    whole, part = (first.grown(Rng(1), sampler, [case.at], 300, least) for least in (-torch.inf, cut))
     matters = whole.samples.log_phi >= cut
     matters[:300] = True
     matter = whole.select(matters.nonzero().squeeze(-1))
@@ -111,7 +111,7 @@ def test_draws_that_do_not_matter_are_counted_and_not_kept(case: Case) -> None:
     for name in ("log_q", "unsteered", "final_log_ratio"):
         torch.testing.assert_close(getattr(part, name), getattr(matter, name), rtol=0, atol=1e-12)
     assert bool((part.samples.tokens == matter.samples.tokens).all())
-    part = part.grown(Rng(3), sampler, case.at, 100, 1.0)
+    part = part.grown(Rng(3), sampler, [case.at], 100, 1.0)
     assert part.counts == (300, 300, 100)
     assert part.log_q.shape == (3, len(matter.samples), 3)
 

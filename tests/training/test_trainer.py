@@ -199,14 +199,14 @@ def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
     collection = collect(
         Rng(7),
         Sampler(case.base, case.potential, 3),
-        case.at,
+        [case.at],
         Budget(4000, chunk=2000),
         target="t",
         keep=Keep(features=True),
     )
     training, held_out = collection.split([0.5, 0.5])
-    setting = Setting(Sampler(model, case.potential, 3), case.at, collection=training)
-    criterion = held_out_divergence(Rng(8), held_out, 1000)
+    setting = Setting(Sampler(model, case.potential, 3), [case.at], collection=training)
+    criterion = held_out_divergence(Rng(8), held_out, [case.at], 1000)
     Trainer(Rng(0), setting, config, criterion).train()
     # Samples, learning rate and 150 updates leave a little; a wrong gradient leaves all of it.
     assert case.truth.kl_target_q(model) < 0.35 * case.truth.kl_target_q(case.base)
@@ -241,10 +241,10 @@ def test_losses_that_ask_for_psi_itself_start_at_its_scale(loss: str, scaled: bo
 def test_a_hopeless_learning_rate_does_no_harm_and_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
-    collection = collect(Rng(7), Sampler(case.base, case.potential, 3), case.at, Budget(2000, chunk=1000), target="t")
-    setting = Setting(Sampler(model, case.potential, 3), case.at, collection=collection)
+    collection = collect(Rng(7), Sampler(case.base, case.potential, 3), [case.at], Budget(2000, chunk=1000), target="t")
+    setting = Setting(Sampler(model, case.potential, 3), [case.at], collection=collection)
     config = TrainingConfig(learning_rate=30.0, num_particles=4, num_updates=60, evaluate_every=5, patience=None)
-    criterion = held_out_divergence(Rng(8), collection, 500)
+    criterion = held_out_divergence(Rng(8), collection, [case.at], 500)
     with caplog.at_level(logging.WARNING, "twistlm"):
         history = Trainer(Rng(0), setting, config, criterion).train()
     # The smallest α on the grid is 0, the base model itself; 1e-9 is rounding.
@@ -262,10 +262,10 @@ def test_collapse_onto_single_samples_is_announced(
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
     steep = TablePotential(-30.0 * torch.arange(27.0), 3)
-    setting = Setting(Sampler(model, steep, 3), case.at)
+    setting = Setting(Sampler(model, steep, 3), [case.at])
     config = TrainingConfig(num_particles=6, num_updates=30, evaluate_every=10, learning_rate=1e-4, patience=None)
     with caplog.at_level(logging.WARNING, "twistlm"):
-        Trainer(Rng(0), setting, config, negative_lower_bound(setting.case)).train()
+        Trainer(Rng(0), setting, config, negative_lower_bound(setting.targets)).train()
     assert "fewer than 2 of 6 sequences carried the target's weight" in caplog.text
     assert "more particles" in caplog.text
 
@@ -273,7 +273,7 @@ def test_collapse_onto_single_samples_is_announced(
 def test_early_stop_keeps_the_best() -> None:
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
-    setting = Setting(Sampler(model, case.potential, 3), case.at)
+    setting = Setting(Sampler(model, case.potential, 3), [case.at])
     seen: list[float] = []
 
     def criterion(rng, sampler):  # type: ignore[no-untyped-def]
@@ -402,9 +402,9 @@ def test_settings_are_checked() -> None:
 def test_infinite_loss_is_refused() -> None:
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.full_like(case.lm.table, float("nan"))), case.eos)
-    setting = Setting(Sampler(model, case.potential, 3), case.at)
+    setting = Setting(Sampler(model, case.potential, 3), [case.at])
     config = TrainingConfig(target_source="base", intermediate_source="base", num_updates=1, evaluate_every=5)
-    trainer = Trainer(Rng(0), setting, config, negative_lower_bound(setting.case))
+    trainer = Trainer(Rng(0), setting, config, negative_lower_bound(setting.targets))
     trainer.progress.done = 1
     trainer.config = replace(config, num_updates=2)
     with pytest.raises(TrainingError, match="lower learning_rate"):

@@ -99,7 +99,9 @@ def _trained(
     else:
         logger.warning("no base draws to judge by: the lower bound on log Z decides which twist is best")
         # Runs of 16 particles each, within what a certificate may spend.
-        criterion = negative_lower_bound(run.held_out_cases or cases, num_runs=max(2, min(16, config.evaluation.budget // 16)))
+        criterion = negative_lower_bound(
+            run.held_out_cases or cases, num_runs=max(2, min(16, config.evaluation.budget // 16))
+        )
     certify = partial(_certified, run) if config.evaluation.during_training else None
     trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out, certify)
     run.history = trainer.train()
