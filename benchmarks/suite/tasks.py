@@ -163,7 +163,7 @@ class Bench:
 
         def made(batch: Batch, runs: int) -> Callable[[], float]:
             sampler, case = self._sampler(model, batch), Case(self.prompt)
-            drawn = collect(Rng(0), sampler, case, Budget(100 * runs, runs, 4 * runs), target="benchmark")
+            drawn = collect(Rng(0), sampler, [case], Budget(100 * runs, runs, 4 * runs), target="benchmark")
             exact = drawn.exact.take(runs)
             n = batch.particles
             spending = Spending((n,), num_samples=runs * n, budget=runs * n)

@@ -82,7 +82,7 @@ def run(method: str, seed: int, updates: int) -> dict[str, Any]:
         **sources,
     )
     Trainer(Rng(seed, (method,)), Setting(sampler, [case]), config, negative_lower_bound([case])).train()
-    exact = collect(Rng(seed, ("exact",)), sampler, case, Budget(100_000, 2000, 4000), target="tabular").exact
+    exact = collect(Rng(seed, ("exact",)), sampler, [case], Budget(100_000, 2000, 4000), target="tabular").exact
     certificate = certify(
         Rng(seed, ("certificate",)), sampler, case, Evidence(exact), Spending((16, 64), num_samples=2000, budget=4000)
     )

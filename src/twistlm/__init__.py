@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from twistlm.runs.certify import certify
     from twistlm.runs.config import RunConfig
     from twistlm.runs.run import Run
-    from twistlm.runs.train import train
+    from twistlm.runs.train import fine_tune, train
+    from twistlm.sampling.prompts import Prompts
     from twistlm.sampling.target import Target
     from twistlm.training import losses
     from twistlm.training.config import TrainingConfig
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Certificate",
     "Probability",
+    "Prompts",
     "Run",
     "RunConfig",
     "Target",
     "TrainingConfig",
     "certify",
     "chat",
+    "fine_tune",
     "losses",
     "potentials",
     "probability",
@@ -53,6 +56,8 @@ _HOMES = {
     "probability": "twistlm.certificates.rare_events",
     "TrainingConfig": "twistlm.training.config",
     "chat": "twistlm.models.chats",
+    "Prompts": "twistlm.sampling.prompts",
+    "fine_tune": "twistlm.runs.train",
 }
 _MODULES = {"potentials": "twistlm.potentials", "losses": "twistlm.training.losses", "types": "twistlm.types"}
 

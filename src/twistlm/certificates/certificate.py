@@ -27,6 +27,7 @@ class Certificate:
         stopped: where a gap was asked for: "gap" if the sandwich is that tight, else "budget"; "" where none was.
         acceptance: share of base draws that rejection accepts, the mean of φ / sup φ; None if none were collected.
         alarm: what cannot be true at once, so that log Z and both KLs to the target are withheld; "" if nothing is.
+        by_prompt: of a set of prompts those of each, of which the rest are means over prompts where φ was met.
     """
 
     bounds: tuple[Bounds, ...]
@@ -39,6 +40,7 @@ class Certificate:
     stopped: str = ""
     acceptance: Estimate | None = None
     alarm: str = ""
+    by_prompt: tuple["OfPrompt", ...] = ()
 
     @property
     def smc_symmetrised_kl(self) -> float | None:
@@ -64,7 +66,7 @@ class Certificate:
     def as_dict(self) -> dict[str, Any]:
         """JSON values, each estimate with its interval."""
         kls = self.divergences
-        return {
+        described = {
             "log_Z_lower": self.log_Z_lower.as_dict(),
             "log_Z_upper": _optional(self.log_Z_upper),
             "log_Z": kls.log_Z.as_dict(),
@@ -94,6 +96,9 @@ class Certificate:
             "alarm": self.alarm,
             "seconds": self.seconds,
         }
+        if self.by_prompt:
+            described["by_prompt"] = [{"name": each.name, **each.certificate.as_dict()} for each in self.by_prompt]
+        return described
 
     @staticmethod
     def from_dict(fields: Mapping[str, Any]) -> "Certificate":
@@ -121,7 +126,7 @@ class Certificate:
             f=estimate("f"),
             g=None if fields["g"] is None else estimate("g"),
         )
-        accepted = fields.get("acceptance")
+        accepted, prompts = fields.get("acceptance"), fields.get("by_prompt", ())
         return Certificate(
             bounds=bounds,
             divergences=kls,
@@ -133,7 +138,21 @@ class Certificate:
             stopped=fields.get("stopped", ""),
             acceptance=None if accepted is None else Estimate.from_dict(accepted),
             alarm=fields.get("alarm", ""),
+            by_prompt=tuple(OfPrompt(each["name"], Certificate.from_dict(each)) for each in prompts),
         )
+
+
+@dataclass(frozen=True)
+class OfPrompt:
+    """The certificate at one prompt of a set, by its name."""
+
+    name: str
+    certificate: Certificate
+
+    @property
+    def is_met(self) -> bool:
+        """Whether any draw there had φ > 0."""
+        return math.isfinite(self.certificate.log_Z_lower.value)
 
 
 def _optional(estimate: Estimate | None) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ class Source(StrEnum):
     WEIGHTS = "importance weights"
     SMC = "SMC"
     CONDITIONS = "main sandwich, mean over conditions"
+    PROMPTS = "sandwiches, mean over prompts"
     BELOW = "lower bound only"
 
 

@@ -22,6 +22,8 @@ CLOSENESS = (
 )
 # From here on a lower end alone says something.
 FAR_LEVEL = 2
+# Prompts that are named.
+WORST = 3
 # A mode is missed where KL(σ‖q) is surely so many times KL(q‖σ) and so many nats: both are alike near σ.
 MODE_RATIO, MODE_NATS = 3.0, 0.5
 
@@ -52,6 +54,26 @@ def verdict(certificate: Certificate, before: Certificate | None = None, smc: Se
     missed = kls.kl_target_q
     if missed is not None and missed.is_known and not smc and missed.high > CLOSENESS[1][0]:
         lines.append(_effort(missed, None if before is None else before.divergences.kl_target_q))
+    return lines + _prompts(certificate)
+
+
+def _prompts(certificate: Certificate) -> list[str]:
+    """Over how many prompts the means are, and which are the worst."""
+    if not certificate.by_prompt:
+        return []
+    met = [each for each in certificate.by_prompt if each.is_met]
+    never = [each.name for each in certificate.by_prompt if not each.is_met]
+    lines = [f"These are means over {len(met)} prompts, with intervals that count how prompts differ."]
+    worst = sorted(met, key=lambda each: -each.certificate.divergences.kl_q_target.value)[:WORST]
+    named = [f"{each.name} ({_said('KL(q‖σ)', each.certificate.divergences.kl_q_target)})" for each in worst]
+    if len(met) > WORST:
+        lines.append(f"The worst prompts are {', '.join(named)}.")
+    if never:
+        shown = ", ".join(never[:WORST]) + (", …" if len(never) > WORST else "")
+        lines.append(
+            f"At {len(never)} prompts no draw had φ > 0, and the means leave them out: {shown}. Their certificates say "
+            "how large Z can be."
+        )
     return lines
 
 

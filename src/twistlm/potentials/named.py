@@ -20,8 +20,9 @@ SCALARS = (int, float, bool)
 def named(expression: str) -> Potential:
     """The potential that "NAME" or "NAME:key=value,key=value" describes, for every registered one.
 
-    Keys are the arguments of its class. Spaces in a text count ("continuation:continuation= and"). A list is written with commas, nothing as none, and a potential among the
-    arguments in brackets: "threshold:scorer=(jigsaw:label=insult),eta=0.5".
+    Keys are the arguments of its class. Spaces in a text count ("continuation:continuation= and"). A list is written
+    with commas, nothing as none, and a potential among the arguments in brackets:
+    "threshold:scorer=(jigsaw:label=insult),eta=0.5".
 
     Raises:
         ConfigError: name, key or value is unknown, a value is missing, or it cannot be given as text (a function).

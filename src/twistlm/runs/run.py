@@ -1,7 +1,7 @@
 """A run: a target with a trained twist, its samples, its certificate."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import certify
 from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.log_Z import Witness, of_draws
+from twistlm.certificates.over_prompts import certify_prompts
 from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError
 from twistlm.core.logmath import log_mean_exp, normalise
@@ -22,6 +23,7 @@ from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
 from twistlm.models.token_texts import token_texts_of
+from twistlm.runs import evidence
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.texts import TextSamples
@@ -30,13 +32,16 @@ from twistlm.sampling.cases import Cases
 from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.particles import SMCResult
-from twistlm.sampling.prompts import Entry
+from twistlm.sampling.prompts import Entry, Prompts
 from twistlm.sampling.proposals import get_proposal
 from twistlm.sampling.sampler import Sampler, in_batches
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.target import Target
 from twistlm.training.losses import objective
 from twistlm.twists.base import Twist
+
+# Base draws by which each prompt is judged that a run has none of.
+DRAWS_OF_A_PROMPT = 256
 
 
 class Run:
@@ -238,10 +243,12 @@ class Run:
         budget: int | None = None,
         seed: int = 1,
         before: bool = False,
-        methods: Sequence[str] = METHODS,
+        prompts: Prompts | Entry | Iterable[Entry] | None = None,
         **options: Any,
     ) -> Certificate:
         """Certify the run's proposal and SMC: sandwiches of log Z, KL both ways.
+
+        Of a set of prompts it certifies each, and the mean over them; every number below is for each prompt then.
 
         Args:
             num_particles: N of the sandwiches; None takes the run's own settings here and below.
@@ -249,9 +256,12 @@ class Run:
             budget: sequences spent on each bound at each N.
             seed: of the evaluation.
             before: certify the base model instead, with the same exact samples.
-            methods: of the sandwiches, "iwae" and "smc".
-            **options: of `sampler`: proposal, resampler, ess_threshold, proposal_run.
+            prompts: at other prompts than the run's own, which training need not have seen; or "all" of its own. By
+                default those that training has not seen, if there are such.
+            **options: methods of the sandwiches, "iwae" and "smc"; num_draws, base draws for each new prompt (256); and
+                those of `sampler`: proposal, resampler, ess_threshold, proposal_run.
         """
+        methods, num_draws = options.pop("methods", METHODS), options.pop("num_draws", DRAWS_OF_A_PROMPT)
         settings = self.config.evaluation
         counts = settings.num_particles if num_particles is None else num_particles
         spending = Spending(
@@ -260,10 +270,15 @@ class Run:
             settings.budget if budget is None else budget,
             tuple(methods),
         )
+        rng = Rng(seed, ("evaluate", "before" if before else "after"))
+        if prompts is not None or len(self.target.cases) > 1:
+            where = evidence.at_prompts(self, prompts, Rng(seed, ("evaluate", "draws")), num_draws)
+            sampler = self.sampler(before=before, **options)
+            return certify_prompts(rng, sampler, where.cases, where.names, where.evidence, spending)
         evaluation, spare = self.fold("evaluation"), self.fold("training") if before else None
         exact = None if evaluation is None else evaluation.exact
         return certify(
-            Rng(seed, ("evaluate", "before" if before else "after")),
+            rng,
             self.sampler(before=before, **options),
             self.target.cases[0],
             Evidence(exact, self.witnesses),

@@ -1,6 +1,7 @@
 """Train a Target, get a Run."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
 from twistlm.core.rng import Rng
 from twistlm.potentials.conditions import is_conditional
-from twistlm.runs.config import RunConfig
+from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
 from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.prompts import Entry
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.target import Target
 from twistlm.training.config import TrainingConfig, training_sources
@@ -25,6 +27,8 @@ logger = logging.getLogger("twistlm")
 
 # Texts kept with each certificate during training.
 NUM_TEXTS = 4
+# Base draws for each prompt of a set: at least, and where nothing else is said.
+FEWEST_DRAWS, DRAWS_OF_A_PROMPT = 8, 64
 
 
 def train(
@@ -36,6 +40,7 @@ def train(
     exists: str = "refuse",
     draws: str | Path | None = None,
     config: RunConfig | None = None,
+    start: Run | None = None,
     **training: Any,
 ) -> Run:
     """Learn a twist for `target`.
@@ -51,6 +56,7 @@ def train(
         exists: what to do if `out` exists: "refuse", "resume" or "overwrite", which replaces it when all is done.
         draws: a file of `twistlm collect` for the same target, used instead of new draws; `out` shares it.
         config: all settings at once; what is given besides overrides it.
+        start: a run whose twist is gone on from (of the same kind); none starts at log ψ = 0.
         **training: fields of `TrainingConfig`, as num_particles=100 and num_updates=500, and what else
             `RunConfig.changed` takes: `method` is the loss, "ctl", "dpg", … (`twistlm list`). None leaves a setting as
             it is.
@@ -71,7 +77,14 @@ def train(
             "num_draws is 0, and the twist of a target that differs by its condition is judged on collected draws, "
             "which bring the conditions: set num_draws to at least 8, or give draws"
         )
+    if 0 < config.num_draws < FEWEST_DRAWS * len(target.prompts):
+        raise ConfigError(
+            f"num_draws = {config.num_draws} is too few for {len(target.prompts)} prompts, each of which needs some in "
+            f"every fold: give at least {FEWEST_DRAWS * len(target.prompts)}, or 0 for none"
+        )
     built = build_twist(target, config, Rng(config.seed).fork("twist"))
+    if start is not None:
+        _go_on(built, start)
     given = None if draws is None else target.draws(Path(draws))
     if out is None:
         return _trained(target, config, built, None, given)
@@ -80,6 +93,17 @@ def train(
         if draws is not None:
             folder.share_draws(Path(draws))
         return _trained(target, config, built, folder, given)
+
+
+def _go_on(twist: Twist, start: Run) -> None:
+    """Let the twist begin as that of a run."""
+    other = start.model.twist
+    held, wanted = {} if other is None else other.module.state_dict(), twist.module.state_dict()
+    if {name: value.shape for name, value in held.items()} != {name: value.shape for name, value in wanted.items()}:
+        raise ConfigError(
+            "start has a twist of another kind than the one to be trained; take the same kind and options"
+        )
+    twist.module.load_state_dict(held)
 
 
 def _trained(
@@ -125,14 +149,39 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
     evaluation, condition = run.fold("evaluation"), None
     if evaluation is not None and evaluation.draws.conditions is not None:
         condition = evaluation.draws.conditions[0]
-    return {**certificate, "texts": run.sample(NUM_TEXTS, condition=condition, seed=update).texts}
+    names = run.target.prompts.names
+    texts = run.sample(NUM_TEXTS, prompt=names[0] if len(names) > 1 else None, condition=condition, seed=update).texts
+    return {**certificate, "texts": texts}
 
 
 def _default(target: Target) -> RunConfig:
     """Settings where none are given: collected draws if φ has an upper bound, else fresh ones of the proposal."""
     bounded = target.potential.log_upper_bound is not None
     sources: dict[str, Any] = {**training_sources("draws" if bounded else "proposal")}
-    return RunConfig(num_draws=RunConfig.num_draws if bounded else 0, training=TrainingConfig(**sources))
+    count = len(target.prompts)
+    config = RunConfig(
+        num_draws=max(RunConfig.num_draws, DRAWS_OF_A_PROMPT * count) if bounded else 0,
+        training=TrainingConfig(**sources),
+    )
+    # Each prompt is certified by itself: what one may cost is not what hundreds may.
+    return config if count == 1 else replace(config, evaluation=EvaluationConfig((4, 16), 64, 64))
+
+
+def fine_tune(run: Run, prompt: Entry, *, out: str | Path | None = None, **training: Any) -> Run:
+    """Go on learning at one prompt alone, from the twist that a run has learned for many.
+
+    Args:
+        run: the run; it is left as it is.
+        prompt: the name of one of its prompts, or a new one.
+        out: folder of the new run; None keeps it in memory.
+        **training: settings in which the new run differs, as for `train`. By default as many base draws as `train`
+            takes for a single prompt.
+    """
+    known = run.target.prompts.index(prompt) if isinstance(prompt, str) else None
+    prompts = run.target.prompts
+    target = run.target.at(prompts.alike(prompt) if known is None else prompts.select([known]))
+    config = replace(run.config, num_draws=RunConfig.num_draws, evaluation=EvaluationConfig())
+    return train(target, config=config, out=out, start=run, **training)
 
 
 def _asked(target: Target, config: RunConfig) -> AskedRun:

@@ -24,7 +24,7 @@ from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
 from twistlm.potentials.conditions import condition, conditioned, num_following
 from twistlm.potentials.protocol import Potential
-from twistlm.sampling.cases import Case
+from twistlm.sampling.cases import Case, Cases
 from twistlm.sampling.description import TargetFields, named_models, prompts_in, refuse_downloads
 from twistlm.sampling.exact.collect import Budget, collect
 from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection, load
@@ -365,13 +365,16 @@ class Target:
         chunk: int = 512,
         path: Path | None = None,
         keep: Keep = NOTHING,
+        cases: Cases | None = None,
     ) -> Collection:
-        """Exact samples by rejection; continues the file at `path` if there is one. See `sampling/exact/collect.py`."""
+        """Exact samples by rejection; continues the file at `path` if there is one. See `sampling/exact/collect.py`.
+
+        At the target's prompts, or at the `cases` given.
+        """
         so_far = self.draws(path) if path is not None and path.exists() else None
         budget = Budget(max_draws, num_samples, chunk)
-        return collect(
-            rng, self.sampler(), self.cases, budget, target=self.fingerprint, so_far=so_far, save_to=path, keep=keep
-        )
+        at = self.cases if cases is None else cases
+        return collect(rng, self.sampler(), at, budget, target=self.fingerprint, so_far=so_far, save_to=path, keep=keep)
 
     def draws(self, path: Path) -> Collection:
         """A file of `collect`, believed after its content and some of its draws have been checked.

@@ -1,0 +1,179 @@
+"""Certificates over a set of prompts: one for each, and means over them whose intervals count how prompts differ.
+
+log Z varies between prompts far more than any divergence, so all is paired: with a sandwich, F and G of each prompt c,
+each of which holds in expectation however few its draws,
+
+    E_c[lower_c − F_c] ≤ E_c KL(q‖σ) ≤ E_c[upper_c − F_c],    E_c[G_c − upper_c] ≤ E_c KL(σ‖q) ≤ E_c[G_c − lower_c].
+
+The prompts are taken for independent ones of a kind: a mean's interval is that of the differences over prompts.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from twistlm.certificates.bounds import Bounds
+from twistlm.certificates.certificate import Certificate, OfPrompt
+from twistlm.certificates.certify import certify
+from twistlm.certificates.divergences import Divergences
+from twistlm.certificates.evidence import FEWEST_EXACT, Evidence
+from twistlm.certificates.log_Z import Source
+from twistlm.certificates.spending import Spending
+from twistlm.core.errors import ConfigError
+from twistlm.core.estimates import Estimate, mean, midpoint
+from twistlm.core.logmath import log_mean_exp
+from twistlm.core.progress import bar
+from twistlm.core.rng import Rng
+from twistlm.sampling.cases import Case, Cases, shares_of
+from twistlm.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known at one prompt.
+
+    Attributes:
+        certificate: of the sampler there.
+        sandwiches: values with log Z between them in expectation, by the sampler itself, then by base draws if there
+            are any; the upper one is what log Z is at most with 95 % where there is no exact sample.
+        g: the mean log p₀φ/q of exact samples; None without any.
+    """
+
+    certificate: Certificate
+    sandwiches: tuple[tuple[float, float], ...]
+    g: float | None
+
+    @property
+    def f(self) -> float:
+        return self.certificate.divergences.f.value
+
+
+def certify_prompts(
+    rng: Rng, sampler: Sampler, cases: Cases, names: Sequence[str], evidence: Sequence[Evidence], spending: Spending
+) -> Certificate:
+    """Certify a sampler at every prompt, and on the mean over prompts.
+
+    Args:
+        rng: source of randomness; every prompt has a stream by its name.
+        sampler: what samples.
+        cases: the prompts, with their weights.
+        names: what they are called.
+        evidence: what is known of the target at each; its draws trained nothing there.
+        spending: what it may cost at each prompt.
+
+    Raises:
+        ConfigError: the target differs by a condition, or a gap is asked for.
+    """
+    if sampler.is_conditional or spending.effort is not None:
+        raise ConfigError("a set of prompts is certified without conditions and without a gap; leave them out")
+    start, known = time.perf_counter(), []
+    with bar("certificates", len(cases)) as report:
+        for done, (case, name, given) in enumerate(zip(cases, names, evidence, strict=True), 1):
+            known.append(_at(rng.fork(name), sampler, case, given, spending))
+            report(done, name)
+    by_prompt = tuple(OfPrompt(name, each.certificate) for name, each in zip(names, known, strict=True))
+    # Where φ was never met nothing is known but a limit, which would make every mean infinite.
+    met = [r for r, each in enumerate(known) if all(math.isfinite(low) for low, _ in each.sandwiches)]
+    whole = _over([known[r] for r in met], shares_of([cases[r] for r in met]), sampler) if met else known[0].certificate
+    alarms = [f"{each.name}: {each.certificate.alarm}" for each in by_prompt if each.certificate.alarm]
+    return replace(
+        whole,
+        by_prompt=by_prompt,
+        alarm="; ".join(alarms),
+        num_sequences=sum(each.certificate.num_sequences for each in by_prompt),
+        num_tokens=sum(each.certificate.num_tokens for each in by_prompt),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _at(rng: Rng, sampler: Sampler, case: Case, given: Evidence, spending: Spending) -> _Known:
+    exact = given.exact
+    enough = exact is not None and len(exact) >= FEWEST_EXACT
+    certificate = certify(rng, sampler, case, given if enough else replace(given, exact=None), spending)
+    kls = certificate.divergences
+    g = None if kls.g is None else kls.g.value
+    if g is None and exact is not None:
+        g = float(sampler.log_ratios(exact.samples).mean())
+    lower, upper = certificate.log_Z_lower.value, kls.log_Z.high
+    own = certificate.log_Z_upper
+    sandwiches = [(lower, upper if own is None else own.value)]
+    if given.witnesses:
+        # Base draws make a sandwich too, of φ alone: with an exact sample among them the upper one.
+        log_phi = torch.cat([each.below for each in given.witnesses if each.source is Source.DRAWS])
+        below, above = float(log_mean_exp(log_phi)), upper
+        if exact is not None:
+            total = torch.logaddexp(torch.logsumexp(log_phi, 0), exact.samples.log_phi)
+            above = float(total.mean()) - math.log(len(log_phi) + 1)
+        sandwiches.append((below, above))
+    return _Known(certificate, tuple(sandwiches), g)
+
+
+def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certificate:
+    """The means over prompts."""
+    # Scaled so that the plain mean of the values is the mean by weight.
+    scale = shares * len(known)
+    alike = bool((scale - scale[0]).abs().max() < 1e-9)
+
+    def over(values: Sequence[float], low: float | None = None, high: float | None = None) -> Estimate:
+        scaled = torch.tensor(values, dtype=torch.float64) * scale
+        return mean(scaled, low=low, high=high) if alike else mean(scaled)
+
+    # One kind of sandwich for all prompts: the best of each would be chosen for its errors.
+    kinds = range(min(len(each.sandwiches) for each in known))
+    kind = min(kinds, key=lambda k: sum(upper - lower for lower, upper in (each.sandwiches[k] for each in known)))
+    lower, upper = ([each.sandwiches[kind][end] for each in known] for end in (0, 1))
+    f, kls = [each.f for each in known], [each.certificate.divergences for each in known]
+    have = [r for r, each in enumerate(known) if each.g is not None]
+    ranges = sampler.ranges
+    q_target = midpoint(over([a - b for a, b in zip(lower, f, strict=True)]),
+                        over([a - b for a, b in zip(upper, f, strict=True)]))  # fmt: skip
+    target_q = g = None
+    if have:
+        g = mean(torch.tensor([_number(known[r].g) for r in have], dtype=torch.float64))
+        target_q = midpoint(
+            mean(torch.tensor([_number(known[r].g) - upper[r] for r in have], dtype=torch.float64)),
+            mean(torch.tensor([_number(known[r].g) - lower[r] for r in have], dtype=torch.float64)),
+        ).as_divergence
+    log_Z = midpoint(over(lower), over(upper))
+    phi_low = None if ranges.low is None else math.exp(ranges.low)
+    accepted = [each.certificate.acceptance for each in known]
+    return Certificate(
+        bounds=_bounds(known, over),
+        divergences=Divergences(
+            kl_q_target=q_target.as_divergence,
+            kl_target_q=target_q,
+            kl_q_prior=over([each.kl_q_prior.value for each in kls]).as_divergence,
+            log_phi=over([each.log_phi.value for each in kls], ranges.low, ranges.high),
+            phi=over([each.phi.value for each in kls], phi_low, None if ranges.high is None else math.exp(ranges.high)),
+            log_Z=log_Z.clipped(most=math.inf if ranges.high is None else ranges.high),
+            f=over(f),
+            g=g,
+        ),
+        log_Z_source=Source.PROMPTS,
+        ess_fraction=None,
+        num_sequences=0,
+        seconds=0.0,
+        acceptance=None
+        if any(each is None for each in accepted)
+        else over([each.value for each in accepted if each is not None], 0.0, 1.0),
+    )
+
+
+def _bounds(known: Sequence[_Known], over: Callable[[Sequence[float]], Estimate]) -> tuple[Bounds, ...]:
+    """The means of the sandwiches that all prompts have."""
+    made = []
+    for at, first in enumerate(known[0].certificate.bounds):
+        each = [one.certificate.bounds[at] for one in known]
+        uppers = [bounds.upper.value for bounds in each if bounds.upper is not None]
+        upper = over(uppers) if len(uppers) == len(each) else None
+        made.append(Bounds(first.method, first.num_particles, over([b.lower.value for b in each]), upper))
+    return tuple(made)
+
+
+def _number(value: float | None) -> float:
+    assert value is not None
+    return value
