@@ -15,7 +15,10 @@ from twistlm.potentials import Classifier, Reward, Threshold, evaluate, from_spe
 from twistlm.testing import check_potential
 
 # Writes the special tokens itself, which the tokenizer would otherwise add.
-TEMPLATE = "[CLS]{% for m in messages %} {{ m.role }} {{ m.content }} [SEP]{% endfor %}"
+TEMPLATE = (
+    "[CLS]{% for m in messages %} {{ m.role }} {{ m.content }} [SEP]{% endfor %}"
+    "{% if add_generation_prompt %} assistant{% endif %}"
+)
 ASKED = chat("hi dog", system="a", history=[("so", "cats")])
 ANSWERS = (" cats", " so dog dog", " cats")
 
