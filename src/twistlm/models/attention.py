@@ -43,6 +43,14 @@ def can_attend(network: Any) -> bool:
     return getattr(network.config, "_attn_implementation", None) == TORCH
 
 
+def by_column(network: Any) -> bool:
+    """Whether `network` may attend by the number of a column, as a window does: columns then have to be positions."""
+    config = network.config
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    kinds = getattr(config, "layer_types", None) or ()
+    return any(each is not None for each in windows) or any(kind != "full_attention" for kind in kinds)
+
+
 @contextmanager
 def attending(network: Any, cache: Cache) -> Iterator[None]:
     """Let `network` attend by `cache` for a moment."""

@@ -36,7 +36,10 @@ class Decoder(Protocol):
         """The prefixes `state[parents] + tokens`, parents and tokens [U']. `state` must not be used again."""
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
-        """Teacher-forced features [B, T, …] that predict each of tokens [B, T]; carries gradient if parameters do."""
+        """Teacher-forced features [B, T, …] that predict each of tokens [B, T]; carries gradient if parameters do.
+
+        However many sequences there are: as many run at a time as memory has room for.
+        """
 
 
 class BaseLM(Decoder, Protocol):

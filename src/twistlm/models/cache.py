@@ -2,16 +2,22 @@
 
 `GrowingLayer` serves any attention: buffers with room for what is to come, so that appending a token writes one column
 instead of copying everything, reordered in place: of the columns in use only those rows are copied whose parent is
-another row. `PrefixLayer` attends by itself, and so can hold the prompt that all prefixes share once for all of them.
+another row. `PrefixLayer` attends by itself, and so can hold what prefixes share once for all of them: their prompt, or
+what all prompts begin with and the rest of each. `FollowingLayer` reads, and keeps what is new apart.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from twistlm.core.kernels.threads import together
+from twistlm.models.groups import Groups, merged, mixture
+
+Pair = tuple[Tensor, Tensor]
+"""Keys and values of one layer."""
 
 # Numbers to read above which one query's attention is worth a second thread.
 TOGETHER = 2**20
@@ -102,28 +108,33 @@ class PrefixLayer(GrowingLayer):
     One query over a cache reads every number once and computes next to nothing. torch's fused kernel is made for long
     queries and is slow at it in half precision (100 sequences × 12 heads × 28 columns: 1.5 ms in bfloat16, 0.6 in
     float32); products from a float32 cache take 0.4, for twice the memory of a half-precision one. If there was one
-    prompt, its columns are kept and read once for all sequences, as an ordinary matrix product.
+    prompt, its columns are kept and read once for all sequences, as an ordinary matrix product; if there were several,
+    so are the columns that all begin with, and the rest of each once for the sequences that go on from it.
 
     Args:
         rows: as above.
         columns: as above.
-        prompt: keys and values [heads, P, d] of a prompt that has been read before.
+        prompt: keys and values [heads, P, d] of a prompt that has been read before, or of what all prompts begin with.
     """
 
-    def __init__(self, rows: int = 0, columns: int = 0, prompt: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, rows: int = 0, columns: int = 0, prompt: Pair | None = None) -> None:
         super().__init__(rows, columns)
         self.prompt = prompt
+        self.rests: list[Pair] = []
+        self.groups: Groups | None = None
         if prompt is not None:
             self._begin(*prompt)
 
+    def part(self, rests: Sequence[Pair], groups: Groups) -> None:
+        """Let rows go on from the rests of different prompts, batches of [G, heads, P, d]; before the first token."""
+        self.rests = [(keys.float().flatten(0, 1), values.float().flatten(0, 1)) for keys, values in rests]
+        self.groups = groups
+        if self.prompt is None:
+            self._begin(rests[0][0][0].float(), rests[0][1][0].float())
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append columns; returns the new ones alone (all there are, for the prompts): attention looks here."""
-        keys, values = key_states.float(), value_states.float()
-        if not self.is_initialized and key_states.shape[0] == 1:
-            self.prompt = keys[0], values[0]
-            self._begin(*self.prompt)
-        else:
-            super().update(keys, values)
+        super().update(key_states.float(), value_states.float())
         return key_states, value_states
 
     def _begin(self, keys: Tensor, values: Tensor) -> None:
@@ -131,8 +142,9 @@ class PrefixLayer(GrowingLayer):
         self.lazy_initialization(keys[None, :, :0], values[None, :, :0])
 
     def get_seq_length(self) -> int:
-        """Columns in use, with the prompt's."""
-        return self.used + (0 if self.prompt is None else self.prompt[0].shape[-2])
+        """Columns in use, with the prompt's; of different prompts, the longest's."""
+        shared = 0 if self.prompt is None else self.prompt[0].shape[-2]
+        return shared + self.used + (0 if self.groups is None else self.groups.longest)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep rows `beam_idx` [U'], with repetition; there are none to move before the first token."""
@@ -150,7 +162,13 @@ class PrefixLayer(GrowingLayer):
         self.prompt, self.used = (grown[0], grown[1]), kept
 
     def whole(self, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values [rows, heads, L, d] with the prompt's, for an attention that needs them in one piece."""
+        """Keys and values [rows, heads, L, d] with the prompt's, for an attention that needs them in one piece.
+
+        Raises:
+            NotImplementedError: prompts differ, and so do their lengths. No network that can keep them apart asks.
+        """
+        if self.groups is not None:
+            raise NotImplementedError("columns of different prompts are never in one piece")
         parts = [self.keys[:rows, :, : self.used], self.values[:rows, :, : self.used]]
         if self.prompt is not None:
             shared = [each.expand(rows, -1, -1, -1) for each in self.prompt]
@@ -168,22 +186,70 @@ class PrefixLayer(GrowingLayer):
         shared_heads = self.keys.shape[1]
         group = heads // shared_heads
         q = (query.float() * scaling).reshape(rows, shared_heads, group, width)
+        if self.groups is not None:
+            return self._attend_apart(q, self.groups).view(rows, 1, heads, -1).to(query.dtype)
         keys = self.keys[:rows, :, : self.used].flatten(0, 1)
         values = self.values[:rows, :, : self.used].flatten(0, 1)
         scores = torch.bmm(q.flatten(0, 1), keys.transpose(1, 2)).view(rows, shared_heads, group, self.used)
         if self.prompt is None:
-            mixed = torch.bmm(scores.softmax(-1).flatten(0, 1), values)
+            result = torch.bmm(scores.softmax(-1).flatten(0, 1), values)
         else:
             prompt_keys, prompt_values = self.prompt
             across = torch.bmm(_heads_first(q), prompt_keys.transpose(1, 2))
             length = across.shape[-1]
             across = across.view(shared_heads, rows, group, length).transpose(0, 1)
             weights = torch.cat([across, scores], -1).softmax(-1)
-            mixed = torch.bmm(weights[..., length:].flatten(0, 1), values)
+            result = torch.bmm(weights[..., length:].flatten(0, 1), values)
             shared = torch.bmm(_heads_first(weights[..., :length]), prompt_values)
-            mixed = mixed.view(rows, shared_heads, group, -1)
-            mixed += shared.view(shared_heads, rows, group, -1).transpose(0, 1)
-        return mixed.view(rows, 1, heads, -1).to(query.dtype)
+            result = result.view(rows, shared_heads, group, -1)
+            result += shared.view(shared_heads, rows, group, -1).transpose(0, 1)
+        return result.view(rows, 1, heads, -1).to(query.dtype)
+
+    def _attend_apart(self, q: Tensor, groups: Groups) -> Tensor:
+        """Attention of scaled queries [U, heads, group, d] over the common beginning, prompts' rests, and their own."""
+        rows, heads, group, _ = q.shape
+        keys = self.keys[:rows, :, : self.used].flatten(0, 1)
+        values = self.values[:rows, :, : self.used].flatten(0, 1)
+        own = mixture(torch.bmm(q.flatten(0, 1), keys.transpose(1, 2)), values)
+        parts = [own.map(lambda x: x.view(rows, heads, group, -1)), groups.attend(q, self.rests)]
+        if self.prompt is not None:
+            prompt_keys, prompt_values = self.prompt
+            shared = mixture(torch.bmm(_heads_first(q), prompt_keys.transpose(1, 2)), prompt_values)
+            parts.append(shared.map(lambda x: x.view(heads, rows, group, -1).transpose(0, 1)))
+        return merged(parts)
+
+
+class FollowingLayer(DynamicLayer):
+    """New columns that follow others: joined with them for one attention at a time, and kept apart.
+
+    Args:
+        length: how many columns [B, heads, L, d] there are before.
+        before: makes them, keys and values; None if there are none.
+    """
+
+    def __init__(self, length: int = 0, before: Callable[[], Pair] | None = None) -> None:
+        super().__init__()
+        self.length, self.before = length, before
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep the new columns, of one pass; returns all."""
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states
+        if self.before is None:
+            return key_states, value_states
+        keys, values = self.before()
+        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
+
+    def get_seq_length(self) -> int:
+        """Columns so far."""
+        return self.length + int(super().get_seq_length())
+
+
+def following(length: int, before: Sequence[Callable[[], Pair]]) -> Cache:
+    """A cache for one pass after `length` columns that `before` makes, one function for each layer; none if empty."""
+    if not before:
+        return Cache(layer_class_to_replicate=FollowingLayer)
+    return Cache([FollowingLayer(length, each) for each in before])
 
 
 def _heads_first(x: Tensor) -> Tensor:

@@ -14,21 +14,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from twistlm.core.errors import ModelError
 from twistlm.core.kernels.linear import PackedProduct
 from twistlm.core.kernels.threads import alone
 from twistlm.core.registry import available
-from twistlm.models.attention import attending, can_attend
+from twistlm.models.attention import attending, by_column, can_attend
 from twistlm.models.base import DecoderState, Prompts
 from twistlm.models.cache import GrowingLayer, PrefixLayer
 from twistlm.models.chats import Chat, render
+from twistlm.models.groups import Groups
 from twistlm.models.local import safely, usable_device
 from twistlm.models.packaged import without_progress_bars
 from twistlm.models.packing import for_inference, sharing_copy
+from twistlm.models.reading import (
+    Memory,
+    Tokens,
+    distinct,
+    features_after,
+    hidden_after,
+    hidden_states,
+    in_parts,
+    left_padded,
+    read,
+    small,
+    worth_reading_once,
+)
 
 DTYPES: dict[str, Any] = {
     "auto": "auto",
@@ -40,13 +53,12 @@ DTYPES: dict[str, Any] = {
 
 # Tokens whose activations a trainable network holds at a time: about 200 kB each in a layer of GPT-2's width.
 TRAINING_TOKENS = 1024
-# Numbers in a step's hidden states below which all but its products is faster on one thread.
-ALONE = 2**18
+# Columns of prompts that take the memory of one such token, if several prompts are read before their sequences.
+COLUMNS_PER_TOKEN = 32
+# Tokens of sequences, with their prompts', that run in one pass without gradient.
+PASS_TOKENS = 16_384
 # Columns between looks for what all prefixes share, and the fewest worth moving.
 SHARE_EVERY = 32
-
-Pair = tuple[Tensor, Tensor]
-"""Keys and values of one layer."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,8 @@ class PrefixCache:
 
     `attends`: its layers are `PrefixLayer`s. `nodes` [U, L]: which row of its time each prefix descends from, at every
     column after the prompt, so that columns can be told in which all prefixes agree; None if there was not one prompt.
+    `groups`: which prompt each prefix goes on from where each is kept once (`padding` is what a prompt is shorter than
+    the longest, and no column); None elsewhere.
     """
 
     layers: Cache
@@ -62,6 +76,7 @@ class PrefixCache:
     padded: bool
     attends: bool
     nodes: Tensor | None = None
+    groups: Groups | None = None
 
 
 class HuggingFaceDecoder:
@@ -86,7 +101,7 @@ class HuggingFaceDecoder:
         self.module = module.eval() if trainable else for_inference(module, next(module.parameters()).dtype)
         self.trainable, self._dtype, self._merge = trainable, dtype, merge
         self._inference: tuple[object, nn.Module] | None = None
-        self._last_prompt: tuple[nn.Module, list[int], Tensor, list[Pair]] | None = None
+        self._memory = Memory()
 
     @property
     def device(self) -> torch.device:
@@ -99,27 +114,44 @@ class HuggingFaceDecoder:
         return self._dtype or next(self.module.parameters()).dtype
 
     def start(self, prompts: Prompts, capacity: tuple[int, int] = (0, 0)) -> DecoderState:
-        """Read U prompts in one padded batch; hidden states [U, d] of their last tokens."""
-        tokens, padding = _left_padded(prompts, self.device)
-        padded = bool(padding.any())
-        attends = self.device.type == "cpu" and not padded and can_attend(self.module)
+        """Read U prompts; hidden states [U, d] of their last tokens.
+
+        Where the cache attends, what all prompts begin with is read and kept once, and nothing of a prompt is copied
+        for the prefixes that go on from it. Elsewhere they are read in one padded batch.
+        """
+        prompts_once = distinct(prompts)
+        attends = self.device.type == "cpu" and can_attend(self.module)
         if attends and len(prompts) == 1:
-            return self._start_alone(tokens, padding, capacity)
+            return self._start_alone(prompts_once, capacity)
+        if attends and len(prompts_once) > 1 and not by_column(self.module):
+            return self._start_apart(prompts, prompts_once, capacity)
+        tokens, padding = left_padded(prompts, self.device)
+        padded = bool(padding.any())
+        attends = attends and not padded
         layers = Cache(layer_class_to_replicate=partial(PrefixLayer if attends else GrowingLayer, *capacity))
         cache = PrefixCache(layers, padding, padded, attends)
         return DecoderState(self._step(tokens, cache), cache)
 
-    def _start_alone(self, tokens: Tensor, padding: Tensor, capacity: tuple[int, int]) -> DecoderState:
-        """Read one prompt [1, P]. Nothing ever changes what is kept of it, so the same one again costs nothing."""
-        network, known = self._network(), self._last_prompt
-        if known is None or known[0] is not network or known[1] != tokens[0].tolist():
-            layers = Cache(layer_class_to_replicate=PrefixLayer)
-            hidden = self._step(tokens, PrefixCache(layers, padding, False, True))
-            known = (network, tokens[0].tolist(), hidden, [layer.prompt for layer in layers.layers])
-            self._last_prompt = known
-        layers = Cache([PrefixLayer(*capacity, prompt=pair) for pair in known[3]])
+    def _start_alone(self, prompt: Sequence[Tokens], capacity: tuple[int, int]) -> DecoderState:
+        """Read one prompt. Nothing ever changes what is kept of it, so the same one again costs nothing."""
+        reading = self._memory.read(self._network(), prompt, self.device)
+        layers = Cache([PrefixLayer(*capacity, prompt=pair) for pair in reading.stem_alone()])
         nodes = torch.zeros(1, 0, dtype=torch.int32)
-        return DecoderState(known[2], PrefixCache(layers, padding, False, True, nodes))
+        padding = torch.zeros(1, dtype=torch.long)
+        return DecoderState(reading.hidden, PrefixCache(layers, padding, False, True, nodes))
+
+    def _start_apart(self, prompts: Prompts, prompts_once: Sequence[Tokens], capacity: tuple[int, int]) -> DecoderState:
+        """Read several prompts, each once."""
+        reading = self._memory.read(self._network(), prompts_once, self.device)
+        owner = reading.owners(prompts)
+        groups = Groups.of([rests.lengths for rests in reading.rests], owner)
+        stem, layers = reading.stem_alone(), []
+        for at in range(len(reading.rests[0].layers)):
+            layer = PrefixLayer(*capacity, prompt=stem[at] if stem else None)
+            layer.part([rests.layers[at] for rests in reading.rests], groups)
+            layers.append(layer)
+        cache = PrefixCache(Cache(layers), groups.padding, False, True, groups=groups)
+        return DecoderState(reading.hidden[owner], cache)
 
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
         """Append one token to each of the prefixes `parents`; the cache of `state` is moved, not copied."""
@@ -130,41 +162,52 @@ class HuggingFaceDecoder:
             for layer in cache.layers.layers:
                 layer.reorder_cache(parents)
             nodes = None if cache.nodes is None else cache.nodes[parents]
-            cache = replace(cache, padding=cache.padding[parents], nodes=nodes)
+            groups = None if cache.groups is None else cache.groups.after(parents)
+            if groups is not None:
+                for layer in cache.layers.layers:
+                    layer.groups = groups
+            cache = replace(cache, padding=cache.padding[parents], nodes=nodes, groups=groups)
         hidden = self._step(tokens.unsqueeze(-1), cache)
         return DecoderState(hidden, _coalesced(cache))
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
-        """Hidden states [B, T, d] before each of tokens [B, T], in one pass; a prompt that all share is read once."""
-        prefix, padding = _left_padded(prompts, self.device)
-        inputs = torch.cat([prefix, tokens[:, :-1].to(self.device)], -1)
-        last, masked = prefix.shape[1] - 1, bool(padding.any())
+        """Hidden states [B, T, d] before each of tokens [B, T].
+
+        Sequences run as many at a time as memory has room for. Prompts that several sequences share are read once.
+        """
         training = self.trainable and torch.is_grad_enabled()
-        network = self.module if training else self._network()
-        shared: list[Pair] = []
+        network, once = self.module if training else self._network(), distinct(prompts)
+        tokens, longest = tokens.to(self.device), max(len(prompt) for prompt in once)
+        most = PASS_TOKENS // (longest + tokens.shape[1])
         with torch.set_grad_enabled(training):
-            if len(prompts) > 1 and last > 0 and not masked and bool((prefix == prefix[0]).all()):
-                shared = _keys_and_values(network, prefix[:1, :last])
-                inputs, last = inputs[:, last:], 0
-            read = partial(_hidden_after, network, shared)
-            rows = max(1, TRAINING_TOKENS // inputs.shape[1]) if training else len(prompts)
-            starts, parts = range(0, len(prompts), rows), []
-            for at in starts:
-                part = inputs[at : at + rows], padding[at : at + rows] if masked else None
-                # Activations of a few sequences at a time: each part runs again in the backward pass, but for the
-                # last one, which that pass begins with.
-                again = training and at != starts[-1]
-                parts.append(checkpoint(read, *part, use_reentrant=False) if again else read(*part))
-        return torch.cat(parts)[:, last:]
+            if len(once) == 1 and len(prompts) > 1 and longest > 1:
+                # The last token of the prompt is each sequence's own: their hidden states come from one pass.
+                reading = read(network, [once[0][:-1]], self.device, TRAINING_TOKENS)
+                last = torch.full_like(tokens[:, :1], once[0][-1])
+                inputs = torch.cat([last, tokens[:, :-1]], -1)
+                rows = TRAINING_TOKENS // inputs.shape[1] if training else most
+                return in_parts(partial(hidden_after, network, reading), (inputs,), max(1, rows), training)
+            if len(once) > 1 and worth_reading_once(once, len(prompts)):
+                if training:
+                    reading = read(network, once, self.device, TRAINING_TOKENS)
+                    most = TRAINING_TOKENS // (tokens.shape[1] + longest // COLUMNS_PER_TOKEN)
+                else:
+                    reading = self._memory.read(network, once, self.device)
+                return features_after(network, reading, reading.owners(prompts), tokens, max(1, most))
+            prefix, padding = left_padded(prompts, self.device)
+            inputs = torch.cat([prefix, tokens[:, :-1]], -1)
+            rows = TRAINING_TOKENS // inputs.shape[1] if training else most
+            given = inputs, padding if bool(padding.any()) else None
+            return in_parts(partial(hidden_states, network), given, max(1, rows), training)[:, longest - 1 :]
 
     @torch.no_grad()
     def _step(self, tokens: Tensor, cache: PrefixCache) -> Tensor:
         """Hidden states [U, d] of the last of tokens [U, Q], which are appended to the cache."""
-        network: Any = self._network()
+        network = self._network()
         used = cache.layers.get_seq_length()
-        small = tokens.numel() * network.config.hidden_size < ALONE
-        with attending(network, cache.layers) if cache.attends else nullcontext(), alone(small):
-            return _hidden(network, tokens, cache.padding if cache.padded else None, used, cache.layers)[:, -1]
+        padding = cache.padding if cache.padded or cache.groups is not None else None
+        with attending(network, cache.layers) if cache.attends else nullcontext(), alone(small(network, tokens)):
+            return hidden_states(network, tokens, padding, used, cache.layers, cache.padded)[:, -1]
 
     def _network(self) -> nn.Module:
         """The network for passes without gradient; for a trainable one made anew after its parameters have changed."""
@@ -197,44 +240,6 @@ def _coalesced(cache: PrefixCache) -> PrefixCache:
                 layer.share(count)
             nodes = nodes[:, count:]
     return replace(cache, nodes=nodes)
-
-
-def _hidden(
-    network: nn.Module, tokens: Tensor, padding: Tensor | None, used: int = 0, layers: Cache | None = None
-) -> Tensor:
-    """Hidden states [B, Q, d] of tokens [B, Q] that follow `used` columns, of which `padding` [B] mean nothing."""
-    columns = torch.arange(used + tokens.shape[1], device=tokens.device)
-    mask = None
-    positions = columns[used:].unsqueeze(0).expand(tokens.shape[0], -1)
-    if padding is not None:
-        mask = (columns >= padding.unsqueeze(-1)).long()
-        positions = (positions - padding.unsqueeze(-1)).clamp_min(0)
-    output = network(
-        input_ids=tokens,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=layers,
-        use_cache=layers is not None,
-    )
-    hidden: Tensor = output.last_hidden_state
-    return hidden
-
-
-def _keys_and_values(network: nn.Module, prompt: Tensor) -> list[Pair]:
-    """Keys and values of each layer for a prompt [1, P], with gradient if there is one to be had."""
-    cache = DynamicCache()
-    _hidden(network, prompt, None, 0, cache)
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def _hidden_after(network: nn.Module, prompt: Sequence[Pair], tokens: Tensor, padding: Tensor | None) -> Tensor:
-    """Hidden states [B, Q, d] of tokens [B, Q], all of them after the prompt [1, P] that `prompt` is of, if any."""
-    if not prompt:
-        return _hidden(network, tokens, padding)
-    cache = DynamicCache()
-    for at, pair in enumerate(prompt):
-        cache.update(*[each.expand(len(tokens), -1, -1, -1) for each in pair], at)
-    return _hidden(network, tokens, padding, cache.get_seq_length(), cache)
 
 
 class HuggingFaceLM(HuggingFaceDecoder):
@@ -383,13 +388,3 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu") -> HuggingFace
             f"models: {', '.join(names)}"
         ) from error
     return HuggingFaceLM(loaded.to(to), tokenizer, model)
-
-
-def _left_padded(prompts: Prompts, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prompts as one right-aligned batch [U, P], and the number of padding columns [U] of each."""
-    longest = max(prompt.numel() for prompt in prompts)
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[longest - prompt.numel() :] = prompt
-    padding = torch.tensor([longest - prompt.numel() for prompt in prompts])
-    return tokens.to(device), padding.to(device)

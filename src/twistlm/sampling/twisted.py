@@ -22,8 +22,6 @@ from twistlm.twists.base import Twist
 # Elements of a [rows, V] block when a pass over the vocabulary is chunked: 8 M float32 = 32 MB. At V = 50,257 that is
 # 159 rows, from where on a product with the output matrix gains nothing from more of them.
 VOCABULARY_CHUNK = 8_000_000
-# Teacher-forced passes are chunked to this many tokens, which bounds the activations of a transformer.
-TOKEN_CHUNK = 16_384
 
 
 @dataclass(frozen=True)
@@ -254,14 +252,8 @@ class TwistedLM:
 
     @torch.no_grad()
     def base_features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
-        """The base model's features before each token [B, T, …], in chunks, without gradient."""
-        longest = max(prompt.numel() for prompt in prompts) + tokens.shape[1]
-        group = max(1, TOKEN_CHUNK // longest)
-        parts = [
-            self.lm.features(prompts[at : at + group], tokens[at : at + group])
-            for at in range(0, tokens.shape[0], group)
-        ]
-        return torch.cat(parts)
+        """The base model's features before each token [B, T, …], without gradient."""
+        return self.lm.features(prompts, tokens)
 
     def score(self, samples: Samples, *, normaliser: bool = False) -> "Scores":
         """log ψ_t(s_1:t) and, if asked, log Σ_v p₀ ψ_t, with gradient to the twist.
