@@ -1,7 +1,7 @@
 """The limits that the rows are held to: times of `generate` on the same batch, or MB.
 
-Those of issues 3 and 5, with three readings of our own for what they ask in words: "flat in the number of resamplings"
-and "linear apart from attention" (`FLAT`), and "flat over 500 updates" (`GROWTH_MB`).
+Those of issues 3, 5 and 17, with three readings of our own for what they ask in words: "flat in the number of
+resamplings" and "linear apart from attention" (`FLAT`), and "flat over 500 updates" (`GROWTH_MB`).
 """
 
 FLAT = 1.2
@@ -22,6 +22,8 @@ _TIMES: dict[tuple[str, str], tuple[float, float]] = {
 _UPDATES = {"ctl": 1.3, "sixo": 1.3, "fudge": 1.3, "rl": 2.0, "dpg": 2.0}
 _UPDATE_OF_A_TRANSFORMER = 4.0
 _UNLIMITED = ("ctl_backbone", "dpg_backbone")
+# SMC on sets of prompts over `generate` on the padded batch; prompts of different lengths over equal ones (issue 17).
+_PROMPTS = {"chats_mlp": 0.5, "system_mlp": 0.35, "different": 1.15}
 _MEMORY: dict[tuple[str, str], float] = {
     ("smc", "short"): 600.0,
     ("smc", "large"): 1500.0,
@@ -42,6 +44,11 @@ def of_update(task: str) -> float | None:
     """The limit on an update's time over that of sampling its sequences, None if it has none."""
     loss, _, twist = task.partition("_")
     return _UPDATE_OF_A_TRANSFORMER if twist == "backbone" and loss in _UPDATES else _UPDATES.get(loss)
+
+
+def of_prompts(task: str) -> float | None:
+    """The limit on a task on a set of prompts, None if it has none."""
+    return _PROMPTS.get(task)
 
 
 def of_memory(task: str, batch: str) -> float | None:

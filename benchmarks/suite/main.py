@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.suite import curves, machine, memory, methods, table, times
+from benchmarks.suite import curves, machine, memory, methods, prompts, table, times
 from benchmarks.suite.options import IMAGES, OF_MODEL, PAGE, RESULTS, Options
 from benchmarks.suite.record import Record, load
 
@@ -69,5 +69,6 @@ def _start(options: Options, place: Path | None) -> Record:
 def _measure(options: Options, record: Record) -> Iterator[str]:
     yield from times.measure(options, record)
     yield from methods.measure(options, record)
+    yield from prompts.measure(options, record)
     yield from memory.measure(options, record)
     yield from curves.measure(options, record)

@@ -15,6 +15,7 @@ GROUPS = {
     "long": "SMC, 32 × 200",
     "large": "SMC, 1,000 × 20",
     "methods": "updates of every method against sampling their sequences, 100 × 20, on the bundled model",
+    "prompts": "64 chats of 8 particles each, also with a long system prompt; different lengths against equal ones",
     "certificate": "a certificate with four runs of IWAE and SMC at N = 500",
     "memory": "memory above weights, one process per row",
     "updates": "memory over 500 updates",
@@ -23,9 +24,11 @@ GROUPS = {
 }
 # The groups that measure a model.
 OF_MODEL = {
-    "gpt2": tuple(group for group in GROUPS if group != "methods"),
+    "gpt2": tuple(group for group in GROUPS if group not in ("methods", "prompts")),
     "smollm2": ("sampling", "training", "memory"),
     "stories": ("methods", "memory"),
+    # SmolLM2 again, with figures and a machine of their own.
+    "chats": ("prompts",),
 }
 MODELS = tuple(OF_MODEL)
 DTYPES = ("fp32", "bf16")
@@ -37,7 +40,8 @@ class Options:
 
     Attributes:
         only: groups, separated by spaces or commas; all of them if none is named.
-        models: gpt2 (random weights), smollm2 and stories (the bundled one); curves and lengths are the first's alone.
+        models: gpt2 (random weights), smollm2, stories (the bundled one), chats (SmolLM2 on many prompts); curves and
+            lengths are the first's alone.
         dtypes: precisions; curves and lengths are in the first of them.
         repeats: timed runs of each task (2 in a quick run).
         quick: tiny models and few tokens: shows in seconds that everything runs, and is written nowhere by itself.
@@ -111,6 +115,8 @@ class Sizes:
         lengths: T of the curves, at `length_particles` sequences.
         length_particles: see there.
         vocabularies: V of the curves, at `short`.
+        prompts: batch of each prompt, and how many prompts.
+        prompt_rounds: timed runs with them; prompts of different lengths are timed as often as other tasks.
         rounds: timed runs of each point of a curve; points of more than `one_round` tokens are timed once.
         one_round: see there.
     """
@@ -124,6 +130,8 @@ class Sizes:
     lengths: tuple[int, ...] = (10, 20, 50, 100, 200, 400, 800, 1000)
     length_particles: int = 16
     vocabularies: tuple[int, ...] = (1_000, 3_000, 10_000, 30_000, 50_257, 100_000)
+    prompts: tuple[Batch, int] = (Batch(8, 32), 64)
+    prompt_rounds: int = 1
     rounds: int = 3
     one_round: int = 2_000
 
@@ -139,5 +147,6 @@ QUICK = Sizes(
     lengths=(2, 4),
     length_particles=4,
     vocabularies=(100, 200),
+    prompts=(Batch(3, 4), 8),
     rounds=1,
 )

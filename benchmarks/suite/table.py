@@ -16,7 +16,13 @@ from benchmarks.suite.options import DTYPES, ROOT
 from benchmarks.suite.record import Record, Row
 
 PEERS = ROOT / "benchmarks" / "peers" / "results.md"
-MODELS = {"gpt2": "GPT-2 shape", "smollm2": "SmolLM2", "small": "GPT-2 shape, 2 × 256", "stories": "stories"}
+MODELS = {
+    "gpt2": "GPT-2 shape",
+    "smollm2": "SmolLM2",
+    "small": "GPT-2 shape, 2 × 256",
+    "stories": "stories",
+    "chats": "SmolLM2",
+}
 TWISTS = {"mlp": "MLP head", "tied": "tied head", "low_rank": "low-rank head", "backbone": "separate transformer"}
 VERBS = {"smc": "SMC", "never": "SMC without resampling"}
 KINDS = {
@@ -51,6 +57,13 @@ def describe(task: str) -> str:
         "generate": "`generate`",
         "base": "base sampling",
         "certificate": "certificate, 4 runs each of IWAE and SMC",
+    }
+    words |= {
+        "generate_chats": "`generate`, 64 padded chats",
+        "chats_mlp": "SMC, MLP head, 64 chats",
+        "generate_system": "`generate`, 64 padded chats with a system prompt of 600 tokens",
+        "system_mlp": "SMC, MLP head, 64 chats with a system prompt of 600 tokens",
+        "different": "base sampling, 64 prompts of 10 to 70 tokens ÷ of 40 tokens",
     }
     text = words.get(plain) or f"{VERBS.get(kind, f'{kind.upper()} update')}, {TWISTS[twist]}"
     return text if plain == task else f"{text}, apart from attention"

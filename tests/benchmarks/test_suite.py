@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from benchmarks.suite import curves, limits, memory, methods, models, plots, table, times
+from benchmarks.suite import curves, limits, memory, methods, models, plots, prompts, table, times
 from benchmarks.suite.attention import Stopwatch, split
 from benchmarks.suite.main import _start, main
 from benchmarks.suite.options import GROUPS, MODELS, PAGE, QUICK, RESULTS, Batch, Options
@@ -42,7 +42,13 @@ def _check_which_rows(rows: list[dict[str, Any]]) -> None:
         for dtype in ("fp32", "bf16")
     }
     bundled = [row for row in rows if row["model"] == "stories"]
-    others = [row for row in rows if row["model"] != "stories"]
+    sets = [row for row in rows if row["model"] == "chats"]
+    assert {(row["task"], row["dtype"]) for row in sets} == {
+        (task, dtype)
+        for task in ("generate_chats", "chats_mlp", "generate_system", "system_mlp", "different")
+        for dtype in ("fp32", "bf16")
+    }
+    others = [row for row in rows if row["model"] not in ("stories", "chats")]
     assert {(row["name"], row["model"], row["dtype"]) for row in others if row["kind"] == "time"} == expected
     assert {row["task"] for row in bundled if row["kind"] == "update"} == set(methods.UPDATES)
     assert {row["task"] for row in bundled if row["kind"] == "time"} == {
@@ -52,7 +58,7 @@ def _check_which_rows(rows: list[dict[str, Any]]) -> None:
         "never_backbone",
     }
     scaling = {row["task"] for row in rows if row["kind"] == "scaling"}
-    assert scaling == {"resampling", *(f"growth_{task}" for task in curves.LENGTH_TASKS)}
+    assert scaling == {"resampling", "different", *(f"growth_{task}" for task in curves.LENGTH_TASKS)}
     assert {row["task"] for row in rows if row["kind"] == "growth"} == {"ctl_mlp", "dpg_mlp"}
 
 
@@ -65,7 +71,7 @@ def _check_values(rows: list[dict[str, Any]]) -> None:
             assert row["median_s"] > 0
         if row["kind"] == "memory":
             assert row["peak_mb"] > 0
-        if row["kind"] == "time" and row["task"] == "generate":
+        if row["kind"] == "time" and row["task"].startswith("generate"):
             assert row["ratio"] == 1.0
         if row["kind"] == "time" and row["task"].startswith("smc"):
             assert 1 / row["particles"] < row["ess"] < 1.0
@@ -144,6 +150,26 @@ def test_limits_are_those_of_the_issue(task: str, batch: str, dtype: str, limit:
 )
 def test_limits_of_updates_are_those_of_the_issue(task: str, limit: float | None) -> None:
     assert limits.of_update(task) == limit
+
+
+def test_limits_of_sets_of_prompts_are_those_of_the_issue() -> None:
+    found = [limits.of_prompts(task) for task in ("chats_mlp", "system_mlp", "different", "generate_chats")]
+    assert found == [0.5, 0.35, 1.15, None]
+
+
+def test_sets_of_prompts_are_read_anew_in_every_run() -> None:
+    bench = prompts.Prompts("fp32", Batch(3, 4), 8, quick=True)
+    read = []
+    bench.lm.module.register_forward_pre_hook(
+        lambda module, args, options: read.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    run = bench.task("different").run
+    run()
+    first, read[:] = list(read), []
+    run()
+    assert read == first
+    assert sum(map(len, bench.sets["different"])) == pytest.approx(sum(map(len, bench.sets["equal"])), rel=0.03)
+    assert len({len(prompt) for prompt in bench.sets["different"]}) == 8
 
 
 def test_limits_of_memory_are_those_of_the_issue() -> None:
