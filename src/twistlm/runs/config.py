@@ -13,6 +13,8 @@ from twistlm.core.storage import STRICT
 from twistlm.potentials.specs import names_in
 from twistlm.training.config import TrainingConfig, training_sources
 
+# Settings of a run itself that options override.
+OWN = ("num_draws", "held_out_prompts", "seed")
 # Of fewer prompts none can be spared.
 FEWEST_TO_HOLD_OUT = 10
 FOLDS = ("training", "held_out", "evaluation")
@@ -122,11 +124,8 @@ class RunConfig:
         twist: str | None = None,
         twist_options: Mapping[str, Any] | None = None,
         source: str | None = None,
-        num_draws: int | None = None,
-        held_out_prompts: float | None = None,
         evaluation: Mapping[str, Any] | None = None,
-        seed: int | None = None,
-        **training: Any,
+        **settings: Any,
     ) -> "RunConfig":
         """The same with other values of some settings: the one way by which options override a preset.
 
@@ -135,24 +134,22 @@ class RunConfig:
             twist: its kind; the options of another kind do not go with it.
             twist_options: its arguments.
             source: of the target's samples, and of those of the loss's other roles that it can serve.
-            num_draws: base draws to collect first.
-            held_out_prompts: the share of a set that training does not see.
             evaluation: fields of `EvaluationConfig`.
-            seed: of everything random.
-            **training: fields of `TrainingConfig`. Here and above None leaves a setting as it is, but for `patience`,
-                where it is a value.
+            **settings: fields of `TrainingConfig`; or num_draws, held_out_prompts or seed of the run. Here and above
+                None leaves a setting as it is, but for `patience`, where it is a value.
 
         Raises:
             ConfigError: a setting is unknown or out of range.
         """
-        changes = {k: v for k, v in training.items() if v is not None or k == "patience"}
+        changes = {k: v for k, v in settings.items() if v is not None or k == "patience"}
+        own = {name: changes.pop(name) for name in OWN if name in changes}
         if method is not None:
             changes["loss"] = method
         if source is not None:
             changes = training_sources(source, changes.get("loss", self.training.loss)) | changes
         known = [field.name for field in dataclasses.fields(TrainingConfig)]
         if unknown := sorted(changes.keys() - set(known)):
-            raise ConfigError(f"unknown setting {', '.join(unknown)}; training takes {', '.join(known)}")
+            raise ConfigError(f"unknown setting {', '.join(unknown)}; training takes {', '.join((*OWN, *known))}")
         twist = self.twist if twist is None else twist
         lookup("twist", twist)
         if twist_options is None:
@@ -162,8 +159,6 @@ class RunConfig:
             twist=twist,
             twist_options=twist_options,
             training=dataclasses.replace(self.training, **changes),
-            num_draws=self.num_draws if num_draws is None else num_draws,
-            held_out_prompts=self.held_out_prompts if held_out_prompts is None else held_out_prompts,
             evaluation=dataclasses.replace(self.evaluation, **(evaluation or {})),
-            seed=self.seed if seed is None else seed,
+            **own,
         )

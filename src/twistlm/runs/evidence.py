@@ -1,6 +1,6 @@
 """What is known of a run's target at prompts: from draws that it kept there, or from new ones where it never was."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,20 +43,22 @@ def at_prompts(run: "Run", prompts: Prompts | Entry | Iterable[Entry] | None, rn
     if prompts is None or prompts == ALL:
         cases = target.cases if prompts == ALL or not run.held_out_cases else run.held_out_cases
         names = [known[tuple(case.prompt.tolist())] for case in cases]
-        evaluation, others = run.fold("evaluation"), [run.fold("training"), run.fold("held_out")]
-        return AtPrompts(cases, names, [_of(case, evaluation, [each for each in others if each is not None])
-                                        for case in cases])  # fmt: skip
+        others = [each for each in (run.fold("training"), run.fold("held_out")) if each is not None]
+        return AtPrompts(cases, names, of_collection(cases, run.fold("evaluation"), others))
     goal = target.at(prompts)
     collection = _drawn(run, goal.cases, rng, num_draws)
     halves = None if collection is None else collection.split((0.5, 0.5))
-    found = [Evidence() if halves is None else _of(case, halves[1], halves[:1]) for case in goal.cases]
+    found = of_collection(goal.cases, None if halves is None else halves[1], [] if halves is None else halves[:1])
     return AtPrompts(goal.cases, list(goal.prompts.names), found)
 
 
-def _of(case: Case, evaluation: Collection | None, others: list[Collection]) -> Evidence:
-    """One half for the exact samples, the other for log Z; either may have no draws at the prompt."""
-    if evaluation is None:
-        return Evidence()
+def of_collection(cases: Cases, evaluation: Collection | None, others: Sequence[Collection]) -> list[Evidence]:
+    """What draws say of the target at each case: exact samples from the one part, log Z from the others."""
+    return [Evidence() if evaluation is None else _of(case, evaluation, others) for case in cases]
+
+
+def _of(case: Case, evaluation: Collection, others: Sequence[Collection]) -> Evidence:
+    """Either part may have no draws at the prompt."""
     here = evaluation.at([case])
     log_phi = torch.cat([other.at([case]).draws.log_phi for other in others])
     witnesses = (of_draws(log_phi, evaluation.log_upper_bound),) if len(log_phi) else ()

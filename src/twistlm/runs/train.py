@@ -34,7 +34,6 @@ FEWEST_DRAWS, DRAWS_OF_A_PROMPT = 8, 64
 def train(
     target: Target,
     *,
-    twist: str | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
     exists: str = "refuse",
@@ -50,7 +49,6 @@ def train(
 
     Args:
         target: what to sample from.
-        twist: the kind of twist: "low_rank", "mlp", "tied", …
         seed: of everything random; the same seed gives the same run bit for bit on the same machine.
         out: run folder; None keeps everything in memory.
         exists: what to do if `out` exists: "refuse", "resume" or "overwrite", which replaces it when all is done.
@@ -58,8 +56,8 @@ def train(
         config: all settings at once; what is given besides overrides it.
         start: a run whose twist is gone on from (of the same kind); none starts at log ψ = 0.
         **training: fields of `TrainingConfig`, as num_particles=100 and num_updates=500, and what else
-            `RunConfig.changed` takes: `method` is the loss, "ctl", "dpg", … (`twistlm list`). None leaves a setting as
-            it is.
+            `RunConfig.changed` takes: `method` is the loss, "ctl", "dpg", …, `twist` its kind, "low_rank", "mlp", …
+            (`twistlm list`), num_draws the base draws. None leaves a setting as it is.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -67,7 +65,7 @@ def train(
         StorageError: the system refuses, or files of the run were deleted meanwhile.
         TrainingError: the loss became infinite.
     """
-    config = (_default(target) if config is None else config).changed(twist=twist, seed=seed, **training)
+    config = (_default(target) if config is None else config).changed(seed=seed, **training)
     if out is not None:
         RunFolder.check(Path(out), exists)
     # What can be refused is refused before a folder is made or replaced.
@@ -167,20 +165,23 @@ def _default(target: Target) -> RunConfig:
     return config if count == 1 else replace(config, evaluation=EvaluationConfig((4, 16), 64, 64))
 
 
-def fine_tune(run: Run, prompt: Entry, *, out: str | Path | None = None, **training: Any) -> Run:
+def fine_tune(
+    run: Run, prompt: Entry, *, out: str | Path | None = None, config: RunConfig | None = None, **training: Any
+) -> Run:
     """Go on learning at one prompt alone, from the twist that a run has learned for many.
 
     Args:
         run: the run; it is left as it is.
         prompt: the name of one of its prompts, or a new one.
         out: folder of the new run; None keeps it in memory.
-        **training: settings in which the new run differs, as for `train`. By default as many base draws as `train`
-            takes for a single prompt.
+        config: all settings at once; by default the run's, with as many base draws as `train` takes for one prompt.
+        **training: settings in which the new run differs, as for `train`.
     """
     known = run.target.prompts.index(prompt) if isinstance(prompt, str) else None
     prompts = run.target.prompts
     target = run.target.at(prompts.alike(prompt) if known is None else prompts.select([known]))
-    config = replace(run.config, num_draws=RunConfig.num_draws, evaluation=EvaluationConfig())
+    if config is None:
+        config = replace(run.config, num_draws=RunConfig.num_draws, evaluation=EvaluationConfig())
     return train(target, config=config, out=out, start=run, **training)
 
 

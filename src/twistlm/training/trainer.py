@@ -218,12 +218,13 @@ class Trainer:
 
     @cached_property
     def _trainable(self) -> Cases:
-        """The prompts that every source can serve: those with exact samples, if such are trained on."""
+        """The prompts that every source can serve: those with draws, or exact samples, if such are trained on."""
         collection, cases = self.setting.collection, self.setting.targets
-        if not self.config.draws_from("exact", "completions") or collection is None or len(cases) == 1:
+        exact = self.config.draws_from("exact", "completions")
+        if collection is None or len(cases) == 1 or not (exact or self.config.draws_from("draws")):
             return cases
-        accepted = collection.exact.samples.prompts
-        served = [case for case, rows in zip(cases, rows_of(accepted, cases), strict=True) if len(rows)]
+        there = (collection.exact.samples if exact else collection.draws).prompts
+        served = [case for case, rows in zip(cases, rows_of(there, cases), strict=True) if len(rows)]
         return served or cases
 
     def _evaluate(self) -> None:

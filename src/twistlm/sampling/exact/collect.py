@@ -144,7 +144,8 @@ def collect(
     parts = [] if so_far is None else [so_far]
     saved_at, counts = time.monotonic(), Counts.of(cases, parts)
     # Half of the cases at most, so that the needier half can be told from the other.
-    size = min((len(cases) + 1) // 2, max(1, budget.chunk // EACH))
+    turn = max(1, min(EACH, budget.max_draws // (2 * len(cases))))
+    size = min((len(cases) + 1) // 2, max(1, budget.chunk // turn))
     each = budget.chunk // size
     with bar("exact samples", (budget.num_samples or 0) * len(cases) or budget.max_draws) as report:
         while not budget.is_spent(counts):
