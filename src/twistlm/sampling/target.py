@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -41,6 +41,13 @@ from twistlm.twists.sigmoid import probability
 logger = logging.getLogger("twistlm")
 
 
+class Loading(TypedDict, total=False):
+    """How a base model is loaded."""
+
+    dtype: str
+    device: str
+
+
 class Target:
     """σ ∝ p₀ φ: what to sample from, at one prompt or at each of a set.
 
@@ -52,11 +59,10 @@ class Target:
         num_tokens: T new tokens.
         prompts: a set of them instead (`Prompts`), or a list of texts or chats.
         eos: "absorb" ends a text at its first EOS; "ignore" always draws T tokens, as in the paper's experiments.
-        dtype: precision of the weights; "auto" as stored.
-        device: a torch device.
         identity: what model and potential are called in files of draws, instead of by their content: for those that
             cannot be identified (a compiled function) or that twistlm takes for others though they are the same. Give
             another name whenever either changes.
+        **loading: dtype, the precision of the weights ("auto" as stored), and device, a torch device ("cpu").
 
     Raises:
         PromptError: there is no prompt, or one is empty, is not text, or is there twice.
@@ -72,9 +78,8 @@ class Target:
         *,
         prompts: Prompts | Entry | Iterable[Entry] | None = None,
         eos: str = "absorb",
-        dtype: str = "auto",
-        device: str = "cpu",
         identity: str | None = None,
+        **loading: Unpack[Loading],
     ) -> None:
         given = prompt if prompts is None else prompts
         if given is None or (prompt is not None and prompts is not None):
@@ -90,7 +95,10 @@ class Target:
         self.model_name = model if isinstance(model, str) else getattr(model, "name", type(model).__name__)
         self._lm = None if isinstance(model, str) else model
         self.potential: Potential = potential if isinstance(potential, Potential) else Function(potential)
-        self.num_tokens, self.eos, self.dtype, self.device = num_tokens, eos, dtype, device
+        if unknown := sorted(loading.keys() - Loading.__annotations__.keys()):
+            raise ConfigError(f"a target takes no {', '.join(unknown)}; see twistlm.Target")
+        self.num_tokens, self.eos = num_tokens, eos
+        self.dtype, self.device = loading.get("dtype", "auto"), loading.get("device", "cpu")
 
     @cached_property
     def lm(self) -> BaseLM:
