@@ -184,6 +184,7 @@ def test_memory_is_bounded_and_belongs_to_one_network(monkeypatch: pytest.Monkey
     monkeypatch.setattr(reading, "REMEMBERED", 0)
     decoder.start(SETS["template"])
     assert len(kept) == 1
+    decoder.start([STEM])
     with torch.no_grad():
         next(decoder.module.parameters()).mul_(1.5)
     before = decoder.start([STEM]).features
