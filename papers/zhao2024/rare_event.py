@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from papers.zhao2024 import tasks
 from papers.zhao2024.settings import HERE, MAIN
-from twistlm.certificates import rare_events
+from twistlm.certificates import effort, rare_events
 from twistlm.core.estimates import CONFIDENCE, Estimate, difference
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
@@ -29,7 +29,7 @@ from twistlm.sampling.target import Target
 
 THRESHOLDS = (0.5, 0.9)
 # The rare one. The more fresh draws, the less weighs what learning has cost; the more rounds, the less is left unseen.
-RARE, SEARCH = 0.9, rare_events.Search(max_rounds=10, num_samples=327_680)
+RARE, SEARCH = 0.9, effort.Search(max_rounds=10, num_samples=327_680)
 PIECE, CHUNK = 16_384, 4096
 
 

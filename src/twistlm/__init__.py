@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from twistlm import potentials, types
     from twistlm.certificates.certificate import Certificate
-    from twistlm.certificates.rare_events import Probability, probability
+    from twistlm.certificates.probability import Probability
+    from twistlm.certificates.rare_events import probability
     from twistlm.models.chats import chat
     from twistlm.runs.certify import certify
     from twistlm.runs.config import RunConfig
@@ -52,7 +53,7 @@ _HOMES = {
     "train": "twistlm.runs.train",
     "Certificate": "twistlm.certificates.certificate",
     "certify": "twistlm.runs.certify",
-    "Probability": "twistlm.certificates.rare_events",
+    "Probability": "twistlm.certificates.probability",
     "probability": "twistlm.certificates.rare_events",
     "TrainingConfig": "twistlm.training.config",
     "chat": "twistlm.models.chats",

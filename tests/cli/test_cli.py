@@ -58,7 +58,7 @@ def test_the_probability_of_an_event_in_real_stories(tmp_path: Path, capsys: pyt
     from scipy.stats import binomtest
 
     from twistlm import Target
-    from twistlm.certificates.rare_events import Search
+    from twistlm.certificates.effort import Search
     from twistlm.cli.probability import OfSearch
     from twistlm.core.rng import Rng
     from twistlm.potentials import Regex

@@ -10,7 +10,8 @@ import torch
 
 from tests.cases import make_case
 from twistlm import Target, TrainingConfig
-from twistlm.certificates.rare_events import Search, probability
+from twistlm.certificates.effort import Search
+from twistlm.certificates.rare_events import probability
 from twistlm.cli import COMMANDS, main
 from twistlm.core.errors import ConfigError, ModelError, PromptError
 from twistlm.core.rng import Rng

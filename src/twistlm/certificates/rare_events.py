@@ -5,6 +5,9 @@ in rounds: draw, find the highest level that enough draws reach, learn to reach 
 method: Rubinstein 1999; with the pool of all draws of Cornuet et al. 2012). Fresh draws then give an unbiased estimate,
 whatever the twist has failed to see.
 
+One twist is learned for all prompts of a set. Every round draws equally often for each, each goes for the highest level
+that its own draws reach, and all of them count alike in what is learned, however rare the event is there.
+
 Three things keep rare ways to the event from being missed. The twist is switched on and off at random
 (`twistlm.sampling.switching`), so that a text may begin or go on harmlessly. It is fitted for the least variance of the
 weights, which a way that few draws took decides. And every round is fitted to lower levels beside the highest one.
@@ -13,23 +16,27 @@ weights, which a way that few draws took decides. And every round is fitted to l
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
 from twistlm.certificates.bounds import iwae_from_ratios
+from twistlm.certificates.effort import LEVELS, Effort, Search
+from twistlm.certificates.events import Event, chosen, spans_of
+from twistlm.certificates.fresh import FRESH, Fresh, draw_fresh
+from twistlm.certificates.probability import Probability, PromptProbability
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import CONFIDENCE, Estimate, mean
 from twistlm.core.logmath import ess, normalise
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
+from twistlm.core.storage import load_tensors, save_tensors
 from twistlm.potentials.base import check_reachable
 from twistlm.potentials.conditions import is_conditional
-from twistlm.sampling.mixture import Pool
+from twistlm.sampling.cases import rows_of, shares_of
+from twistlm.sampling.mixture import Pool, snapshot
 from twistlm.sampling.ranges import Ranges
 from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.samples import Samples
@@ -39,105 +46,16 @@ from twistlm.twists.updates import step
 
 logger = logging.getLogger("twistlm")
 
-# While learning. Of the fresh draws half are the base model's, which alone limit what the twist has never proposed.
-SWITCHING, FRESH = Switching(), Switching(base=0.5)
+# While learning; fresh draws are switched otherwise.
+SWITCHING = Switching()
 # A round learns the highest level that it can, and those that are so many times as likely.
 MULTIPLES = (4, 16)
-# Of learning, in every round; draws of each level in an update.
-UPDATES, BATCH, LEARNING_RATE, WEIGHT_DECAY = 80, 128, 1e-2, 0.1
-# Fresh draws at a time.
-CHUNK = 8192
+assert len(MULTIPLES) + 1 == LEVELS
+LEARNING_RATE, WEIGHT_DECAY = 1e-2, 0.1
+# Prompts of an update, at most: a variance needs several draws of each.
+PROMPTS = 8
 # Particles of the upper bound.
 PARTICLES = 64
-
-
-@dataclass(frozen=True)
-class Search:
-    """How hard to look.
-
-    Attributes:
-        num_draws: sequences of every round; what is still unseen after all rounds is what an interval can miss.
-        max_rounds: for each threshold; one is enough for an event that it shows often.
-        num_samples: fresh sequences of every estimate.
-        min_ess: effective draws that a round's highest level needs.
-        twist: a registered twist.
-        twist_options: its arguments.
-
-    Raises:
-        ConfigError: a number is too small.
-    """
-
-    num_draws: int = 16_384
-    max_rounds: int = 6
-    num_samples: int = 65_536
-    min_ess: float = 200.0
-    twist: str = "lexical"
-    twist_options: tuple[tuple[str, Any], ...] = (("rank", 2),)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        check_sizes(TOKEN_BYTES, least=64, num_draws=self.num_draws, num_samples=self.num_samples)
-        check_sizes(RECORD_BYTES, max_rounds=self.max_rounds)
-        if not self.min_ess >= 2:
-            raise ConfigError(f"min_ess must be at least 2, not {self.min_ess}")
-
-
-@dataclass(frozen=True)
-class Probability:
-    """P[φ ≥ threshold] under p₀.
-
-    Attributes:
-        threshold: of φ.
-        value: the unbiased estimate, the mean of p₀/q̄ on the event. No p₀/q̄ is above one over the base model's share,
-            and its interval rests on that alone: it allows for ways to the event that no draw has taken.
-        seen: the same estimate with the interval that the draws have if they have taken every way to the event;
-            None if they have taken none.
-        self_normalised: the ratio to the mean of all weights, biased by 1/n; no interval of it holds for few events.
-        log_upper: upper bound on log P, if two of the base model's fresh draws were events; None otherwise.
-        hits: events among the fresh draws.
-        num_draws: fresh draws.
-        ess: effective number of events among them.
-        num_tokens: tokens drawn for it: of all learning so far, that for earlier thresholds included, and fresh ones.
-        rounds: of learning for this threshold.
-    """
-
-    threshold: float
-    value: Estimate
-    seen: Estimate | None
-    self_normalised: float
-    log_upper: Estimate | None
-    hits: int
-    num_draws: int
-    ess: float
-    num_tokens: int
-    rounds: int
-
-    @property
-    def log10(self) -> tuple[float, float, float]:
-        """log₁₀ of the estimate and of its interval's ends; −inf for 0."""
-        value, low, high = (
-            math.log10(x) if x > 0 else -math.inf for x in (self.value.value, self.value.low, self.value.high)
-        )
-        return value, low, high
-
-    def plain_tokens(self, num_steps: int) -> float:
-        """Tokens that plain Monte Carlo would need for an interval as narrow as that of `value`."""
-        return plain_tokens(self.value, num_steps)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "threshold": self.threshold,
-            "probability": self.value.as_dict(),
-            "seen": None if self.seen is None else self.seen.as_dict(),
-            "self_normalised": self.self_normalised,
-            "log_upper": None if self.log_upper is None else self.log_upper.as_dict(),
-            "hits": self.hits,
-            "num_draws": self.num_draws,
-            "ess": self.ess,
-            "num_tokens": self.num_tokens,
-            "rounds": self.rounds,
-        }
 
 
 def probability(
@@ -147,39 +65,73 @@ def probability(
     search: Search | None = None,
     seed: int = 0,
     report: Callable[[str], None] = logger.info,
+    state: Path | None = None,
 ) -> list[Probability]:
     """P[φ ≥ threshold] for each threshold, from easy to hard, each starting from the last one's twist.
 
     Args:
-        target: base model, prompt and length; its potential is the score.
+        target: base model, prompts and length; its potential is the score.
         thresholds: of φ; any order.
         search: how hard to look.
         seed: of everything random.
         report: is told of every round.
+        state: folder where every round and every part of the fresh draws is saved; what is there already, of the same
+            target, thresholds, search and seed, is gone on from.
 
     Raises:
         ConfigError: the target differs by a condition, a threshold is not above 0 or can never be reached, or
             none is given.
+    """
+    check(target, thresholds)
+    climb = Climb(target, search or Search(), Rng(seed, ("probability",)), report, state)
+    return [climb.reach(threshold) for threshold in sorted(thresholds)]
+
+
+def check(target: Target, thresholds: Sequence[float]) -> None:
+    """Refuse what cannot be asked, before anything is loaded.
+
+    Raises:
+        ConfigError: as for `probability`.
     """
     if not thresholds or not all(0 < threshold < math.inf for threshold in thresholds):
         raise ConfigError(f"thresholds must be above 0, at least one, and finite, not {list(thresholds)}")
     check_reachable("threshold", max(thresholds), target.potential)
     if is_conditional(target.potential):
         raise ConfigError("a target that differs by its condition has no single score; use a target without one")
-    climb = _Climb(target, search or Search(), Rng(seed, ("probability",)), report)
-    return [climb.reach(threshold) for threshold in sorted(thresholds)]
 
 
-class _Climb:
-    """The pool of all rounds' draws, and the twist as far as it has learned."""
+class Climb:
+    """The pool of all rounds' draws, and the twist as far as it has learned.
 
-    def __init__(self, target: Target, search: Search, rng: Rng, report: Callable[[str], None] = logger.info) -> None:
-        self.target, self.search, self.rng, self.report = target, search, rng, report
+    Attributes:
+        target: whose potential is the score.
+        search: how hard to look.
+        rng: of everything random.
+        effort: what rounds and estimates are made of.
+        sampler: with the twist.
+        cases: R of them.
+        least: log φ [R] below which draws have no part in learning any more.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        search: Search,
+        rng: Rng,
+        report: Callable[[str], None] = logger.info,
+        state: Path | None = None,
+    ) -> None:
+        self.target, self.search, self.rng, self.report, self.state = target, search, rng, report, state
         twist = target.build_twist(rng.fork("twist"), search.twist, dict(search.twist_options))
         self.sampler, self.cases = target.sampler(twist), target.cases
         self.module = twist.module
+        self.effort = Effort.of(search, len(self.cases))
         self._pool: Pool | None = None
-        self.least = -math.inf
+        self.least = torch.full((len(self.cases),), -math.inf, dtype=torch.float64)
+        # By threshold: rounds that are done, draws that they took in all, and whether they are all.
+        self.done: dict[str, tuple[int, int, bool]] = {}
+        if state is not None and (state / CLIMB).exists():
+            self._restore(state / CLIMB)
 
     @property
     def pool(self) -> Pool:
@@ -189,88 +141,127 @@ class _Climb:
 
     def reach(self, threshold: float) -> Probability:
         """Learn to reach the threshold, in every way that the rounds show; then estimate."""
-        goal = math.log(threshold)
-        for rounds in range(1, self.search.max_rounds + 1):
-            with bar(f"round {rounds}: drawing {self.search.num_draws:,} texts", 1):
-                self._draw()
+        goal, name = math.log(threshold), f"{threshold:g}"
+        rounds, _, complete = self.done.get(name, (0, 0, False))
+        while not complete:
+            rounds += 1
+            self._draw(rounds)
             levels = self._levels(goal)
-            self.report(
-                f"round {rounds}: of {sum(self.pool.counts):,} draws, {self._events(goal):.0f} effective ones reach "
-                f"{threshold:g}; learning to reach {', '.join(f'{math.exp(level):.2g}' for level in levels)}"
-            )
-            self._forget(levels[-1])
+            self._tell(rounds, threshold, levels)
+            self._forget(levels[:, -1])
             self._learn(levels, rounds)
-            if rounds == 1 and levels[0] == goal:
-                # An event that one round shows often enough is not rare, or an easier threshold has learned it.
-                break
-        if levels[0] < goal:
-            logger.warning(
-                "%d rounds were not enough to learn how φ reaches %g: the interval may miss what was never seen. Raise "
-                "num_draws or max_rounds",
-                rounds,
-                threshold,
-            )
-        return self._estimate(threshold, rounds)
+            reached = levels[:, 0] >= goal
+            # An event that one round shows often enough is not rare, or an easier threshold has learned it.
+            complete = rounds == self.search.max_rounds or (rounds == 1 and bool(reached.all()))
+            if complete and not bool(reached.all()):
+                self._warn(rounds, threshold, reached)
+            self.done[name] = (rounds, sum(self.pool.counts), complete)
+            self._save()
+        fresh = self._fresh(threshold)
+        found = self._concluded(fresh, threshold, rounds)
+        events = [self._events(fresh, r, name) for r in range(len(self.cases))]
+        return replace(
+            found,
+            by_prompt=tuple(replace(each, events=e) for each, e in zip(found.by_prompt, events, strict=True)),
+        )
 
-    def _draw(self) -> None:
+    # --- Rounds ---
+
+    def _draw(self, number: int) -> None:
         """One round's draws."""
-        count = self.search.num_draws
-        if self._pool is None:
-            self._pool = Pool.begun(self.rng, self.sampler, self.cases, count, SWITCHING)
+        count = self.effort.each * len(self.cases)
+        with bar(f"round {number}: drawing {count:,} texts", count) as report:
+            if self._pool is None:
+                self._pool = Pool.begun(self.rng, self.sampler, self.cases, count, SWITCHING, report_of(report))
+            else:
+                self._pool = self._pool.grown(self.rng, self.sampler, self.cases, count, self.least, report_of(report))
+
+    def _rows(self) -> list[Tensor]:
+        """For each case the positions of its draws in the pool."""
+        return rows_of(self.pool.samples.prompts, self.cases)
+
+    def _tell(self, number: int, threshold: float, levels: Tensor) -> None:
+        log_w, reached = self.pool.final_log_ratio, self.pool.samples.log_phi >= math.log(threshold)
+        counts = [float(ess(log_w[row][reached[row]])) if bool(reached[row].any()) else 0.0 for row in self._rows()]
+        if len(counts) == 1:
+            learning = ", ".join(f"{math.exp(level):.2g}" for level in levels[0].unique().flip(0).tolist())
         else:
-            self._pool = self._pool.grown(self.rng, self.sampler, self.cases, count, self.least)
+            there = int((levels[:, 0] >= math.log(threshold)).sum())
+            learning = f"{threshold:g} at {there} of {len(counts)} prompts and what comes next at the others"
+        self.report(
+            f"round {number}: of {sum(self.pool.counts):,} draws, {sum(counts):.0f} effective ones reach "
+            f"{threshold:g}; learning to reach {learning}"
+        )
 
-    def _events(self, level: float) -> float:
-        """Effective number of draws in the pool that reach the level."""
-        log_w = self.pool.final_log_ratio[self.pool.samples.log_phi >= level]
-        return float(ess(log_w)) if len(log_w) else 0.0
+    def _warn(self, rounds: int, threshold: float, reached: Tensor) -> None:
+        late = [name for name, there in zip(self.target.prompts.names, reached.tolist(), strict=True) if not there]
+        named = ", ".join(late[:5]) + (", …" if len(late) > 5 else "")
+        where = "" if len(reached) == 1 else f" at {len(late)} of {len(reached)} prompts ({named})"
+        logger.warning(
+            "%d rounds were not enough to learn how φ reaches %g%s: the interval may miss what was never seen. Raise "
+            "num_draws or max_rounds",
+            rounds,
+            threshold,
+            where,
+        )
 
-    def _levels(self, goal: float) -> list[float]:
-        """The highest log score, up to the goal, that draws of enough effective number reach, and the likelier ones.
+    def _levels(self, goal: float) -> Tensor:
+        """Of each case the highest log score, up to the goal, that draws of enough effective number reach, and the
+        likelier ones, [R, L].
 
-        If they are nowhere enough, the highest is the best draw's.
-        """
-        order = self.pool.samples.log_phi.argsort(descending=True)
-        log_phi, weights = self.pool.samples.log_phi[order], self.pool.final_log_ratio[order].exp()
-        mass = weights.cumsum(0)
-        enough = (mass.square() / weights.square().cumsum(0) >= self.search.min_ess).nonzero()
-        highest = float(log_phi[int(enough[0])]) if len(enough) else -math.inf
-        highest = min(goal, highest if math.isfinite(highest) else float(log_phi[0]))
-        reached = mass[log_phi >= highest]
-        if len(reached) == 0 or not math.isfinite(highest):
-            return [highest]
-        places = torch.searchsorted(mass, reached[-1] * mass.new_tensor(MULTIPLES))
-        likelier = log_phi[places.clamp_max(int(log_phi.isfinite().sum()) - 1)]
-        return [highest, *likelier.clamp_max(highest).tolist()]
-
-    def _forget(self, level: float) -> None:
-        """Drop draws that have no part in learning, which will hardly look below half of its lowest level again."""
-        self.least = max(self.least, level - math.log(2))
-        kept = (self.pool.samples.log_phi >= self.least).nonzero().squeeze(-1)
-        self._pool = self.pool.select(kept)
-
-    def _learn(self, levels: Sequence[float], number: int) -> None:
-        """Fit the twist to the draws that reach the levels: least variance of the weights, as far as they tell.
-
-        The second moment of p₀/q̄ on an event is P times its mean over σ, which the pool's weighted draws estimate. The
-        lower levels keep open what has not led to the event yet.
+        If they are nowhere enough, the highest is the best draw's; −inf where φ was never more than 0.
         """
         log_phi, log_w = self.pool.samples.log_phi, self.pool.final_log_ratio
-        if not bool(log_phi.isfinite().any()):
+        need = min(self.search.min_ess, max(2.0, self.effort.each / 8))
+        return torch.stack([_levels(log_phi[row], log_w[row].exp(), goal, need) for row in self._rows()])
+
+    def _forget(self, lowest: Tensor) -> None:
+        """Drop draws that have no part in learning, which will hardly look below half of its lowest level [R] again."""
+        self.least = torch.maximum(self.least, lowest - math.log(2))
+        kept = [
+            row[self.pool.samples.log_phi[row] >= least] for row, least in zip(self._rows(), self.least, strict=True)
+        ]
+        self._pool = self.pool.select(torch.cat(kept).sort().values)
+
+    def _learn(self, levels: Tensor, number: int) -> None:
+        """Fit the twist to the draws that reach the levels [R, L]: least variance of the weights, as far as they tell.
+
+        The second moment of p₀/q̄ on an event is P times its mean over σ, which the pool's weighted draws estimate. The
+        lower levels keep open what has not led to the event yet. Every prompt is as good as another: what counts is
+        the mean of the logarithm.
+        """
+        log_phi, log_w = self.pool.samples.log_phi, self.pool.final_log_ratio
+        rows = [row for row in self._rows() if bool(log_phi[row].isfinite().any())]
+        if not rows:
             return
-        chance = torch.stack([normalise(log_w.masked_fill(log_phi < level, -torch.inf)) for level in levels])
+        shown = [level for level in levels if bool(level.isfinite().all())]
+        chances = [_chances(log_phi[row], log_w[row], level) for row, level in zip(rows, shown, strict=True)]
         rng = self.rng.fork("learn", sum(self.pool.counts))
+        order = rng.fork("order").uniform((1, len(rows)))[0].argsort().tolist()
+        together, updates = min(len(rows), PROMPTS), self.effort.updates
+        size = self.effort.batch // together
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, UPDATES)
-        with bar(f"round {number}: learning", UPDATES) as report:
-            for update in range(UPDATES):
-                points = stratified_points(rng.fork(update), len(levels), BATCH)
-                batch = self.pool.samples.select(invert(chance, points).flatten())
-                loss = torch.logsumexp(self._log_ratio(batch).view(len(levels), BATCH), 1).mean()
+        optimiser = torch.optim.AdamW(
+            parameters, lr=LEARNING_RATE * self.effort.stride, weight_decay=WEIGHT_DECAY, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
+        with bar(f"round {number}: learning", updates) as report:
+            for update in range(updates):
+                points = stratified_points(rng.fork(update), together * LEVELS, size).view(together, LEVELS, size)
+                turn = [order[(update * together + k) % len(rows)] for k in range(together)]
+                drawn = [rows[r][invert(chances[r], points[k])] for k, r in enumerate(turn)]
+                loss = self._loss(torch.stack(drawn).flatten(0, 1))
                 step(optimiser, loss, parameters)
                 schedule.step()
                 report(update + 1, "")
+
+    def _loss(self, index: Tensor) -> Tensor:
+        """The mean of log Σ p₀/q̄ over groups of draws at `index` [groups, size]; each draw is scored once."""
+        distinct, place = index.unique(return_inverse=True)
+        times = torch.zeros(len(index), len(distinct), dtype=torch.float64)
+        times = times.scatter_add(1, place, torch.ones_like(place, dtype=torch.float64))
+        log_ratio = self._log_ratio(self.pool.samples.select(distinct))
+        return torch.logsumexp(log_ratio + times.log().to(log_ratio.device), 1).mean()
 
     def _log_ratio(self, batch: Samples) -> Tensor:
         """log p₀ − log q̄ of whole sequences [n], with gradient."""
@@ -279,37 +270,126 @@ class _Climb:
         log_q = batch.log_p + (scores.log_psi - scores.log_normaliser).double() * batch.mask
         return batch.log_p.sum(-1) - SWITCHING.log_q(batch.log_p, log_q)[:, -1]
 
+    # --- Estimates ---
+
     def _estimate(self, threshold: float, rounds: int) -> Probability:
-        """From fresh draws, which have taught the proposal nothing."""
-        rng, total = self.rng.fork("fresh", f"{threshold:g}"), self.search.num_samples
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        with bar(f"estimating P[φ ≥ {threshold:g}]", total) as report:
-            for at in range(0, total, CHUNK):
-                fresh = Pool.begun(rng.fork(at), self.sampler, self.cases, min(CHUNK, total - at), FRESH)
-                parts.append((fresh.samples.log_phi >= math.log(threshold), fresh.final_log_ratio, fresh.unsteered))
-                report(min(at + CHUNK, total), "")
-        event, log_w, unsteered = (torch.cat(part) for part in zip(*parts, strict=True))
-        weights = log_w.exp()
-        # The bound from above needs exact samples: the base model's own events.
-        reached, exact, upper = torch.where(event, log_w, -torch.inf), log_w[unsteered & event], None
-        if len(exact) >= 2 and total >= PARTICLES:
-            upper = iwae_from_ratios(reached, exact, PARTICLES, Ranges(high=0.0)).upper
-        weighted = weights * event
+        """From fresh draws, which have taught the proposal nothing; without events."""
+        return self._concluded(self._fresh(threshold), threshold, rounds)
+
+    def _fresh(self, threshold: float) -> Fresh:
+        rng = self.rng.fork("fresh", f"{threshold:g}")
+        return draw_fresh(rng, self.sampler, self.cases, self.effort.samples_each, threshold, self.state)
+
+    def _concluded(self, fresh: Fresh, threshold: float, rounds: int) -> Probability:
+        """What the fresh draws say."""
+        weights, count = fresh.log_w.exp(), fresh.log_w.shape[1]
+        weighted, shares = weights * fresh.event, shares_of(self.cases)
+        most, together = 1 / FRESH.base, 1 - (1 - CONFIDENCE) / len(self.cases)
+        by_prompt = [
+            PromptProbability(
+                name=name,
+                share=float(share),
+                value=_mean(values, most),
+                seen=_seen(values),
+                simultaneous=_mean(values, most, together),
+                hits=int(event.sum()),
+                num_draws=count,
+            )
+            for name, share, values, event in zip(self.target.prompts.names, shares, weighted, fresh.event, strict=True)
+        ]
+        # As many draws of each prompt: the mean over all of them is that of the prompts by their shares. Draws of which
+        # each stratum has its number scatter less than as many independent ones (Hoeffding 1956), which limits are of.
+        factors = shares.unsqueeze(1) * len(self.cases)
+        whole = (weighted * factors).flatten()
+        _, drawn, _ = self.done.get(f"{threshold:g}", (0, sum(self.pool.counts), True))
+        total = fresh.log_w.numel()
         return Probability(
             threshold=threshold,
-            value=mean(weighted, low=0.0, high=1 / FRESH.base).clipped(most=1.0),
-            seen=mean(weighted, low=0.0, high=float(weighted.max())).clipped(most=1.0) if bool(event.any()) else None,
-            self_normalised=float(weighted.sum() / weights.sum()),
-            log_upper=upper,
-            hits=int(event.sum()),
+            value=_mean(whole, most * float(factors.max())),
+            seen=_seen(whole),
+            self_normalised=float((shares * (weighted.sum(1) / weights.sum(1))).sum()),
+            log_upper=_upper(fresh) if len(self.cases) == 1 else None,
+            hits=int(fresh.event.sum()),
             num_draws=total,
-            ess=float(ess(reached)),
-            num_tokens=(sum(self.pool.counts) + total) * self.target.num_tokens,
+            ess=float(ess(torch.where(fresh.event, fresh.log_w + factors.log(), -torch.inf).flatten())),
+            num_tokens=(drawn + total) * self.target.num_tokens,
             rounds=rounds,
+            by_prompt=tuple(by_prompt),
         )
 
+    def _events(self, fresh: Fresh, number: int, name: str) -> tuple[Event, ...]:
+        """Texts of the event at one prompt."""
+        tokens, log_w, log_phi, log_p = fresh.of(number)
+        if len(tokens) == 0 or self.search.num_events == 0 or bool(log_w.isneginf().all()):
+            return ()
+        rng = self.rng.fork("fresh", name, "events", number)
+        index, weights = chosen(rng, tokens, log_w, self.search.num_events)
+        tokens, lm = tokens[index], self.target.lm
+        spans = spans_of(self.target.bound_potential, lm, self.cases[number].prompt, tokens)
+        rows = zip(lm.decode(list(tokens)), weights, log_phi[index], log_p[index], spans, strict=True)
+        return tuple(Event(text, float(w), float(phi), float(p), found) for text, w, phi, p, found in rows)
 
-def plain_tokens(estimate: Estimate, num_steps: int) -> float:
-    """Tokens that counting events among base draws of `num_steps` tokens would need for an interval as narrow."""
-    p, half = estimate.value, estimate.half_width
-    return float(ndtri(0.5 + CONFIDENCE / 2)) ** 2 * p * (1 - p) / half**2 * num_steps if half > 0 else math.inf
+    # --- What is saved after every round ---
+
+    def _save(self) -> None:
+        if self.state is None:
+            return
+        twist = {f"twist.{name}": tensor for name, tensor in snapshot(self.module).items()}
+        said = {"counts": self.pool.counts, "done": self.done}
+        save_tensors(self.state / CLIMB, {**self.pool.tensors(self.cases), **twist, "least": self.least}, said)
+
+    def _restore(self, path: Path) -> None:
+        tensors, said = load_tensors(path)
+        twist = {name.removeprefix("twist."): each for name, each in tensors.items() if name.startswith("twist.")}
+        self.module.load_state_dict(twist)
+        self._pool = Pool.restored(tensors, self.cases, said["counts"], SWITCHING)
+        self.least = tensors["least"]
+        self.done = {name: (rounds, drawn, complete) for name, (rounds, drawn, complete) in said["done"].items()}
+
+
+CLIMB = "climb.safetensors"
+
+
+def report_of(report: Callable[[int, str], None]) -> Callable[[int], None]:
+    """A bar's report without a note."""
+    return lambda completed: report(completed, "")
+
+
+def _levels(log_phi: Tensor, weights: Tensor, goal: float, need: float) -> Tensor:
+    """The levels [L] of draws of one case with log φ and weights [n]."""
+    if len(log_phi) == 0:
+        return torch.full((LEVELS,), -math.inf, dtype=torch.float64)
+    order = log_phi.argsort(descending=True)
+    log_phi, weights = log_phi[order].double(), weights[order]
+    mass = weights.cumsum(0)
+    enough = (mass.square() / weights.square().cumsum(0) >= need).nonzero()
+    highest = float(log_phi[int(enough[0])]) if len(enough) else -math.inf
+    highest = min(goal, highest if math.isfinite(highest) else float(log_phi[0]))
+    if not math.isfinite(highest):
+        return torch.full((LEVELS,), -math.inf, dtype=torch.float64)
+    reached = mass[log_phi >= highest]
+    places = torch.searchsorted(mass, reached[-1] * mass.new_tensor(MULTIPLES))
+    likelier = log_phi[places.clamp_max(int(log_phi.isfinite().sum()) - 1)]
+    return torch.cat([log_phi.new_tensor([highest]), likelier.clamp_max(highest)])
+
+
+def _chances(log_phi: Tensor, log_w: Tensor, levels: Tensor) -> Tensor:
+    """The chance [L, n] of each draw of one case to be taken at each of the levels [L]."""
+    return torch.stack([normalise(log_w.masked_fill(log_phi < level, -torch.inf)) for level in levels])
+
+
+def _mean(values: Tensor, most: float, level: float = CONFIDENCE) -> Estimate:
+    return mean(values, low=0.0, high=most, level=level).clipped(most=1.0)
+
+
+def _seen(values: Tensor) -> Estimate | None:
+    """With what was seen for all there is; None if that is nothing."""
+    return _mean(values, float(values.max())) if bool((values > 0).any()) else None
+
+
+def _upper(fresh: Fresh) -> Estimate | None:
+    """The bound from above needs exact samples: the base model's own events."""
+    reached, exact = torch.where(fresh.event, fresh.log_w, -torch.inf)[0], fresh.log_w[fresh.unsteered & fresh.event]
+    if len(exact) < 2 or len(reached) < PARTICLES:
+        return None
+    return iwae_from_ratios(reached, exact, PARTICLES, Ranges(high=0.0)).upper

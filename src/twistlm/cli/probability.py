@@ -69,7 +69,10 @@ class OfSearch(Group):
 
     num_draws: Annotated[Count, arg(help="Draws of every round of learning.")] = 16_384
     max_rounds: Annotated[Count, arg(help="Rounds of learning for every threshold, at most.")] = 6
-    num_samples: Annotated[Count, arg(help="Fresh draws of every estimate; they have taught nothing.")] = 65_536
+    num_samples: Annotated[
+        Count | None,
+        arg(help="Fresh draws of every estimate, which have taught nothing; by default four times --num-draws."),
+    ] = None
 
 
 def probability(
@@ -91,7 +94,7 @@ def probability(
     twistlm probability "Once upon a time, there was a" --classifier toxicity --label toxic --thresholds 0.5 0.9
     """
 
-    from twistlm.certificates import rare_events
+    from twistlm.certificates import effort, rare_events
     from twistlm.core.storage import save_json
     from twistlm.core.terminal import console
     from twistlm.potentials import from_spec
@@ -101,7 +104,7 @@ def probability(
     refuse_existing(out)
     score = from_spec(event.spec(), () if event.function is None else (event.function,))
     target = Target(potential=score, prompt=prompt, **texts.given)
-    search = rare_events.Search(**spending.given)
+    search = effort.Search(**spending.given)
     described = target.spec()
     estimates = rare_events.probability(target, event.thresholds, search=search, seed=seed, report=_say)
     if out is not None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twistlm.certificates.certificate import Certificate
-from twistlm.certificates.rare_events import Probability, plain_tokens
+from twistlm.certificates.probability import Probability, plain_tokens
 from twistlm.core.estimates import Estimate, plain
 
 

@@ -7,9 +7,10 @@ density of a draw is q̄ = Σ_j (n_j / n) q_j whichever of them it came from, an
 near p₀. So draws from early, bad proposals go on teaching beside those from later, better ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ FIRST, FACTOR = 16, 4
 BATCH = 2048
 # Sequences whose densities are taken at a time.
 CHUNK = 4096
+# What is kept of every draw.
+DRAWN = ("tokens", "mask", "log_p", "log_q", "log_phi")
 
 
 def growths() -> Iterator[int]:
@@ -74,22 +77,42 @@ class Pool:
     switching: Switching | None = None
 
     @staticmethod
-    def begun(rng: Rng, sampler: Sampler, cases: Cases, count: int, switching: Switching | None = None) -> "Pool":
-        """`count` draws from the sampler's proposal as it is, an equal part of them for each case."""
-        samples, unsteered = _drawn(rng.fork("pool", 0), sampler, cases, count, switching)
+    def begun(
+        rng: Rng,
+        sampler: Sampler,
+        cases: Cases,
+        count: int,
+        switching: Switching | None = None,
+        done: Callable[[int], None] | None = None,
+    ) -> "Pool":
+        """`count` draws from the sampler's proposal as it is, an equal part of them for each case.
+
+        `done` is told how many there are so far.
+        """
+        samples, unsteered = _drawn(rng.fork("pool", 0), sampler, cases, count, switching, done)
         log_q = _log_q(sampler, samples, switching, own=True).unsqueeze(0)
         return Pool((snapshot(_module(sampler)),), (len(samples),), samples, log_q, unsteered, switching)
 
-    def grown(self, rng: Rng, sampler: Sampler, cases: Cases, count: int, least: float = -torch.inf) -> "Pool":
+    def grown(
+        self,
+        rng: Rng,
+        sampler: Sampler,
+        cases: Cases,
+        count: int,
+        least: float | Tensor = -torch.inf,
+        done: Callable[[int], None] | None = None,
+    ) -> "Pool":
         """With `count` draws more from the sampler's proposal, whose twist is left as it is; of the same cases.
 
-        Those with log φ below `least` are counted and not kept: nothing has to be worked out for them again.
+        Those with log φ below `least`, of all or of each case [R], are counted and not kept: nothing has to be worked
+        out for them again. `done` is told how many draws there are so far.
         """
         module = _module(sampler)
         now = snapshot(module)
-        fresh, unsteered = _drawn(rng.fork("pool", sum(self.counts)), sampler, cases, count, self.switching)
+        fresh, unsteered = _drawn(rng.fork("pool", sum(self.counts)), sampler, cases, count, self.switching, done)
         count = len(fresh)
-        kept = (fresh.log_phi >= least).nonzero().squeeze(-1)
+        enough = torch.as_tensor(least).to(fresh.log_phi).expand(len(cases)).repeat_interleave(count // len(cases))
+        kept = (fresh.log_phi >= enough).nonzero().squeeze(-1)
         fresh, rows = fresh.select(kept), []
         for twist in self.twists:
             module.load_state_dict(twist)
@@ -129,6 +152,30 @@ class Pool:
             self, samples=self.samples.select(index), log_q=self.log_q[:, index], unsteered=self.unsteered[index]
         )
 
+    def tensors(self, cases: Cases) -> dict[str, Tensor]:
+        """What `restored` reads, besides what it is told."""
+        owner = torch.zeros(len(self.samples), dtype=torch.int64)
+        for number, index in enumerate(rows_of(self.samples.prompts, cases)):
+            owner[index] = number
+        drawn = {f"drawn.{name}": getattr(self.samples, name) for name in DRAWN}
+        features = {} if self.samples.features is None else {"drawn.features": self.samples.features}
+        twists = {f"{g}.{name}": tensor for g, twist in enumerate(self.twists) for name, tensor in twist.items()}
+        return {**drawn, **features, **twists, "owner": owner, "log_q": self.log_q, "unsteered": self.unsteered}
+
+    @staticmethod
+    def restored(
+        tensors: Mapping[str, Tensor], cases: Cases, counts: Sequence[int], switching: Switching | None
+    ) -> "Pool":
+        """The pool whose `tensors` these are, with its `counts` and `switching`."""
+        drawn: dict[str, Any] = {name: tensors[f"drawn.{name}"] for name in DRAWN}
+        prompts = [cases[number].prompt for number in tensors["owner"].tolist()]
+        twists = [
+            {name.removeprefix(f"{g}."): each for name, each in tensors.items() if name.startswith(f"{g}.")}
+            for g in range(len(counts))
+        ]
+        samples = Samples(prompts, **drawn, features=tensors.get("drawn.features"))
+        return Pool(tuple(twists), tuple(counts), samples, tensors["log_q"], tensors["unsteered"], switching)
+
     @property
     def log_ratio(self) -> Tensor:
         """log p₀(s_1:t) − log q̄(s_1:t) of every draw [n, T]."""
@@ -156,14 +203,21 @@ def _module(sampler: Sampler) -> nn.Module:
     return sampler.model.twist.module
 
 
-def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, switching: Switching | None) -> tuple[Samples, Tensor]:
+def _drawn(
+    rng: Rng,
+    sampler: Sampler,
+    cases: Cases,
+    count: int,
+    switching: Switching | None,
+    done: Callable[[int], None] | None,
+) -> tuple[Samples, Tensor]:
     """Fresh draws, and which of them the twist had no part in."""
     each, paused = max(1, count // len(cases)), None
     if switching is not None:
         paused = switching.draw(rng.fork("switching"), each * len(cases), sampler.num_steps)
         paused = paused.unflatten(0, (len(cases), each))
     keep = Keep(features=sampler.model.features_are_reusable)
-    samples = sampler.draw(rng, cases, each, keep=keep, paused=paused, batch=BATCH)
+    samples = sampler.draw(rng, cases, each, keep=keep, paused=paused, batch=BATCH, done=done)
     unsteered = torch.zeros(len(samples), dtype=torch.bool) if paused is None else paused.all(-1).flatten()
     return samples, unsteered.to(samples.tokens.device)
 

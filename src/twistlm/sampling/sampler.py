@@ -1,6 +1,6 @@
 """A sampler: a model, the potential, and how the two are sampled. Everything that draws or certifies takes one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -92,6 +92,7 @@ class Sampler:
         keep: Keep = NOTHING,
         paused: Tensor | None = None,
         batch: int = BATCH,
+        done: Callable[[int], None] | None = None,
     ) -> Samples:
         """`num_samples` independent draws from q for each case, those of one case after the other.
 
@@ -102,33 +103,18 @@ class Sampler:
             keep: what is kept of every token.
             paused: steps [R, num_samples, T] at which each draws from p₀ instead of q; None for none.
             batch: sequences at a time, about; part of what a seed reproduces.
+            done: is told how many sequences there are so far.
         """
-        if len(cases) > 1:
-            size = max(1, batch // num_samples)
-            return Samples.concatenate(
-                [
-                    self.draw_at_once(
-                        rng.fork("proposal", at),
-                        cases[at : at + size],
-                        num_samples,
-                        keep=keep,
-                        paused=None if paused is None else paused[at : at + size],
-                    )
-                    for at in range(0, len(cases), size)
-                ]
-            )
-        return Samples.concatenate(
-            [
-                self.draw_at_once(
-                    rng.fork("proposal", at),
-                    cases,
-                    min(batch, num_samples - at),
-                    keep=keep,
-                    paused=None if paused is None else paused[:, at : at + batch],
-                )
-                for at in range(0, num_samples, batch)
-            ]
-        )
+        parts: list[Samples] = []
+        size = max(1, batch // num_samples) if len(cases) > 1 else batch
+        for at in range(0, len(cases) if len(cases) > 1 else num_samples, size):
+            part = slice(at, at + size)
+            here, count = (cases[part], num_samples) if len(cases) > 1 else (cases, min(batch, num_samples - at))
+            resting = None if paused is None else paused[part] if len(cases) > 1 else paused[:, part]
+            parts.append(self.draw_at_once(rng.fork("proposal", at), here, count, keep=keep, paused=resting))
+            if done is not None:
+                done(sum(map(len, parts)))
+        return Samples.concatenate(parts)
 
     def draw_at_once(
         self, rng: Rng, cases: Cases, num_samples: int, *, keep: Keep = NOTHING, paused: Tensor | None = None
