@@ -139,7 +139,7 @@ def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certific
             mean(torch.tensor([_number(known[r].g) - lower[r] for r in have], dtype=torch.float64)),
         ).as_divergence
     log_Z = midpoint(over(lower), over(upper))
-    phi_low = None if ranges.low is None else math.exp(ranges.low)
+    phi_low = 0.0 if ranges.low is None else math.exp(ranges.low)
     accepted = [each.certificate.acceptance for each in known]
     return Certificate(
         bounds=_bounds(known, over),
@@ -148,7 +148,9 @@ def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certific
             kl_target_q=target_q,
             kl_q_prior=over([each.kl_q_prior.value for each in kls]).as_divergence,
             log_phi=over([each.log_phi.value for each in kls], ranges.low, ranges.high),
-            phi=over([each.phi.value for each in kls], phi_low, None if ranges.high is None else math.exp(ranges.high)),
+            phi=over(
+                [each.phi.value for each in kls], phi_low, None if ranges.high is None else math.exp(ranges.high)
+            ).clipped(least=phi_low),
             log_Z=log_Z.clipped(most=math.inf if ranges.high is None else ranges.high),
             f=over(f),
             g=g,

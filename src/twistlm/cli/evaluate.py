@@ -1,12 +1,20 @@
 """`twistlm evaluate`."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import MinLen
 from tyro.conf import arg
 
-from twistlm.cli.options import Count, Group, RunPath, Seed, SMCOptions, TrustFunction
+from twistlm.cli.options import AnyPath, Count, Group, RunPath, Seed, SMCOptions, Text, TrustFunction
+from twistlm.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from twistlm.sampling.prompts import Prompts
+
+ALL = "all"
+# Samples that are kept of each prompt, for a reader.
+NUM_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,46 @@ class OfEvaluation(Group):
     ] = None
     num_samples: Annotated[Count | None, arg(help="Proposal samples for KL(q‖σ).")] = None
     budget: Annotated[Count | None, arg(help="Sequences spent on each bound at each number of particles.")] = None
+    num_draws: Annotated[Count | None, arg(help="Base draws for each prompt of a file of --prompts.")] = None
+
+
+@dataclass(frozen=True)
+class OfPrompts(Group):
+    """Where it is certified."""
+
+    prompts: Annotated[
+        AnyPath | None,
+        arg(
+            help="A file of prompts (.txt, .jsonl or .csv) that training need not have seen, or `all` of the run's. "
+            "Default: those of its own that training has not seen."
+        ),
+    ] = None
+    column: Annotated[Text | None, arg(help="Of the file: the column that holds the prompts; default: prompt.")] = None
+    chat: Annotated[bool, arg(help="Texts of the file are what a user says; that is so anyway for a run on chats.")] = (
+        False
+    )
+    system: Annotated[
+        Text | None, arg(help="The system's message of those chats; default: that of the run's own, if all have one.")
+    ] = None
+
+    def read(self, own: "Prompts") -> "Prompts | str | None":
+        """What `Run.evaluate` takes, for a run with the prompts `own`.
+
+        Raises:
+            ConfigError: an option is of a file, and none was given.
+            PromptError: the file is none of prompts, or of another kind of them than the run's; the message says where.
+        """
+        from twistlm.sampling.prompts import Prompts
+
+        is_file = self.prompts is not None and str(self.prompts) != ALL
+        if not is_file:
+            if self.column is not None or self.chat or self.system is not None:
+                raise ConfigError("--column, --chat and --system are of a file of --prompts; give that too")
+            return None if self.prompts is None else ALL
+        assert self.prompts is not None
+        as_chat = self.chat or self.system is not None
+        found = Prompts.read(self.prompts, self.column or "prompt", as_chat=as_chat, system=self.system)
+        return Prompts(tuple(own.alike(entry) for entry in found.entries), found.names, found.weights)
 
 
 def evaluate(
@@ -27,34 +75,51 @@ def evaluate(
     seed: Seed = 1,
     *,
     spending: Annotated[OfEvaluation, arg(name="")],
+    where: Annotated[OfPrompts, arg(name="")],
     smc: SMCOptions,
 ) -> None:
     """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json.
 
     What that replaces moves to evaluations/. A run of a sweep keeps the sweep's certificate, which its tables are made
     of: there this one goes to evaluations/ itself. `twistlm report` shows them all.
+
+    A run on a set of prompts is certified at each of them, and on the mean over them; a few samples of each are kept in
+    prompt_samples.jsonl. One twist serves prompts that it never saw:
+
+    twistlm evaluate runs/requests --prompts other.txt
     """
 
     from twistlm.certificates.verdict import verdict
     from twistlm.core.terminal import console
-    from twistlm.report.tables import bounds_table, certificate_table, print_lines
+    from twistlm.report.tables import bounds_table, certificate_table, print_lines, prompts_table
+    from twistlm.runs import evidence
+    from twistlm.runs.at_prompts import samples_at_prompts
     from twistlm.runs.run import Run
 
     opened = Run.load(run, trust_functions=trust_function)
+    prompts = where.read(opened.target.prompts)
+    if spending.num_draws is not None and prompts in (None, ALL):
+        raise ConfigError("--num-draws is for a file of --prompts: of its own the run has draws; leave it out")
     how = smc.for_run(trust_function)
     certificates = {
-        name: opened.evaluate(**spending.given, seed=seed, before=name == "before", **how)
+        name: opened.evaluate(**spending.given, seed=seed, before=name == "before", prompts=prompts, **how)
         for name in ("before", "after")
     }
     assert opened.folder is not None
     asked = {**spending.given, **smc.given, "seed": seed}
+    if where.prompts is not None:
+        asked["prompts"] = str(where.prompts)
     if smc.proposal_run is not None:
         asked["proposal_run"] = str(smc.proposal_run)
     evaluations = opened.folder.evaluations
-    path = evaluations.add(certificates, asked)
+    several = evidence.where(opened, prompts)[1] if certificates["after"].by_prompt else None
+    path = evaluations.add(certificates, asked, **({} if several is None else {"prompts": several.described()}))
     show = console()
     show.print(certificate_table(certificates))
     show.print(bounds_table(certificates))
+    if several is not None:
+        opened.folder.save_prompt_samples(samples_at_prompts(opened, prompts, NUM_KEPT, seed, **how))
+        show.print(prompts_table(certificates, several))
     print_lines(show, verdict(certificates["after"], certificates["before"]))
     if others := evaluations.count_others():
         print(f"{others} more in {evaluations.folder}; `twistlm report {run}` shows them all")

@@ -10,6 +10,10 @@ from rich.text import Text
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.probability import Probability, plain_tokens
 from twistlm.core.estimates import Estimate, plain
+from twistlm.sampling.prompts import Prompts, quoted
+
+# Prompts that a terminal shows.
+MOST_ROWS = 20
 
 
 def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
@@ -40,6 +44,41 @@ def certificate_rows(certificates: Mapping[str, Certificate]) -> list[tuple[str,
         *((name, [_cell(estimate) for estimate in estimates]) for name, estimates in rows),
         ("ESS per sample", ["—" if fraction is None else f"{fraction:.1%}" for fraction in fractions]),
     ]
+
+
+def prompts_table(certificates: Mapping[str, Certificate], prompts: Prompts) -> Table:
+    """The prompts of a set, the farthest from σ first by KL(q‖σ) of the last of several samplers; at most `MOST_ROWS`.
+
+    Those where no draw had φ > 0 come last, each with the most that log Z can be.
+    """
+    texts = dict(zip(prompts.names, map(quoted, prompts.entries), strict=True))
+    *others, (_, last) = certificates.items()
+    ranked = sorted(last.by_prompt, key=lambda each: (not each.is_met, -each.certificate.divergences.kl_q_target.value))
+    beside = [(name, {each.name: each.certificate for each in of.by_prompt}) for name, of in others]
+    table = Table(title="Prompts, the worst first (nats; 95 % intervals)", title_justify="left")
+    table.add_column("prompt", min_width=12, max_width=28)
+    names = [name for name, _ in beside]
+    for name in ("log Z", "KL(q‖σ)", *names, "KL(σ‖q)", *names):
+        table.add_column(name, justify="right")
+    table.add_column("E_q[φ]", justify="right")
+    for each in ranked[:MOST_ROWS]:
+        kls = [of.divergences for of in (each.certificate, *(known[each.name] for _, known in beside))]
+        # Text, not markup: a prompt may be "[bold]".
+        shown = Text(f"{each.name}: {texts[each.name]}")
+        if not each.is_met:
+            table.add_row(shown, Text(never_met(each.certificate)), *["—"] * (2 * len(kls)), Text(str(kls[0].phi)))
+            continue
+        cells = [kls[0].log_Z, *(one.kl_q_target for one in kls), *(one.kl_target_q for one in kls), kls[0].phi]
+        table.add_row(shown, *(Text("—" if cell is None else str(cell)) for cell in cells))
+    if len(ranked) > MOST_ROWS:
+        table.caption = f"{len(ranked) - MOST_ROWS} more; `twistlm report` shows them all"
+    return table
+
+
+def never_met(certificate: Certificate) -> str:
+    """What is known of a target whose φ no draw has met."""
+    high = certificate.divergences.log_Z.high
+    return "φ never met" if math.isinf(high) else f"φ never met; at most {plain(high)}"
 
 
 def bounds_table(certificates: Mapping[str, Certificate]) -> Table:

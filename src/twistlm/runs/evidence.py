@@ -38,18 +38,26 @@ def at_prompts(run: "Run", prompts: Prompts | Entry | Iterable[Entry] | None, rn
         rng: of the draws at new prompts.
         num_draws: base draws for each of them.
     """
-    target = run.target
-    known = {tuple(case.prompt.tolist()): name for case, name in zip(target.cases, target.prompts.names, strict=True)}
+    cases, asked = where(run, prompts)
+    names = list(asked.names)
     if prompts is None or prompts == ALL:
-        cases = target.cases if prompts == ALL or not run.held_out_cases else run.held_out_cases
-        names = [known[tuple(case.prompt.tolist())] for case in cases]
         others = [each for each in (run.fold("training"), run.fold("held_out")) if each is not None]
         return AtPrompts(cases, names, of_collection(cases, run.fold("evaluation"), others))
-    goal = target.at(prompts)
-    collection = _drawn(run, goal.cases, rng, num_draws)
+    collection = _drawn(run, cases, rng, num_draws)
     halves = None if collection is None else collection.split((0.5, 0.5))
-    found = of_collection(goal.cases, None if halves is None else halves[1], [] if halves is None else halves[:1])
-    return AtPrompts(goal.cases, list(goal.prompts.names), found)
+    found = of_collection(cases, None if halves is None else halves[1], [] if halves is None else halves[:1])
+    return AtPrompts(cases, names, found)
+
+
+def where(run: "Run", prompts: Prompts | Entry | Iterable[Entry] | None) -> tuple[Cases, Prompts]:
+    """The prompts that are asked for, as cases and as they are written; `prompts` as for `at_prompts`."""
+    target = run.target
+    if prompts is not None and prompts != ALL:
+        goal = target.at(prompts)
+        return goal.cases, goal.prompts
+    cases = target.cases if prompts == ALL or not run.held_out_cases else run.held_out_cases
+    numbers = {tuple(case.prompt.tolist()): number for number, case in enumerate(target.cases)}
+    return cases, target.prompts.select([numbers[tuple(case.prompt.tolist())] for case in cases])
 
 
 def of_collection(cases: Cases, evaluation: Collection | None, others: Sequence[Collection]) -> list[Evidence]:

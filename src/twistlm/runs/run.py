@@ -32,7 +32,7 @@ from twistlm.sampling.cases import Cases
 from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.particles import SMCResult
-from twistlm.sampling.prompts import Entry, Prompts
+from twistlm.sampling.prompts import Entry, Prompts, shown
 from twistlm.sampling.proposals import get_proposal
 from twistlm.sampling.sampler import Sampler, in_batches
 from twistlm.sampling.samples import Samples
@@ -186,7 +186,8 @@ class Run:
             samples, moves, results = _chosen(rng, sampler, [case] * num_samples, num_particles)
             weights = torch.full((num_samples,), 1 / num_samples)
         estimate = float(torch.cat([result.log_Z_hat for result in results]).mean())
-        return self._as_texts(samples, weights.double(), estimate, moves, Diagnostics.of(results, self.target.lm))
+        found = self.as_texts(samples, weights.double(), estimate, moves, Diagnostics.of(results, self.target.lm))
+        return self._placed(found, prompt)
 
     def base_samples(
         self,
@@ -207,13 +208,27 @@ class Run:
         check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
         case = self.target.case(condition, prompt)
         drawn = self.sampler(before=True).draw(Rng(seed, ("base_samples",)), [case], num_samples)
-        # What this run's twist makes of them: nothing of it took part in drawing.
+        found = self.as_texts(drawn, normalise(drawn.log_phi), float(log_mean_exp(drawn.log_phi)), self.moves(drawn))
+        return self._placed(found, prompt)
+
+    def moves(self, drawn: Samples) -> Tensor:
+        """How much each token moves log w by this run's twist [B, T], whatever drew them independently."""
         log_psi = self.model.carried(self.sampler().densities(drawn).log_psi, drawn.mask)
         log_targets = torch.cat([log_psi[:, :-1], drawn.log_phi.unsqueeze(-1)], 1)
-        moves = log_targets.diff(dim=1, prepend=log_targets.new_zeros(num_samples, 1))
-        return self._as_texts(drawn, normalise(drawn.log_phi), float(log_mean_exp(drawn.log_phi)), moves)
+        log_psi_moves = log_targets.diff(dim=1, prepend=log_targets.new_zeros(len(drawn), 1))
+        return log_psi_moves + (drawn.log_p - drawn.log_q)
 
-    def _as_texts(
+    def _placed(self, drawn: TextSamples, prompt: Entry | None) -> TextSamples:
+        """The same with the prompt that was asked for, if one was."""
+        if prompt is None:
+            return drawn
+        prompts = self.target.prompts
+        known = prompts.index(prompt) if isinstance(prompt, str) else None
+        if known is None:
+            return dataclasses.replace(drawn, prompt=shown(prompts.alike(prompt)))
+        return dataclasses.replace(drawn, prompt=shown(prompts.entries[known]), prompt_name=prompts.names[known])
+
+    def as_texts(
         self,
         samples: Samples,
         weights: Tensor,
@@ -221,6 +236,7 @@ class Run:
         log_w_moves: Tensor,
         diagnostics: Diagnostics | None = None,
     ) -> TextSamples:
+        """Samples as a user wants them; arguments as the attributes of `TextSamples`."""
         # By the definition of the increments, log w_t = log p₀ + log ψ_t − log ψ_{t−1} − log q_t.
         log_psi_moves = log_w_moves - samples.log_p + samples.log_q
         return TextSamples(

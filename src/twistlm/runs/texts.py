@@ -22,6 +22,9 @@ class TextSamples:
         log_psi_moves: log ψ_t − log ψ_{t−1} at each token [n, T], with φ for ψ_T.
         log_w_moves: how much each token moved log w [n, T].
         diagnostics: what SMC recorded; None where there was none.
+        prompt: what they go on from, where the target has several or was taken to a new one: its text, or what the
+            user said last; "" where the target's only prompt says it.
+        prompt_name: its name in the target's set, or in another that was asked for; "" if it is in none.
     """
 
     texts: list[str]
@@ -33,6 +36,8 @@ class TextSamples:
     log_psi_moves: Tensor
     log_w_moves: Tensor
     diagnostics: Diagnostics | None = None
+    prompt: str = ""
+    prompt_name: str = ""
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON object per sample."""
@@ -47,4 +52,5 @@ class TextSamples:
             strict=True,
         )
         names = ("text", "weight", "log_phi", "log_p", "pieces", "log_psi_moves", "log_w_moves")
-        return [dict(zip(names, row, strict=True)) for row in columns]
+        where = {"prompt_name": self.prompt_name, "prompt": self.prompt} if self.prompt else {}
+        return [where | dict(zip(names, row, strict=True)) for row in columns]

@@ -107,8 +107,12 @@ class Prompts:
         """JSON values, as arguments of a target: `prompt` for a single text, else `prompts`."""
         if len(self) == 1 and isinstance(self.entries[0], str):
             return {"prompt": self.entries[0]}
+        return {"prompts": self.described()}
+
+    def described(self) -> list[dict[str, Any]]:
+        """JSON values: content, name and weight of each."""
         rows = zip(self.entries, self.names, self.weights, strict=True)
-        return {"prompts": [{"content": content(entry), "name": name, "weight": w} for entry, name, w in rows]}
+        return [{"content": content(entry), "name": name, "weight": weight} for entry, name, weight in rows]
 
     @staticmethod
     def of(given: "Prompts | Entry | Iterable[Entry]") -> "Prompts":

@@ -22,6 +22,7 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.core.errors import RunError, StorageError, TwistError
 from twistlm.core.storage import as_type, digest, load_json, load_typed, shortened
 from twistlm.runs.folder.place import Place
+from twistlm.sampling.description import PromptFields
 
 CERTIFICATE, EVALUATIONS, DONE = "certificate.json", "evaluations", "done.json"
 
@@ -67,6 +68,7 @@ class About:
     time: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     twist: str | None = None
+    prompts: tuple[PromptFields, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Evaluation:
         settings: how.
         certificates: by what they are of: "before" training, "after", …
         twist: hash of the twist's file; None if nobody knows.
+        prompts: where, of a set; empty in files of older versions, and where there is one.
     """
 
     path: Path
@@ -97,6 +100,7 @@ class Evaluation:
     settings: Mapping[str, Any]
     certificates: Mapping[str, Certificate]
     twist: str | None
+    prompts: tuple[PromptFields, ...] = ()
 
     @staticmethod
     def read(path: Path) -> "Evaluation":
@@ -115,7 +119,7 @@ class Evaluation:
             for name, fields in values.items()
             if isinstance(fields, dict) and "bounds" in fields
         }
-        return Evaluation(path, about.time, about.settings, certificates, about.twist)
+        return Evaluation(path, about.time, about.settings, certificates, about.twist, about.prompts)
 
 
 def certificate_of(fields: Mapping[str, Any], name: str, path: Path) -> Certificate:

@@ -1,6 +1,6 @@
 """One run's files: who may write them, and those that training makes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -245,6 +245,18 @@ class RunFolder(Place):
             RunError: a line is damaged.
         """
         return samples.load(self.path)
+
+    def save_prompt_samples(self, drawn: Mapping[str, Sequence[TextSamples]]) -> Path:
+        """Keep samples at several prompts, by what drew them; those that were there move to `samples/`."""
+        return samples.save_at_prompts(self, drawn)
+
+    def load_prompt_samples(self) -> list[SampleRow]:
+        """Samples at several prompts; none where there are none.
+
+        Raises:
+            RunError: a line is damaged.
+        """
+        return samples.load_at_prompts(self.path)
 
     def load_diagnostics(self) -> Diagnostics | None:
         """What SMC recorded when it drew the samples; None if there is nothing.

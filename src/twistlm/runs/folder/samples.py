@@ -1,4 +1,6 @@
-"""samples.jsonl, base_samples.jsonl and diagnostics.json: what was drawn last, and `samples/`, what before."""
+"""What was drawn last, and in `samples/` what before: samples.jsonl, base_samples.jsonl and diagnostics.json by
+`twistlm sample`, prompt_samples.jsonl at every prompt that `twistlm evaluate` certified.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from twistlm.runs.texts import TextSamples
 from twistlm.sampling.diagnostics import Diagnostics
 
 SAMPLES, BASE_SAMPLES, DIAGNOSTICS = NAMES = ("samples.jsonl", "base_samples.jsonl", "diagnostics.json")
+PROMPT_SAMPLES = "prompt_samples.jsonl"
 EARLIER = "samples"
 
 
@@ -27,6 +30,7 @@ class SampleRow:
         weight, log_phi, log_p: its normalised weight, log φ and log p₀.
         pieces: what each token added to the text.
         log_psi_moves, log_w_moves: by how much each token moved log ψ and log w.
+        prompt, prompt_name: as for `TextSamples`.
     """
 
     text: str
@@ -37,6 +41,8 @@ class SampleRow:
     pieces: Sequence[str] = ()
     log_psi_moves: Sequence[float] = ()
     log_w_moves: Sequence[float] = ()
+    prompt: str = ""
+    prompt_name: str = ""
 
 
 def save(place: Place, samples: TextSamples | Mapping[str, TextSamples], base: TextSamples | None) -> Path:
@@ -47,11 +53,7 @@ def save(place: Place, samples: TextSamples | Mapping[str, TextSamples], base: T
         samples: those of one sampler, or of several by their names.
         base: draws of the base model to compare with, if they are not among the samples.
     """
-    place.check_there()
-    if there := [path for name in NAMES if (path := place.path / name).exists()]:
-        moment = datetime.fromtimestamp(there[0].stat().st_mtime, UTC)
-        for path in there:
-            place.move(path, f"{EARLIER}/{moment:%Y%m%dT%H%M%S%f}/{path.name}")
+    _make_room(place, NAMES)
     if isinstance(samples, TextSamples):
         samplers, rows = [samples], samples.rows()
     else:
@@ -66,6 +68,22 @@ def save(place: Place, samples: TextSamples | Mapping[str, TextSamples], base: T
     return place.path / SAMPLES
 
 
+def save_at_prompts(place: Place, samples: Mapping[str, Sequence[TextSamples]]) -> Path:
+    """Write samples at several prompts, by what drew them; those that were there move to `samples/`."""
+    _make_room(place, [PROMPT_SAMPLES])
+    rows = [{"sampler": name, **row} for name, drawn in samples.items() for each in drawn for row in each.rows()]
+    save_lines(place.path / PROMPT_SAMPLES, rows)
+    return place.path / PROMPT_SAMPLES
+
+
+def _make_room(place: Place, names: Sequence[str]) -> None:
+    place.check_there()
+    if there := [path for name in names if (path := place.path / name).exists()]:
+        moment = datetime.fromtimestamp(there[0].stat().st_mtime, UTC)
+        for path in there:
+            place.move(path, f"{EARLIER}/{moment:%Y%m%dT%H%M%S%f}/{path.name}")
+
+
 def load(path: Path) -> tuple[list[SampleRow], list[SampleRow]]:
     """Samples, and draws of the base model, of the run folder at `path`; none where there are none.
 
@@ -74,6 +92,15 @@ def load(path: Path) -> tuple[list[SampleRow], list[SampleRow]]:
     """
     samples, base = (_rows(path / name) for name in (SAMPLES, BASE_SAMPLES))
     return samples, base
+
+
+def load_at_prompts(path: Path) -> list[SampleRow]:
+    """What `save_at_prompts` wrote into the run folder at `path`; nothing where there is nothing.
+
+    Raises:
+        RunError: a line is damaged.
+    """
+    return _rows(path / PROMPT_SAMPLES)
 
 
 def load_diagnostics(path: Path) -> Diagnostics | None:
