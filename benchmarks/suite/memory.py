@@ -114,7 +114,8 @@ class Processes:
 def measure(options: Options, record: Record) -> Iterator[str]:
     """Put the rows of memory into `record`, precision by precision; yields what was done."""
     processes = Processes()
-    for model in options.models if "memory" in options.groups else ():
+    models = [model for model in options.models if model in CASES]
+    for model in models if "memory" in options.groups else ():
         for dtype in options.dtypes:
             cases = CASES[model] if not options.quick else QUICK_CASES[model]
             jobs = [(batch, task) for batch, tasks in cases.items() for task in tasks]
