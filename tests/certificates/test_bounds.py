@@ -24,7 +24,7 @@ def exact_of(case: Case, count: int, seed: int = 0) -> ExactSamples:
     collection = collect(
         Rng(seed),
         Sampler(case.base, case.potential, case.num_steps),
-        case.at,
+        [case.at],
         Budget(1_000_000, count, chunk=2000),
         target="t",
     )

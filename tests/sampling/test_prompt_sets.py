@@ -138,6 +138,20 @@ def test_weights_are_normalised_within_each_prompt(several: list[Case], source: 
         assert all(prompt.equal(case.prompt) for prompt in batch.samples.prompts[r * size : (r + 1) * size])
 
 
+@pytest.mark.parametrize("source", ["draws", "pool", "exact"])
+def test_a_prompt_that_an_update_draws_twice_has_its_sequences_twice(several: list[Case], source: str) -> None:
+    model = TwistedLM(several[0].lm, TabularHead.twist(torch.zeros_like(several[0].lm.table)), "ignore")
+    sampler, cases = sampler_of(several, model), at(several)
+    collection = collect(Rng(4), sampler, cases, Budget(3000, chunk=1200), target="t")
+    twice = [cases[1], cases[1], cases[2]]
+    setting = Setting(sampler, twice, collection, pool=Pool.begun(Rng(0), sampler, cases, 3000))
+    batch = get_source(source)(Rng(1), setting, 60)
+    assert [prompt.tolist() for prompt in batch.samples.prompts] == [
+        c.prompt.tolist() for c in twice for _ in range(20)
+    ]
+    assert bool(batch.log_w.isfinite().all())
+
+
 @pytest.mark.parametrize("loss", ["ctl", "gkl", "dpg", "sixo", "rl", "fudge"])
 @pytest.mark.parametrize("source", ["proposal", "pool", "draws"])
 def test_one_twist_comes_near_the_target_at_every_prompt(several: list[Case], loss: str, source: str) -> None:

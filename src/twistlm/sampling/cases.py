@@ -45,12 +45,15 @@ def shares_of(cases: Cases) -> Tensor:
 
 def rows_of(prompts: Prompts, cases: Cases) -> list[Tensor]:
     """For each case, the positions of its prompt among `prompts` [n_r], in order."""
-    number = {tuple(case.prompt.tolist()): r for r, case in enumerate(cases)}
+    # A case may come twice: both have all of its prompt's sequences.
+    keys = [tuple(case.prompt.tolist()) for case in cases]
+    number = {key: at for at, key in enumerate(dict.fromkeys(keys))}
     # Sequences of one prompt mostly share one tensor, and reading it once is enough.
     by_identity = {id(prompt): prompt for prompt in prompts}
     known = {key: number.get(tuple(prompt.tolist()), -1) for key, prompt in by_identity.items()}
     owner = torch.tensor([known[id(prompt)] for prompt in prompts], dtype=torch.long)
-    return [(owner == r).nonzero().squeeze(-1) for r in range(len(cases))]
+    rows = [(owner == at).nonzero().squeeze(-1) for at in range(len(number))]
+    return [rows[number[key]] for key in keys]
 
 
 def distinct(prompts: Prompts) -> list[Case]:
