@@ -42,7 +42,6 @@ WANTED = 0.25
 CANDIDATES: dict[str, dict[str, Any]] = {
     "lexical-2": {"twist": "lexical", "twist_options": {"rank": 2}},
     "lexical-8": {"twist": "lexical", "twist_options": {"rank": 8}},
-    "low-rank-8": {"twist": "low_rank", "twist_options": {"rank": 8}},
 }
 CONFIG = RunConfig(
     training=TrainingConfig(
@@ -51,11 +50,11 @@ CONFIG = RunConfig(
         intermediate_source="draws",
         num_particles=1024,
         num_cases=32,
-        num_updates=300,
-        learning_rate=1e-3,
+        num_updates=60,
+        learning_rate=3e-3,
         weight_decay=0.3,
-        evaluate_every=10,
-        patience=60,
+        evaluate_every=5,
+        patience=20,
     ),
     folds=(0.9, 0.05, 0.05),
     num_siblings=0,
