@@ -35,7 +35,7 @@ class Words:
 
     eos_token_id = 0
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
         return {"input_ids": [int(word) for word in text.split()]}
 
     def batch_decode(self, sequences: list[list[int]], **options: Any) -> list[str]:

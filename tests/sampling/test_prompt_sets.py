@@ -81,6 +81,14 @@ def test_the_second_half_of_a_budget_goes_where_exact_samples_are_missing(severa
             assert_mean((exact.tokens[:, 0] == token).double(), expected)
 
 
+@pytest.mark.parametrize("max_draws", [60, 100, 600])
+def test_a_small_budget_reaches_every_prompt(several: list[Case], max_draws: int) -> None:
+    found = collect(Rng(2), sampler_of(several), at(several), Budget(max_draws, chunk=512), target="t")
+    counts = Counts.of(at(several), [found])
+    assert min(counts.drawn) >= max_draws // 6
+    assert max_draws <= sum(counts.drawn) <= 1.5 * max_draws
+
+
 def test_a_budget_that_is_continued_gives_the_same(several: list[Case]) -> None:
     sampler, cases = sampler_of(several), at(several)
     asked = {"target": "t"}

@@ -11,13 +11,13 @@ from tyro.conf import Positional, arg
 from twistlm.cli.options import (
     AnyPath,
     Count,
-    ExperimentOptions,
     FilePath,
     Limit,
     Natural,
     Positive,
-    PresetName,
     Seed,
+    SmallUnlessGiven,
+    TargetOptions,
     Text,
     TrustFunction,
     refuse_existing,
@@ -56,7 +56,13 @@ class OfCertificate:
 
 
 def certify(
-    target: Annotated[Positional[Text], arg(help="What should be sampled: an experiment, or a run folder.")],
+    target: Annotated[
+        Positional[Text | None],
+        arg(
+            help="What should be sampled: a run folder, or an experiment, of whose target --model, --prompt and so on "
+            "replace a part; without one they are all of it."
+        ),
+    ] = None,
     proposal: Annotated[
         Text | None,
         arg(
@@ -65,12 +71,12 @@ def certify(
         ),
     ] = None,
     out: Annotated[FilePath | None, arg(help="JSON file for the certificate; an existing one is refused.")] = None,
-    preset: PresetName = "small",
+    preset: SmallUnlessGiven = None,
     trust_function: TrustFunction = (),
     seed: Seed = 1,
     *,
     spending: Annotated[OfCertificate, arg(name="")],
-    options: ExperimentOptions,
+    options: TargetOptions,
 ) -> None:
     """How far is a sampler from its target? Bounds on log Z and KL both ways, every number with its interval.
 
@@ -84,18 +90,18 @@ def certify(
     from twistlm.core.terminal import console
     from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines
     from twistlm.runs.certify import certify as certificate_of
-    from twistlm.runs.experiments import get_preset
     from twistlm.runs.folder import RunFolder
     from twistlm.runs.run import Run
 
     refuse_existing(out)
-    is_run = RunFolder.is_one(Path(target))
-    if is_run and options.given:
-        raise ConfigError(f"{', '.join(options.given)}: options are an experiment's, and {target} is a run")
+    is_run = target is not None and RunFolder.is_one(Path(target))
+    given = [*([] if preset is None else ["preset"]), *options.given]
+    if is_run and given:
+        raise ConfigError(f"{', '.join(given)}: {target} is a run, whose target stays what it is; leave them out")
     goal = (
-        Run.load(target, trust_functions=trust_function)
+        Run.load(str(target), trust_functions=trust_function)
         if is_run
-        else get_preset(target, preset, **options.given).target()
+        else options.preset(target, preset, "small").target()
     )
     sampler = proposal if proposal is not None else goal if isinstance(goal, Run) else "base"
     certificate = certificate_of(

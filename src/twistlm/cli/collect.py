@@ -6,35 +6,42 @@ from tyro.conf import arg
 
 from twistlm.cli.options import (
     Count,
-    ExperimentName,
-    ExperimentOptions,
+    DemoUnlessGiven,
     FileExists,
     FilePath,
-    PresetName,
+    OwnExperimentName,
     Seed,
+    TargetOptions,
 )
 
 
 def collect(
-    experiment: ExperimentName,
-    out: Annotated[FilePath, arg(help="File to write (safetensors); `train --draws` reads it.")],
-    preset: PresetName = "demo",
-    num_samples: Annotated[Count | None, arg(help="Stop once so many exact samples are accepted.")] = None,
-    max_draws: Annotated[Count, arg(help="Draw at most so many sequences from the base model.")] = 8192,
-    seed: Seed = 0,
+    experiment: OwnExperimentName = None,
     *,
-    options: ExperimentOptions,
+    out: Annotated[FilePath, arg(help="File to write (safetensors); `train --draws` reads it.")],
+    preset: DemoUnlessGiven = None,
+    num_samples: Annotated[
+        Count | None, arg(help="Stop once so many exact samples are accepted, of every prompt.")
+    ] = None,
+    max_draws: Annotated[
+        Count, arg(aliases=("--num-draws",), help="Draw at most so many sequences from the base model.")
+    ] = 8192,
+    seed: Seed = 0,
+    options: TargetOptions,
     existing: FileExists,
 ) -> None:
-    """Collect exact samples of an experiment's target by rejection.
+    """Collect exact samples of an experiment's target, or of one of your own, by rejection.
 
     Draws from the base model and accepts each with probability φ / sup φ. All draws are kept: weighted by φ they are
-    training data.
+    training data. For example:
+
+    twistlm collect toxicity --out runs/toxic.safetensors
+
+    twistlm collect toxicity --prompts prompts.txt --num-draws 20000 --out runs/prompts.safetensors
     """
     from twistlm.core.errors import RunError
     from twistlm.core.folders import writing_file
     from twistlm.core.rng import Rng
-    from twistlm.runs.experiments import get_preset
     from twistlm.sampling.smc import Keep
 
     policy = existing.policy
@@ -42,7 +49,7 @@ def collect(
         raise RunError(
             f"{out} exists already; add to it with --resume, replace it with --overwrite, or choose another --out"
         )
-    chosen = get_preset(experiment, preset, **options.given)
+    chosen = options.preset(experiment, preset, "demo")
     target = chosen.target()
     target.check()
     with writing_file(out, replace=policy == "overwrite") as path:

@@ -4,13 +4,18 @@ import tempfile
 from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 from pydantic import AfterValidator
 from tyro.conf import Positional, UseAppendAction, arg
 
 from twistlm.core.errors import ConfigError, RunError, StorageError
+
+if TYPE_CHECKING:
+    from twistlm.runs.aim import Aim
+    from twistlm.runs.experiments import Preset
+    from twistlm.sampling.prompts import Prompts
 
 # --- What values may be (`twistlm.cli.validation` holds them against this) -----------------------------------
 
@@ -74,31 +79,134 @@ Plugins = Annotated[
 ]
 SweepPaths = Annotated[Positional[tuple[AnyPath, ...]], arg(help="Folders of `twistlm sweep`, finished or not.")]
 ExperimentName = Annotated[Positional[Text], arg(help="An experiment; `twistlm list` shows them.")]
+OwnExperimentName = Annotated[
+    Positional[Text | None],
+    arg(
+        help="An experiment (`twistlm list`), of whose target --model, --prompts and so on replace a part; without one "
+        "they are all of it, at twistlm's own settings."
+    ),
+]
 PresetName = Annotated[Text, arg(help="Its size, with settings that suit it; `twistlm list` shows them.")]
+DemoUnlessGiven = Annotated[
+    Text | None, arg(help="The experiment's size, with settings that suit it (`twistlm list`); default: demo.")
+]
+SmallUnlessGiven = Annotated[
+    Text | None, arg(help="The experiment's size, with settings that suit it (`twistlm list`); default: small.")
+]
 
+
+# Options that some experiments have.
+EXPERIMENTS = ("num_tokens", "label", "beta", "threshold", "num_condition")
 
 # --- Options that go together: the fields of a class are options of the command itself -------------------------
 
 
 @dataclass(frozen=True)
 class Group:
-    """Options with a purpose in common; where one is None it was not given."""
+    """Options with a purpose in common; where one is None, or a flag False, it was not given."""
 
     @property
     def given(self) -> dict[str, Any]:
         """Those that were given on the command line, or have a default that is a value."""
-        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
 
 
 @dataclass(frozen=True)
-class OfExperiment(Group):
-    """Options of experiments; each takes some of them."""
+class OfTarget(Group):
+    """What is sampled: parts of a target, in place of the experiment's own."""
 
+    model: Annotated[Text | None, arg(help="Base model: `twistlm list model`, a folder or a hub name.")] = None
+    potential: Annotated[
+        Text | None,
+        arg(
+            help="φ as a whole, as NAME:key=value,…, e.g. jigsaw:label=insult,beta=2 or regex:pattern=dragon; "
+            "`twistlm list potential` shows the names."
+        ),
+    ] = None
+    classifier: Annotated[
+        Text | None,
+        arg(
+            help="The model behind the experiment's classifier: bundled name, folder or hub name. All else of φ stays, "
+            "the label too unless --label is given."
+        ),
+    ] = None
+    label: Annotated[
+        Text | None, arg(help="Label of --classifier; or the experiment's option: the class, e.g. '5 stars'.")
+    ] = None
+    logit_means: Annotated[
+        Literal["label", "not label"] | None, arg(help="What a high logit of a --classifier with a single one means.")
+    ] = None
+    prompt: Annotated[Text | None, arg(help="The text that the model continues.")] = None
+    prompts: Annotated[
+        AnyPath | None,
+        arg(
+            help="A file of prompts, for all of which one twist is learned: .txt (a prompt a line), .jsonl or .csv "
+            "(columns prompt or messages; name and weight if there are)."
+        ),
+    ] = None
+    column: Annotated[Text | None, arg(help="Of --prompts: the column that holds them; default: prompt.")] = None
+    chat: Annotated[
+        bool, arg(help="Prompts are what a user says, and the model answers: by its tokenizer's chat template.")
+    ] = False
+    system: Annotated[Text | None, arg(help="The system's message of every chat.")] = None
+    num_tokens: Annotated[Count | None, arg(help="New tokens.")] = None
     beta: Annotated[Positive | None, arg(help="Experiment's option: power of the classifier's probability.")] = None
-    num_tokens: Annotated[Count | None, arg(help="Experiment's option: new tokens.")] = None
-    num_condition: Annotated[Count | None, arg(help="Experiment's option: tokens that must follow (infilling).")] = None
-    label: Annotated[Text | None, arg(help="Experiment's option: the class, e.g. '5 stars'.")] = None
     threshold: Annotated[Number | None, arg(help="Experiment's option: what the score must exceed.")] = None
+    num_condition: Annotated[Count | None, arg(help="Experiment's option: tokens that must follow (infilling).")] = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of experiments that were given."""
+        return {name: value for name, value in self.given.items() if name in EXPERIMENTS}
+
+    def aim(self) -> "Aim":
+        """What takes the place of the experiment's; the file of prompts has been read.
+
+        Raises:
+            ConfigError: options exclude each other.
+            PromptError: the prompts are none; the message says which line.
+        """
+        from twistlm.runs.aim import Aim
+
+        return Aim(
+            self.model,
+            self.potential,
+            self.classifier,
+            None if self.classifier is None else self.label,
+            self.logit_means,
+            self._prompts(),
+            self.num_tokens,
+        )
+
+    def preset(self, experiment: str | None, size: str | None, default: str) -> "Preset":
+        """The target that is asked for, with settings that suit it.
+
+        Raises:
+            ConfigError: something is unknown, missing, or excludes something else.
+            PromptError: the prompts are none.
+        """
+        from twistlm.runs.aim import aimed
+
+        return aimed(experiment, size, default, self.options, self.aim())
+
+    def _prompts(self) -> "Prompts | None":
+        from twistlm.models.chats import chat
+        from twistlm.sampling.prompts import Prompts
+
+        if self.prompt is not None and self.prompts is not None:
+            raise ConfigError("--prompt and --prompts exclude each other; choose one")
+        if self.column is not None and self.prompts is None:
+            raise ConfigError("--column is of a file of --prompts; give that too, or leave it out")
+        if self.prompts is not None:
+            return Prompts.read(self.prompts, self.column or "prompt", as_chat=self.chat, system=self.system)
+        if self.prompt is None and (self.chat or self.system is not None):
+            raise ConfigError("--chat and --system say how --prompt or --prompts are read; give one of these too")
+        if self.prompt is None:
+            return None
+        if self.system is not None and not self.chat:
+            raise ConfigError("--system is of a chat; give --chat too, or leave it out")
+        return Prompts.of(chat(self.prompt, system=self.system) if self.chat else self.prompt)
 
 
 @dataclass(frozen=True)
@@ -160,7 +268,7 @@ class IfFileExists(IfExists):
     overwrite: Annotated[bool, arg(help="Replace the file if it exists.")] = False
 
 
-ExperimentOptions = Annotated[OfExperiment, arg(name="")]
+TargetOptions = Annotated[OfTarget, arg(name="")]
 SMCOptions = Annotated[OfSMC, arg(name="")]
 RunExists = Annotated[IfRunExists, arg(name="")]
 FileExists = Annotated[IfFileExists, arg(name="")]

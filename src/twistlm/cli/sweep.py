@@ -5,7 +5,17 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import AnyPath, Count, ExperimentName, ExperimentOptions, Positive, PresetName, Text
+from twistlm.cli.options import (
+    AnyPath,
+    Count,
+    Fraction,
+    Natural,
+    OwnExperimentName,
+    Positive,
+    SmallUnlessGiven,
+    TargetOptions,
+    Text,
+)
 
 
 @dataclass(frozen=True)
@@ -19,26 +29,35 @@ class OfSweep:
     num_updates: Annotated[Count | None, arg(help="At most so many updates; default: the preset's.")] = None
     learning_rate: Annotated[Positive | None, arg(help="Of every method; default: the preset's for each.")] = None
     source: Annotated[Text | None, arg(help="Of the target's samples, e.g. exact; default: the preset's.")] = None
+    num_draws: Annotated[Natural | None, arg(help="Base draws that all runs share; default: the preset's.")] = None
+    held_out_prompts: Annotated[
+        Fraction | None,
+        arg(help="Of ten prompts or more: the share that training does not see, to be judged by; default: 0.2."),
+    ] = None
 
 
 def sweep(
-    experiment: ExperimentName,
+    experiment: OwnExperimentName = None,
+    *,
     out: Annotated[AnyPath, arg(help="The sweep's folder. Asking the same again continues it.")],
-    preset: PresetName = "small",
+    preset: SmallUnlessGiven = None,
     jobs: Annotated[
         Count, arg(help="So many runs at a time, each in a process of its own with its share of the cores.")
     ] = 1,
     overwrite: Annotated[bool, arg(help="Replace the sweep in the folder by a new one.")] = False,
-    *,
     asked: Annotated[OfSweep, arg(name="")],
-    options: ExperimentOptions,
+    options: TargetOptions,
 ) -> None:
-    """Compare methods on an experiment: every method with every seed, judged by the same exact samples.
+    """Compare methods on an experiment's target, or one of your own: every method with every seed.
+
+    All are judged by the same exact samples.
 
     Killed at any moment, the same command continues it, run by run. Runs that fail are reported at the end, and the
     others are done. Leaves in the folder: sweep.json (what was asked), draws.safetensors (shared by all runs),
     METHOD/seed-K/ (a run folder each, with certificate.json) and failures.json (if any). `twistlm table` and
-    `twistlm plot` read it, at any time.
+    `twistlm plot` read it, at any time. For example:
+
+    twistlm sweep toxicity --seeds 3 --model models/tiny-stories --classifier models/toxicity --out runs/sweep
     """
     from twistlm.runs.sweeps.sweep import Request, parse_methods
     from twistlm.runs.sweeps.sweep import sweep as run
@@ -46,11 +65,14 @@ def sweep(
     request = Request(
         experiment,
         preset,
-        options.given,
-        parse_methods(asked.methods),
-        asked.seeds,
-        asked.num_updates,
-        asked.learning_rate,
-        asked.source,
+        options.options,
+        options.aim(),
+        methods=parse_methods(asked.methods),
+        num_seeds=asked.seeds,
+        num_updates=asked.num_updates,
+        learning_rate=asked.learning_rate,
+        source=asked.source,
+        num_draws=asked.num_draws,
+        held_out_prompts=asked.held_out_prompts,
     )
     run(request, out, jobs=jobs, overwrite=overwrite)

@@ -8,16 +8,17 @@ from tyro.conf import arg
 from twistlm.cli.options import (
     AnyPath,
     Count,
-    ExperimentName,
-    ExperimentOptions,
+    DemoUnlessGiven,
+    Fraction,
     Group,
     Natural,
     NotNegative,
     Out,
+    OwnExperimentName,
     Positive,
-    PresetName,
     RunExists,
     Seed,
+    TargetOptions,
     Text,
 )
 
@@ -42,28 +43,37 @@ class OfTraining(Group):
         ),
     ] = None
     num_draws: Annotated[Natural | None, arg(help="Base draws to collect first; 0 for none.")] = None
+    held_out_prompts: Annotated[
+        Fraction | None,
+        arg(help="Of ten prompts or more: the share that training does not see, to be judged by; default: 0.2."),
+    ] = None
 
 
 def train(
-    experiment: ExperimentName,
+    experiment: OwnExperimentName = None,
+    *,
     out: Out,
-    preset: PresetName = "demo",
+    preset: DemoUnlessGiven = None,
     draws: Annotated[AnyPath | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
     seed: Seed = 0,
-    *,
     settings: Annotated[OfTraining, arg(name="")],
-    options: ExperimentOptions,
+    options: TargetOptions,
     existing: RunExists,
 ) -> None:
-    """Learn a twist for an experiment's target.
+    """Learn a twist for an experiment's target, or one of your own.
 
     Base draws are collected first; they train the twist, judge it (held out) and evaluate it (never seen). The best
-    twist by the held-out criterion is kept. Killed at any moment, it continues with --resume.
+    twist by the held-out criterion is kept. Killed at any moment, it continues with --resume. For example:
+
+    twistlm train toxicity --out runs/toxic
+
+    twistlm train toxicity --preset paper --model models/tiny-stories --classifier models/toxicity --out runs/paper
+
+    twistlm train --model smollm2 --potential jigsaw --prompts requests.txt --chat --num-tokens 30 --out runs/requests
     """
-    from twistlm.runs.experiments import get_preset
     from twistlm.runs.train import train as learn
 
-    chosen = get_preset(experiment, preset, **options.given)
+    chosen = options.preset(experiment, preset, "demo")
     config = chosen.config(settings.method).changed(**settings.given)
     run = learn(chosen.target(), config=config, seed=seed, out=out, exists=existing.policy, draws=draws)
     assert run.folder is not None

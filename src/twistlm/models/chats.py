@@ -146,7 +146,11 @@ def render(tokenizer: Any, messages: list[dict[str, str]], *, answering: bool) -
     try:
         # The template writes the special tokens itself, and the tokenizer is kept from adding them once more.
         encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=answering, tokenize=True, return_dict=True
+            messages,
+            add_generation_prompt=answering,
+            tokenize=True,
+            return_dict=True,
+            tokenizer_kwargs={"verbose": False},
         )
     except (TemplateError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -289,7 +289,8 @@ class HuggingFaceLM(HuggingFaceDecoder):
 
     def encode(self, text: str) -> Tensor:
         """Token ids [P], with the special tokens that the tokenizer itself puts in front."""
-        return torch.tensor(self.tokenizer(text)["input_ids"], dtype=torch.long)
+        # Not verbose: what is too long is refused in a line of our own.
+        return torch.tensor(self.tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
 
     def encode_chat(self, chat: Chat) -> Tensor:
         """Token ids [P] of a chat by the tokenizer's own template, up to where the answer begins.

@@ -65,7 +65,7 @@ def train(
         StorageError: the system refuses, or files of the run were deleted meanwhile.
         TrainingError: the loss became infinite.
     """
-    config = (_default(target) if config is None else config).changed(seed=seed, **training)
+    config = (default_config(target) if config is None else config).changed(seed=seed, **training)
     if out is not None:
         RunFolder.check(Path(out), exists)
     # What can be refused is refused before a folder is made or replaced.
@@ -152,7 +152,7 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
     return {**certificate, "texts": texts}
 
 
-def _default(target: Target) -> RunConfig:
+def default_config(target: Target) -> RunConfig:
     """Settings where none are given: collected draws if φ has an upper bound, else fresh ones of the proposal."""
     bounded = target.potential.log_upper_bound is not None
     sources: dict[str, Any] = {**training_sources("draws" if bounded else "proposal")}

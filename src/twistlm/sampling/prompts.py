@@ -51,10 +51,14 @@ class Prompts:
         for name, entry, weight in zip(self.names, self.entries, self.weights, strict=True):
             _check(f"prompt {name!r}" if count > 1 else "prompt", entry, weight)
         for name, entry in zip(self.names, self.entries, strict=True):
+            if not isinstance(name, str) or not name or _has_surrogates(name):
+                raise PromptError(f"name {name!r} of a prompt is no text; give one")
             if isinstance(entry, Chat) != self.are_chats:
                 raise PromptError(f"prompt {name!r} is of another kind than the first: all are texts, or all are chats")
-        _refuse_repeated("the name", self.names, self.names)
-        _refuse_repeated("the prompt", self.entries, self.names)
+        if min(self.shares) <= 0:
+            raise PromptError(f"weights {min(self.weights)} and {max(self.weights)} are too far apart; scale them")
+        _refuse_repeated("the name", self.names, [f"prompt {number + 1}" for number in range(count)])
+        _refuse_repeated("the prompt", self.entries, [f"prompt {name!r}" for name in self.names])
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -70,8 +74,10 @@ class Prompts:
     @property
     def shares(self) -> tuple[float, ...]:
         """The weights, summing to 1."""
-        total = math.fsum(self.weights)
-        return tuple(weight / total for weight in self.weights)
+        # Scaled first, because a sum may be more than a float holds.
+        largest = max(self.weights)
+        total = math.fsum(weight / largest for weight in self.weights)
+        return tuple(weight / largest / total for weight in self.weights)
 
     def index(self, name: str) -> int | None:
         """The position of the prompt of that name, or that is that text; None if there is none."""
@@ -116,10 +122,21 @@ class Prompts:
 
     @staticmethod
     def of(given: "Prompts | Entry | Iterable[Entry]") -> "Prompts":
-        """A set from whatever a user gives: a set, one prompt, or several."""
+        """A set from whatever a user gives: a set, one prompt, or several.
+
+        Raises:
+            PromptError: it is something else, or no such set can be.
+        """
         if isinstance(given, Prompts):
             return given
-        return Prompts((given,) if isinstance(given, str | Chat) else tuple(given))
+        if isinstance(given, str | Chat):
+            return Prompts((given,))
+        if isinstance(given, Mapping) or not isinstance(given, Iterable):
+            raise PromptError(
+                f"prompts are of type {type(given).__name__}; give a text, a chat (twistlm.chat), a list of them, or "
+                "Prompts"
+            )
+        return Prompts(tuple(given))
 
     @staticmethod
     def from_rows(
@@ -134,7 +151,7 @@ class Prompts:
 
         Args:
             rows: a text or chat in `column` (or chats as lists of messages in "messages"); "name" and "weight" too, if
-                there are such columns.
+                there are such columns; or texts and chats themselves.
             column: which.
             as_chat: texts are what a user says, to be answered.
             system: the system's message of those chats.
@@ -143,13 +160,16 @@ class Prompts:
         Raises:
             PromptError: a row has no such column, or what it holds is no prompt; the message says which.
         """
-        to_dicts = getattr(rows, "to_dict", None)
-        # A pandas table yields its columns' names; as a list of records it yields rows.
-        listed = to_dicts("records") if to_dicts is not None and hasattr(rows, "columns") else list(rows)
-        read = [_row(each, column, as_chat, system, where(number)) for number, each in enumerate(listed, 1)]
+        read = [_row(each, column, as_chat, system, where(number)) for number, each in enumerate(_listed(rows), 1)]
+        places = [where(number + 1) for number in range(len(read))]
         entries = [entry for entry, _, _ in read]
-        _refuse_repeated("the prompt", entries, [where(number + 1) for number in range(len(entries))])
+        for entry, place in zip(entries, places, strict=True):
+            if isinstance(entry, Chat) != isinstance(entries[0], Chat):
+                kinds = ("a text", "a chat") if isinstance(entries[0], Chat) else ("a chat", "a text")
+                raise PromptError(f"{place}: {kinds[0]}, and {places[0]} is {kinds[1]}; all are texts, or all chats")
         names = tuple(name or str(number) for number, (_, name, _) in enumerate(read, 1))
+        _refuse_repeated("the prompt", entries, places)
+        _refuse_repeated("the name", names, places)
         return Prompts(tuple(entries), names, tuple(weight for _, _, weight in read))
 
     @staticmethod
@@ -208,12 +228,16 @@ def _check(what: str, entry: Entry, weight: float) -> None:
     if isinstance(entry, str):
         if not entry:
             raise PromptError(f"{what} is empty; give the text that the model should continue")
-        if not entry.isprintable() and any("\ud800" <= character <= "\udfff" for character in entry):
+        if _has_surrogates(entry):
             raise PromptError(f"{what} {entry!r} is not text: bytes that are not UTF-8 became parts of characters")
     elif not isinstance(entry, Chat):
         raise PromptError(f"{what} is of type {type(entry).__name__}; give a text, or a chat (twistlm.chat)")
     if not (isinstance(weight, int | float) and 0 < weight < math.inf):
         raise PromptError(f"{what} has weight {weight}; give a number above 0")
+
+
+def _has_surrogates(text: str) -> bool:
+    return not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _refuse_repeated(what: str, values: Sequence[Any], where: Sequence[str]) -> None:
@@ -228,34 +252,69 @@ def _refuse_repeated(what: str, values: Sequence[Any], where: Sequence[str]) -> 
 # --- Rows ----------------------------------------------------------------------------------------------------
 
 
+def _listed(rows: Any) -> list[Any]:
+    """Rows one by one; what iterates over its columns is asked for records (pandas, polars, arrow)."""
+    for method, arguments in (("to_dicts", ()), ("to_pylist", ()), ("to_dict", ("records",))):
+        if hasattr(rows, "columns") and hasattr(rows, method):
+            return list(getattr(rows, method)(*arguments))
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+        raise PromptError(f"rows are of type {type(rows).__name__}; give a list of mappings, a data set or a table")
+    return list(rows)
+
+
 def _row(row: Any, column: str, as_chat: bool, system: str | None, where: str) -> tuple[Entry, str, float]:
     """The prompt, name ("" if it has none) and weight of one row."""
     fields: Mapping[str, Any] = row if isinstance(row, Mapping) else {column: row}
-    given = fields.get(column, fields.get("messages"))
-    if given is None:
+    chosen = column if column in fields or "messages" not in fields else "messages"
+    if chosen not in fields:
         has = ", ".join(str(name) for name in fields) or "none"
         raise PromptError(f"{where}: there is no column {column!r}; it has {has}: name the one with the prompts")
-    name, weight = fields.get("name"), fields.get("weight")
     try:
-        entry = _entry(given, as_chat, system)
-        number = 1.0 if weight in (None, "") else float(str(weight))
-    except (PromptError, ValueError, TypeError) as error:
+        entry, number = _entry(fields[chosen], as_chat, system), _weight(fields.get("weight"))
+        name = _name(fields.get("name"))
+    except PromptError as error:
         raise PromptError(f"{where}: {error}") from error
     _check(f"{where}: the prompt", entry, number)
-    return entry, "" if name is None else str(name), number
+    return entry, name, number
+
+
+def _weight(given: Any) -> float:
+    """1 where there is none."""
+    try:
+        return 1.0 if given in (None, "") else float(str(given))
+    except ValueError as error:
+        raise PromptError(f"weight {str(given)[:QUOTED]!r} is no number; give one above 0") from error
+
+
+def _name(given: Any) -> str:
+    """ "" where there is none: a table has NaN there."""
+    if given is None or given != given:
+        return ""
+    if not isinstance(given, str | int):
+        raise PromptError(f"name {str(given)[:QUOTED]!r} is of type {type(given).__name__}; give a text or a number")
+    return str(given)
 
 
 def _entry(given: Any, as_chat: bool, system: str | None) -> Entry:
-    if isinstance(given, Chat):
-        return given
     if isinstance(given, str):
         if not given.strip():
             raise PromptError("a blank line is no prompt; take it out")
+        if system is not None and not as_chat:
+            raise PromptError("a text, and the system's message is for chats: read it as a chat, or leave that out")
         return chat(given, system=system) if as_chat else given
-    if isinstance(given, Sequence) and given:
-        made = Chat(tuple(given))
-        return made if system is None else Chat((Message("system", system), *made.messages))
-    raise PromptError(f"a prompt is a text or a list of messages, not {type(given).__name__}")
+    if not isinstance(given, Chat) and not (isinstance(given, Sequence) and given):
+        empty = given is None or given != given or given == []
+        raise PromptError(
+            "there is no prompt; give one, or take the row out"
+            if empty
+            else f"a prompt is a text or a list of messages, not {type(given).__name__}"
+        )
+    made = given if isinstance(given, Chat) else Chat(tuple(given))
+    if system is None:
+        return made
+    if _system(made) is not None:
+        raise PromptError("the chat has a system's message of its own; leave the other out")
+    return Chat((Message("system", system), *made.messages))
 
 
 # --- Files: the lines of the rows, and the rows ----------------------------------------------------------------
@@ -280,12 +339,25 @@ def _json_lines(text: str, path: Path, column: str) -> tuple[list[int], list[Any
 
 
 def _table(text: str, path: Path, column: str) -> tuple[list[int], list[Any]]:
-    reader = csv.DictReader(io.StringIO(text), strict=True)
-    lines, rows = [], []
+    reader = csv.reader(io.StringIO(text), strict=True)
+    lines: list[int] = []
+    rows: list[Any] = []
+    heading: list[str] = []
     try:
         for row in reader:
-            rows.append({name: value for name, value in row.items() if name is not None})
+            # A row may go over several lines: where it ends is known, and that is where one looks.
+            place = f"{path}, line {reader.line_num}"
+            if not row:
+                raise PromptError(f"{place}: a blank line is no prompt; take it out")
+            if not heading:
+                heading = row
+                continue
+            if len(row) != len(heading):
+                raise PromptError(
+                    f"{place}: {len(row)} fields under {len(heading)} headings; put a text with commas into quotes"
+                )
             lines.append(reader.line_num)
+            rows.append(dict(zip(heading, row, strict=True)))
     except csv.Error as error:
         raise PromptError(f"{path}, line {reader.line_num}: not CSV ({error}); mend the line") from error
     if not rows:

@@ -19,6 +19,7 @@ from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import as_type
 from twistlm.models.base import BaseLM
 from twistlm.models.chats import encode_chat
+from twistlm.models.loaded import as_base_lm
 from twistlm.models.local import contents, is_here
 from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
@@ -52,7 +53,8 @@ class Target:
     """σ ∝ p₀ φ: what to sample from, at one prompt or at each of a set.
 
     Args:
-        model: a registered name (`twistlm list`), a folder, a hub name, or a loaded `BaseLM`.
+        model: a registered name (`twistlm list`), a folder, a hub name, a loaded `BaseLM`, a causal LM of transformers
+            that was loaded from a folder, or a pair of one and its tokenizer.
         potential: φ; or a function of a list of texts that returns log φ of each, in nats
             (of φ itself: `Function(..., log=False)`).
         prompt: the text to continue, or the chat to answer.
@@ -67,11 +69,12 @@ class Target:
     Raises:
         PromptError: there is no prompt, or one is empty, is not text, or is there twice.
         ConfigError: num_tokens < 1, or the identity is empty.
+        ModelError: a loaded model is none of these, or its tokenizer is not on this machine.
     """
 
     def __init__(
         self,
-        model: str | Path | BaseLM,
+        model: str | Path | BaseLM | Any,
         potential: Potential | Callable[[list[str]], Any],
         prompt: Entry | None = None,
         num_tokens: int | None = None,
@@ -91,9 +94,8 @@ class Target:
         if identity is not None and not identity:
             raise ConfigError("identity is empty; give a name, or leave it out")
         self.identity = identity
-        model = str(model) if isinstance(model, Path) else model
-        self.model_name = model if isinstance(model, str) else getattr(model, "name", type(model).__name__)
-        self._lm = None if isinstance(model, str) else model
+        self._lm = None if isinstance(model, str | Path) else as_base_lm(model)
+        self.model_name = str(model) if self._lm is None else getattr(self._lm, "name", type(self._lm).__name__)
         self.potential: Potential = potential if isinstance(potential, Potential) else Function(potential)
         if unknown := sorted(loading.keys() - Loading.__annotations__.keys()):
             raise ConfigError(f"a target takes no {', '.join(unknown)}; see twistlm.Target")
@@ -170,20 +172,18 @@ class Target:
         Raises:
             PromptError: a prompt is wrong, or too long for the model.
         """
-        other = Target(
-            self.lm,
-            self.potential,
-            num_tokens=self.num_tokens,
-            prompts=prompts,
-            eos=self.eos,
-            dtype=self.dtype,
-            device=self.device,
-            identity=self.identity,
-        )
+        other = self.changed(model=self.lm, prompts=prompts, identity=self.identity)
         other.model_name = self.model_name
         other.__dict__["bound_potential"] = self.bound_potential
         other.twisted()
         return other
+
+    def changed(self, **changes: Any) -> "Target":
+        """The same with other arguments (of `Target`) in place of some; its identity goes with model and potential."""
+        same = () if {"model", "potential"} & changes.keys() else ("identity",)
+        names = ("potential", "prompts", "num_tokens", "eos", "dtype", "device", *same)
+        own = {name: getattr(self, name) for name in names}
+        return Target(**{"model": self.model_name if self._lm is None else self._lm, **own, **changes})
 
     def sampler(self, twist: Twist | None = None, *, proposal_twist: Twist | None = None, **how: Any) -> Sampler:
         """The base model with a twist as a sampler of this target; `how`: further fields of `Sampler`."""

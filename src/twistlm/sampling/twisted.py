@@ -110,10 +110,11 @@ class TwistedLM:
             if prompt.numel() == 0:
                 raise PromptError("the prompt is empty; give it at least one token")
             if self.lm.max_length is not None and prompt.numel() + num_steps > self.lm.max_length:
+                room = self.lm.max_length - prompt.numel()
                 raise PromptError(
                     f"a prompt of {prompt.numel()} tokens with {num_steps} new ones exceeds the model's context of "
-                    f"{self.lm.max_length}; shorten the prompt or ask for at most "
-                    f"{max(0, self.lm.max_length - prompt.numel())} new tokens"
+                    f"{self.lm.max_length}; shorten the prompt"
+                    + (f" or ask for at most {room} new tokens" if room > 0 else "")
                 )
 
     def mask(self, tokens: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def preset(*_: object, **__: object) -> Preset:
 
 
 def test_tables_go_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twistlm.runs.sweeps.sweep.get_preset", preset)
+    monkeypatch.setattr("twistlm.runs.aim.get_preset", preset)
     sweep(Request("toxicity", "tiny", methods=("ctl", "dpg"), num_seeds=2, learning_rate=0.25), tmp_path / "s")
     page = tmp_path / "results.md"
     page.write_text(

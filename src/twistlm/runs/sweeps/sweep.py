@@ -19,9 +19,10 @@ from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, UpperB
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import RECORD_BYTES, check_sizes
 from twistlm.potentials.base import power_of
+from twistlm.runs.aim import Aim, aimed
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.engines import local
-from twistlm.runs.experiments import Preset, get_preset
+from twistlm.runs.experiments import Preset
 from twistlm.runs.experiments.methods import METHODS, in_order
 from twistlm.runs.run import Run
 from twistlm.runs.sweeps.folder import AskedSweep, AskedTarget, Cell, Reference, SweepFolder
@@ -39,6 +40,9 @@ CERTIFICATES: dict[str, dict[str, Any]] = {
 }
 # A reference takes so many times the particles of a certificate.
 REFERENCE = 2
+# The preset where none is named.
+SIZE = "small"
+NOTHING_CHANGED = Aim()
 # What every run imports, most of it from transformers.
 PRELOAD = ("twistlm.runs.train", "twistlm.models.huggingface")
 
@@ -48,36 +52,44 @@ class Request:
     """What to sweep over.
 
     Attributes:
-        experiment: a registered experiment.
-        preset: its size.
+        experiment: a registered experiment; None for a target of one's own, which the aim then is all of.
+        preset: its size; None takes "small".
         options: the experiment's options.
+        aim: what takes the place of parts of its target.
         methods: registered losses, or weighted sums of them.
         num_seeds: seeds 0, 1, … of every method.
         num_updates: at most so many updates; None takes the preset's.
         learning_rate: of every method; None takes the preset's for each.
         source: of the target's samples; None takes the preset's.
+        num_draws: base draws that all runs share; None takes the preset's.
+        held_out_prompts: share of a set of prompts that training does not see; None takes the preset's.
     """
 
-    experiment: str
-    preset: str
+    experiment: str | None
+    preset: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    aim: Aim = NOTHING_CHANGED
     methods: tuple[str, ...] = METHODS
     num_seeds: int = 5
     num_updates: int | None = None
     learning_rate: float | None = None
     source: str | None = None
+    num_draws: int | None = None
+    held_out_prompts: float | None = None
+
+    @property
+    def size(self) -> str:
+        """The preset's name, as a sweep records it."""
+        return self.preset or (SIZE if self.experiment is not None else "default")
 
     def chosen(self) -> Preset:
-        """The experiment's preset."""
-        return get_preset(self.experiment, self.preset, **self.options)
+        """The experiment's preset on the target that is asked for."""
+        return aimed(self.experiment, self.preset, SIZE, self.options, self.aim)
 
     def config(self, method: str) -> RunConfig:
         """The settings of a method's runs, but for the seed."""
-        return (
-            self.chosen()
-            .config(method)
-            .changed(num_updates=self.num_updates, learning_rate=self.learning_rate, source=self.source)
-        )
+        asked = ("num_updates", "learning_rate", "source", "num_draws", "held_out_prompts")
+        return self.chosen().config(method).changed(**{name: getattr(self, name) for name in asked})
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
@@ -111,9 +123,9 @@ def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False
     settings = {method: request.config(method) for method in request.methods}
     target = request.chosen().target()
     asked = AskedSweep(
-        experiment=request.experiment,
-        preset=request.preset,
-        options=dict(request.options),
+        experiment=request.experiment or "own target",
+        preset=request.size,
+        options={**request.options, **request.aim.described},
         methods=list(request.methods),
         seeds=request.num_seeds,
         num_updates=request.num_updates,

@@ -147,6 +147,9 @@ def collect(
     turn = max(1, min(EACH, budget.max_draws // (2 * len(cases))))
     size = min((len(cases) + 1) // 2, max(1, budget.chunk // turn))
     each = budget.chunk // size
+    if len(cases) > 1:
+        # A budget that is smaller than two chunks must reach every prompt, too.
+        each = max(1, min(each, budget.max_draws // (2 * len(cases))))
     with bar("exact samples", (budget.num_samples or 0) * len(cases) or budget.max_draws) as report:
         while not budget.is_spent(counts):
             stream = rng.fork("collect", sum(len(part.streams) for part in parts))
