@@ -37,11 +37,17 @@ COMMANDS: dict[str, list[str]] = {
         "512",
     ],
     "collect": ["collect", "toxicity", *TINY, "--max-draws", "4096"],
+    "probability": [
+        "probability",
+        "Once upon a time, there was a",
+        *("--potential", "classifier:model=toxicity,label=toxic", "--thresholds", "0.02", "0.05"),
+        *("--num-draws", "1024", "--max-rounds", "3", "--num-samples", "16384"),
+    ],
     "sweep": ["sweep", "toxicity", *TINY, "--methods", "rl,ctl", "--seeds", "1", "--jobs", "2"],
 }
 # Few tokens: half a second for 2,048 draws.
 OPTIONS = ["--num-tokens", "5"]
-RESUME = {"train": ["--resume"], "collect": ["--resume"], "sweep": []}
+RESUME = {"train": ["--resume"], "collect": ["--resume"], "probability": ["--resume"], "sweep": []}
 
 
 def start(arguments: list[str], log: Path) -> int:

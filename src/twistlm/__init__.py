@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from twistlm import potentials, types
     from twistlm.certificates.certificate import Certificate
     from twistlm.certificates.probability import Probability
-    from twistlm.certificates.rare_events import probability
     from twistlm.models.chats import chat
     from twistlm.runs.certify import certify
     from twistlm.runs.config import RunConfig
+    from twistlm.runs.probability import probability
     from twistlm.runs.run import Run
     from twistlm.runs.train import fine_tune, train
     from twistlm.sampling.prompts import Prompts
@@ -54,7 +54,7 @@ _HOMES = {
     "Certificate": "twistlm.certificates.certificate",
     "certify": "twistlm.runs.certify",
     "Probability": "twistlm.certificates.probability",
-    "probability": "twistlm.certificates.rare_events",
+    "probability": "twistlm.runs.probability",
     "TrainingConfig": "twistlm.training.config",
     "chat": "twistlm.models.chats",
     "Prompts": "twistlm.sampling.prompts",

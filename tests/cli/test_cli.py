@@ -66,12 +66,12 @@ def test_the_probability_of_an_event_in_real_stories(tmp_path: Path, capsys: pyt
     defaults = OfSearch()
     for name in ("num_draws", "max_rounds", "num_samples"):
         assert getattr(defaults, name) == getattr(Search(), name)
-    prompt, pattern, out = "Once upon a time, there was a", "dragon", tmp_path / "found.json"
+    prompt, pattern, out = "Once upon a time, there was a", "dragon", tmp_path / "found"
     arguments = ["probability", prompt, "--regex", pattern, "--thresholds", "1", "--num-tokens", "4", "--eos", "ignore",
                  "--num-draws", "1024", "--max-rounds", "2", "--num-samples", "4096", "--out", str(out)]  # fmt: skip
     assert main(arguments) == 0
     assert "times as many" in capsys.readouterr().out
-    (found,) = json.loads(out.read_text())["found"]
+    (found,) = json.loads((out / "probability.json").read_text())["found"]
     target = Target("stories", Regex(pattern), prompt, 4, eos="ignore")
     counted = target.collect(Rng(1), num_samples=None, max_draws=16_384, chunk=4096).draws.log_phi.isfinite()
     interval = binomtest(int(counted.sum()), len(counted)).proportion_ci(0.999, "exact")
@@ -79,7 +79,13 @@ def test_the_probability_of_an_event_in_real_stories(tmp_path: Path, capsys: pyt
     assert found["probability"]["low"] < interval.high
     assert 0 < found["probability"]["low"] < found["probability"]["high"]
     assert main(arguments) == 2
-    assert "found.json" in capsys.readouterr().err
+    assert "found exists already; continue it with --resume" in capsys.readouterr().err
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(before) == {"probability.json", "events.jsonl", "probability.html"}
+    assert main([*arguments, "--resume"]) == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert main([*arguments, "--seed", "1", "--resume"]) == 2
+    assert "was asked with another seed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,13 @@ def test_the_probability_of_an_event_in_real_stories(tmp_path: Path, capsys: pyt
         (["train", "toxicity", "--out", "x", "--resume", "--overwrite"], "exclude each other"),
         (["certify", "toxicity", "--gap", "0", "--num-draws", "0"], "gap must be above 0, not 0"),
         (["certify", "toxicity", "--gap", "1", "--num-draws", "0"], "needs an upper bound on log Z"),
-        (["probability", "x"], "the event needs one of --classifier, --regex and --function, not none"),
+        (["probability", "x"], "the event needs one of --potential, --classifier, --regex and --function, not none"),
+        (["probability", "--regex", "y"], "give a prompt or a file of them (--prompts), not neither"),
+        (["probability", "x", "--regex", "y", "--prompts", "p.txt"], "(--prompts), not both"),
+        (["probability", "--regex", "y", "--prompts", "no.txt"], "the prompts 'no.txt' cannot be read"),
+        (["probability", "x", "--regex", "y", "--system", "z"], "--system is of a chat"),
+        (["probability", "x", "--regex", "y", "--resume"], "--resume is of a folder; name it with --out"),
+        (["probability", "x", "--potential", "jigsaw:colour=red"], "has no 'colour'"),
         (["probability", "x", "--regex", "y", "--function", "a:b"], "--function, not regex, function"),
         (["probability", "x", "--classifier", "toxicity"], "--classifier and --label belong together"),
         (["probability", "x", "--regex", "y", "--thresholds", "0"], "thresholds must be above 0"),

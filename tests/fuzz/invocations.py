@@ -49,7 +49,7 @@ VALID: dict[str, tuple[str, ...]] = {
     "evaluate": ("run", *TINY),
     "certify": ("run", *TINY, "--num-draws", "64", "--out", "new.json"),
     "probability": ("Once upon", "--regex", "e", "--thresholds", "1", "--num-tokens", "2", "--num-draws", "64",
-                    "--num-samples", "64", "--max-rounds", "1", "--out", "new.json"),
+                    "--num-samples", "64", "--max-rounds", "1", "--out", "new"),
     "sample": ("run", "--num-samples", "2"),
     "report": ("run", "--out", "new.html"),
     "gallery": (*INFILLING[:3], "--num-samples", "1", "--out", "new"),

@@ -26,6 +26,7 @@ from twistlm.certificates.bounds import iwae_from_ratios
 from twistlm.certificates.effort import LEVELS, Effort, Search
 from twistlm.certificates.events import Event, chosen, spans_of
 from twistlm.certificates.fresh import FRESH, Fresh, draw_fresh
+from twistlm.certificates.price import price
 from twistlm.certificates.probability import Probability, PromptProbability
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import CONFIDENCE, Estimate, mean
@@ -66,6 +67,7 @@ def probability(
     seed: int = 0,
     report: Callable[[str], None] = logger.info,
     state: Path | None = None,
+    priced: bool = False,
 ) -> list[Probability]:
     """P[φ ≥ threshold] for each threshold, from easy to hard, each starting from the last one's twist.
 
@@ -77,6 +79,7 @@ def probability(
         report: is told of every round.
         state: folder where every round and every part of the fresh draws is saved; what is there already, of the same
             target, thresholds, search and seed, is gone on from.
+        priced: tell `report` first what all of this will take, which costs a few draws.
 
     Raises:
         ConfigError: the target differs by a condition, a threshold is not above 0 or can never be reached, or
@@ -84,6 +87,8 @@ def probability(
     """
     check(target, thresholds)
     climb = Climb(target, search or Search(), Rng(seed, ("probability",)), report, state)
+    if priced:
+        report(str(price(climb, thresholds)))
     return [climb.reach(threshold) for threshold in sorted(thresholds)]
 
 
@@ -187,7 +192,7 @@ class Climb:
             learning = ", ".join(f"{math.exp(level):.2g}" for level in levels[0].unique().flip(0).tolist())
         else:
             there = int((levels[:, 0] >= math.log(threshold)).sum())
-            learning = f"{threshold:g} at {there} of {len(counts)} prompts and what comes next at the others"
+            learning = f"{threshold:g} at {there} of {len(counts)} prompts, and less at the others"
         self.report(
             f"round {number}: of {sum(self.pool.counts):,} draws, {sum(counts):.0f} effective ones reach "
             f"{threshold:g}; learning to reach {learning}"
@@ -260,10 +265,10 @@ class Climb:
         distinct, place = index.unique(return_inverse=True)
         times = torch.zeros(len(index), len(distinct), dtype=torch.float64)
         times = times.scatter_add(1, place, torch.ones_like(place, dtype=torch.float64))
-        log_ratio = self._log_ratio(self.pool.samples.select(distinct))
+        log_ratio = self.log_ratio(self.pool.samples.select(distinct))
         return torch.logsumexp(log_ratio + times.log().to(log_ratio.device), 1).mean()
 
-    def _log_ratio(self, batch: Samples) -> Tensor:
+    def log_ratio(self, batch: Samples) -> Tensor:
         """log p₀ − log q̄ of whole sequences [n], with gradient."""
         scores = self.sampler.model.score(batch, normaliser=True)
         assert scores.log_normaliser is not None

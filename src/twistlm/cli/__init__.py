@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Spinning threads cost several times their worth when cores are shared; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Command | None = None
+    given: dict[str, Any] = {}
     with outlets(), terminable():
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         try:
@@ -83,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             return _refused(error, StorageError.exit_code)
         except KeyboardInterrupt:
-            return _stopped("interrupted", 128 + signal.SIGINT, command)
+            return _stopped("interrupted", 128 + signal.SIGINT, command, given)
         except Terminated:
-            return _stopped("terminated", 128 + signal.SIGTERM, command)
+            return _stopped("terminated", 128 + signal.SIGTERM, command, given)
     return 0
 
 
@@ -160,12 +161,12 @@ def _refused(error: Exception, code: int) -> int:
     return code
 
 
-def _stopped(how: str, code: int, command: Command | None) -> int:
+def _stopped(how: str, code: int, command: Command | None, given: Mapping[str, Any]) -> int:
     """The last line of a command that was told to end, with what continues it, if anything does."""
     remedy = ""
     if command is sweep:
         remedy = "; the same command again continues it"
-    elif command is not None and "existing" in inspect.signature(command).parameters:
+    elif "existing" in given and given.get("out") is not None:
         remedy = "; --resume continues what was saved"
     print(f"{how}{remedy}", file=sys.stderr)
     return code

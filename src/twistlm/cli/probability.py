@@ -2,19 +2,27 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import MinLen
 from tyro.conf import Positional, arg
 
-from twistlm.cli.options import Count, FilePath, Group, Positive, Seed, Text, refuse_existing
+from twistlm.cli.options import AnyPath, Count, FilePath, Group, IfExists, Positive, Seed, Text
 from twistlm.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from twistlm.potentials.protocol import Potential
+    from twistlm.sampling.prompts import Prompts
 
 
 @dataclass(frozen=True)
 class OfEvent:
-    """What is to happen: a score by one of three ways, and how high it is to be."""
+    """What is to happen: a score by one of four ways, and how high it is to be."""
 
+    potential: Annotated[
+        Text | None,
+        arg(help="The score is this potential, NAME or NAME:key=value,…: `twistlm list potential`, e.g. jigsaw."),
+    ] = None
     classifier: Annotated[
         Text | None, arg(help="The score is its probability of --label: bundled name, hub name or folder.")
     ] = None
@@ -31,27 +39,34 @@ class OfEvent:
         arg(help="The event: the score is at least so much. Several go from easy to hard."),
     ] = (0.5,)
 
-    def spec(self) -> dict[str, Any]:
-        """The score as JSON values.
+    def score(self) -> "Potential":
+        """The score.
 
         Raises:
-            ConfigError: not just one of the three is given, or what belongs to another.
+            ConfigError: not just one of the four is given, or what belongs to another.
         """
-        ways = {"classifier": self.classifier, "regex": self.regex, "function": self.function}
+        from twistlm.potentials import from_spec, named
+
+        ways = {name: getattr(self, name) for name in ("potential", "classifier", "regex", "function")}
         wanted = [name for name, value in ways.items() if value is not None]
         if len(wanted) != 1:
             raise ConfigError(
-                f"the event needs one of --classifier, --regex and --function, not {', '.join(wanted) or 'none'}"
+                "the event needs one of --potential, --classifier, --regex and --function, not "
+                f"{', '.join(wanted) or 'none'}"
             )
         if (self.classifier is None) != (self.label is None):
             raise ConfigError("--classifier and --label belong together; give both")
         if self.logit_means is not None and self.classifier is None:
             raise ConfigError("--logit-means is of a classifier; give it with --classifier, or leave it out")
+        if self.potential is not None:
+            return named(self.potential)
         if self.regex is not None:
-            return {"name": "regex", "pattern": self.regex}
+            return from_spec({"name": "regex", "pattern": self.regex})
         if self.function is not None:
-            return {"name": "function", "function": {"import": self.function}}
-        return {"name": "classifier", "model": self.classifier, "label": self.label, "logit_means": self.logit_means}
+            return from_spec({"name": "function", "function": {"import": self.function}}, (self.function,))
+        return from_spec(
+            {"name": "classifier", "model": self.classifier, "label": self.label, "logit_means": self.logit_means}
+        )
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,36 @@ class OfTexts(Group):
     model: Annotated[Text, arg(help="Base model: `twistlm list model`, a folder or a hub name.")] = "stories"
     num_tokens: Annotated[Count, arg(help="New tokens.")] = 20
     eos: Annotated[Literal["absorb", "ignore"], arg(help="End a text at its end-of-text token, or draw on.")] = "absorb"
+
+
+@dataclass(frozen=True)
+class OfPrompts:
+    """What the model continues or answers, beside a prompt that stands alone."""
+
+    prompts: Annotated[
+        FilePath | None,
+        arg(help="File of prompts: .txt (one a line), .jsonl or .csv (column prompt or messages; name, weight)."),
+    ] = None
+    chat: Annotated[bool, arg(help="Prompts are what a user says, and the model answers.")] = False
+    system: Annotated[Text | None, arg(help="The system's message of every chat.")] = None
+
+    def read(self, prompt: str | None) -> "Prompts":
+        """The set.
+
+        Raises:
+            ConfigError: not just one of prompt and file is given, or a system's message of no chat.
+            PromptError: the file is wrong; the message says which line.
+        """
+        from twistlm.sampling.prompts import Prompts
+
+        if (prompt is None) == (self.prompts is None):
+            both = "both" if prompt is not None else "neither"
+            raise ConfigError(f"give a prompt or a file of them (--prompts), not {both}")
+        if self.system is not None and not self.chat:
+            raise ConfigError("--system is of a chat; give it with --chat, or leave it out")
+        if self.prompts is not None:
+            return Prompts.read(self.prompts, as_chat=self.chat, system=self.system)
+        return Prompts.from_rows([prompt], as_chat=self.chat, system=self.system)
 
 
 @dataclass(frozen=True)
@@ -75,43 +120,64 @@ class OfSearch(Group):
     ] = None
 
 
+@dataclass(frozen=True)
+class IfFolderExists(IfExists):
+    """What to do with the folder of an earlier search."""
+
+    resume: Annotated[bool, arg(help="Continue the search in the folder where it stopped, bit for bit.")] = False
+    overwrite: Annotated[bool, arg(help="Replace what is in the folder, once the new search is done.")] = False
+
+
 def probability(
-    prompt: Annotated[Positional[Text], arg(help="The text that the model continues.")],
-    out: Annotated[FilePath | None, arg(help="JSON file for the result; an existing one is refused.")] = None,
+    prompt: Annotated[
+        Positional[Text | None], arg(help="The text that the model continues; or --prompts for many.")
+    ] = None,
+    out: Annotated[
+        AnyPath | None, arg(help="Folder for results, events and a page; while it runs it is saved there.")
+    ] = None,
     seed: Seed = 0,
     *,
     event: Annotated[OfEvent, arg(name="")],
+    others: Annotated[OfPrompts, arg(name="")],
     texts: Annotated[OfTexts, arg(name="")],
     spending: Annotated[OfSearch, arg(name="")],
+    existing: Annotated[IfFolderExists, arg(name="")],
 ) -> None:
-    """How likely is a rare event? log10 of its probability with an interval, and what plain counting would need.
+    """How likely is a rare event? "1 in N answers", with an interval, for each prompt of a file too, and its texts.
 
     A twist is learned on the way: in rounds that reach higher and higher scores until the threshold is reached often.
     Fresh draws then give an unbiased estimate. Its interval knows what the draws have seen: the more draws a round
-    has, and the more rounds there are, the less can be left unseen (docs/certify.md). About ten minutes for the bundled
-    models; a quicker look: --num-draws 4096 --num-samples 8192. For example:
+    has, and the more rounds there are, the less can be left unseen (docs/certify.md). What it takes follows --num-draws
+    and is said before it is spent; a quick look: --num-draws 4096. For example:
 
     twistlm probability "Once upon a time, there was a" --classifier toxicity --label toxic --thresholds 0.5 0.9
+
+    twistlm probability --prompts requests.txt --chat --model smollm2 --potential jigsaw --out found
     """
 
-    from twistlm.certificates import effort, rare_events
-    from twistlm.core.storage import save_json
+    from twistlm.certificates.effort import Search
     from twistlm.core.terminal import console
-    from twistlm.potentials import from_spec
-    from twistlm.report.tables import probability_table
+    from twistlm.report.probability_page import save_probability_page
+    from twistlm.report.tables import probability_table, ranking_table
+    from twistlm.runs.probability import PAGE, check_folder
+    from twistlm.runs.probability import probability as find
     from twistlm.sampling.target import Target
 
-    refuse_existing(out)
-    score = from_spec(event.spec(), () if event.function is None else (event.function,))
-    target = Target(potential=score, prompt=prompt, **texts.given)
-    search = effort.Search(**spending.given)
-    described = target.spec()
-    estimates = rare_events.probability(target, event.thresholds, search=search, seed=seed, report=_say)
+    policy = existing.policy
+    if out is None and policy != "refuse":
+        raise ConfigError(f"--{policy} is of a folder; name it with --out")
     if out is not None:
-        save_json(out, {"seed": seed, "target": described, "found": [each.as_dict() for each in estimates]})
-    console().print(probability_table(estimates, texts.num_tokens))
+        check_folder(out, policy)
+    target = Target(potential=event.score(), prompts=others.read(prompt), **texts.given)
+    search = Search(**spending.given)
+    found = find(target, event.thresholds, search=search, seed=seed, out=out, exists=policy, report=_say, priced=True)
+    console().print(probability_table(found, texts.num_tokens))
+    if len(target.prompts) > 1:
+        for each in found:
+            console().print(ranking_table(each, target.prompts))
     if out is not None:
-        print(f"Written to {out}")
+        save_probability_page(found, target, out / PAGE)
+        print(f"Written to {out}; open {out / PAGE}")
 
 
 def _say(line: str) -> None:

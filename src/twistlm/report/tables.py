@@ -8,11 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from twistlm.certificates.certificate import Certificate
-from twistlm.certificates.probability import Probability, plain_tokens
+from twistlm.certificates.probability import Place, Probability, plain_tokens
 from twistlm.core.estimates import Estimate, plain
 from twistlm.sampling.prompts import Prompts, quoted
 
-# Prompts that a terminal shows.
+# Prompts that a terminal shows; a page has all of them.
 MOST_ROWS = 20
 
 
@@ -127,6 +127,7 @@ def probability_table(probabilities: Sequence[Probability], num_tokens: int) -> 
         table.add_column(f"{each.threshold:g}", justify="right")
         columns.append(_probability_cells(each, num_tokens))
     names = (
+        "",
         "probability",
         "log10",
         "by counting",
@@ -142,17 +143,44 @@ def probability_table(probabilities: Sequence[Probability], num_tokens: int) -> 
     return table
 
 
+def ranking_table(found: Probability, prompts: Prompts) -> Table:
+    """The prompts, the likeliest first."""
+    said = dict(zip(prompts.names, prompts.entries, strict=True))
+    ranked = found.ranked()
+    shown = ranked[:MOST_ROWS]
+    of = "" if len(shown) == len(ranked) else f", the first {len(shown)} of {len(ranked)}"
+    table = Table(
+        title=f"Prompts by P[score ≥ {found.threshold:g}]{of} (places and intervals hold at 95 % for all at once)",
+        title_justify="left",
+    )
+    for heading in ("place", "name", "prompt", "probability", "from", "to"):
+        table.add_column(heading, justify="left" if heading in ("name", "prompt") else "right")
+    for place in shown:
+        each = place.found.simultaneous
+        value = "never seen" if place.found.hits == 0 else f"{each.value:.2e}"
+        name = place.found.name
+        cells = (places(place), name, quoted(said[name]), value, f"{each.low:.2e}", f"{each.high:.2e}")
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def places(place: Place) -> str:
+    """The places that a prompt may have."""
+    return str(place.best) if place.is_known else f"{place.best}–{place.worst}"
+
+
 def _probability_cells(each: Probability, num_tokens: int) -> list[str]:
     value, low, high = each.log10
     chance, events, tokens = each.value, f"{each.ess:.0f} of {each.num_draws:,}", f"{each.num_tokens:,}"
     if each.seen is None:
-        return [f"never seen; below {chance.high:.2e}", f"< {high:.2f}", *["—"] * 5, events, tokens]
+        return [each.headline, f"never seen; below {chance.high:.2e}", f"< {high:.2f}", *["—"] * 5, events, tokens]
 
     def counting(estimate: Estimate) -> str:
         plain = plain_tokens(estimate, num_tokens)
         return f"{plain:.2g} tokens,\n{plain / each.num_tokens:.1f} times as many"
 
     return [
+        each.headline.replace(" (", "\n("),
         f"{chance.value:.2e}\n[{chance.low:.2e}, {chance.high:.2e}]",
         f"{value:.2f} [{low:.2f}, {high:.2f}]",
         counting(chance),

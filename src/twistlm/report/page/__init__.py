@@ -59,14 +59,14 @@ def save_page(records: Sequence[Record], path: Path) -> None:
         loader=PackageLoader("twistlm.report", "page"), autoescape=True, undefined=StrictUndefined
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    scripts = [get_plotlyjs(), _resource("page.js")]
+    scripts = [get_plotlyjs(), resource("page.js")]
     page = environment.get_template("page.html").render(
         runs=[_section(record) for record in records],
         charts=page_charts(records),
         data=page_data(records),
         scripts=scripts,
-        hashes=[_hash(script) for script in scripts],
-        css=_resource("page.css"),
+        hashes=[policy_hash(script) for script in scripts],
+        css=resource("page.css"),
         version=versions()["twistlm"],
     )
     save_text(path, page)
@@ -99,11 +99,12 @@ def _other(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A file that pages are made of."""
     return resources.files("twistlm.report.page").joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash(script: str) -> str:
+def policy_hash(script: str) -> str:
     """By which the page's policy knows its own scripts: no other runs, whatever a text contains."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 

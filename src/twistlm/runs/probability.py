@@ -1,0 +1,174 @@
+"""Probabilities of an event in a folder: what was asked and found, the texts, and while it runs what resuming needs.
+
+`probability.json` says what was asked, and in the end what was found; `events.jsonl` has the texts. Every round and
+every part of the fresh draws is saved under `state/` as it ends, so that a killed search, resumed, ends as if nothing
+had been.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twistlm.certificates import rare_events
+from twistlm.certificates.effort import Search
+from twistlm.certificates.events import Event
+from twistlm.certificates.probability import Probability
+from twistlm.core.errors import ConfigError, RunError
+from twistlm.core.folders import is_occupied, writing
+from twistlm.core.storage import load_json, load_lines, parse_json, remove_temporary, save_json, save_lines
+from twistlm.runs.folder import versions
+from twistlm.runs.folder.run_folder import POLICIES
+from twistlm.sampling.target import Target
+
+logger = logging.getLogger("twistlm")
+
+NAME, EVENTS, STATE, PAGE = "probability.json", "events.jsonl", "state", "probability.html"
+FORMAT = 1
+
+
+def probability(
+    target: Target,
+    thresholds: Sequence[float],
+    *,
+    search: Search | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    exists: str = "refuse",
+    report: Callable[[str], None] = logger.info,
+    priced: bool = False,
+) -> list[Probability]:
+    """P[φ ≥ threshold] for each threshold, at each prompt of the target and over all of them.
+
+    Args:
+        target: base model, prompts and length; its potential is the score.
+        thresholds: of φ, any order; they go from easy to hard, each starting from the last one's twist.
+        search: how hard to look.
+        seed: of everything random.
+        out: folder for what is found, and for what resuming needs; None for neither.
+        exists: what to do with a folder that is there: "refuse", "resume" or "overwrite".
+        report: is told of every round.
+        priced: tell it first what all of this will take, which costs a few draws.
+
+    Raises:
+        ConfigError: the target differs by a condition, a threshold is not above 0 or can never be reached, or
+            none is given.
+        RunError: the folder exists and must not, is something else, or was asked something else.
+        StorageError: the system refuses.
+    """
+    search = search or Search()
+    rare_events.check(target, thresholds)
+    look = partial(rare_events.probability, search=search, seed=seed, report=report, priced=priced)
+    if out is None:
+        return look(target, thresholds)
+    out = Path(out)
+    asked = _asked(target, thresholds, search, seed)
+    check_folder(out, exists)
+    with ExitStack() as stack:
+        draft = stack.enter_context(writing(out, replace=exists == "overwrite", goes_on=partial(_is_of, asked)))
+        folder = draft.path
+        check_folder(out, exists)
+        found = _begun(folder, out, asked)
+        if found is None:
+            remove_temporary(folder)
+            remove_temporary(folder / STATE)
+            found = look(target, thresholds, state=folder / STATE)
+            save_lines(folder / EVENTS, _rows(found))
+            save_json(folder / NAME, {**load_json(folder / NAME), "found": [each.as_dict() for each in found]})
+        shutil.rmtree(folder / STATE, ignore_errors=True)
+        draft.take_place()
+    return found
+
+
+def check_folder(path: Path, exists: str) -> None:
+    """Refuse early, before anything is loaded, what `probability` would refuse.
+
+    Raises:
+        RunError: the folder exists and must not, or something else is there.
+        ConfigError: unknown policy.
+    """
+    if exists not in POLICIES:
+        raise ConfigError(f"exists must be one of {', '.join(POLICIES)}, not {exists!r}")
+    if path.is_file():
+        raise RunError(f"{path} is a file; choose another folder with --out")
+    if not is_occupied(path):
+        return
+    if exists == "refuse":
+        raise RunError(
+            f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another --out"
+        )
+    if not (path / NAME).is_file():
+        raise RunError(f"{path} is not a folder of `twistlm probability`, so it is left alone; choose another --out")
+
+
+def load(path: str | Path) -> list[Probability]:
+    """What was found in a folder.
+
+    Raises:
+        RunError: there is none, it is damaged, or nothing has been found yet.
+    """
+    path = Path(path)
+    said = load_json(path / NAME)
+    if said.get("found") is None:
+        raise RunError(f"{path} has not been finished; continue it with twistlm probability … --resume")
+    events: dict[tuple[float, str], list[Event]] = {}
+    for line in load_lines(path / EVENTS):
+        row = parse_json(line, str(path / EVENTS))
+        events.setdefault((row.pop("threshold"), row.pop("prompt")), []).append(Event.from_dict(row))
+    return [
+        Probability.from_dict(
+            each, {name: tuple(rows) for (threshold, name), rows in events.items() if threshold == each["threshold"]}
+        )
+        for each in said["found"]
+    ]
+
+
+def _asked(target: Target, thresholds: Sequence[float], search: Search, seed: int) -> dict[str, Any]:
+    """What makes it what it is, as JSON values."""
+    try:
+        described: Any = target.spec()
+    except ConfigError:
+        # A potential without a JSON form: its fingerprint tells it from others.
+        described = {"fingerprint": target.fingerprint}
+    fields = {"format": FORMAT, "target": described, "thresholds": sorted(thresholds)}
+    values: dict[str, Any] = json.loads(json.dumps({**fields, "search": asdict(search), "seed": seed}))
+    return values
+
+
+def _begun(folder: Path, place: Path, asked: Mapping[str, Any]) -> list[Probability] | None:
+    """What was found there already; None if there is something to do."""
+    if not (folder / NAME).exists():
+        save_json(folder / NAME, {**asked, "versions": versions(), "found": None})
+        return None
+    there = load_json(folder / NAME)
+    different = sorted(name for name in asked if there.get(name) != asked[name])
+    if different:
+        raise RunError(
+            f"{place} was asked with another {', '.join(different)}; resume with what it was started with, or choose "
+            "another --out"
+        )
+    return None if there.get("found") is None else load(folder)
+
+
+def _is_of(asked: Mapping[str, Any], folder: Path) -> bool:
+    """Whether what an earlier attempt has left is of the same question."""
+    try:
+        there = load_json(folder / NAME)
+    except RunError:
+        return False
+    return all(there.get(name) == value for name, value in asked.items())
+
+
+def _rows(found: Sequence[Probability]) -> list[dict[str, Any]]:
+    """The events as rows of a file."""
+    return [
+        {"threshold": each.threshold, "prompt": prompt.name, **asdict(event)}
+        for each in found
+        for prompt in each.by_prompt
+        for event in prompt.events
+    ]
