@@ -18,6 +18,20 @@ from twistlm import Target, train
 from twistlm.cli import main
 from twistlm.potentials import Regex
 
+# Files of prompts: the first is one, the others are damaged.
+PROMPT_FILES = {
+    "prompts.txt": b"Once upon\nThe dog\n",
+    "empty.txt": b"",
+    "blank.txt": b"Once\n\nupon\n",
+    "twice.txt": b"Once\nOnce\n",
+    "latin.txt": b"caf\xe9\n",
+    "long.txt": b"Once\n" + b"long " * 600 + b"\n",
+    "cut.jsonl": b'{"prompt": "Once"}\n{"prompt": "up',
+    "mixed.jsonl": b'"Once"\n[{"role": "user", "content": "Hi"}]\n',
+    "deep.jsonl": b"[" * 50_000,
+    "ragged.csv": b"prompt,weight\nOnce,1,2\n",
+    "weights.csv": b"prompt,weight\nOnce,nan\nupon,-1\n",
+}
 # Of a case: whatever is refused is refused long before, and whatever is done is tiny.
 SECONDS = 60
 
@@ -47,6 +61,8 @@ def furnish(place: Path) -> None:
     (place / "dangling").symlink_to("nowhere")
     (place / "loop").symlink_to("loop")
     (place / "link").symlink_to("folder")
+    for name, content in PROMPT_FILES.items():
+        (place / name).write_bytes(content)
     target = Target("stories", Regex("e", eps=0.1), "Once upon", 2, eos="ignore")
     run = train(target, num_updates=1, num_particles=8, out=place / "run")
     assert run.folder is not None

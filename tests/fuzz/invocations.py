@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from tests.fuzz.harness import Outcome, Workspace
+from tests.fuzz.harness import PROMPT_FILES, Outcome, Workspace
 from twistlm.cli import COMMANDS
 
 # Values that no number is, and those that some are.
@@ -28,13 +28,14 @@ TEXTS = (
     "*ctl", "0*ctl", "nan*ctl", "ctl", "ctl+dpg", "base", "base:2", "base:", "tempered", "tempered:nan", "tempered:2",
     "all", ",", "ctl,,rl", "1 star", "6 stars", "exact", "pool+", "run", "file", "folder", "empty", "draws.safetensors",
     "os:getcwd", "nowhere:f", "json:", ":", "(", "(?P<", "stories", "toxicity", "smoke", "paper!", "toxicty",
+    "regex:pattern=(", "regex", "jigsw:label=x", "classifier:model=toxicity,label=rude", "threshold:scorer=(regex", "2",
 )  # fmt: skip
 NO_PATHS = ("a\0b", "\udcff", "new/\udcff.json")
 PATHS = (
     "", ".", "..", "/", "file", "file/new.json", "folder", "folder/kept.txt", "empty", "dangling", "loop", "x" * 300,
     "d/" * 2500 + "x", "/dev/full", "/proc/new.json", "/proc/self/new/x", "run", "run/config.json", "run/new.json",
     "draws.safetensors", "[b]x[/b]", "None", " ", "new", "new.json", "new.html", "new/deeper/x.html", "file.html",
-    "sweep", "link", "link/new.json", "con\ntrol", "~", "-new", "new.safetensors",
+    "sweep", "link", "link/new.json", "con\ntrol", "~", "-new", "new.safetensors", *PROMPT_FILES,
 )  # fmt: skip
 NO_OPTIONS = ("--nope", "--num-tokenss", "--out-", "---", "--no-resume=1", "-z")
 
