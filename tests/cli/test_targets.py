@@ -172,6 +172,7 @@ def test_a_sweep_on_another_target_goes_on_and_mixes_nothing(here: Path, capsys:
             ["infilling", "--classifier", "toxicity", "--preset", "smoke"],
             "has no classifier, and one is to be replaced",
         ),
+        (["infilling", "--potential", "regex:pattern=e", "--preset", "smoke"], "twist 'conditional' reads what each"),
         (["toxicity", "--classifier", "stars", "--label", "rude", "--preset", "smoke"], "unknown label 'rude'"),
         (["toxicity", "--model", "no/such", "--preset", "smoke"], "cannot load model 'no/such'"),
         (["toxicity", "--prompt", "Hi", "--chat"], "model 'stories' has no chat template: give a plain prompt"),

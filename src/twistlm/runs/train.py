@@ -8,6 +8,7 @@ from typing import Any
 
 from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
+from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.potentials.conditions import is_conditional
 from twistlm.runs.config import EvaluationConfig, RunConfig
@@ -74,6 +75,10 @@ def train(
         raise ConfigError(
             "num_draws is 0, and the twist of a target that differs by its condition is judged on collected draws, "
             "which bring the conditions: set num_draws to at least 8, or give draws"
+        )
+    if lookup("twist", config.twist).options.get("needs_conditions") and not is_conditional(target.potential):
+        raise ConfigError(
+            f"twist {config.twist!r} reads what each sequence is given, and φ gives nothing: choose another twist"
         )
     if 0 < config.num_draws < FEWEST_DRAWS * len(target.prompts):
         raise ConfigError(
