@@ -37,6 +37,11 @@ COMMANDS: dict[str, list[str]] = {
         "512",
     ],
     "collect": ["collect", "toxicity", *TINY, "--max-draws", "4096"],
+    # Twelve prompts, of which two are held out, and a pool.
+    "prompts": [
+        *("train", "toxicity", *TINY, "--prompts", str(Path(__file__).with_name("prompts.txt"))),
+        *("--method", "gkl", "--num-updates", "6", "--num-draws", "512"),
+    ],
     "probability": [
         "probability",
         "Once upon a time, there was a",
@@ -47,7 +52,13 @@ COMMANDS: dict[str, list[str]] = {
 }
 # Few tokens: half a second for 2,048 draws.
 OPTIONS = ["--num-tokens", "5"]
-RESUME = {"train": ["--resume"], "collect": ["--resume"], "probability": ["--resume"], "sweep": []}
+RESUME = {
+    "train": ["--resume"],
+    "prompts": ["--resume"],
+    "collect": ["--resume"],
+    "probability": ["--resume"],
+    "sweep": [],
+}
 
 
 def start(arguments: list[str], log: Path) -> int:

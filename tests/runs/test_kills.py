@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("command", ["train", "collect", "probability", "sweep"])
+@pytest.mark.parametrize("command", ["train", "prompts", "collect", "probability", "sweep"])
 def test_a_command_that_is_killed_and_given_again_ends_as_if_nothing_had_been(command: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"

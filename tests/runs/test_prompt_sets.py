@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from twistlm import Prompts, Run, RunConfig, Target, fine_tune, train
-from twistlm.core.errors import ConfigError, PromptError
+from twistlm.core.errors import ConfigError, PromptError, UpperBoundError
 from twistlm.potentials import Classifier, Function
 from twistlm.runs.config import EvaluationConfig
 from twistlm.training.config import TrainingConfig
@@ -125,6 +125,13 @@ def _rng():  # type: ignore[no-untyped-def]
 def test_too_few_draws_for_so_many_prompts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"num_draws = 64 is too few for 12 prompts.* at least 96"):
         train(target(), config=CONFIG, num_draws=64, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_draws_of_a_potential_without_bound_are_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    unbounded = Target("stories", Function(lambda texts: [float(len(text) % 3) for text in texts]), OPENINGS[0], 3)
+    with pytest.raises(UpperBoundError, match="needs an upper bound"):
+        train(unbounded, config=CONFIG, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -14,6 +14,7 @@ from twistlm.potentials.conditions import is_conditional
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
+from twistlm.sampling.exact.collect import bound_of
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.prompts import Entry
 from twistlm.sampling.smc import Keep
@@ -62,6 +63,7 @@ def train(
 
     Raises:
         ConfigError: a setting is unknown or out of range.
+        UpperBoundError: base draws are asked for, and φ has no known upper bound.
         RunError: `out` exists and must not, cannot be resumed, or is being written by somebody else.
         StorageError: the system refuses, or files of the run were deleted meanwhile.
         TrainingError: the loss became infinite.
@@ -80,6 +82,8 @@ def train(
         raise ConfigError(
             f"twist {config.twist!r} reads what each sequence is given, and φ gives nothing: choose another twist"
         )
+    if config.num_draws > 0 and draws is None:
+        bound_of(target.bound_potential)
     if 0 < config.num_draws < FEWEST_DRAWS * len(target.prompts):
         raise ConfigError(
             f"num_draws = {config.num_draws} is too few for {len(target.prompts)} prompts, each of which needs some in "

@@ -27,6 +27,7 @@ from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.potentials.conditions import conditioned, num_following
+from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case, Cases, rows_of
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream, accepts
@@ -137,7 +138,7 @@ def collect(
         UpperBoundError: φ has no known upper bound.
         NoneAcceptedError: nothing was accepted within the budget.
     """
-    bound = _bound(sampler)
+    bound = bound_of(sampler.potential)
     sizes = {"max_draws": budget.max_draws, "chunk": budget.chunk}
     sizes |= {} if budget.num_samples is None else {"num_samples": budget.num_samples}
     check_sizes(TOKEN_BYTES * sampler.num_steps, **sizes)
@@ -182,15 +183,15 @@ def collect(
     return collection
 
 
-def _bound(sampler: Sampler) -> float:
+def bound_of(potential: Potential | None) -> float:
     """log sup φ.
 
     Raises:
         UpperBoundError: it is not known.
     """
-    bound = None if sampler.potential is None else sampler.potential.log_upper_bound
+    bound = None if potential is None else potential.log_upper_bound
     if bound is None or not math.isfinite(bound):
-        declared = f"{type(sampler.potential).__name__} declares {'none' if bound is None else bound}"
+        declared = f"{type(potential).__name__} declares {'none' if bound is None else bound}"
         raise UpperBoundError(
             f"rejection sampling needs an upper bound on the potential, and {declared}; set its log_upper_bound "
             "(0 for a probability), or do without exact samples (lower bounds only)"
