@@ -46,7 +46,7 @@ COMMANDS: dict[str, list[str]] = {
         "probability",
         "Once upon a time, there was a",
         *("--potential", "classifier:model=toxicity,label=toxic", "--thresholds", "0.02", "0.05"),
-        *("--num-draws", "1024", "--max-rounds", "3", "--num-samples", "16384"),
+        *("--num-draws", "512", "--max-rounds", "2", "--num-samples", "2048"),
     ],
     "sweep": ["sweep", "toxicity", *TINY, "--methods", "rl,ctl", "--seeds", "1", "--jobs", "2"],
 }
@@ -171,14 +171,18 @@ def main() -> int:
     # Imports, and nothing that starts a thread: a fork would be without it.
     import torch
 
+    import twistlm.certificates.fresh
     import twistlm.models.huggingface
+    import twistlm.report.probability_page
     import twistlm.runs.certify
+    import twistlm.runs.probability
     import twistlm.runs.sweeps.sweep
     import twistlm.sampling.exact.collect
     import twistlm.training.trainer
 
     # More than the smoke preset would see of them otherwise.
     twistlm.training.trainer.CHECKPOINT_SECONDS = twistlm.sampling.exact.collect.SAVE_SECONDS = 0.1
+    twistlm.certificates.fresh.CHUNK = 512
     wrong: list[str] = []
     print(f"{torch.get_num_threads()} threads", flush=True)
     with tempfile.TemporaryDirectory() as place:

@@ -204,6 +204,22 @@ def test_ctrl_c_during_imports_is_one_line(delay: float) -> None:
     assert said == ["interrupted"]
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_search_that_is_interrupted_speaks_of_resume_only_where_it_was_saved(saved: bool, tmp_path: Path) -> None:
+    out, begun, plugin = tmp_path / "found", tmp_path / "begun", tmp_path / "begin.py"
+    plugin.write_text(f"from pathlib import Path\nPath({str(begun)!r}).touch()\n")
+    event = ["probability", "Once upon", "--regex", "zq", "--thresholds", "1", "--num-tokens", "2"]
+    where = ["--out", str(out)] if saved else []
+    process = start([*event, "--num-draws", "64", "--max-rounds", "100000", *where, "--plugin", str(plugin)])
+
+    def ready() -> bool:
+        return (out / "state" / "climb.safetensors" if saved else begun).exists()
+
+    code, said = stop(process, signal.SIGINT, ready)
+    assert code == 130
+    assert said[-1] == ("interrupted; --resume continues what was saved" if saved else "interrupted")
+
+
 def test_sigterm_leaves_a_run_that_can_be_continued(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(["train", "toxicity", "--preset", "smoke", "--num-updates", "100000", "--out", str(out)])
