@@ -1,16 +1,16 @@
 """The report, in a real browser where there is one: no errors, no network, hostile texts as text."""
 
 import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Locator, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 
 from tests.cases import cases
+from tests.report.browsing import HOSTILE, Watched
 from twistlm import Run, Target, train
 from twistlm.certificates.verdict import verdict
 from twistlm.cli import main
@@ -25,7 +25,6 @@ from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.resampling import multinomial
 from twistlm.sampling.sampler import Sampler
 
-HOSTILE = '<script>window.hacked = 1</script> & <img src=x onerror="window.hacked = 2"> </script><b>bold</b>'
 # A name that a folder may have; plotly would read the last part as markup.
 FOLDER = "<img src=x onerror='window.hacked = 3'><b>bold"
 # As a model may write them.
@@ -70,42 +69,6 @@ def _finish(run: Run) -> None:
 def report(folder: Path) -> Path:
     assert main(["report", str(folder)]) == 0
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on the path: apt-get install chromium")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
-        )
-        yield launched
-        launched.close()
-
-
-@dataclass
-class Watched:
-    """A page, and what it did."""
-
-    page: Page
-    requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-
-    @staticmethod
-    def open(browser: Browser, path: Path, **options: object) -> "Watched":
-        watched = Watched(browser.new_context(**options).new_page())
-        # Cores may be busy with other tests.
-        watched.page.set_default_timeout(120_000)
-        watched.page.on("request", lambda request: watched._requested(request))
-        watched.page.on("console", lambda message: watched.complaints.append(message.text))
-        watched.page.on("pageerror", lambda error: watched.complaints.append(str(error)))
-        watched.page.goto(path.as_uri())
-        return watched
-
-    def _requested(self, request: Request) -> None:
-        self.requests.append(request.url)
 
 
 @pytest.fixture
@@ -227,8 +190,8 @@ def test_hostile_texts_are_shown_as_text(watched: Watched) -> None:
     assert page.inner_text("h1") == FOLDER
     see(page, "kl-target-q")
     assert page.evaluate("window.hacked") is None
-    # Three of our own: the numbers, plotly, the page's.
-    assert page.locator("script").count() == 3
+    # Four of our own: the numbers, plotly, the page's two.
+    assert page.locator("script").count() == 4
     assert page.locator("main img, main b").count() == 0
     assert watched.complaints == []
     assert len(watched.requests) == 1

@@ -20,8 +20,9 @@ def report(
     """Everything about a run, or several side by side, in one HTML file that needs no network.
 
     It opens at a verdict in plain words and shows the sandwich, both KLs against updates, SMC token by token, and the
-    samples with what every token did. Beside it, in a folder of the same name, are the charts as PNG and PDF.
-    `twistlm evaluate` makes the certificate that it needs, `twistlm sample` the samples that it shows.
+    samples with what every token did. Of a run on a set of prompts it has a table of these, to sort and search, from
+    which each one's certificate, sandwich and samples open. Beside it, in a folder of the same name, are the charts as
+    PNG and PDF. `twistlm evaluate` makes the certificate that it needs, `twistlm sample` the samples that it shows.
     """
     from twistlm.report.page import save_report
     from twistlm.report.record import read_all
@@ -33,7 +34,7 @@ def report(
         _check(out, overwrite)
     records = read_all(runs)
     for path, record in zip(runs, records, strict=True):
-        if record.diagnostics is None:
+        if record.diagnostics is None and not record.prompt_samples:
             print(f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}")
     path, pictures = save_report(records, RunFolder(runs[0]).report if out is None else out)
     print(f"Report: {path}\n{len(pictures)} charts as PNG and PDF: {pictures[0].parent}/")

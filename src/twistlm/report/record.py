@@ -1,15 +1,33 @@
 """What a run folder says, read without loading a model and without running anything of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from twistlm.certificates.certificate import Certificate
 from twistlm.core.errors import RunError
 from twistlm.runs.folder import Evaluation, History, Outline, RunFolder, SampleRow
+from twistlm.sampling.description import PromptFields
 from twistlm.sampling.diagnostics import Diagnostics
+from twistlm.sampling.prompts import quoted
 
 BASE, TWISTED = "base model p₀", "twisted SMC"
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """A prompt as it is read: its text, or what the user said last, and what was said before, by whom."""
+
+    text: str
+    said: Sequence[tuple[str, str]] = ()
+
+    @staticmethod
+    def of(fields: PromptFields) -> "PromptText":
+        """A prompt from its description."""
+        if isinstance(fields.content, str):
+            return PromptText(fields.content)
+        *before, last = fields.content
+        return PromptText(last.content, [(each.role, each.content) for each in before])
 
 
 @dataclass(frozen=True)
@@ -24,6 +42,8 @@ class Record:
         samples: by sampler.
         diagnostics: what SMC recorded; None if no samples were drawn.
         evaluations: further ones, from other times or with other settings.
+        prompts: where the certificates are of, by name, if they are of several prompts.
+        prompt_samples: a few samples at each of those.
     """
 
     name: str
@@ -33,6 +53,8 @@ class Record:
     samples: Mapping[str, Sequence[SampleRow]]
     diagnostics: Diagnostics | None
     evaluations: Sequence[Evaluation] = ()
+    prompts: Mapping[str, PromptText] = field(default_factory=dict)
+    prompt_samples: Sequence[SampleRow] = ()
 
     @property
     def after(self) -> Certificate:
@@ -86,7 +108,15 @@ class Record:
             _by_sampler(*folder.load_samples()),
             folder.load_diagnostics(),
             evaluations.others(),
+            _prompts(outline, evaluation),
+            folder.load_prompt_samples(),
         )
+
+
+def _prompts(outline: Outline, evaluation: Evaluation) -> dict[str, PromptText]:
+    """The prompts that were certified: as the evaluation says, else the run's own."""
+    fields = evaluation.prompts or (() if outline.target is None else outline.target.prompts)
+    return {each.name: PromptText.of(each) for each in fields}
 
 
 def _by_sampler(samples: Sequence[SampleRow], base: Sequence[SampleRow]) -> dict[str, list[SampleRow]]:
@@ -94,9 +124,11 @@ def _by_sampler(samples: Sequence[SampleRow], base: Sequence[SampleRow]) -> dict
     by_sampler: dict[str, list[SampleRow]] = {}
     for sampler, rows in ((TWISTED, samples), (BASE, base)):
         for row in rows:
-            by_sampler.setdefault(row.sampler or sampler, []).append(row)
+            # Of a set, only those at one prompt, which is not said anywhere else.
+            at = f" at {row.prompt_name or quoted(row.prompt)}" if row.prompt else ""
+            by_sampler.setdefault((row.sampler or sampler) + at, []).append(row)
     # What the others are compared with comes last.
-    return dict(sorted(by_sampler.items(), key=lambda item: item[0] == BASE))
+    return dict(sorted(by_sampler.items(), key=lambda item: item[0].startswith(BASE)))
 
 
 def read_all(paths: Sequence[Path]) -> list[Record]:

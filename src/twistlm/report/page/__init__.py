@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from twistlm.certificates.verdict import verdict
 from twistlm.core.storage import save_text
 from twistlm.report.charts import Chart, bounds, curves, divergences, smc_charts
+from twistlm.report.page.prompts import OfPrompt, prompts_of
 from twistlm.report.plots import save_charts
 from twistlm.report.record import Record
 from twistlm.report.style import COLOURS
@@ -59,7 +60,7 @@ def save_page(records: Sequence[Record], path: Path) -> None:
         loader=PackageLoader("twistlm.report", "page"), autoescape=True, undefined=StrictUndefined
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    scripts = [get_plotlyjs(), resource("page.js")]
+    scripts = [get_plotlyjs(), resource("prompts.js"), resource("page.js")]
     page = environment.get_template("page.html").render(
         runs=[_section(record) for record in records],
         charts=page_charts(records),
@@ -83,6 +84,7 @@ def _section(record: Record) -> dict[str, Any]:
         "about": _about(record),
         "samplers": list(record.certificates),
         "table": certificate_rows(record.certificates),
+        "prompts": prompts_of(record),
         "others": [_other(each) for each in record.evaluations],
         "seconds": record.seconds,
         "settings": dict(_flat(record.outline.values)),
@@ -169,11 +171,28 @@ def _run(record: Record, vocabulary: dict[str, int]) -> dict[str, Any]:
         "name": record.name,
         "config": record.outline.values,
         "certificates": {name: each.as_dict() for name, each in record.certificates.items()},
-        "samples": [
-            {"sampler": name, "rows": [_row(row, vocabulary) for row in rows]} for name, rows in record.samples.items()
-        ],
+        "samples": _samples(record.samples, vocabulary),
+        "prompts": [_prompt(each, vocabulary) for each in prompts_of(record)],
         "charts": [] if diagnostics is None else [_chart(chart) for chart in smc_charts(diagnostics)],
         "smc": None if diagnostics is None else _smc(diagnostics, vocabulary),
+    }
+
+
+def _samples(by_sampler: Mapping[str, Sequence[SampleRow]], vocabulary: dict[str, int]) -> list[dict[str, Any]]:
+    return [{"sampler": name, "rows": [_row(row, vocabulary) for row in rows]} for name, rows in by_sampler.items()]
+
+
+def _prompt(each: OfPrompt, vocabulary: dict[str, int]) -> dict[str, Any]:
+    """A row of the table of prompts: what it is sorted and searched by, and what opens."""
+    return {
+        "name": each.name,
+        "text": each.text,
+        "said": each.said,
+        "values": [value for _, _, value in each.columns.values()],
+        "samplers": each.samplers,
+        "table": each.table,
+        "chart": _chart(each.chart),
+        "samples": _samples(each.samples, vocabulary),
     }
 
 

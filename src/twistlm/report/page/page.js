@@ -3,8 +3,8 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const spelt = (numbers) => numbers.map((k) => data.vocabulary[k]);
-for (const { samples, smc } of data.runs) {
-  for (const row of samples.flatMap((sampler) => sampler.rows)) {
+for (const { samples, prompts, smc } of data.runs) {
+  for (const row of [...samples, ...prompts.flatMap((prompt) => prompt.samples)].flatMap((sampler) => sampler.rows)) {
     row.pieces = spelt(row.pieces);
     // Draws of p₀ move both alike, and have one list.
     row.log_w ??= row.log_psi;
@@ -263,6 +263,7 @@ function showSamples() {
 
 function showRun() {
   showSmc();
+  showPrompts();
   $("samples").hidden = run.samples.length === 0;
   $("tables").replaceChildren();
   whenSeen($("tables"), showSamples);
@@ -279,13 +280,18 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   goTo(step + move);
 });
-document.querySelectorAll("input[name=by]").forEach((input) => { input.onchange = showSamples; });
+document.querySelectorAll("input[name=by]").forEach((input) => {
+  input.onchange = () => {
+    showSamples();
+    refreshPromptSamples();
+  };
+});
 $("download").onclick = () => {
   const url = URL.createObjectURL(new Blob([$("data").textContent], { type: "application/json" }));
   element("a", { href: url, download: "twistlm-report.json" }).click();
   URL.revokeObjectURL(url);
 };
-dark.addEventListener("change", () => [...data.charts, ...run.charts].filter(isDrawn).forEach(draw));
+dark.addEventListener("change", () => [...data.charts, ...run.charts, ...openedCharts()].filter(isDrawn).forEach(draw));
 $("run").append(...data.runs.map((each, k) => element("option", { value: k, textContent: each.name })));
 $("run").onchange = () => {
   run = data.runs[$("run").value];
@@ -294,4 +300,5 @@ $("run").onchange = () => {
 $("choice").hidden = data.runs.length === 1;
 
 data.charts.forEach((chart) => whenSeen(place(chart), () => draw(chart)));
+data.runs.forEach(preparePrompts);
 showRun();
