@@ -41,7 +41,7 @@ class Price:
     def __str__(self) -> str:
         return (
             f"at most {self.rounds} rounds of {self.num_draws:,} draws and {self.num_fresh:,} fresh draws: "
-            f"{self.num_tokens:,} tokens, {lasting(self.seconds)} at the most by the speed of {TIMED} draws"
+            f"{self.num_tokens:,} tokens, about {lasting(self.seconds)} for all of them by the speed of {TIMED} draws"
         )
 
 
