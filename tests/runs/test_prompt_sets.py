@@ -8,7 +8,7 @@ import torch
 
 from twistlm import Prompts, Run, RunConfig, Target, fine_tune, train
 from twistlm.core.errors import ConfigError, PromptError, UpperBoundError
-from twistlm.potentials import Classifier, Function
+from twistlm.potentials import Classifier, Function, Infilling
 from twistlm.runs.config import EvaluationConfig
 from twistlm.training.config import TrainingConfig
 from twistlm.training.trainer import Trainer
@@ -152,3 +152,17 @@ def test_prompts_by_weight_are_trained_on_by_weight() -> None:
     prompts = Prompts(OPENINGS[:3], weights=(1.0, 1.0, 8.0))
     goal = Target("stories", Classifier("toxicity", "toxic"), num_tokens=3, prompts=prompts, eos="ignore")
     assert [case.weight for case in goal.cases] == [0.1, 0.1, 0.8]
+
+
+def test_infilling_at_several_prompts_is_cases_like_any_other() -> None:
+    goal = Target("stories", Infilling(1), num_tokens=2, prompts=OPENINGS[:3], eos="ignore")
+    training = replace(CONFIG.training, loss="ctl", target_source="exact", intermediate_source="proposal",
+                       num_particles=24, num_cases=6, num_updates=2)  # fmt: skip
+    config = replace(CONFIG, twist="conditional", twist_options={}, num_draws=96, training=training,
+                     evaluation=EvaluationConfig((2,), 16, 16))  # fmt: skip
+    run = train(goal, config=config)
+    prompts = {tuple(prompt.tolist()) for prompt in run.fold("evaluation").exact.samples.prompts}
+    assert len(prompts) == 3
+    found = run.evaluate()
+    assert found.divergences.kl_target_q.low <= found.divergences.kl_target_q.value
+    assert len(run.sample(2, prompt="2", condition=" dog").texts) == 2

@@ -286,16 +286,16 @@ class Run:
             settings.budget if budget is None else budget,
             tuple(methods),
         )
-        rng = Rng(seed, ("evaluate", "before" if before else "after"))
-        if prompts is not None or len(self.target.cases) > 1:
+        rng, sampler = Rng(seed, ("evaluate", "before" if before else "after")), self.sampler(before=before, **options)
+        # Exact samples that bring a condition bring their prompt too: all is paired already.
+        if prompts is not None or (len(self.target.cases) > 1 and not sampler.is_conditional):
             where = evidence.at_prompts(self, prompts, Rng(seed, ("evaluate", "draws")), num_draws)
-            sampler = self.sampler(before=before, **options)
             return certify_prompts(rng, sampler, where.cases, where.names, where.evidence, spending)
         evaluation, spare = self.fold("evaluation"), self.fold("training") if before else None
         exact = None if evaluation is None else evaluation.exact
         return certify(
             rng,
-            self.sampler(before=before, **options),
+            sampler,
             self.target.cases[0],
             Evidence(exact, self.witnesses),
             spending,
