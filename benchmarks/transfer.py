@@ -103,10 +103,8 @@ def main(options: Options) -> None:
     best = min(runs, key=lambda name: _held_out(runs[name]))
     print({name: round(_held_out(run), 3) for name, run in runs.items()}, "chosen:", best, flush=True)
     judge = _judge(unseen, options)
-    base, shared = (
-        judge(unseen.sampler(), range(options.held_out)),
-        judge(runs[best].sampler(), range(options.held_out)),
-    )
+    # Of the judge's own target: a sampler's φ knows the chats that its own target has read.
+    base, shared = (judge(unseen.sampler(twist), range(options.held_out)) for twist in (None, runs[best].model.twist))
     found: dict[str, Any] = {"options": json.loads(json.dumps(vars(options), default=str)), "chosen": best}
     found["held_out_criterion"] = {name: _held_out(run) for name, run in runs.items()}
     found["unseen"] = _compared(base, shared)
@@ -120,7 +118,7 @@ def main(options: Options) -> None:
         alone = train(target, config=ALONE, **settings)
         tuned = fine_tune(runs[best], unseen.prompts.entries[number], config=ALONE, **settings, learning_rate=3e-4)
         for name, run in (("alone", alone), ("fine_tuned", tuned)):
-            parts[name].append(judge(run.sampler(), [number]))
+            parts[name].append(judge(unseen.sampler(run.model.twist), [number]))
         print(f"prompt {number + 1} of {options.alone}", flush=True)
     names = [unseen.prompts.names[number] for number in few]
     found["ten"] = {

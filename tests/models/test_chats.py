@@ -7,7 +7,7 @@ import torch
 import twistlm
 from twistlm.core.errors import ModelError, PromptError
 from twistlm.models import packaged
-from twistlm.models.chats import Chat, Message, chat, chat_of, encode_chat
+from twistlm.models.chats import Chat, ChatReader, Message, chat, chat_of, encode_chat
 from twistlm.models.huggingface import HuggingFaceLM, load
 from twistlm.models.tabular import TabularLM
 
@@ -76,6 +76,17 @@ def test_tokens_are_the_templates_own_and_the_model_knows_them_again(stories) ->
     assert chat_of(stories, tokens.clone()) == asked
     assert chat_of(stories, tokens[:-1]) is None
     assert chat_of(stories, stories.encode("Once upon a time")) is None
+
+
+def test_a_chat_that_another_model_object_has_read_is_not_taken_for_a_plain_prompt(stories) -> None:
+    """Its answer would be scored with what the user said: found when KL(q‖σ) came out below 0."""
+    tokens = encode_chat(stories, chat("Hi", system="Be brief."))
+    other = ChatReader(stories.tokenizer, "other")
+    with pytest.raises(PromptError, match="has not read it as a chat"):
+        other.of(tokens)
+    assert other.of(tokens[:-1]) is None
+    assert other.encode(chat("Hi", system="Be brief.")).equal(tokens)
+    assert other.of(tokens) == chat("Hi", system="Be brief.")
 
 
 def test_a_chat_that_the_template_refuses_is_one_line(stories) -> None:

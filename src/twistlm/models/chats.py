@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from twistlm.core.errors import ModelError, PromptError
@@ -116,6 +118,64 @@ class ChatLM(Protocol):
 
     def chat_of(self, prompt: Tensor) -> Chat | None:
         """The chat that `encode_chat` made these tokens [P] of, None if it made none."""
+
+
+class ChatReader:
+    """Turns chats into tokens by a tokenizer's own template, and knows afterwards which tokens were which chat.
+
+    Args:
+        tokenizer: of the model.
+        name: how error messages call the model.
+    """
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self.tokenizer, self.name = tokenizer, name
+        self._read: dict[tuple[int, ...], Chat] = {}
+
+    def encode(self, chat: Chat) -> Tensor:
+        """Token ids [P] of a chat, up to where the answer begins.
+
+        Raises:
+            ModelError: the tokenizer has no template.
+            PromptError: the template refuses the chat.
+        """
+        if not self._has_template:
+            raise ModelError(
+                f"model {self.name!r} has no chat template: give a plain prompt, or set chat_template of its tokenizer"
+            )
+        ids = render(self.tokenizer, chat.described(), answering=True)["input_ids"]
+        self._read.setdefault(tuple(ids), chat)
+        return torch.tensor(ids, dtype=torch.long)
+
+    def of(self, prompt: Tensor) -> Chat | None:
+        """The chat that these tokens [P] were made of; None for a plain prompt.
+
+        Raises:
+            PromptError: they end as a chat does that waits for an answer, and no such chat was read here.
+        """
+        ids = tuple(prompt.tolist())
+        found = self._read.get(ids)
+        # Taken for a plain prompt it would be scored with what the user said: another number, and nobody would know.
+        if found is None and self._answer and ids[-len(self._answer) :] == self._answer:
+            raise PromptError(
+                "a prompt ends where a chat's answer begins, and this model has not read it as a chat: give it as "
+                "twistlm.chat(…), take the sampler from the target that has it (Target.sampler), or say what is scored "
+                "(of='continuation' or 'text')"
+            )
+        return found
+
+    @property
+    def _has_template(self) -> bool:
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    @cached_property
+    def _answer(self) -> tuple[int, ...]:
+        """What the template writes where an answer begins; nothing without a template, or if it writes nothing."""
+        if not self._has_template:
+            return ()
+        said = [{"role": "user", "content": "a"}]
+        waiting, said_only = (render(self.tokenizer, said, answering=each)["input_ids"] for each in (True, False))
+        return tuple(waiting[len(said_only) :]) if waiting[: len(said_only)] == said_only else ()
 
 
 def encode_chat(lm: BaseLM, chat: Chat) -> Tensor:

@@ -24,7 +24,7 @@ from twistlm.core.registry import available
 from twistlm.models.attention import attending, by_column, can_attend
 from twistlm.models.base import DecoderState, Prompts
 from twistlm.models.cache import GrowingLayer, PrefixLayer
-from twistlm.models.chats import Chat, render
+from twistlm.models.chats import Chat, ChatReader
 from twistlm.models.groups import Groups
 from twistlm.models.local import safely, usable_device
 from twistlm.models.packaged import without_progress_bars
@@ -269,7 +269,7 @@ class HuggingFaceLM(HuggingFaceDecoder):
         self.eos_token_id: int | None = eos[0] if isinstance(eos, list) else eos
         self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
         self._product = PackedProduct(self.output.weight, self.output.bias)
-        self._chats: dict[tuple[int, ...], Chat] = {}
+        self._chats = ChatReader(tokenizer, name)
         self._check_architecture(model)
 
     def identified_by(self) -> Any:
@@ -299,17 +299,15 @@ class HuggingFaceLM(HuggingFaceDecoder):
             ModelError: the tokenizer has no template.
             PromptError: the template refuses the chat.
         """
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ModelError(
-                f"model {self.name!r} has no chat template: give a plain prompt, or set chat_template of its tokenizer"
-            )
-        ids = render(self.tokenizer, chat.described(), answering=True)["input_ids"]
-        self._chats.setdefault(tuple(ids), chat)
-        return torch.tensor(ids, dtype=torch.long)
+        return self._chats.encode(chat)
 
     def chat_of(self, prompt: Tensor) -> Chat | None:
-        """The chat that `encode_chat` made these tokens [P] of; None for a plain prompt."""
-        return self._chats.get(tuple(prompt.tolist()))
+        """The chat that `encode_chat` made these tokens [P] of; None for a plain prompt.
+
+        Raises:
+            PromptError: they end as a chat does that waits for an answer, and this model has read no such chat.
+        """
+        return self._chats.of(prompt)
 
     def decode(self, sequences: Sequence[Tensor]) -> list[str]:
         """Texts, special tokens skipped."""
