@@ -1,6 +1,6 @@
 """Does one twist for a set of prompts serve prompts that it never saw? SmolLM2-135M-Instruct, toxic answers to chats.
 
-    python -m benchmarks.transfer                 # about an hour on two cores, resumable; into benchmarks/transfer.json
+    python -m benchmarks.transfer                 # an hour on two busy cores, resumable; into benchmarks/transfer.json
     python -m benchmarks.transfer --held-out 4 --alone 1 --draws 16 --judging 16      # minutes, to see that it runs
 
 Forty of the package's chat requests are set aside for good. On draws of the others one twist is trained (of several
@@ -83,8 +83,8 @@ class Options:
     held_out: int = 40
     alone: int = 10
     draws: int = 48
-    judging: int = 160
-    samples: int = 48
+    judging: int = 96
+    samples: int = 32
     seed: int = 0
     runs: Path = Path("runs/transfer")
     output: Path = Path("benchmarks/transfer.json")
@@ -105,7 +105,7 @@ def main(options: Options) -> None:
     judge = _judge(unseen, options)
     # Of the judge's own target: a sampler's φ knows the chats that its own target has read.
     base, shared = (judge(unseen.sampler(twist), range(options.held_out)) for twist in (None, runs[best].model.twist))
-    found: dict[str, Any] = {"options": json.loads(json.dumps(vars(options), default=str)), "chosen": best}
+    found: dict[str, Any] = {"options": {k: v for k, v in vars(options).items() if isinstance(v, int)}, "chosen": best}
     found["held_out_criterion"] = {name: _held_out(run) for name, run in runs.items()}
     found["unseen"] = _compared(base, shared)
     save_json(options.output, found)

@@ -232,7 +232,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     plain = Target(tiny_lm(), Function(lambda texts: [0.0] * len(texts), log_upper_bound=0.0), PROMPT, 2, eos="ignore")
     with pytest.raises(ConfigError, match="this target has none; leave it out"):
         plain.case("8")
-    with pytest.raises(ConfigError, match="this twist reads conditions, and the samples have none"):
+    with pytest.raises(ConfigError, match="twist 'conditional' reads what each sequence is given"):
         train(plain, config=CONFIG, target_source="proposal", num_updates=1)
     with pytest.raises(ConfigError, match="takes no conditions"):
         evaluate(plain.bound_potential, [goal.prompt_tokens], torch.zeros(1, 2).long(), torch.zeros(1, 2).long())
