@@ -139,8 +139,8 @@ def _wrong_words(code: int, said: str) -> list[str]:
         problems.append("a traceback was printed")
     if code not in (0, 1, 2):
         problems.append(f"exit code {code}")
-    # Warnings and progress are said on the way.
-    lines = [line for line in said.splitlines() if not line.startswith(("WARNING: ", "round "))]
+    # Warnings, prices and progress are said on the way.
+    lines = [line for line in said.splitlines() if not line.startswith(("WARNING: ", "price: ", "round "))]
     if code and (len(lines) != 1 or not lines[0].startswith("error: ") or len(lines[0]) < len("error: ") + 8):
         problems.append(f"{len(lines)} lines in place of one error")
     if code == 0 and lines:

@@ -40,7 +40,7 @@ class Price:
 
     def __str__(self) -> str:
         return (
-            f"at most {self.rounds} rounds of {self.num_draws:,} draws and {self.num_fresh:,} fresh draws: "
+            f"price: at most {self.rounds} rounds of {self.num_draws:,} draws and {self.num_fresh:,} fresh draws: "
             f"{self.num_tokens:,} tokens, about {lasting(self.seconds)} for all of them by the speed of {TIMED} draws"
         )
 
