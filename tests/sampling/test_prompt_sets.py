@@ -68,7 +68,7 @@ def test_the_pool_weighs_each_prompt_against_its_own_mixture(several: list[Case]
 def test_the_second_half_of_a_budget_goes_where_exact_samples_are_missing(several: list[Case]) -> None:
     sampler, cases = sampler_of(several), at(several)
     whole = collect(Rng(2), sampler, cases, Budget(6000, chunk=48), target="t")
-    counts = Counts.of(cases, [whole])
+    counts = Counts.of(cases, whole)
     assert min(counts.drawn) >= 1000
     log_Z = [float(case.truth.log_Z) for case in several]
     hardest, easiest = log_Z.index(min(log_Z)), log_Z.index(max(log_Z))
@@ -84,7 +84,7 @@ def test_the_second_half_of_a_budget_goes_where_exact_samples_are_missing(severa
 @pytest.mark.parametrize("max_draws", [60, 100, 600])
 def test_a_small_budget_reaches_every_prompt(several: list[Case], max_draws: int) -> None:
     found = collect(Rng(2), sampler_of(several), at(several), Budget(max_draws, chunk=512), target="t")
-    counts = Counts.of(at(several), [found])
+    counts = Counts.of(at(several), found)
     assert min(counts.drawn) >= max_draws // 6
     assert max_draws <= sum(counts.drawn) <= 1.5 * max_draws
 
@@ -97,7 +97,7 @@ def test_a_budget_that_is_continued_gives_the_same(several: list[Case]) -> None:
                   streams=whole.streams[:2], uniforms=whole.uniforms[:96])  # fmt: skip
     again = collect(Rng(2), sampler, cases, Budget(6000, num_samples=20, chunk=48), so_far=cut, **asked)
     assert again.draws.tokens.equal(whole.draws.tokens)
-    assert min(Counts.of(cases, [whole]).accepted) >= 20
+    assert min(Counts.of(cases, whole).accepted) >= 20
 
 
 def test_a_prompt_whose_phi_is_never_met_does_not_take_all_draws(several: list[Case]) -> None:
@@ -113,8 +113,8 @@ def test_a_prompt_whose_phi_is_never_met_does_not_take_all_draws(several: list[C
     never = Never(hopeless.potential.table, 3)
     object.__setattr__(never, "log_upper_bound", 0.0)
     cases = at(several)
-    counts = Counts.of(cases, [collect(Rng(3), replace(hopeless, potential=never), cases,
-                                       Budget(4800, num_samples=50, chunk=48), target="t")])  # fmt: skip
+    sampler, budget = replace(hopeless, potential=never), Budget(4800, num_samples=50, chunk=48)
+    counts = Counts.of(cases, collect(Rng(3), sampler, cases, budget, target="t"))
     assert counts.accepted[0] == 0
     assert counts.drawn[0] <= 4800
     assert min(counts.accepted[1:]) >= 50

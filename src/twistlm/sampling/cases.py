@@ -49,9 +49,10 @@ def rows_of(prompts: Prompts, cases: Cases) -> list[Tensor]:
     keys = [tuple(case.prompt.tolist()) for case in cases]
     number = {key: at for at, key in enumerate(dict.fromkeys(keys))}
     # Sequences of one prompt mostly share one tensor, and reading it once is enough.
-    by_identity = {id(prompt): prompt for prompt in prompts}
+    identities = [*map(id, prompts)]
+    by_identity = dict(zip(identities, prompts, strict=True))
     known = {key: number.get(tuple(prompt.tolist()), -1) for key, prompt in by_identity.items()}
-    owner = torch.tensor([known[id(prompt)] for prompt in prompts], dtype=torch.long)
+    owner = torch.tensor([*map(known.__getitem__, identities)], dtype=torch.long)
     rows = [(owner == at).nonzero().squeeze(-1) for at in range(len(number))]
     return [rows[number[key]] for key in keys]
 

@@ -73,15 +73,19 @@ class Counts:
     drawn: tuple[int, ...]
     accepted: tuple[int, ...]
 
+    def plus(self, part: Collection, cases: Cases) -> "Counts":
+        """With a further part of a collection of these cases."""
+        rows = rows_of(part.draws.prompts, cases)
+        return Counts(
+            tuple(count + len(index) for count, index in zip(self.drawn, rows, strict=True)),
+            tuple(count + int(part.accepted[index].sum()) for count, index in zip(self.accepted, rows, strict=True)),
+        )
+
     @staticmethod
-    def of(cases: Cases, parts: Sequence[Collection]) -> "Counts":
-        """All parts of a collection together."""
-        drawn, accepted = [0] * len(cases), [0] * len(cases)
-        for part in parts:
-            for r, index in enumerate(rows_of(part.draws.prompts, cases)):
-                drawn[r] += len(index)
-                accepted[r] += int(part.accepted[index].sum())
-        return Counts(tuple(drawn), tuple(accepted))
+    def of(cases: Cases, whole: Collection | None) -> "Counts":
+        """Those of a collection; all 0 where there is none."""
+        none = Counts((0,) * len(cases), (0,) * len(cases))
+        return none if whole is None else none.plus(whole, cases)
 
     @property
     def num_draws(self) -> int:
@@ -143,7 +147,7 @@ def collect(
     sizes |= {} if budget.num_samples is None else {"num_samples": budget.num_samples}
     check_sizes(TOKEN_BYTES * sampler.num_steps, **sizes)
     parts = [] if so_far is None else [so_far]
-    saved_at, counts = time.monotonic(), Counts.of(cases, parts)
+    saved_at, counts = time.monotonic(), Counts.of(cases, so_far)
     # Half of the cases at most, so that the needier half can be told from the other.
     turn = max(1, min(EACH, budget.max_draws // (2 * len(cases))))
     size = min((len(cases) + 1) // 2, max(1, budget.chunk // turn))
@@ -161,11 +165,11 @@ def collect(
             uniforms = source.uniforms() if draws.conditions is None else None
             accepted = accepts(draws.log_phi, bound, uniforms)
             parts.append(Collection(draws, accepted, bound, target, (source,), uniforms))
+            counts = counts.plus(parts[-1], cases)
             if save_to is not None and time.monotonic() - saved_at > SAVE_SECONDS:
                 parts = [_joined(parts)]
                 parts[0].save(save_to)
                 saved_at = time.monotonic()
-            counts = Counts.of(cases, parts)
             n, hits = counts.num_draws, counts.num_accepted
             enough = sum(min(accepted, budget.num_samples or 0) for accepted in counts.accepted)
             report(enough if budget.num_samples else n, f"accepted {hits} of {n} ({hits / n:.2%})")
