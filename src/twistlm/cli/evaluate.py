@@ -12,7 +12,6 @@ from twistlm.core.errors import ConfigError
 if TYPE_CHECKING:
     from twistlm.sampling.prompts import Prompts
 
-ALL = "all"
 # Samples that are kept of each prompt, for a reader.
 NUM_KEPT = 8
 
@@ -56,6 +55,7 @@ class OfPrompts(Group):
             ConfigError: an option is of a file, and none was given.
             PromptError: the file is none of prompts, or of another kind of them than the run's; the message says where.
         """
+        from twistlm.runs.evidence import ALL
         from twistlm.sampling.prompts import Prompts
 
         is_file = self.prompts is not None and str(self.prompts) != ALL
@@ -98,7 +98,7 @@ def evaluate(
 
     opened = Run.load(run, trust_functions=trust_function)
     prompts = where.read(opened.target.prompts)
-    if spending.num_draws is not None and prompts in (None, ALL):
+    if spending.num_draws is not None and prompts in (None, evidence.ALL):
         raise ConfigError("--num-draws is for a file of --prompts: of its own the run has draws; leave it out")
     how = smc.for_run(trust_function)
     certificates = {

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from twistlm.certificates.events import Event
 from twistlm.certificates.probability import Place, Probability, one_in
 from twistlm.core.storage import save_text
-from twistlm.report.page import policy_hash, resource
+from twistlm.report.page import environment, policy_hash, resource
 from twistlm.report.tables import places
 from twistlm.runs.folder import versions
 from twistlm.sampling.prompts import shown
@@ -18,19 +16,20 @@ from twistlm.sampling.target import Target
 
 def save_probability_page(found: Sequence[Probability], target: Target, path: Path) -> None:
     """Write the page, atomically. It loads nothing, and no text of a model is markup in it."""
-    environment = Environment(
-        loader=PackageLoader("twistlm.report", "page"), autoescape=True, undefined=StrictUndefined
-    )
     script = resource("probability.js")
     prompts = {name: shown(entry) for name, entry in zip(target.prompts.names, target.prompts.entries, strict=True)}
-    page = environment.get_template("probability.html").render(
-        parts=[_part(each, prompts) for each in found],
-        model=target.model_name,
-        num_tokens=target.num_tokens,
-        script=script,
-        hash=policy_hash(script),
-        css=resource("page.css"),
-        version=versions()["twistlm"],
+    page = (
+        environment()
+        .get_template("probability.html")
+        .render(
+            parts=[_part(each, prompts) for each in found],
+            model=target.model_name,
+            num_tokens=target.num_tokens,
+            script=script,
+            hash=policy_hash(script),
+            css=resource("page.css"),
+            version=versions()["twistlm"],
+        )
     )
     save_text(path, page)
 

@@ -55,9 +55,8 @@ def where(run: "Run", prompts: Prompts | Entry | Iterable[Entry] | None) -> tupl
     if prompts is not None and prompts != ALL:
         goal = target.at(prompts)
         return goal.cases, goal.prompts
-    cases = target.cases if prompts == ALL or not run.held_out_cases else run.held_out_cases
-    numbers = {tuple(case.prompt.tolist()): number for number, case in enumerate(target.cases)}
-    return cases, target.prompts.select([numbers[tuple(case.prompt.tolist())] for case in cases])
+    numbers = range(len(target.cases)) if prompts == ALL or not run.held_out else run.held_out
+    return [target.cases[r] for r in numbers], target.prompts.select(numbers)
 
 
 def of_collection(cases: Cases, evaluation: Collection | None, others: Sequence[Collection]) -> list[Evidence]:

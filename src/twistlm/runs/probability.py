@@ -20,10 +20,10 @@ from twistlm.certificates.effort import Search
 from twistlm.certificates.events import Event
 from twistlm.certificates.probability import Probability
 from twistlm.core.errors import ConfigError, RunError
-from twistlm.core.folders import is_occupied, writing
+from twistlm.core.folders import writing
 from twistlm.core.storage import load_json, load_lines, parse_json, remove_temporary, save_json, save_lines
 from twistlm.runs.folder import versions
-from twistlm.runs.folder.run_folder import POLICIES
+from twistlm.runs.folder.place import check_policy
 from twistlm.sampling.target import Target
 
 logger = logging.getLogger("twistlm")
@@ -92,18 +92,7 @@ def check_folder(path: Path, exists: str) -> None:
         RunError: the folder exists and must not, or something else is there.
         ConfigError: unknown policy.
     """
-    if exists not in POLICIES:
-        raise ConfigError(f"exists must be one of {', '.join(POLICIES)}, not {exists!r}")
-    if path.is_file():
-        raise RunError(f"{path} is a file; choose another folder with --out")
-    if not is_occupied(path):
-        return
-    if exists == "refuse":
-        raise RunError(
-            f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another --out"
-        )
-    if not (path / NAME).is_file():
-        raise RunError(f"{path} is not a folder of `twistlm probability`, so it is left alone; choose another --out")
+    check_policy(path, exists, lambda folder: (folder / NAME).is_file(), "a folder of `twistlm probability`")
 
 
 def load(path: str | Path) -> list[Probability]:

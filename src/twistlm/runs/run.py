@@ -41,7 +41,7 @@ from twistlm.training.losses import objective
 from twistlm.twists.base import Twist
 
 # Base draws by which each prompt is judged that a run has none of.
-DRAWS_OF_A_PROMPT = 256
+JUDGING_DRAWS = 256
 
 
 class Run:
@@ -108,16 +108,19 @@ class Run:
         return dict(zip(FOLDS, (training, held_out, evaluation), strict=True))
 
     @cached_property
+    def held_out(self) -> list[int]:
+        """Which of the target's prompts training does not see; none of fewer than ten."""
+        return sorted(self.config.held_out(len(self.target.cases)))
+
+    @cached_property
     def training_cases(self) -> Cases:
         """The prompts that training sees."""
-        hidden = self.config.held_out(len(self.target.cases))
-        return [case for r, case in enumerate(self.target.cases) if r not in hidden]
+        return [case for r, case in enumerate(self.target.cases) if r not in self.held_out]
 
     @cached_property
     def held_out_cases(self) -> Cases:
-        """Those of a set that it does not see; empty for fewer than ten prompts."""
-        hidden = self.config.held_out(len(self.target.cases))
-        return [case for r, case in enumerate(self.target.cases) if r in hidden]
+        """Those of a set that it does not see."""
+        return [self.target.cases[r] for r in self.held_out]
 
     def sampler(
         self,
@@ -277,7 +280,7 @@ class Run:
             **options: methods of the sandwiches, "iwae" and "smc"; num_draws, base draws for each new prompt (256); and
                 those of `sampler`: proposal, resampler, ess_threshold, proposal_run.
         """
-        methods, num_draws = options.pop("methods", METHODS), options.pop("num_draws", DRAWS_OF_A_PROMPT)
+        methods, num_draws = options.pop("methods", METHODS), options.pop("num_draws", JUDGING_DRAWS)
         settings = self.config.evaluation
         counts = settings.num_particles if num_particles is None else num_particles
         spending = Spending(

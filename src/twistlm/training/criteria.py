@@ -32,7 +32,8 @@ def held_out_divergence(rng: Rng, held_out: Collection, cases: Cases, count: int
         return _mean_log_ratio(draws.select(torch.arange(min(count, len(draws)))), None)
     weights = torch.zeros(len(draws), dtype=torch.float64, device=draws.log_phi.device)
     for index, share in zip(rows_of(draws.prompts, cases), shares_of(cases).tolist(), strict=True):
-        weights[index] = share * normalise(draws.log_phi[index]) if len(index) else weights[index]
+        if len(index):
+            weights[index] = share * normalise(draws.log_phi[index])
     weights = (weights / weights.sum()).unsqueeze(0)
     index, copies = invert(weights, systematic_points(rng, 1, count)).unique(return_counts=True)
     return _mean_log_ratio(draws.select(index), copies)

@@ -54,14 +54,17 @@ def save_report(records: Sequence[Record], path: Path) -> tuple[Path, list[Path]
     return path, save_charts(charts, path.with_suffix(""))
 
 
+def environment() -> Environment:
+    """The templates of pages, in which no text is markup and nothing may be missing."""
+    return Environment(loader=PackageLoader("twistlm.report", "page"), autoescape=True, undefined=StrictUndefined)
+
+
 def save_page(records: Sequence[Record], path: Path) -> None:
     """Write the page, atomically."""
-    environment = Environment(
-        loader=PackageLoader("twistlm.report", "page"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    templates = environment()
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     scripts = [get_plotlyjs(), resource("prompts.js"), resource("page.js")]
-    page = environment.get_template("page.html").render(
+    page = templates.get_template("page.html").render(
         runs=[_section(record) for record in records],
         charts=page_charts(records),
         data=page_data(records),

@@ -119,10 +119,11 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         written = config.get("format") if isinstance(config, dict) else None
         raise RunError(f"{path} was written in format {written} and this version reads format {FORMAT}; train it again")
-    training = config.get("run", {}).get("training", {}) if isinstance(config.get("run"), dict) else {}
-    if isinstance(training, dict) and "num_conditions" in training:
-        # What the setting was called before prompts came in sets.
-        training["num_cases"] = training.pop("num_conditions")
+    match config:
+        case {"run": {"training": {"num_conditions": count} as training}}:
+            # What the setting was called before prompts came in sets.
+            del training["num_conditions"]
+            training["num_cases"] = count
     return config
 
 

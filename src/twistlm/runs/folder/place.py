@@ -1,10 +1,14 @@
 """A folder that files are written to, as long as it is the one that was opened."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twistlm.core.errors import StorageError
+from twistlm.core.errors import ConfigError, RunError, StorageError
+from twistlm.core.folders import is_occupied
 from twistlm.core.storage import save_json
+
+POLICIES = ("refuse", "resume", "overwrite")
 
 
 class Place:
@@ -37,6 +41,33 @@ class Place:
             path.rename(self.path / name)
         except OSError as error:
             raise StorageError(f"{path} cannot be kept as {name} ({error.strerror}); see what is there") from error
+
+
+def check_policy(path: Path, exists: str, is_ours: Callable[[Path], bool], kind: str) -> None:
+    """Refuse early what would be refused when the folder is written, by what is to be done if it exists.
+
+    Args:
+        path: the folder.
+        exists: one of `POLICIES`.
+        is_ours: whether a folder that is there is of the `kind`, and may be continued or replaced.
+        kind: what an error calls such folders.
+
+    Raises:
+        RunError: the folder exists and must not, or something else is there.
+        ConfigError: unknown policy.
+    """
+    if exists not in POLICIES:
+        raise ConfigError(f"exists must be one of {', '.join(POLICIES)}, not {exists!r}")
+    if path.is_file():
+        raise RunError(f"{path} is a file; choose another folder with --out")
+    if not is_occupied(path):
+        return
+    if exists == "refuse":
+        raise RunError(
+            f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another --out"
+        )
+    if not is_ours(path):
+        raise RunError(f"{path} is not {kind}, so it is left alone; choose another --out")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -8,19 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from twistlm.core.errors import ConfigError, RunError, StorageError, TwistError
-from twistlm.core.folders import is_occupied, writing
+from twistlm.core.errors import RunError, StorageError, TwistError
+from twistlm.core.folders import writing
 from twistlm.core.storage import as_type, load_tensors, remove_temporary, save_json, save_tensors, share
 from twistlm.runs.folder import description, history, samples
 from twistlm.runs.folder.description import AskedRun, Described, Outline
 from twistlm.runs.folder.evaluations import Evaluations
 from twistlm.runs.folder.history import History
-from twistlm.runs.folder.place import Place
+from twistlm.runs.folder.place import Place, check_policy
 from twistlm.runs.folder.samples import SampleRow
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling.diagnostics import Diagnostics
-
-POLICIES = ("refuse", "resume", "overwrite")
 
 
 class RunFolder(Place):
@@ -64,19 +62,7 @@ class RunFolder(Place):
             RunError: the folder exists and must not, or is no run folder.
             ConfigError: unknown policy.
         """
-        if exists not in POLICIES:
-            raise ConfigError(f"exists must be one of {', '.join(POLICIES)}, not {exists!r}")
-        if path.is_file():
-            raise RunError(f"{path} is a file; choose another folder with --out")
-        if not is_occupied(path):
-            return
-        if exists == "refuse":
-            raise RunError(
-                f"{path} exists already; continue it with --resume, replace it with --overwrite, or choose another "
-                "--out"
-            )
-        if not RunFolder.is_one(path):
-            raise RunError(f"{path} is not a run folder, so it is left alone; choose another --out")
+        check_policy(path, exists, RunFolder.is_one, "a run folder")
 
     @staticmethod
     def is_one(path: Path) -> bool:
