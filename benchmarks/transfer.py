@@ -25,8 +25,8 @@ from twistlm.core.estimates import Estimate, mean
 from twistlm.core.rng import Rng
 from twistlm.core.storage import save_json
 from twistlm.potentials import Jigsaw
-from twistlm.runs.config import RunConfig
 from twistlm.runs.evidence import of_collection
+from twistlm.runs.experiments.common import ON_DRAWS
 from twistlm.runs.prompts import requests_file
 from twistlm.runs.run import Run
 from twistlm.runs.train import fine_tune, train
@@ -34,7 +34,6 @@ from twistlm.sampling.prompts import Prompts
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.target import Target
-from twistlm.training.config import TrainingConfig
 
 TOKENS, CHUNK = 30, 512
 # What is asked for: so much lower than the base model's.
@@ -43,17 +42,15 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "lexical-2": {"twist": "lexical", "twist_options": {"rank": 2}},
     "lexical-8": {"twist": "lexical", "twist_options": {"rank": 8}},
 }
-CONFIG = RunConfig(
-    training=TrainingConfig(
+CONFIG = replace(
+    ON_DRAWS,
+    training=replace(
+        ON_DRAWS.training,
         loss="gkl",
-        target_source="draws",
-        intermediate_source="draws",
-        num_particles=1024,
         num_cases=32,
         num_updates=60,
-        learning_rate=3e-3,
-        weight_decay=0.3,
         evaluate_every=5,
+        evaluation_samples=0,
         patience=20,
     ),
     folds=(0.9, 0.05, 0.05),

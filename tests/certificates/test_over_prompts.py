@@ -30,8 +30,12 @@ def several() -> list[Case]:
     return [Case(lm, potential, prompt, STEPS, "ignore") for prompt in PROMPTS]
 
 
-def certificate(several: list[Case], seed: int, spending: Spending = SPENDING, each: int = 60) -> Certificate:
+def certificate(
+    several: list[Case], seed: int, spending: Spending = SPENDING, each: int = 60, weights: list[float] | None = None
+) -> Certificate:
     sampler, cases = Sampler(several[0].twisted, several[0].potential, STEPS), [case.at for case in several]
+    if weights is not None:
+        cases = [replace(case, weight=weight) for case, weight in zip(cases, weights, strict=True)]
     draws = collect(Rng(seed, ("draws",)), sampler, cases, Budget(each * len(cases), chunk=80), target="t")
     rest, evaluation = draws.split((0.5, 0.5))
     evidence = []
@@ -79,6 +83,17 @@ def test_with_many_draws_the_means_are_the_truth(several: list[Case]) -> None:
     assert kls.kl_target_q.low < kls.kl_target_q.value < kls.kl_target_q.high
     for case, each in zip(several, found.by_prompt, strict=True):
         assert each.certificate.divergences.log_Z.value == pytest.approx(float(case.truth.log_Z), abs=0.2)
+
+
+def test_means_are_by_the_weights_of_the_prompts_in_both_directions(several: list[Case]) -> None:
+    model, spending = several[0].twisted, Spending((4,), num_samples=4000, budget=8, methods=("iwae",))
+    weights = [1.0] * (len(several) - 1) + [30.0]
+    found = certificate(several, 3, spending, 4000, weights).divergences
+    for name in ("kl_q_target", "kl_target_q"):
+        truths = [getattr(case.truth, name)(model) for case in several]
+        by_weight = sum(w * x for w, x in zip(weights, truths, strict=True)) / sum(weights)
+        assert getattr(found, name).value == pytest.approx(by_weight, abs=0.05)
+        assert abs(by_weight - sum(truths) / len(truths)) > 0.1
 
 
 def test_a_prompt_whose_phi_is_never_met_is_left_out_and_named(several: list[Case]) -> None:

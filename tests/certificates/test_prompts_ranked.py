@@ -9,19 +9,16 @@ import pytest
 import torch
 from scipy import stats
 
-from tests.certificates.test_rare_events import REPEATS, SEARCH, STEPS, Tilt
+from tests.certificates.test_rare_events import REPEATS, SEARCH, STEPS, estimated, seldom_four
 from twistlm import Target
 from twistlm.certificates.events import chosen, reads_texts, spans_of
 from twistlm.certificates.probability import Probability, PromptProbability, one_in
 from twistlm.certificates.rare_events import CLIMB, Climb, probability
-from twistlm.core import registry
 from twistlm.core.estimates import Estimate
 from twistlm.core.rng import Rng
-from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Continuation, Function, Regex
 from twistlm.sampling.prompts import Prompts
 from twistlm.testing import Enumeration, assert_mean
-from twistlm.twists.base import Twist
 
 SHARES = (0.5, 0.2, 0.3)
 SET = replace(SEARCH, num_draws=1536, num_samples=1536, max_rounds=8)
@@ -35,16 +32,7 @@ def fours(texts: list[str]) -> list[float]:
 @pytest.fixture
 def target(monkeypatch: pytest.MonkeyPatch) -> Target:
     """After 0 a 4 is likelier than after 1, and after 2 the event never happens."""
-    monkeypatch.setitem(registry._ENTRIES, "twist", {**registry.available("twist")})
-
-    @registry.register("twist", "tilt")
-    def tilt(lm: TabularLM) -> Twist:
-        """log ψ of every step and token."""
-        head = Tilt(lm)
-        return Twist(head, head)
-
-    lm = TabularLM.random(5, STEPS + 1, seed=3, scale=0.7)
-    lm.table[:, 4] -= 0.6
+    lm = seldom_four(monkeypatch)
     prompts = Prompts(("0", "1", "2"), ("easy", "hard", "never"), SHARES)
     return Target(lm, Function(fours, log_upper_bound=0.0), prompts=prompts, num_tokens=STEPS, eos="ignore")
 
@@ -67,7 +55,7 @@ def test_each_prompt_and_the_whole_set_are_unbiased_with_intervals_that_hold(
     found = []
     for k in range(REPEATS):
         climb.rng = Rng(k + 1)
-        found.append(climb._estimate(threshold, 0))
+        found.append(estimated(climb, threshold))
     whole = sum(share * p for share, p in zip(SHARES, exact, strict=True))
     together = 0
     for r, p in enumerate([*exact, whole]):

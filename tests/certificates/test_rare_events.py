@@ -50,9 +50,8 @@ class Tilt(TabularHead):
         return super().gather(self.depth[features], tokens)
 
 
-@pytest.fixture
-def target(monkeypatch: pytest.MonkeyPatch) -> Target:
-    """A tabular model that rarely says 4; P[four times] is 6e-5."""
+def seldom_four(monkeypatch: pytest.MonkeyPatch) -> TabularLM:
+    """A tabular model that rarely says 4, and the twist "tilt" for it."""
     monkeypatch.setitem(registry._ENTRIES, "twist", {**registry.available("twist")})
 
     @registry.register("twist", "tilt")
@@ -63,6 +62,18 @@ def target(monkeypatch: pytest.MonkeyPatch) -> Target:
 
     lm = TabularLM.random(5, STEPS + 1, seed=3, scale=0.7)
     lm.table[:, 4] -= 0.6
+    return lm
+
+
+def estimated(climb: Climb, threshold: float) -> Probability:
+    """From fresh draws, without learning any more."""
+    return climb._concluded(climb._fresh(threshold), threshold, 0)
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> Target:
+    """P[four times] is 6e-5."""
+    lm = seldom_four(monkeypatch)
     return Target(lm, Function(fours, log_upper_bound=0.0), "1", STEPS, eos="ignore")
 
 
@@ -80,7 +91,7 @@ def test_estimates_are_unbiased_and_their_intervals_hold_the_truth(target: Targe
     found = []
     for k in range(REPEATS):
         climb.rng = Rng(k + 1)
-        found.append(climb._estimate(threshold, 0))
+        found.append(estimated(climb, threshold))
     assert_mean(torch.tensor([each.value.value for each in found], dtype=torch.float64), exact)
     for name in ("value", "seen"):
         assert _holds(sum(getattr(each, name).low <= exact <= getattr(each, name).high for each in found)), name
@@ -102,7 +113,7 @@ def test_few_draws_of_a_rare_event_are_not_sure(target: Target, log_threshold: f
     values, seen = [], 0
     for k in range(REPEATS):
         climb.rng = Rng(k + 1)
-        found = climb._estimate(threshold, 0)
+        found = estimated(climb, threshold)
         values.append(found.value)
         seen += found.seen is not None and found.seen.low <= exact <= found.seen.high
     assert _holds(sum(each.low <= exact <= each.high for each in values))
@@ -150,7 +161,7 @@ def test_an_event_that_comes_early_or_late_is_found_both_ways(target: Target) ->
     estimates = []
     for k in range(REPEATS):
         climb.rng = Rng(k + 1)
-        estimates.append(climb._estimate(1.0, 0).value)
+        estimates.append(estimated(climb, 1.0).value)
     assert_mean(torch.tensor([each.value for each in estimates], dtype=torch.float64), exact)
     held = sum(each.low <= exact <= each.high for each in estimates)
     assert _holds(held), held
@@ -181,7 +192,7 @@ def test_an_upper_bound_where_the_base_model_shows_the_event(target: Target) -> 
     climb.reach(threshold)
     for k in range(40):
         climb.rng = Rng(k + 1)
-        found = climb._estimate(threshold, 0).log_upper
+        found = estimated(climb, threshold).log_upper
         assert found is not None
         held += found.high > log_truth
     assert held >= 36

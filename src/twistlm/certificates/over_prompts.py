@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -112,34 +113,38 @@ def _at(rng: Rng, sampler: Sampler, case: Case, given: Evidence, spending: Spend
     return _Known(certificate, tuple(sandwiches), g)
 
 
+def _mean(values: Sequence[float], shares: Tensor, low: float | None = None, high: float | None = None) -> Estimate:
+    """The mean over prompts by their shares; bounds of the values hold where these are alike."""
+    # Scaled so that the plain mean of the values is the mean by weight.
+    scale = shares / shares.mean()
+    scaled = torch.tensor(values, dtype=torch.float64) * scale
+    alike = bool((scale - 1.0).abs().max() < 1e-9)
+    return mean(scaled, low=low, high=high) if alike else mean(scaled)
+
+
 def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certificate:
     """The means over prompts."""
-    # Scaled so that the plain mean of the values is the mean by weight.
-    scale = shares * len(known)
-    alike = bool((scale - scale[0]).abs().max() < 1e-9)
-
-    def over(values: Sequence[float], low: float | None = None, high: float | None = None) -> Estimate:
-        scaled = torch.tensor(values, dtype=torch.float64) * scale
-        return mean(scaled, low=low, high=high) if alike else mean(scaled)
-
+    over = partial(_mean, shares=shares)
     # One kind of sandwich for all prompts: the best of each would be chosen for its errors.
     kinds = range(min(len(each.sandwiches) for each in known))
     kind = min(kinds, key=lambda k: sum(upper - lower for lower, upper in (each.sandwiches[k] for each in known)))
     lower, upper = ([each.sandwiches[kind][end] for each in known] for end in (0, 1))
     f, kls = [each.f for each in known], [each.certificate.divergences for each in known]
-    have = [r for r, each in enumerate(known) if each.g is not None]
+    below, above = ([a - b for a, b in zip(ends, f, strict=True)] for ends in (lower, upper))
+    # KL(σ‖q) and G are over the prompts that have exact samples.
+    exact = [(each.g, low, high) for each, low, high in zip(known, lower, upper, strict=True) if each.g is not None]
+    has_exact = torch.tensor([each.g is not None for each in known])
+    over_exact = partial(_mean, shares=shares[has_exact])
     ranges = sampler.ranges
-    q_target = midpoint(over([a - b for a, b in zip(lower, f, strict=True)]),
-                        over([a - b for a, b in zip(upper, f, strict=True)]))  # fmt: skip
+    q_target = midpoint(over(below), over(above))
     target_q = g = None
-    if have:
-        g = mean(torch.tensor([_number(known[r].g) for r in have], dtype=torch.float64))
-        target_q = midpoint(
-            mean(torch.tensor([_number(known[r].g) - upper[r] for r in have], dtype=torch.float64)),
-            mean(torch.tensor([_number(known[r].g) - lower[r] for r in have], dtype=torch.float64)),
-        ).as_divergence
+    if exact:
+        g = over_exact([g for g, _, _ in exact])
+        nearest, farthest = over_exact([g - high for g, _, high in exact]), over_exact([g - low for g, low, _ in exact])
+        target_q = midpoint(nearest, farthest).as_divergence
     log_Z = midpoint(over(lower), over(upper))
     phi_low = 0.0 if ranges.low is None else math.exp(ranges.low)
+    phi_high = None if ranges.high is None else math.exp(ranges.high)
     accepted = [each.certificate.acceptance for each in known]
     return Certificate(
         bounds=_bounds(known, over),
@@ -147,10 +152,8 @@ def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certific
             kl_q_target=q_target.as_divergence,
             kl_target_q=target_q,
             kl_q_prior=over([each.kl_q_prior.value for each in kls]).as_divergence,
-            log_phi=over([each.log_phi.value for each in kls], ranges.low, ranges.high),
-            phi=over(
-                [each.phi.value for each in kls], phi_low, None if ranges.high is None else math.exp(ranges.high)
-            ).clipped(least=phi_low),
+            log_phi=over([each.log_phi.value for each in kls], low=ranges.low, high=ranges.high),
+            phi=over([each.phi.value for each in kls], low=phi_low, high=phi_high).clipped(least=phi_low),
             log_Z=log_Z.clipped(most=math.inf if ranges.high is None else ranges.high),
             f=over(f),
             g=g,
@@ -161,7 +164,7 @@ def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certific
         seconds=0.0,
         acceptance=None
         if any(each is None for each in accepted)
-        else over([each.value for each in accepted if each is not None], 0.0, 1.0),
+        else over([each.value for each in accepted if each is not None], low=0.0, high=1.0),
     )
 
 
@@ -174,8 +177,3 @@ def _bounds(known: Sequence[_Known], over: Callable[[Sequence[float]], Estimate]
         upper = over(uppers) if len(uppers) == len(each) else None
         made.append(Bounds(first.method, first.num_particles, over([b.lower.value for b in each]), upper))
     return tuple(made)
-
-
-def _number(value: float | None) -> float:
-    assert value is not None
-    return value

@@ -277,10 +277,6 @@ class Climb:
 
     # --- Estimates ---
 
-    def _estimate(self, threshold: float, rounds: int) -> Probability:
-        """From fresh draws, which have taught the proposal nothing; without events."""
-        return self._concluded(self._fresh(threshold), threshold, rounds)
-
     def _fresh(self, threshold: float) -> Fresh:
         rng = self.rng.fork("fresh", f"{threshold:g}")
         return draw_fresh(rng, self.sampler, self.cases, self.effort.samples_each, threshold, self.state)
