@@ -34,7 +34,7 @@ test: $(READY) ## Run every test on two cores
 fuzz: $(READY) ## Try 10,000 bad invocations of the command line and damaged folders (about an hour; ARGS="--cases 500 --seed 3")
 	OMP_NUM_THREADS=1 TWISTLM_PROGRESS=0 $(BIN)/python -m tests.fuzz $(ARGS)
 
-kill: $(READY) ## Kill train, collect and sweep 20 times each at random moments: what they leave must be as if nothing had been
+kill: $(READY) ## Kill commands that take long a hundred times at random moments: what they leave must be as if nothing had been
 	TWISTLM_PROGRESS=0 $(BIN)/python -m tests.kills $(ARGS)
 
 lint: $(READY) ## Check style, format, types and the direction of imports

@@ -1,9 +1,11 @@
 """Kill commands at random moments and give them again: what comes out must be what comes out of an undisturbed run.
 
-    python -m tests.kills --kills 20        # of each of `train`, `sweep --jobs 2` and `collect`, at the default threads
+    python -m tests.kills                   # a hundred kills over all of `COMMANDS`, at the default threads
+    python -m tests.kills train sweep --kills 20 --signals KILL,TERM        # ten of each, by turns
 
-This process only imports; every command is a fork of it, so that its seconds are spent on work. It is killed with -9 up
-to `ROUND` times on the way, each time at a random moment of what is left, and then runs to its end.
+This process only imports; every command is a fork of it, so that its seconds are spent on work. It is killed (with -9,
+or told to end by another signal, which it has to obey) up to `ROUND` times on the way, each time at a random moment of
+what is left, and then runs to its end.
 """
 
 import argparse
@@ -14,8 +16,11 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from twistlm.__main__ import WORDS, _leave
 
 # Commands are killed so often before they may end.
 ROUND = 5
@@ -48,30 +53,44 @@ COMMANDS: dict[str, list[str]] = {
         *("--potential", "classifier:model=toxicity,label=toxic", "--thresholds", "0.02", "0.05"),
         *("--num-draws", "512", "--max-rounds", "2", "--num-samples", "2048"),
     ],
+    "certify": [
+        *("certify", "toxicity", *TINY),
+        *("--num-draws", "4096", "--num-samples", "64", "--num-particles", "4", "16"),
+    ],
     "sweep": ["sweep", "toxicity", *TINY, "--methods", "rl,ctl", "--seeds", "1", "--jobs", "2"],
 }
 # Few tokens: half a second for 2,048 draws.
 OPTIONS = ["--num-tokens", "5"]
+# What they write, where it is no folder.
+FILES = {"collect": "draws.safetensors", "certify": "certificate.json"}
 RESUME = {
     "train": ["--resume"],
     "prompts": ["--resume"],
     "collect": ["--resume"],
     "probability": ["--resume"],
+    # Nothing is there until its end.
+    "certify": [],
     "sweep": [],
 }
 
 
 def start(arguments: list[str], log: Path) -> int:
     """A process that runs the command line."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WORDS)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     code = 70
     try:
         os.setsid()
+        # As where a process begins (`twistlm.__main__`).
+        for number in WORDS:
+            signal.signal(number, _leave)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for number in (1, 2):
-            os.dup2(output, number)
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
         from twistlm.cli import main
 
         code = main(arguments)
@@ -133,13 +152,13 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def trial(command: str, kills: int, seed: int, place: Path) -> list[str]:
+def trial(command: str, kills: int, seed: int, place: Path, by: Sequence[signal.Signals]) -> list[str]:
     """Kill a command so often and compare; the names of files that differ, each with its round."""
     from twistlm.core.rng import Rng
 
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    log, name = place / "log", "draws.safetensors" if command == "collect" else "out"
+    log, name = place / "log", FILES.get(command, "out")
     whole = place / f"whole-{name}"
     arguments = [*COMMANDS[command], *OPTIONS, "--out"]
     seconds = to_the_end([*arguments, str(whole)], log)
@@ -152,8 +171,11 @@ def trial(command: str, kills: int, seed: int, place: Path) -> list[str]:
             resume = RESUME[command] if out.exists() else []
             pid = start([*arguments, str(out), *resume], log)
             if wait(pid, share * seconds) is None:
-                os.kill(pid, signal.SIGKILL)
-                wait(pid)
+                told = by[done % len(by)]
+                os.kill(pid, told)
+                code = wait(pid)
+                if told != signal.SIGKILL and code not in (0, 128 + told):
+                    wrong.append(f"{command} ended with code {code} by {told.name}: {log.read_text()[-1000:]}")
             done += 1
         resume = RESUME[command] if out.exists() else []
         to_the_end([*arguments, str(out), *resume], log)
@@ -163,10 +185,12 @@ def trial(command: str, kills: int, seed: int, place: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=100, help="in all, spread over the commands")
+    parser.add_argument("--signals", default="KILL", help="what kills, by turns: KILL,TERM,INT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("commands", nargs="*", default=list(COMMANDS))
     asked = parser.parse_args()
+    by = [signal.Signals[f"SIG{name}"] for name in asked.signals.split(",")]
     os.environ |= {"TWISTLM_PROGRESS": "0", "TOKENIZERS_PARALLELISM": "false"}
     # Imports, and nothing that starts a thread: a fork would be without it.
     import torch
@@ -186,11 +210,12 @@ def main() -> int:
     wrong: list[str] = []
     print(f"{torch.get_num_threads()} threads", flush=True)
     with tempfile.TemporaryDirectory() as place:
-        for command in asked.commands:
-            begun = time.monotonic()
-            found = trial(command, asked.kills, asked.seed, Path(place) / command)
+        for number, command in enumerate(asked.commands):
+            begun, (each, more) = time.monotonic(), divmod(asked.kills, len(asked.commands))
+            kills = each + (number < more)
+            found = trial(command, kills, asked.seed, Path(place) / command, by)
             print(
-                f"{command}: {asked.kills} kills, {len(found)} files differ, {time.monotonic() - begun:.0f} s",
+                f"{command}: {kills} kills, {len(found)} files differ, {time.monotonic() - begun:.0f} s",
                 flush=True,
             )
             wrong += found

@@ -226,11 +226,21 @@ def test_sigterm_leaves_a_run_that_can_be_continued(tmp_path: Path) -> None:
     code, said = stop(process, signal.SIGTERM, lambda: updates(out) >= 3)
     assert code == 143
     assert said == ["terminated; --resume continues what was saved"]
-    folder = RunFolder.open(out)
-    assert len(folder.metrics()) >= 3
-    # Whole, if there is one yet; without one the run starts over from its draws.
-    folder.load_checkpoint()
+    # Of the last whole update, though the next checkpoint in time was seconds away. `tests/runs/test_kills.py` goes on.
+    assert left_at(out) >= 1
     assert not [path.name for path in out.iterdir() if path.name.endswith(".tmp")]
+
+
+def left_at(run: Path) -> int:
+    """The updates that a run's checkpoint knows, which are all that it has made."""
+    folder = RunFolder.open(run)
+    saved = folder.load_checkpoint()
+    assert saved is not None
+    done, rows = saved[1]["progress"]["done"], saved[1]["rows"]
+    lines = folder.metrics()
+    assert [row["update"] for row in lines[:rows] if row["kind"] == "update"] == list(range(done))
+    assert not [row for row in lines[rows:] if row["kind"] == "update"]
+    return int(done)
 
 
 @pytest.mark.parametrize("when", ["starting", "running"])
@@ -250,3 +260,6 @@ def test_ctrl_c_with_two_jobs_is_one_line(when: str, tmp_path: Path) -> None:
     assert code == 130
     assert said == ["interrupted; the same command again continues it"]
     assert json.loads((out / "sweep.json").read_text())["seeds"] == 2
+    if when == "running":
+        # Its jobs left a checkpoint.
+        assert any(left_at(run) >= 1 for run in out.glob("*/seed-0") if updates(run) >= 3)

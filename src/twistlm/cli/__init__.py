@@ -28,13 +28,14 @@ from twistlm.cli.plot import plot
 from twistlm.cli.probability import probability
 from twistlm.cli.report import report
 from twistlm.cli.sample import sample
-from twistlm.cli.signals import Terminated, terminable
 from twistlm.cli.sweep import sweep
 from twistlm.cli.table import table
 from twistlm.cli.train import train
 from twistlm.cli.validation import validated
 from twistlm.core.errors import ConfigError, StorageError, TwistError
+from twistlm.core.folders import is_drafted
 from twistlm.core.plugins import load_file
+from twistlm.core.signals import Terminated, terminable
 from twistlm.core.terminal import hush, outlets
 
 Command = Callable[..., None]
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Command | None = None
     given: dict[str, Any] = {}
-    with outlets(), terminable():
+    with outlets(), terminable(signal.SIGINT, signal.SIGTERM):
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         try:
             command, given = _parsed(sys.argv[1:] if arguments is None else arguments)
@@ -163,10 +164,14 @@ def _refused(error: Exception, code: int) -> int:
 
 def _stopped(how: str, code: int, command: Command | None, given: Mapping[str, Any]) -> int:
     """The last line of a command that was told to end, with what continues it, if anything does."""
-    remedy = ""
-    if command is sweep:
+    out, existing = given.get("out"), given.get("existing")
+    if command is sweep or (out is not None and is_drafted(out)):
         remedy = "; the same command again continues it"
-    elif "existing" in given and given.get("out") is not None:
+    elif out is None or existing is None:
+        remedy = ""
+    elif command is collect and existing.overwrite and out.exists():
+        remedy = "; what was there is as it was"
+    else:
         remedy = "; --resume continues what was saved"
     print(f"{how}{remedy}", file=sys.stderr)
     return code

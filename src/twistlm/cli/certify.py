@@ -82,7 +82,8 @@ def certify(
 
     The sampler may be a run of ours, the base model, or a language model that was tuned elsewhere (by PPO, GRPO, SFT).
     Upper bounds and KL(σ‖q) need exact samples, which rejection collects if φ has an upper bound; without them only
-    lower bounds and one-sided statements are made.
+    lower bounds and one-sided statements are made. A certificate is written when it is complete; killed before, the
+    same command again makes the same. What takes long can be collected first: `twistlm collect`, then --draws.
     """
 
     from twistlm.certificates.verdict import verdict

@@ -36,6 +36,11 @@ def is_occupied(path: Path) -> bool:
         raise _refused(path, error) from error
 
 
+def is_drafted(place: Path) -> bool:
+    """Whether a new folder stands beside the one at `place` that was to take its place, and has not yet."""
+    return _hidden(_resolved(place), "new").is_dir()
+
+
 class _Lock:
     """The lock of `what`, held from here on. A file beside it tells others who holds it.
 
@@ -177,6 +182,7 @@ def writing_file(place: Path, *, replace: bool = False) -> Iterator[Path]:
         raise StorageError(f"{place} is {what} and should be a file; choose another --out")
     real = _resolved(place)
     new, made = _hidden(real, "new"), _make(real.parent)
+    replace = replace and real.exists()
     locks: list[_Lock] = []
     try:
         locks.append(_Lock(_hidden(real, "lock"), place))

@@ -3,13 +3,14 @@
 It must not make things worse. The twist starts at log ψ = 0 (q = p₀); a held-out criterion is watched, the best twist
 by it is kept and training stops early; a shrinkage α (log ψ → α log ψ) is chosen by the same criterion, with α = 0 (the
 base model) among the choices. Each update draws from a stream named by its number, so a checkpoint needs no generator
-state and a resumed run equals an uninterrupted one bit for bit.
+state and a resumed run equals an uninterrupted one bit for bit. Being told to end leaves a checkpoint of the last whole
+update.
 """
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -22,6 +23,7 @@ from twistlm.core.estimates import Estimate, difference, mean
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
+from twistlm.core.signals import STOPS, held
 from twistlm.sampling.cases import Cases, rows_of, shares_of
 from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.exact.collection import Collection
@@ -44,6 +46,15 @@ logger = logging.getLogger("twistlm")
 CHECKPOINT_SECONDS = 15.0
 # Consecutive updates with next to no effective positives before the collapse is announced.
 COLLAPSE_UPDATES = 10
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What looking at the twist changes in a training: where it is, how many rows it has, the best twist so far."""
+
+    progress: Progress
+    rows: int
+    best: dict[str, Tensor]
 
 
 class Trainer:
@@ -90,6 +101,8 @@ class Trainer:
         self.best = snapshot(self.module)
         self.history: list[dict[str, Any]] = []
         self._saved_at = time.monotonic()
+        # Where training was after the last whole update; None within one.
+        self._whole: _Moment | None = None
 
     def train(self) -> list[dict[str, Any]]:
         """Run to the end (or to the early stop), restore the best twist, choose its shrinkage; returns the history.
@@ -98,7 +111,21 @@ class Trainer:
             TrainingError: the loss is not finite.
         """
         self._resume()
+        try:
+            self._train()
+        except STOPS:
+            if self._whole is not None:
+                self._checkpoint(self._whole)
+            raise
+        self.progress.stopped = True
+        self._checkpoint(self._now())
+        self._finish()
+        return self.history
+
+    def _train(self) -> None:
+        """All updates, and what is looked at between them."""
         config, progress = self.config, self.progress
+        self._whole = self._now()
         with bar(f"training ({config.loss})", config.num_updates) as report:
             while progress.done < config.num_updates and not progress.stopped:
                 if progress.done % config.evaluate_every == 0:
@@ -107,20 +134,19 @@ class Trainer:
                         break
                 if progress.done & (progress.done - 1) == 0:
                     self._certify()
-                record = self._update()
+                with held():
+                    self._whole = None
+                    record = self._update()
+                    self._whole = self._now()
                 report(
                     progress.done,
                     f"held-out {progress.best_value:.3f} at {progress.best_update}, ESS {record['ess']:.0f}",
                 )
                 if time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
-                    self._checkpoint()
+                    self._checkpoint(self._whole)
             if not progress.stopped:
                 self._evaluate()
                 self._certify()
-        progress.stopped = True
-        self._checkpoint()
-        self._finish()
-        return self.history
 
     def _update(self) -> dict[str, Any]:
         start, number = time.perf_counter(), self.progress.done
@@ -318,14 +344,18 @@ class Trainer:
         if self.folder is not None:
             self.folder.append_metrics(row)
 
-    def _checkpoint(self) -> None:
+    def _now(self) -> _Moment:
+        return _Moment(replace(self.progress, warnings=[*self.progress.warnings]), len(self.history), self.best)
+
+    def _checkpoint(self, moment: _Moment) -> None:
+        """Save that moment; what updates change is still as it was then."""
         self._saved_at = time.monotonic()
         if self.folder is None:
             return
         kept: dict[int, dict[str, Tensor]] = self.optimiser.state_dict()["state"]
         generations = () if self.setting.pool is None else self.setting.pool.twists
         twist = self.module.state_dict()
-        Checkpoint(self.progress, len(self.history), twist, self.best, kept, generations).save(self.folder)
+        Checkpoint(moment.progress, moment.rows, twist, moment.best, kept, generations).save(self.folder)
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, if there is one; what was recorded after it will be done again."""

@@ -1,5 +1,8 @@
 """Rejection sampling: exact in distribution, honest about failure, resumable."""
 
+import os
+import signal
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ from scipy import stats
 from tests.cases import Case, TablePotential, make_case
 from twistlm.core.errors import ConfigError, ExactSamplesError, RunError, UpperBoundError
 from twistlm.core.rng import Rng
+from twistlm.core.signals import Terminated, terminable
+from twistlm.models.base import Prompts
 from twistlm.sampling.exact.collect import Budget, collect
 from twistlm.sampling.exact.collection import Collection, ExactSamples, load
 from twistlm.sampling.sampler import Sampler
@@ -48,6 +53,31 @@ def test_resuming_equals_going_through(case: Case, tmp_path: Path) -> None:
     assert again.draws.log_phi.equal(whole.draws.log_phi)
     assert again.exact.samples.tokens.equal(whole.exact.samples.tokens)
     assert again.draws.features.equal(whole.draws.features)
+
+
+@dataclass(frozen=True)
+class Ends(TablePotential):
+    """φ during whose third evaluation the process is told to end."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def log_phi(self, prompts: Prompts, tokens: torch.Tensor) -> torch.Tensor:
+        self.asked.append(len(tokens))
+        if len(self.asked) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().log_phi(prompts, tokens)
+
+
+def test_being_told_to_end_leaves_the_chunks_that_there_are(case: Case, tmp_path: Path) -> None:
+    collected(case, save_to=tmp_path / "whole.safetensors")
+    ends = replace(case, potential=Ends(case.potential.table, case.potential.vocab_size))
+    object.__setattr__(ends.potential, "log_upper_bound", 0.0)
+    with pytest.raises(Terminated), terminable(signal.SIGTERM):
+        collected(ends, save_to=tmp_path / "part.safetensors")
+    part = load(tmp_path / "part.safetensors", "target-a")
+    assert [stream.path for stream in part.streams] == [("collect", 0), ("collect", 1)]
+    collected(case, so_far=part, save_to=tmp_path / "part.safetensors")
+    assert (tmp_path / "part.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 def test_stops_once_enough_are_accepted(case: Case) -> None:

@@ -21,6 +21,7 @@ import torch
 
 from twistlm.core.errors import TwistError
 from twistlm.core.plugins import files, load_file
+from twistlm.core.signals import STOPS, as_worker
 from twistlm.runs.engines import Failure
 
 if TYPE_CHECKING:
@@ -61,9 +62,20 @@ def run(
                 process.join()
                 yield task, _outcome(receiver, process.exitcode)
     finally:
-        for process, _, _ in running.values():
-            process.terminate()
+        _end([process for process, _, _ in running.values()])
+
+
+def _end(processes: "Sequence[ForkServerProcess | SpawnProcess]") -> None:
+    """Each saves what is whole first; whoever cannot wait for that ends them at once."""
+    for process in processes:
+        process.terminate()
+    try:
+        for process in processes:
             process.join()
+    except STOPS:
+        for process in processes:
+            process.kill()
+        raise
 
 
 def _context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
@@ -111,13 +123,12 @@ def _attempt(function: Callable[[T], None], task: T) -> Failure | None:
 def _work(function: Callable[[T], None], task: T, threads: int, sender: connection.Connection) -> None:
     """What a process does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Where the parent could not hold it back for this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    # Bars of several processes would overwrite each other.
-    os.environ["TWISTLM_PROGRESS"] = "0"
-    torch.set_num_threads(threads)
-    sender.send(_attempt(function, task))
+    with as_worker():
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        # Bars of several processes would overwrite each other.
+        os.environ["TWISTLM_PROGRESS"] = "0"
+        torch.set_num_threads(threads)
+        sender.send(_attempt(function, task))
 
 
 def _end_with_parent() -> None:

@@ -16,7 +16,8 @@ every chunk of draws, and the file names the streams, so that reading it checks 
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import torch
 from twistlm.core.errors import ConfigError, NoneAcceptedError, UpperBoundError
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
+from twistlm.core.signals import STOPS
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.potentials.conditions import conditioned, num_following
 from twistlm.potentials.protocol import Potential
@@ -133,7 +135,7 @@ def collect(
         budget: how much to draw.
         target: fingerprint recorded with the samples.
         so_far: an earlier result to continue.
-        save_to: file to write every `SAVE_SECONDS` and at the end.
+        save_to: file to write every `SAVE_SECONDS`, at the end, and when the process is told to end.
         keep: what is kept (and saved) of every token: features, so that a head trains on the draws without a second
             pass over them, and siblings.
 
@@ -155,7 +157,8 @@ def collect(
     if len(cases) > 1:
         # A budget that is smaller than two chunks must reach every prompt, too.
         each = max(1, min(each, budget.max_draws // (2 * len(cases))))
-    with bar("exact samples", (budget.num_samples or 0) * len(cases) or budget.max_draws) as report:
+    total = (budget.num_samples or 0) * len(cases) or budget.max_draws
+    with bar("exact samples", total) as report, _kept(parts, save_to):
         while not budget.is_spent(counts):
             stream = rng.fork("collect", sum(len(part.streams) for part in parts))
             source = Stream(stream.seed, stream.path, size * each)
@@ -167,7 +170,7 @@ def collect(
             parts.append(Collection(draws, accepted, bound, target, (source,), uniforms))
             counts = counts.plus(parts[-1], cases)
             if save_to is not None and time.monotonic() - saved_at > SAVE_SECONDS:
-                parts = [_joined(parts)]
+                parts[:] = [_joined(parts)]
                 parts[0].save(save_to)
                 saved_at = time.monotonic()
             n, hits = counts.num_draws, counts.num_accepted
@@ -232,6 +235,17 @@ def base_draws(rng: Rng, sampler: Sampler, cases: Cases, count: int, keep: Keep 
         whole.log_p[:, num_steps:],
     )
     return replace(draws, log_phi=log_phi.to(draws.log_p.device), conditions=conditions)
+
+
+@contextmanager
+def _kept(parts: list[Collection], path: Path | None) -> Iterator[None]:
+    """Save the chunks that are there if the process is told to end meanwhile."""
+    try:
+        yield
+    except STOPS:
+        if path is not None and parts:
+            _joined(parts).save(path)
+        raise
 
 
 def _joined(parts: Sequence[Collection]) -> Collection:
