@@ -66,3 +66,7 @@ class StorageError(TwistError, OSError):
     """The system refuses to read or write: disk full, no permission, a file in the way."""
 
     exit_code = 1
+
+
+class LeaseLostError(StorageError):
+    """Somebody else has taken over what this process was writing, which it had not been heard of for too long."""

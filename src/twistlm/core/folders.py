@@ -1,27 +1,29 @@
 """One writer at a time, and nothing lost: folders and files are locked, and replaced only by what is ready.
 
-A lock is the system's own (flock), so it ends with the process that holds it, however that ends. A folder that is to be
-replaced stays as it is while the new one is built beside it, as `.NAME.new`, and then they change places at once.
+A lock is the system's own (flock), so it ends with the process that holds it, however that ends; and a lease
+(`core.leases`), for other machines that share the folder and perhaps not its locks. A folder that is to be replaced
+stays as it is while the new one is built beside it, as `.NAME.new`, and then they change places at once.
 """
 
 import contextlib
 import ctypes
-import json
 import os
 import shutil
-import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from twistlm.core.errors import RunError, StorageError
+from twistlm.core import holds, leases
+from twistlm.core.errors import StorageError, TwistError
 
 LOCK = ".lock"
-OWNER = f"{LOCK}.owner"
+
+
+def is_lock(name: str) -> bool:
+    """Whether a file in a folder is but its lock, or the lease beside that."""
+    return name == LOCK or name.startswith(f"{LOCK}.")
 
 
 def is_occupied(path: Path) -> bool:
@@ -31,7 +33,7 @@ def is_occupied(path: Path) -> bool:
         StorageError: it cannot be looked into.
     """
     try:
-        return path.is_dir() and any(each.name not in (LOCK, OWNER) for each in path.iterdir())
+        return path.is_dir() and any(not is_lock(each.name) for each in path.iterdir())
     except (OSError, ValueError) as error:
         raise _refused(path, error) from error
 
@@ -42,51 +44,56 @@ def is_drafted(place: Path) -> bool:
 
 
 class _Lock:
-    """The lock of `what`, held from here on. A file beside it tells others who holds it.
+    """The lock of `what`, held from here on. The lease beside it tells others who holds it, on other machines too.
+
+    Args:
+        file: the system's lock.
+        what: as errors call it.
+        roots: what may be written under it.
 
     Raises:
         RunError: somebody else does.
         StorageError: it cannot be made.
     """
 
-    def __init__(self, file: Path, what: Path) -> None:
+    def __init__(self, file: Path, what: Path, *roots: Path) -> None:
         self.file, self._lock = file, FileLock(file)
         try:
             self._lock.acquire(blocking=False)
+            self.lease = leases.FileLease(_beside(file), what, roots)
         except Timeout as error:
-            raise RunError(
-                f"{what} is being written by {_owner(file)}; wait until it has ended, or choose another --out"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise _refused(what, error) from error
-        claim = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
-        }
-        # Only for the reader's information: the lock holds without it.
-        with contextlib.suppress(OSError):
-            _beside(file).write_text(json.dumps(claim), encoding="utf-8")
+            raise leases.busy(what, _owner(file)) from error
+        except BaseException as error:
+            self._lock.release()
+            if isinstance(error, OSError | ValueError) and not isinstance(error, TwistError):
+                raise _refused(what, error) from error
+            raise
 
-    def release(self) -> None:
-        """Leave no file. Whoever has opened this one meanwhile finds it deleted and makes another."""
-        with contextlib.suppress(OSError):
-            _beside(self.file).unlink(missing_ok=True)
-            self.file.unlink(missing_ok=True)
+    def move(self, file: Path) -> None:
+        """It has been taken elsewhere, together with what it is of."""
+        self.file, self.lease.file = file, _beside(file)
+
+    def release(self) -> bool:
+        """Leave no file. Whoever has opened this one meanwhile finds it deleted and makes another.
+
+        Returns whether it was held to the end; what somebody else holds now is left alone.
+        """
+        held = self.lease.release()
+        if held:
+            with contextlib.suppress(OSError):
+                self.file.unlink(missing_ok=True)
         self._lock.release()
+        return held
 
 
 def _beside(file: Path) -> Path:
     return file.with_name(f"{file.name}.owner")
 
 
-def _owner(file: Path) -> str:
-    try:
-        claim = json.loads(_beside(file).read_text(encoding="utf-8"))
-        return f"process {claim['pid']} on {claim['host']} since {claim['since']} ({claim['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+def _owner(file: Path) -> bytes | None:
+    with contextlib.suppress(OSError):
+        return leases.read(_beside(file))
+    return None
 
 
 class Draft:
@@ -105,19 +112,32 @@ class Draft:
         """Whether something else is still in its place."""
         return self.path != self.place
 
+    def check(self) -> None:
+        """Raises LeaseLostError where somebody else has taken over."""
+        for lock in self.locks:
+            lock.lease.check()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody else has taken over."""
+        return any(lock.lease.lost for lock in self.locks)
+
     def take_place(self) -> None:
         """Put it where it was asked for; what was there is deleted. Nothing happens if it is there already."""
         if not self.replaces:
             return
         real = self.place.resolve()
         old = _hidden(real, "old")
+        self.check()
         shutil.rmtree(old, ignore_errors=True)
-        try:
-            _exchange(self.path, real, old)
-        except OSError as error:
-            raise _refused(self.place, error) from error
         before, now = self.locks
-        before.file, now.file = old / LOCK, real / LOCK
+        with before.lease.guard, now.lease.guard:
+            try:
+                _exchange(self.path, real, old)
+            except OSError as error:
+                raise _refused(self.place, error) from error
+            before.move(old / LOCK)
+            now.move(real / LOCK)
         self.path = self.place
         shutil.rmtree(old, ignore_errors=True)
 
@@ -146,16 +166,19 @@ def writing(
         old.rename(real)
     draft, made = Draft(place, place), _make(real)
     try:
-        draft.locks.append(_Lock(real / LOCK, place))
+        draft.locks.append(_Lock(real / LOCK, place, real, place))
         shutil.rmtree(old, ignore_errors=True)
         if replace and is_occupied(real):
             draft.path = new
             _prepare(new, goes_on)
-            draft.locks.append(_Lock(new / LOCK, place))
+            draft.locks.append(_Lock(new / LOCK, place, new, place))
         yield draft
         draft.take_place()
     except Exception:
-        if draft.replaces:
+        # What somebody else writes now is left alone.
+        if draft.is_lost:
+            pass
+        elif draft.replaces:
             shutil.rmtree(new, ignore_errors=True)
         elif made and real.is_dir() and _only_asked(real):
             shutil.rmtree(real, ignore_errors=True)
@@ -185,14 +208,17 @@ def writing_file(place: Path, *, replace: bool = False) -> Iterator[Path]:
     replace = replace and real.exists()
     locks: list[_Lock] = []
     try:
-        locks.append(_Lock(_hidden(real, "lock"), place))
+        locks.append(_Lock(_hidden(real, "lock"), place, real, place, new))
         new.unlink(missing_ok=True)
         yield new if replace else place
         if replace and new.exists():
+            holds.check(new)
             new.replace(real)
+            holds.wrote(real)
     finally:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
+        if not any(lock.lease.lost for lock in locks):
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
         for lock in locks:
             lock.release()
         for folder in made:
@@ -247,7 +273,7 @@ def _make(folder: Path) -> list[Path]:
 
 def _only_asked(folder: Path) -> bool:
     """Whether nothing has been done yet: besides the lock there are but JSON files, which say what was asked."""
-    return all(each.name in (LOCK, OWNER) or each.suffix == ".json" for each in folder.iterdir())
+    return all(is_lock(each.name) or each.suffix == ".json" for each in folder.iterdir())
 
 
 def _refused(path: Path, error: Exception) -> StorageError:

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from twistlm.core.errors import RunError, StorageError
+from twistlm.core import holds
+from twistlm.core.errors import RunError, StorageError, TwistError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -31,7 +32,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, rename it: survives a kill at any moment.
 
     Raises:
-        StorageError: the system refuses: no room, no permission, something in the way.
+        StorageError: the system refuses: no room, no permission, something in the way; or somebody else has taken over
+            what this process was writing (`core.leases`).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -43,7 +45,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        holds.check(path)
         temporary.replace(path)
+        holds.wrote(path)
+    except TwistError:
+        raise
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{path} cannot be written ({_reason(error)}); what was there is as it was") from error
     finally:
@@ -63,8 +69,12 @@ def share(source: Path, path: Path) -> None:
     Neither is ever written through: every file of ours is replaced as a whole, which leaves the other as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    holds.check(path)
     try:
         path.hardlink_to(source.resolve())
+        holds.wrote(path)
+    except TwistError:
+        raise
     except OSError:
         write_atomically(path, lambda temporary: _copy(source, temporary))
 

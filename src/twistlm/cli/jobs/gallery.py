@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, RunError
-from twistlm.core.folders import LOCK, OWNER, is_occupied, writing
+from twistlm.core.folders import is_lock, is_occupied, writing
 from twistlm.core.registry import lookup
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import save_lines
@@ -93,7 +93,8 @@ def _foreign(out: Path) -> str | None:
     """The name of something in a folder that no gallery has put there; None if there is nothing."""
     entries = list(out.iterdir()) if is_occupied(out) else []
     return next(
-        (each.name for each in entries if not (each.name in (PICTURES, LOCK, OWNER) or RunFolder.is_one(each))), None
+        (each.name for each in entries if not (each.name == PICTURES or is_lock(each.name) or RunFolder.is_one(each))),
+        None,
     )
 
 

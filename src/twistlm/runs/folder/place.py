@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from twistlm.core import holds
 from twistlm.core.errors import ConfigError, RunError, StorageError
 from twistlm.core.folders import is_occupied
 from twistlm.core.storage import save_json
@@ -23,9 +24,10 @@ class Place:
         self._identity = _identity(path)
 
     def check_there(self) -> None:
-        """Raises StorageError where the folder is no longer the one that was opened."""
+        """Raises StorageError where the folder is no longer the one that was opened, or another's to write by now."""
         if self._identity is not None and _identity(self.path) != self._identity:
             raise StorageError(f"{self.path} was deleted or replaced while a run was being written to it; run it again")
+        holds.check(self.path)
 
     def save_json(self, name: str, value: Any) -> Path:
         """A JSON file in the folder, written atomically; returns its path."""
@@ -39,6 +41,7 @@ class Place:
         try:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             path.rename(self.path / name)
+            holds.wrote(self.path / name)
         except OSError as error:
             raise StorageError(f"{path} cannot be kept as {name} ({error.strerror}); see what is there") from error
 
