@@ -84,6 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _refused(error, error.exit_code)
         except OSError as error:
             return _refused(error, StorageError.exit_code)
+        except (MemoryError, RuntimeError) as error:
+            from twistlm.core.memory import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            return _refused(MemoryError(_without_memory(error)), StorageError.exit_code)
         except KeyboardInterrupt:
             return _stopped("interrupted", 128 + signal.SIGINT, command, given)
         except Terminated:
@@ -160,6 +166,14 @@ def _refused(error: Exception, code: int) -> int:
         hush()
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
+
+
+def _without_memory(error: Exception) -> str:
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"out of memory ({said}); what was saved is as it was. Ask for fewer sequences at a time, or for shorter ones, "
+        "or use a machine with more"
+    )
 
 
 def _stopped(how: str, code: int, command: Command | None, given: Mapping[str, Any]) -> int:

@@ -31,6 +31,15 @@ class Rng:
         """The stream that belongs to `names` below this one; the same every time it is asked for."""
         return Rng(self.seed, (*self.path, *names))
 
+    @property
+    def state(self) -> Tensor:
+        """How far it has been drawn from."""
+        return self._generator.get_state()
+
+    def rewind(self, state: Tensor) -> None:
+        """Go back to an earlier `state`."""
+        self._generator.set_state(state)
+
     @contextmanager
     def initialising(self) -> Iterator[None]:
         """Let torch initialise modules from this stream; its global generator is as before afterwards."""

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from twistlm.core.kernels.entries import entries
 from twistlm.core.kernels.threads import alone
+from twistlm.core.memory import in_pieces
 from twistlm.models.base import Prompts
 from twistlm.models.cache import Pair, following
 
@@ -221,9 +222,15 @@ def in_parts(run: Callable[..., Tensor], given: Sequence[Tensor | None], rows: i
         part = [None if each is None else each[at : at + rows] for each in given]
         # Activations of a few sequences at a time: each part runs again in the backward pass, but for the last one,
         # which that pass begins with.
-        again = training and at != starts[-1]
-        parts.append(checkpoint(run, *part, use_reentrant=False) if again else run(*part))
+        if training:
+            parts.append(checkpoint(run, *part, use_reentrant=False) if at != starts[-1] else run(*part))
+        else:
+            parts.append(in_pieces(partial(_on_rows, run, part), min(rows, count - at), "reading sequences"))
     return torch.cat(parts)
+
+
+def _on_rows(run: Callable[..., Tensor], given: Sequence[Tensor | None], rows: slice) -> Tensor:
+    return run(*(None if each is None else each[rows] for each in given))
 
 
 def worth_reading_once(prompts: Sequence[Tokens], sequences: int) -> bool:

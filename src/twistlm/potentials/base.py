@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, PotentialError, TwistError, UpperBoundError
+from twistlm.core.memory import in_pieces
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.protocol import ConditionalPotential, Potential
@@ -191,7 +192,8 @@ def check_eps(eps: float) -> None:
 def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
     """log φ of B prompts followed by tokens [B, T]: float64 [B], without gradient. Everyone calls this one.
 
-    `conditions` [B, c] are for a potential that needs them. It is handed copies, and what it returns is copied:
+    `conditions` [B, c] are for a potential that needs them. Where memory does not suffice for all at once, it is given
+    some of the sequences at a time. It is handed copies, and what it returns is copied:
     whatever it does to its arguments or later to its result, the caller's tensors are as they were.
 
     Raises:
@@ -201,10 +203,10 @@ def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor, conditions:
         TwistError: whatever the potential raised deliberately (a missing model, say).
     """
     name = type(potential).__name__
-    given = _given(potential, conditions)
+    log_phi_of = _of_rows(potential, prompts, tokens, conditions)
     with torch.no_grad():
         try:
-            log_phi = given(copied(prompts), tokens.clone())
+            log_phi = in_pieces(log_phi_of, len(tokens), f"evaluating {name}")
         except TwistError:
             raise
         except Exception as error:
@@ -241,8 +243,10 @@ def copied(prompts: Prompts) -> list[Tensor]:
     return [copies[id(prompt)] for prompt in prompts]
 
 
-def _given(potential: Potential, conditions: Tensor | None) -> Callable[[Prompts, Tensor], Tensor]:
-    """log φ as a function of prompts and tokens."""
+def _of_rows(
+    potential: Potential, prompts: Prompts, tokens: Tensor, conditions: Tensor | None
+) -> Callable[[slice], Tensor]:
+    """log φ of some of the sequences, by copies of them."""
     if isinstance(potential, ConditionalPotential):
         if conditions is None:
             raise ConfigError(f"{type(potential).__name__} differs from sequence to sequence; pass conditions=…")
@@ -251,10 +255,12 @@ def _given(potential: Potential, conditions: Tensor | None) -> Callable[[Prompts
                 f"conditions have {conditions.shape[1]} tokens and {type(potential).__name__} takes "
                 f"{potential.num_condition}; cut them, or set num_condition"
             )
-        return lambda prompts, tokens: potential.log_phi_given(prompts, tokens, conditions.clone())
+        return lambda rows: potential.log_phi_given(
+            copied(prompts[rows]), tokens[rows].clone(), conditions[rows].clone()
+        )
     if conditions is not None:
         raise ConfigError(f"{type(potential).__name__} takes no conditions; leave them out")
-    return potential.log_phi
+    return lambda rows: potential.log_phi(copied(prompts[rows]), tokens[rows].clone())
 
 
 def _culprit(potential: Any, prompts: Prompts, tokens: Tensor) -> int | None:

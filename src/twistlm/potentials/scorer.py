@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, ModelError, PromptError
+from twistlm.core.memory import in_pieces
 from twistlm.core.registry import available
 from twistlm.models.chats import render
 from twistlm.models.local import contents
@@ -63,10 +64,16 @@ class Scorer:
         logits = torch.empty(len(read), self.config.num_labels, dtype=torch.float64)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            rows = {name: [values[i] for i in chosen] for name, values in encoded.items()}
-            batch = self.tokenizer.pad(rows, padding=size > 1, return_tensors="pt").to(self.network.device)
-            logits[chosen] = self.network(**batch).logits.double().cpu()
+            score = partial(self._scored, encoded, chosen, size > 1)
+            logits[chosen] = in_pieces(score, len(chosen), "scoring texts")
         return logits
+
+    def _scored(self, encoded: Any, chosen: Sequence[int], padding: bool, part: slice) -> Tensor:
+        """Logits of some of the chosen texts in one pass."""
+        rows = {name: [values[i] for i in chosen[part]] for name, values in encoded.items()}
+        batch = self.tokenizer.pad(rows, padding=padding, return_tensors="pt").to(self.network.device)
+        found: Tensor = self.network(**batch).logits.double().cpu()
+        return found
 
     def _encoded(self, read: Sequence[str | Pair]) -> Any:
         """Token ids and masks of each."""

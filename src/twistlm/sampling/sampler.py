@@ -9,6 +9,7 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.logmath import ess
+from twistlm.core.memory import MEMORY_ERRORS, is_out_of_memory, say_smaller
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.potentials.base import evaluate
@@ -161,7 +162,8 @@ class Sampler:
 
         Args:
             rng: source of randomness.
-            cases: R of them; equal prompts are read once.
+            cases: R of them; equal prompts are read once. Where memory does not suffice to keep what was read of each
+                prefix, it is read anew at every step.
             num_particles: N ≥ 1.
             retained: tokens [R, T] kept in slot 0 of each run (conditional SMC), or None.
             keep: what is kept of every token.
@@ -176,8 +178,29 @@ class Sampler:
             ResamplingError: `retained` with a resampler that has no conditional form.
         """
         self._check(len(cases), num_particles, retained)
-        model, conditions = self.model, conditions_of(cases)
-        model.check(prompts_of(cases), self.num_steps)
+        self.model.check(prompts_of(cases), self.num_steps)
+        run, before = partial(self._smc, cases, num_particles, retained, keep, paused), rng.state
+        try:
+            return run(rng, self.model)
+        except MEMORY_ERRORS as error:
+            if not (is_out_of_memory(error) and self.model.keeps_cache):
+                raise
+        # The same random numbers, not others: batches that need much memory must not be drawn more seldom.
+        say_smaller("drawing")
+        rng.rewind(before)
+        return run(rng, self.model.without_cache())
+
+    def _smc(
+        self,
+        cases: Cases,
+        num_particles: int,
+        retained: Tensor | None,
+        keep: Keep,
+        paused: Tensor | None,
+        rng: Rng,
+        model: TwistedLM,
+    ) -> SMCResult:
+        conditions = conditions_of(cases)
         state = model.start(prompts_of(cases), num_particles, self.num_steps, conditions)
         device = state.lm.features.device
         retained = None if retained is None else retained.to(device)

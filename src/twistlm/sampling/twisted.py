@@ -5,7 +5,7 @@ row number per particle, so the prompt is run once however many particles start 
 resampling are run once, and finished particles are not run at all. Nothing else in the package knows about caches.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.kernels.categorical import Scratch
 from twistlm.core.rng import Rng
 from twistlm.models.base import BaseLM, DecoderState, Prompts
+from twistlm.models.rereading import Rereading, RereadingLM
 from twistlm.sampling.particles import NextToken
 from twistlm.sampling.proposals import Drawn, Proposal, draw
 from twistlm.sampling.samples import Samples
@@ -95,6 +96,20 @@ class TwistedLM:
     def base(self) -> "TwistedLM":
         """p₀ alone."""
         return TwistedLM(self.lm, None, self.eos) if self._twists else self
+
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether what has been read of a prefix is kept for the next step."""
+        return not isinstance(self.lm, RereadingLM)
+
+    def without_cache(self) -> "TwistedLM":
+        """The same distribution, and the same draws but for rounding: prefixes are read anew at each step."""
+
+        def reading(twist: Twist | None) -> Twist | None:
+            own = None if twist is None else twist.decoder
+            return twist if twist is None or own is None else replace(twist, decoder=Rereading(own))
+
+        return TwistedLM(RereadingLM(self.lm), reading(self.twist), self.eos, reading(self.proposal_twist))
 
     def check(self, prompts: Prompts, num_steps: int) -> None:
         """Refuse prompts that are empty or leave no room for `num_steps` new tokens.
