@@ -34,6 +34,7 @@ from twistlm.sampling.prompts import Prompts
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.target import Target
+from twistlm.sampling.workplace import Workplace
 
 TOKENS, CHUNK = 30, 512
 # What is asked for: so much lower than the base model's.
@@ -159,7 +160,7 @@ def _judge(target: Target, options: Options) -> Callable[[Sampler, Sequence[int]
     def judge(sampler: Sampler, numbers: Sequence[int]) -> Certificate:
         cases, known = [target.cases[r] for r in numbers], [evidence[r] for r in numbers]
         names = [target.prompts.names[r] for r in numbers]
-        return certify_prompts(rng.fork("samples"), sampler, cases, names, known, spending)
+        return certify_prompts(rng.fork("samples"), Workplace(sampler, cases), names, known, spending)
 
     return judge
 

@@ -20,6 +20,7 @@ from papers.zhao2024.settings import ABLATIONS, HERE, MAIN, POWERS
 from twistlm.core.errors import RunError
 from twistlm.core.storage import load_json
 from twistlm.report.sweep_plots import plot_frontier, plot_sweep
+from twistlm.runs.engines.local import Local
 from twistlm.runs.sweeps.folder import SweepFolder
 from twistlm.runs.sweeps.pooled import read
 from twistlm.runs.sweeps.sweep import sweep
@@ -61,7 +62,7 @@ def main(options: Options) -> None:
             request = replace(request, num_updates=options.updates)
         print(f"--- {name}", flush=True)
         try:
-            sweep(request, options.out / name, jobs=options.jobs)
+            sweep(request, options.out / name, engine=Local(options.jobs, once=True))
         except RunError as error:
             # Failed runs are shown in the table by what is missing; the other sweeps go on.
             print(error, flush=True)

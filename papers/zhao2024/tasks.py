@@ -1,11 +1,12 @@
 """Work in tasks that leave a file each, so that what is done stays done when the whole is killed."""
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from twistlm.runs.engines import Failure, local
-from twistlm.runs.sweeps.sweep import PRELOAD
+from twistlm.core.work import Failure
+from twistlm.runs.engines.local import Local
 
 
 class Task(Protocol):
@@ -25,4 +26,14 @@ def missing(tasks: Sequence[T], out: Path) -> list[T]:
 
 def do(function: Callable[[T], None], tasks: Sequence[T], jobs: int) -> Generator[tuple[T, Failure | None], None, None]:
     """Do them, `jobs` at a time, each in a process of its own if there are several; yields each as it ends."""
-    return local.run(function, tasks, jobs, PRELOAD)
+    with Local(jobs, once=True).open(_no_context) as team:
+        for number, failure in team.do([partial(_done, function, task) for task in tasks]):
+            yield tasks[number], failure
+
+
+def _no_context() -> None:
+    """Every task loads what it needs."""
+
+
+def _done(function: Callable[[T], None], task: T, context: None) -> None:
+    function(task)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from twistlm.models.chats import chat
     from twistlm.runs.certify import certify
     from twistlm.runs.config import RunConfig
+    from twistlm.runs.engines import engine
     from twistlm.runs.probability import probability
     from twistlm.runs.run import Run
     from twistlm.runs.train import fine_tune, train
@@ -37,6 +38,7 @@ __all__ = [
     "TrainingConfig",
     "certify",
     "chat",
+    "engine",
     "fine_tune",
     "losses",
     "potentials",
@@ -57,6 +59,7 @@ _HOMES = {
     "probability": "twistlm.runs.probability",
     "TrainingConfig": "twistlm.training.config",
     "chat": "twistlm.models.chats",
+    "engine": "twistlm.runs.engines",
     "Prompts": "twistlm.sampling.prompts",
     "fine_tune": "twistlm.runs.train",
 }

@@ -11,11 +11,13 @@ from twistlm.certificates.log_Z import Source, Witness, decide
 from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.estimates import Estimate, difference, log_of_mean, mean
 from twistlm.core.rng import Rng
-from twistlm.sampling.exact.collect import Budget, collect
+from twistlm.sampling.exact.budget import Budget
+from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.exact.collection import ExactSamples
 from twistlm.sampling.proposals import base, twist_induced
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
+from twistlm.sampling.workplace import Workplace
 from twistlm.testing import assert_mean
 from twistlm.twists.tabular import TabularHead
 
@@ -23,8 +25,7 @@ from twistlm.twists.tabular import TabularHead
 def exact_of(case: Case, count: int, seed: int = 0) -> ExactSamples:
     collection = collect(
         Rng(seed),
-        Sampler(case.base, case.potential, case.num_steps),
-        [case.at],
+        Workplace(Sampler(case.base, case.potential, case.num_steps), [case.at]),
         Budget(1_000_000, count, chunk=2000),
         target="t",
     )

@@ -14,8 +14,10 @@ from twistlm.certificates.spending import Spending
 from twistlm.certificates.verdict import verdict
 from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
-from twistlm.sampling.exact.collect import Budget, collect
+from twistlm.sampling.exact.budget import Budget
+from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.workplace import Workplace
 
 STEPS, SPENDING = 2, Spending((4,), num_samples=8, budget=8, methods=("iwae",))
 PROMPTS = [torch.tensor(tokens) for tokens in ([0], [1], [2], [0, 1], [1, 2], [2, 0], [0, 2], [1, 0], [2, 1], [1, 1])]
@@ -36,7 +38,7 @@ def certificate(
     sampler, cases = Sampler(several[0].twisted, several[0].potential, STEPS), [case.at for case in several]
     if weights is not None:
         cases = [replace(case, weight=weight) for case, weight in zip(cases, weights, strict=True)]
-    draws = collect(Rng(seed, ("draws",)), sampler, cases, Budget(each * len(cases), chunk=80), target="t")
+    draws = collect(Rng(seed, ("draws",)), Workplace(sampler, cases), Budget(each * len(cases), chunk=80), target="t")
     rest, evaluation = draws.split((0.5, 0.5))
     evidence = []
     for case in cases:
@@ -44,7 +46,7 @@ def certificate(
         exact = here.exact if len(here.exact) else None
         evidence.append(Evidence(exact, (of_draws(rest.at([case]).draws.log_phi, 0.0),), acceptance(here)))
     names = [str(r) for r in range(len(cases))]
-    return certify_prompts(Rng(seed), sampler, cases, names, evidence, spending)
+    return certify_prompts(Rng(seed), Workplace(sampler, cases), names, evidence, spending)
 
 
 def test_intervals_of_the_means_hold_the_truth(several: list[Case]) -> None:

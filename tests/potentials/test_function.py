@@ -9,7 +9,7 @@ from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Threshold, evaluate
 from twistlm.sampling.exact import collect as exact
-from twistlm.sampling.exact.collect import Budget
+from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 

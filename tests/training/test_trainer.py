@@ -23,10 +23,12 @@ from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
 from twistlm.potentials import Function, Infilling, Regex
 from twistlm.runs.config import RunConfig
-from twistlm.sampling.exact.collect import Budget, collect
+from twistlm.sampling.exact.budget import Budget
+from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
+from twistlm.sampling.workplace import Workplace
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
 from twistlm.training.losses import objective
@@ -198,8 +200,7 @@ def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
     model = case.twisted_for(loss, torch.zeros_like(case.lm.table))
     collection = collect(
         Rng(7),
-        Sampler(case.base, case.potential, 3),
-        [case.at],
+        Workplace(Sampler(case.base, case.potential, 3), [case.at]),
         Budget(4000, chunk=2000),
         target="t",
         keep=Keep(features=True),
@@ -241,7 +242,9 @@ def test_losses_that_ask_for_psi_itself_start_at_its_scale(loss: str, scaled: bo
 def test_a_hopeless_learning_rate_does_no_harm_and_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
-    collection = collect(Rng(7), Sampler(case.base, case.potential, 3), [case.at], Budget(2000, chunk=1000), target="t")
+    collection = collect(
+        Rng(7), Workplace(Sampler(case.base, case.potential, 3), [case.at]), Budget(2000, chunk=1000), target="t"
+    )
     setting = Setting(Sampler(model, case.potential, 3), [case.at], collection=collection)
     config = TrainingConfig(learning_rate=30.0, num_particles=4, num_updates=60, evaluate_every=5, patience=None)
     criterion = held_out_divergence(Rng(8), collection, [case.at], 500)

@@ -1,6 +1,8 @@
 """Fresh draws for an estimate: of a proposal that they have taught nothing, and half of them the base model's own."""
 
 import math
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +12,10 @@ from torch import Tensor
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.storage import load_tensors, save_tensors
-from twistlm.sampling.cases import Cases
-from twistlm.sampling.mixture import Pool
-from twistlm.sampling.sampler import Sampler
+from twistlm.core.work import Failure, InThisProcess
+from twistlm.sampling.mixture import Pool, snapshot
 from twistlm.sampling.switching import Switching
+from twistlm.sampling.workplace import Workers, Workplace
 
 # The base model's draws alone limit what the twist has never proposed.
 FRESH = Switching(base=0.5)
@@ -69,31 +71,71 @@ class Fresh:
 EVENTS = ("tokens", "log_phi", "log_p")
 
 
+@dataclass(frozen=True)
+class DrawFresh:
+    """A piece of work: `count` draws of all cases together, with the twist as it is now."""
+
+    rng: Rng
+    twist: Mapping[str, Tensor]
+    count: int
+    threshold: float
+
+    def __call__(self, at: Workplace) -> Fresh:
+        """Do it."""
+        twist = at.sampler.model.twist
+        assert twist is not None
+        twist.module.load_state_dict(self.twist)
+        pool = Pool.begun(self.rng, at.sampler, at.cases, self.count, FRESH)
+        return _fresh(pool, len(at.cases), math.log(self.threshold))
+
+
 def draw_fresh(
-    rng: Rng, sampler: Sampler, cases: Cases, count: int, threshold: float, state: Path | None = None
+    rng: Rng,
+    here: Workplace,
+    count: int,
+    threshold: float,
+    state: Path | None = None,
+    team: Workers | None = None,
 ) -> Fresh:
     """`count` draws of each case; φ ≥ `threshold` is the event.
 
-    With `state`, a folder, every part is saved there, and those that are there already are not drawn again.
+    With `state`, a folder, every part is saved there, and those that are there already are not drawn again. `team` is
+    who draws, at workplaces like this one; None draws here.
+
+    Raises:
+        TwistError: a part could not be drawn. The others are not enough: which are missing may depend on the texts.
     """
-    parts: list[Fresh] = []
-    each, total = max(1, CHUNK // len(cases)), count * len(cases)
-    with bar(f"estimating P[φ ≥ {threshold:g}]", total) as report:
-        for at in range(0, count, each):
-            path = None if state is None else state / f"fresh-{threshold:g}-{at}.safetensors"
-            if path is not None and path.exists():
-                parts.append(Fresh(**load_tensors(path)[0]))
+    twist = here.sampler.model.twist
+    assert twist is not None
+    num_cases, parts, done = len(here.cases), dict[int, Fresh](), 0
+    each = max(1, CHUNK // num_cases)
+    starts = range(0, count, each)
+    paths = {at: None if state is None else state / f"fresh-{threshold:g}-{at}.safetensors" for at in starts}
+    for at, path in paths.items():
+        if path is not None and path.exists():
+            parts[at] = Fresh(**load_tensors(path)[0])
+    missing = [at for at in starts if at not in parts]
+    now = snapshot(twist.module)
+    pieces = [DrawFresh(rng.fork(at), now, min(each, count - at) * num_cases, threshold) for at in missing]
+    failed: Failure | None = None
+    with (
+        InThisProcess().open(lambda: here, here) as alone,
+        bar(f"estimating P[φ ≥ {threshold:g}]", count * num_cases) as report,
+        closing((team or alone).do(pieces)) as results,
+    ):
+        for number, result in results:
+            if isinstance(result, Failure):
+                failed = result
                 continue
-            before, size = at * len(cases), min(each, count - at) * len(cases)
-
-            def done(so_far: int, before: int = before) -> None:
-                report(before + so_far, "")
-
-            pool = Pool.begun(rng.fork(at), sampler, cases, size, FRESH, done)
-            parts.append(_fresh(pool, len(cases), math.log(threshold)))
-            if path is not None:
-                save_tensors(path, parts[-1].tensors(), {})
-    return Fresh.joined(parts)
+            at = missing[number]
+            parts[at] = result
+            if (path := paths[at]) is not None:
+                save_tensors(path, result.tensors(), {})
+            done += pieces[number].count
+            report(done, "")
+    if failed is not None:
+        raise failed.raised()
+    return Fresh.joined([parts[at] for at in starts])
 
 
 def _fresh(pool: Pool, num_cases: int, goal: float) -> Fresh:

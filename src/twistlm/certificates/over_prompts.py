@@ -11,6 +11,7 @@ The prompts are taken for independent ones of a kind: a mean's interval is that 
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,8 +30,10 @@ from twistlm.core.estimates import Estimate, mean, midpoint
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.sampling.cases import Case, Cases, shares_of
+from twistlm.core.work import Failure, InThisProcess
+from twistlm.sampling.cases import Case, shares_of
 from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.workplace import Workers, Workplace
 
 
 @dataclass(frozen=True)
@@ -53,34 +56,61 @@ class _Known:
         return self.certificate.divergences.f.value
 
 
+@dataclass(frozen=True)
+class CertifyPrompt:
+    """A piece of work: what is known of the sampler at one of the prompts."""
+
+    rng: Rng
+    row: int
+    given: Evidence
+    spending: Spending
+
+    def __call__(self, at: Workplace) -> "_Known":
+        """Do it."""
+        return _at(self.rng, at.sampler, at.cases[self.row], self.given, self.spending)
+
+
 def certify_prompts(
-    rng: Rng, sampler: Sampler, cases: Cases, names: Sequence[str], evidence: Sequence[Evidence], spending: Spending
+    rng: Rng,
+    here: Workplace,
+    names: Sequence[str],
+    evidence: Sequence[Evidence],
+    spending: Spending,
+    team: Workers | None = None,
 ) -> Certificate:
     """Certify a sampler at every prompt, and on the mean over prompts.
 
     Args:
         rng: source of randomness; every prompt has a stream by its name.
-        sampler: what samples.
-        cases: the prompts, with their weights.
+        here: what samples, and the prompts with their weights.
         names: what they are called.
         evidence: what is known of the target at each; its draws trained nothing there.
         spending: what it may cost at each prompt.
+        team: who certifies, at workplaces like this one; None does it here.
 
     Raises:
         ConfigError: the target differs by a condition, or a gap is asked for.
+        TwistError: no prompt could be certified. Where some could not, they are left out, and named as an alarm.
     """
+    sampler, cases = here.sampler, here.cases
     if sampler.is_conditional or spending.effort is not None:
         raise ConfigError("a set of prompts is certified without conditions and without a gap; leave them out")
-    start, known = time.perf_counter(), []
-    with bar("certificates", len(cases)) as report:
-        for done, (case, name, given) in enumerate(zip(cases, names, evidence, strict=True), 1):
-            known.append(_at(rng.fork(name), sampler, case, given, spending))
-            report(done, name)
+    start = time.perf_counter()
+    pieces = [
+        CertifyPrompt(rng.fork(name), row, given, spending)
+        for row, (name, given) in enumerate(zip(names, evidence, strict=True))
+    ]
+    made, failed = _done(pieces, names, here, team)
+    if not made:
+        raise next(iter(failed.values())).raised()
+    known, names = [made[row] for row in sorted(made)], [names[row] for row in sorted(made)]
+    cases = [cases[row] for row in sorted(made)]
     by_prompt = tuple(OfPrompt(name, each.certificate) for name, each in zip(names, known, strict=True))
     # Where φ was never met nothing is known but a limit, which would make every mean infinite.
     met = [r for r, each in enumerate(known) if all(math.isfinite(low) for low, _ in each.sandwiches)]
     whole = _over([known[r] for r in met], shares_of([cases[r] for r in met]), sampler) if met else known[0].certificate
     alarms = [f"{each.name}: {each.certificate.alarm}" for each in by_prompt if each.certificate.alarm]
+    alarms += [f"{name} could not be certified: {failure.message}" for name, failure in failed.items()]
     return replace(
         whole,
         by_prompt=by_prompt,
@@ -89,6 +119,26 @@ def certify_prompts(
         num_tokens=sum(each.certificate.num_tokens for each in by_prompt),
         seconds=time.perf_counter() - start,
     )
+
+
+def _done(
+    pieces: Sequence[CertifyPrompt], names: Sequence[str], here: Workplace, team: Workers | None
+) -> tuple[dict[int, _Known], dict[str, Failure]]:
+    """What is known by the number of its piece, and by name what could not be had."""
+    made: dict[int, _Known] = {}
+    failed: dict[str, Failure] = {}
+    with (
+        InThisProcess().open(lambda: here, here) as alone,
+        bar("certificates", len(pieces)) as report,
+        closing((team or alone).do(pieces)) as results,
+    ):
+        for done, (row, result) in enumerate(results, 1):
+            if isinstance(result, Failure):
+                failed[names[row]] = result
+            else:
+                made[row] = result
+            report(done, names[row])
+    return made, failed
 
 
 def _at(rng: Rng, sampler: Sampler, case: Case, given: Evidence, spending: Spending) -> _Known:

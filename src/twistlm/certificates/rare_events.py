@@ -17,7 +17,9 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,14 +28,16 @@ from twistlm.certificates.bounds import iwae_from_ratios
 from twistlm.certificates.effort import LEVELS, Effort, Search
 from twistlm.certificates.events import Event, chosen, spans_of
 from twistlm.certificates.fresh import FRESH, Fresh, draw_fresh
+from twistlm.certificates.levels import chances, levels_of
 from twistlm.certificates.price import price
 from twistlm.certificates.probability import Probability, PromptProbability
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import CONFIDENCE, Estimate, mean
-from twistlm.core.logmath import ess, normalise
+from twistlm.core.logmath import ess
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.storage import load_tensors, save_tensors
+from twistlm.core.work import Engine, InThisProcess
 from twistlm.potentials.base import check_reachable
 from twistlm.potentials.conditions import is_conditional
 from twistlm.sampling.cases import rows_of, shares_of
@@ -43,15 +47,13 @@ from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.switching import Switching
 from twistlm.sampling.target import Target
+from twistlm.sampling.workplace import Workers, Workplace
 from twistlm.twists.updates import step
 
 logger = logging.getLogger("twistlm")
 
 # While learning; fresh draws are switched otherwise.
 SWITCHING = Switching()
-# A round learns the highest level that it can, and those that are so many times as likely.
-MULTIPLES = (4, 16)
-assert len(MULTIPLES) + 1 == LEVELS
 LEARNING_RATE, WEIGHT_DECAY = 1e-2, 0.1
 # Prompts of an update, at most: a variance needs several draws of each.
 PROMPTS = 8
@@ -65,9 +67,9 @@ def probability(
     *,
     search: Search | None = None,
     seed: int = 0,
-    report: Callable[[str], None] = logger.info,
+    report: Callable[[str], None] | None = None,
     state: Path | None = None,
-    priced: bool = False,
+    engine: Engine | None = None,
 ) -> list[Probability]:
     """P[φ ≥ threshold] for each threshold, from easy to hard, each starting from the last one's twist.
 
@@ -76,20 +78,29 @@ def probability(
         thresholds: of φ; any order.
         search: how hard to look.
         seed: of everything random.
-        report: is told of every round.
+        report: is told first what all of this will take, which costs a few draws, and then of every round; None logs
+            the rounds.
         state: folder where every round and every part of the fresh draws is saved; what is there already, of the same
             target, thresholds, search and seed, is gone on from.
-        priced: tell `report` first what all of this will take, which costs a few draws.
+        engine: who draws; by default this process.
 
     Raises:
         ConfigError: the target differs by a condition, a threshold is not above 0 or can never be reached, or
             none is given.
     """
     check(target, thresholds)
-    climb = Climb(target, search or Search(), Rng(seed, ("probability",)), report, state)
-    if priced:
+    search = search or Search()
+    climb = Climb(target, search, Rng(seed, ("probability",)), report or logger.info, state)
+    if report is not None:
         report(str(price(climb, thresholds)))
-    return [climb.reach(threshold) for threshold in sorted(thresholds)]
+    elsewhere = partial(_workplace, target, search.twist, dict(search.twist_options))
+    with (engine or InThisProcess()).open(elsewhere, climb.here) as team:
+        return [climb.reach(threshold, team) for threshold in sorted(thresholds)]
+
+
+def _workplace(target: Target, twist: str, options: dict[str, Any]) -> Workplace:
+    """Where draws are made: with a twist that every piece of work sets to what has been learned."""
+    return Workplace(target.sampler(target.build_twist(Rng(0), twist, options, blank=True)), target.cases)
 
 
 def check(target: Target, thresholds: Sequence[float]) -> None:
@@ -113,8 +124,7 @@ class Climb:
         search: how hard to look.
         rng: of everything random.
         effort: what rounds and estimates are made of.
-        sampler: with the twist.
-        cases: R of them.
+        here: the sampler, with the twist, and R cases.
         least: log φ [R] below which draws have no part in learning any more.
     """
 
@@ -128,7 +138,8 @@ class Climb:
     ) -> None:
         self.target, self.search, self.rng, self.report, self.state = target, search, rng, report, state
         twist = target.build_twist(rng.fork("twist"), search.twist, dict(search.twist_options))
-        self.sampler, self.cases = target.sampler(twist), target.cases
+        self.here = Workplace(target.sampler(twist), target.cases)
+        self.sampler, self.cases = self.here.sampler, self.here.cases
         self.module = twist.module
         self.effort = Effort.of(search, len(self.cases))
         self._pool: Pool | None = None
@@ -144,13 +155,13 @@ class Climb:
         assert self._pool is not None, "the first round draws before anything is asked of the pool"
         return self._pool
 
-    def reach(self, threshold: float) -> Probability:
-        """Learn to reach the threshold, in every way that the rounds show; then estimate."""
+    def reach(self, threshold: float, team: Workers | None = None) -> Probability:
+        """Learn to reach the threshold, in every way that the rounds show; then estimate. `team` draws, or we here."""
         goal, name = math.log(threshold), f"{threshold:g}"
         rounds, _, complete = self.done.get(name, (0, 0, False))
         while not complete:
             rounds += 1
-            self._draw(rounds)
+            self._draw(rounds, team)
             levels = self._levels(goal)
             self._tell(rounds, threshold, levels)
             self._forget(levels[:, -1])
@@ -162,7 +173,7 @@ class Climb:
                 self._warn(rounds, threshold, reached)
             self.done[name] = (rounds, sum(self.pool.counts), complete)
             self._save()
-        fresh = self._fresh(threshold)
+        fresh = self._fresh(threshold, team)
         found = self._concluded(fresh, threshold, rounds)
         events = [self._events(fresh, r, name) for r in range(len(self.cases))]
         return replace(
@@ -172,14 +183,15 @@ class Climb:
 
     # --- Rounds ---
 
-    def _draw(self, number: int) -> None:
+    def _draw(self, number: int, team: Workers | None) -> None:
         """One round's draws."""
         count = self.effort.each * len(self.cases)
         with bar(f"round {number}: drawing {count:,} texts", count) as report:
+            how: dict[str, Any] = {"done": report_of(report), "team": team}
             if self._pool is None:
-                self._pool = Pool.begun(self.rng, self.sampler, self.cases, count, SWITCHING, report_of(report))
+                self._pool = Pool.begun(self.rng, self.sampler, self.cases, count, SWITCHING, **how)
             else:
-                self._pool = self._pool.grown(self.rng, self.sampler, self.cases, count, self.least, report_of(report))
+                self._pool = self._pool.grown(self.rng, self.sampler, self.cases, count, self.least, **how)
 
     def _rows(self) -> list[Tensor]:
         """For each case the positions of its draws in the pool."""
@@ -218,7 +230,7 @@ class Climb:
         """
         log_phi, log_w = self.pool.samples.log_phi, self.pool.final_log_ratio
         need = min(self.search.min_ess, max(2.0, self.effort.each / 8))
-        return torch.stack([_levels(log_phi[row], log_w[row].exp(), goal, need) for row in self._rows()])
+        return torch.stack([levels_of(log_phi[row], log_w[row].exp(), goal, need) for row in self._rows()])
 
     def _forget(self, lowest: Tensor) -> None:
         """Drop draws that have no part in learning, which will hardly look below half of its lowest level [R] again."""
@@ -240,7 +252,7 @@ class Climb:
         if not rows:
             return
         shown = [level for level in levels if bool(level.isfinite().all())]
-        chances = [_chances(log_phi[row], log_w[row], level) for row, level in zip(rows, shown, strict=True)]
+        taken = [chances(log_phi[row], log_w[row], level) for row, level in zip(rows, shown, strict=True)]
         rng = self.rng.fork("learn", sum(self.pool.counts))
         order = rng.fork("order").uniform((1, len(rows)))[0].argsort().tolist()
         together, updates = min(len(rows), PROMPTS), self.effort.updates
@@ -254,7 +266,7 @@ class Climb:
             for update in range(updates):
                 points = stratified_points(rng.fork(update), together * LEVELS, size).view(together, LEVELS, size)
                 turn = [order[(update * together + k) % len(rows)] for k in range(together)]
-                drawn = [rows[r][invert(chances[r], points[k])] for k, r in enumerate(turn)]
+                drawn = [rows[r][invert(taken[r], points[k])] for k, r in enumerate(turn)]
                 loss = self._loss(torch.stack(drawn).flatten(0, 1))
                 step(optimiser, loss, parameters)
                 schedule.step()
@@ -277,9 +289,9 @@ class Climb:
 
     # --- Estimates ---
 
-    def _fresh(self, threshold: float) -> Fresh:
+    def _fresh(self, threshold: float, team: Workers | None = None) -> Fresh:
         rng = self.rng.fork("fresh", f"{threshold:g}")
-        return draw_fresh(rng, self.sampler, self.cases, self.effort.samples_each, threshold, self.state)
+        return draw_fresh(rng, self.here, self.effort.samples_each, threshold, self.state, team)
 
     def _concluded(self, fresh: Fresh, threshold: float, rounds: int) -> Probability:
         """What the fresh draws say."""
@@ -354,29 +366,6 @@ CLIMB = "climb.safetensors"
 def report_of(report: Callable[[int, str], None]) -> Callable[[int], None]:
     """A bar's report without a note."""
     return lambda completed: report(completed, "")
-
-
-def _levels(log_phi: Tensor, weights: Tensor, goal: float, need: float) -> Tensor:
-    """The levels [L] of draws of one case with log φ and weights [n]."""
-    if len(log_phi) == 0:
-        return torch.full((LEVELS,), -math.inf, dtype=torch.float64)
-    order = log_phi.argsort(descending=True)
-    log_phi, weights = log_phi[order].double(), weights[order]
-    mass = weights.cumsum(0)
-    enough = (mass.square() / weights.square().cumsum(0) >= need).nonzero()
-    highest = float(log_phi[int(enough[0])]) if len(enough) else -math.inf
-    highest = min(goal, highest if math.isfinite(highest) else float(log_phi[0]))
-    if not math.isfinite(highest):
-        return torch.full((LEVELS,), -math.inf, dtype=torch.float64)
-    reached = mass[log_phi >= highest]
-    places = torch.searchsorted(mass, reached[-1] * mass.new_tensor(MULTIPLES))
-    likelier = log_phi[places.clamp_max(int(log_phi.isfinite().sum()) - 1)]
-    return torch.cat([log_phi.new_tensor([highest]), likelier.clamp_max(highest)])
-
-
-def _chances(log_phi: Tensor, log_w: Tensor, levels: Tensor) -> Tensor:
-    """The chance [L, n] of each draw of one case to be taken at each of the levels [L]."""
-    return torch.stack([normalise(log_w.masked_fill(log_phi < level, -torch.inf)) for level in levels])
 
 
 def _mean(values: Tensor, most: float, level: float = CONFIDENCE) -> Estimate:

@@ -7,6 +7,7 @@ from tyro.conf import arg
 from twistlm.cli.options import (
     Count,
     DemoUnlessGiven,
+    EngineOptions,
     FileExists,
     FilePath,
     OwnExperimentName,
@@ -29,6 +30,7 @@ def collect(
     seed: Seed = 0,
     options: TargetOptions,
     existing: FileExists,
+    workers: EngineOptions,
 ) -> None:
     """Collect exact samples of an experiment's target, or of one of your own, by rejection.
 
@@ -50,7 +52,7 @@ def collect(
             f"{out} exists already; add to it with --resume, replace it with --overwrite, or choose another --out"
         )
     chosen = options.preset(experiment, preset, "demo")
-    target = chosen.target()
+    target, engine = chosen.target(), workers.made()
     target.check()
     with writing_file(out, replace=policy == "overwrite") as path:
         collection = target.collect(
@@ -60,6 +62,7 @@ def collect(
             chunk=min(chosen.run.chunk, max_draws),
             path=path,
             keep=Keep(features=True, siblings=chosen.run.num_siblings),
+            engine=engine,
         )
     n, hits = len(collection.draws), len(collection.exact)
     print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {collection.ess:.0f}): {out}")

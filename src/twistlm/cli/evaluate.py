@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import MinLen
 from tyro.conf import arg
 
-from twistlm.cli.options import AnyPath, Count, Group, RunPath, Seed, SMCOptions, Text, TrustFunction
+from twistlm.cli.options import AnyPath, Count, EngineOptions, Group, RunPath, Seed, SMCOptions, Text, TrustFunction
 from twistlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def evaluate(
     spending: Annotated[OfEvaluation, arg(name="")],
     where: Annotated[OfPrompts, arg(name="")],
     smc: SMCOptions,
+    workers: EngineOptions,
 ) -> None:
     """Certify a run: bounds on log Z and KL both ways, beside the base model's. Writes certificate.json.
 
@@ -100,9 +101,11 @@ def evaluate(
     prompts = where.read(opened.target.prompts)
     if spending.num_draws is not None and prompts in (None, evidence.ALL):
         raise ConfigError("--num-draws is for a file of --prompts: of its own the run has draws; leave it out")
-    how = smc.for_run(trust_function)
+    how, engine = smc.for_run(trust_function), workers.made()
     certificates = {
-        name: opened.evaluate(**spending.given, seed=seed, before=name == "before", prompts=prompts, **how)
+        name: opened.evaluate(
+            **spending.given, seed=seed, before=name == "before", prompts=prompts, engine=engine, **how
+        )
         for name in ("before", "after")
     }
     assert opened.folder is not None

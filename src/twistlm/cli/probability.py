@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import MinLen
 from tyro.conf import Positional, arg
 
-from twistlm.cli.options import AnyPath, Count, FilePath, Group, IfExists, Positive, Seed, Text
+from twistlm.cli.options import AnyPath, Count, EngineOptions, FilePath, Group, IfExists, Positive, Seed, Text
 from twistlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def probability(
     texts: Annotated[OfTexts, arg(name="")],
     spending: Annotated[OfSearch, arg(name="")],
     existing: Annotated[IfFolderExists, arg(name="")],
+    workers: EngineOptions,
 ) -> None:
     """How likely is a rare event? "1 in N answers", with an interval, for each prompt of a file too, and its texts.
 
@@ -169,8 +170,8 @@ def probability(
     if out is not None:
         check_folder(out, policy)
     target = Target(potential=event.score(), prompts=others.read(prompt), **texts.given)
-    search = Search(**spending.given)
-    found = find(target, event.thresholds, search=search, seed=seed, out=out, exists=policy, report=_say, priced=True)
+    search, engine = Search(**spending.given), workers.made()
+    found = find(target, event.thresholds, search=search, seed=seed, out=out, exists=policy, report=_say, engine=engine)
     console().print(probability_table(found, texts.num_tokens))
     if len(target.prompts) > 1:
         for each in found:

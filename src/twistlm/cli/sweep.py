@@ -8,6 +8,7 @@ from tyro.conf import arg
 from twistlm.cli.options import (
     AnyPath,
     Count,
+    EngineOptions,
     Fraction,
     Natural,
     OwnExperimentName,
@@ -41,12 +42,10 @@ def sweep(
     *,
     out: Annotated[AnyPath, arg(help="The sweep's folder. Asking the same again continues it.")],
     preset: SmallUnlessGiven = None,
-    jobs: Annotated[
-        Count, arg(help="So many runs at a time, each in a process of its own with its share of the cores.")
-    ] = 1,
     overwrite: Annotated[bool, arg(help="Replace the sweep in the folder by a new one.")] = False,
     asked: Annotated[OfSweep, arg(name="")],
     options: TargetOptions,
+    workers: EngineOptions,
 ) -> None:
     """Compare methods on an experiment's target, or one of your own: every method with every seed.
 
@@ -75,4 +74,4 @@ def sweep(
         num_draws=asked.num_draws,
         held_out_prompts=asked.held_out_prompts,
     )
-    run(request, out, jobs=jobs, overwrite=overwrite)
+    run(request, out, engine=workers.made(once=True), overwrite=overwrite)

@@ -29,6 +29,7 @@ HOMES = {
     "model": "twistlm.models",
     "classifier": "twistlm.models.bundled",
     "experiment": "twistlm.runs.experiments",
+    "engine": "twistlm.runs.engines",
 }
 
 

@@ -27,6 +27,10 @@ class Rng:
         self._number = int.from_bytes(digest[:8], "big") >> 1
         self._generator = torch.Generator().manual_seed(self._number)
 
+    def __reduce__(self) -> tuple[type["Rng"], tuple[int, tuple[str | int, ...]]]:
+        """Sent to another process it is at its start there, as `fork` gives it."""
+        return Rng, (self.seed, self.path)
+
     def fork(self, *names: str | int) -> "Rng":
         """The stream that belongs to `names` below this one; the same every time it is asked for."""
         return Rng(self.seed, (*self.path, *names))

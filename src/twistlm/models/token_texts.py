@@ -1,10 +1,11 @@
-"""Which part of a text each token is."""
+"""Which part of a text each token is, and whether two models mean the same by theirs."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from twistlm.core.errors import ModelError
 from twistlm.models.base import BaseLM
 
 
@@ -43,3 +44,23 @@ def _decoded(lm: BaseLM, prefixes: Tensor, last: bool) -> list[str]:
     if not last:
         texts = [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in texts]
     return [texts[k] for k in index.tolist()]
+
+
+def check_same_tokens(lm: BaseLM, base: BaseLM, base_name: str) -> None:
+    """Refuse a model that does not read and write the tokens of the base model.
+
+    Raises:
+        ModelError: it does not.
+    """
+    name = getattr(lm, "name", "the model")
+    if lm.vocab_size != base.vocab_size:
+        raise ModelError(
+            f"{name} has {lm.vocab_size} tokens and the base model {base_name} has {base.vocab_size}; certify a model "
+            f"that was tuned from {base_name}"
+        )
+    some = torch.arange(base.vocab_size).split(1)
+    if lm.eos_token_id != base.eos_token_id or lm.decode(some) != base.decode(some):
+        raise ModelError(
+            f"{name} has another tokenizer than the base model {base_name}; certify a model that was tuned from "
+            f"{base_name}"
+        )

@@ -10,9 +10,11 @@ from twistlm.certificates.evidence import Evidence, acceptance
 from twistlm.certificates.log_Z import of_draws
 from twistlm.core.errors import NoneAcceptedError, UpperBoundError
 from twistlm.core.rng import Rng
+from twistlm.core.work import Engine
 from twistlm.sampling.cases import Case, Cases
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.prompts import Entry, Prompts
+from twistlm.sampling.target import Target
 
 if TYPE_CHECKING:
     from twistlm.runs.run import Run
@@ -29,7 +31,13 @@ class AtPrompts:
     evidence: list[Evidence]
 
 
-def at_prompts(run: "Run", prompts: Prompts | Entry | Iterable[Entry] | None, rng: Rng, num_draws: int) -> AtPrompts:
+def at_prompts(
+    run: "Run",
+    prompts: Prompts | Entry | Iterable[Entry] | None,
+    rng: Rng,
+    num_draws: int,
+    engine: Engine | None = None,
+) -> AtPrompts:
     """Where a run is to be certified, and by what.
 
     Args:
@@ -37,13 +45,14 @@ def at_prompts(run: "Run", prompts: Prompts | Entry | Iterable[Entry] | None, rn
         prompts: new ones; "all" of the run's own; by default those that training has not seen, or all if it saw all.
         rng: of the draws at new prompts.
         num_draws: base draws for each of them.
+        engine: who draws; by default this process.
     """
     cases, asked = where(run, prompts)
     names = list(asked.names)
     if prompts is None or prompts == ALL:
         others = [each for each in (run.fold("training"), run.fold("held_out")) if each is not None]
         return AtPrompts(cases, names, of_collection(cases, run.fold("evaluation"), others))
-    collection = _drawn(run, cases, rng, num_draws)
+    collection = _drawn(run.target.at(prompts), rng, num_draws, engine)
     halves = None if collection is None else collection.split((0.5, 0.5))
     found = of_collection(cases, None if halves is None else halves[1], [] if halves is None else halves[:1])
     return AtPrompts(cases, names, found)
@@ -73,12 +82,12 @@ def _of(case: Case, evaluation: Collection, others: Sequence[Collection]) -> Evi
     return Evidence(exact if len(exact) else None, witnesses, acceptance(here))
 
 
-def _drawn(run: "Run", cases: Cases, rng: Rng, num_draws: int) -> Collection | None:
+def _drawn(goal: Target, rng: Rng, num_draws: int, engine: Engine | None) -> Collection | None:
     if num_draws == 0:
         return None
-    goal = run.target
+    count = num_draws * len(goal.cases)
     try:
-        return goal.collect(rng, max_draws=num_draws * len(cases), chunk=min(512, num_draws * len(cases)), cases=cases)
+        return goal.collect(rng, max_draws=count, chunk=min(512, count), engine=engine)
     except NoneAcceptedError as error:
         kept: Collection = error.collection
         return kept

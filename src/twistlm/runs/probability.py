@@ -6,7 +6,6 @@ had been.
 """
 
 import json
-import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,11 +21,10 @@ from twistlm.certificates.probability import Probability
 from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.folders import writing
 from twistlm.core.storage import load_json, load_lines, parse_json, remove_temporary, save_json, save_lines
+from twistlm.core.work import Engine
 from twistlm.runs.folder import versions
 from twistlm.runs.folder.place import check_policy
 from twistlm.sampling.target import Target
-
-logger = logging.getLogger("twistlm")
 
 NAME, EVENTS, STATE, PAGE = "probability.json", "events.jsonl", "state", "probability.html"
 FORMAT = 1
@@ -40,8 +38,8 @@ def probability(
     seed: int = 0,
     out: str | Path | None = None,
     exists: str = "refuse",
-    report: Callable[[str], None] = logger.info,
-    priced: bool = False,
+    report: Callable[[str], None] | None = None,
+    engine: Engine | None = None,
 ) -> list[Probability]:
     """P[φ ≥ threshold] for each threshold, at each prompt of the target and over all of them.
 
@@ -52,8 +50,9 @@ def probability(
         seed: of everything random.
         out: folder for what is found, and for what resuming needs; None for neither.
         exists: what to do with a folder that is there: "refuse", "resume" or "overwrite".
-        report: is told of every round.
-        priced: tell it first what all of this will take, which costs a few draws.
+        report: is told first what all of this will take, which costs a few draws, and then of every round; None logs
+            the rounds.
+        engine: who draws (`twistlm.engine`); by default this process.
 
     Raises:
         ConfigError: the target differs by a condition, a threshold is not above 0 or can never be reached, or
@@ -63,7 +62,7 @@ def probability(
     """
     search = search or Search()
     rare_events.check(target, thresholds)
-    look = partial(rare_events.probability, search=search, seed=seed, report=report, priced=priced)
+    look = partial(rare_events.probability, search=search, seed=seed, report=report, engine=engine)
     if out is None:
         return look(target, thresholds)
     out = Path(out)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
+from twistlm.core.work import Engine, InThisProcess
 from twistlm.models.token_texts import token_texts_of
 from twistlm.runs import evidence
 from twistlm.runs.config import FOLDS, RunConfig
@@ -37,6 +38,7 @@ from twistlm.sampling.proposals import get_proposal
 from twistlm.sampling.sampler import Sampler, in_batches
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.target import Target
+from twistlm.sampling.workplace import Workplace
 from twistlm.training.losses import objective
 from twistlm.twists.base import Twist
 
@@ -88,6 +90,12 @@ class Run:
         twist.module.load_state_dict(tensors)
         collection = target.draws(folder.draws) if folder.draws.exists() else None
         return Run(target, config, twist, folder, collection, folder.metrics())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is sent to other processes: the twist, and by name what it stands on; draws and folder stay here."""
+        twist = self.model.twist
+        assert twist is not None
+        return _elsewhere, (self.target, self.config, twist.module.state_dict())
 
     def fold(self, name: str) -> Collection | None:
         """The part of the base draws set aside as "training", "held_out" or "evaluation"; None if there are none."""
@@ -277,10 +285,12 @@ class Run:
             before: certify the base model instead, with the same exact samples.
             prompts: at other prompts than the run's own, which training need not have seen; or "all" of its own. By
                 default those that training has not seen, if there are such.
-            **options: methods of the sandwiches, "iwae" and "smc"; num_draws, base draws for each new prompt (256); and
-                those of `sampler`: proposal, resampler, ess_threshold, proposal_run.
+            **options: methods of the sandwiches, "iwae" and "smc"; num_draws, base draws for each new prompt (256);
+                engine, where prompts are certified (`twistlm.engine`), by default here; and those of `sampler`:
+                proposal, resampler, ess_threshold, proposal_run.
         """
         methods, num_draws = options.pop("methods", METHODS), options.pop("num_draws", JUDGING_DRAWS)
+        engine: Engine = options.pop("engine", None) or InThisProcess()
         settings = self.config.evaluation
         counts = settings.num_particles if num_particles is None else num_particles
         spending = Spending(
@@ -292,8 +302,11 @@ class Run:
         rng, sampler = Rng(seed, ("evaluate", "before" if before else "after")), self.sampler(before=before, **options)
         # Exact samples that bring a condition bring their prompt too: all is paired already.
         if prompts is not None or (len(self.target.cases) > 1 and not sampler.is_conditional):
-            where = evidence.at_prompts(self, prompts, Rng(seed, ("evaluate", "draws")), num_draws)
-            return certify_prompts(rng, sampler, where.cases, where.names, where.evidence, spending)
+            where = evidence.at_prompts(self, prompts, Rng(seed, ("evaluate", "draws")), num_draws, engine)
+            place = partial(_workplace, self, prompts, {"before": before, **options})
+            here = Workplace(sampler, where.cases)
+            with engine.open(place, here) as team:
+                return certify_prompts(rng, here, where.names, where.evidence, spending, team)
         evaluation, spare = self.fold("evaluation"), self.fold("training") if before else None
         exact = None if evaluation is None else evaluation.exact
         return certify(
@@ -316,6 +329,18 @@ class Run:
         if not parts or parts[0].draws.conditions is not None:
             return ()
         return (of_draws(torch.cat([part.draws.log_phi for part in parts]), self.target.potential.log_upper_bound),)
+
+
+def _elsewhere(target: Target, config: RunConfig, state: Mapping[str, Tensor]) -> Run:
+    """A run in another process than its own."""
+    twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
+    twist.module.load_state_dict(state)
+    return Run(target, config, twist, None, None)
+
+
+def _workplace(run: Run, prompts: Prompts | Entry | Iterable[Entry] | None, options: Mapping[str, Any]) -> Workplace:
+    """Where a run is certified at prompts."""
+    return Workplace(run.sampler(**options), evidence.where(run, prompts)[0])
 
 
 def _chosen(rng: Rng, sampler: Sampler, cases: Cases, num_particles: int) -> tuple[Samples, Tensor, list[SMCResult]]:

@@ -24,6 +24,7 @@ from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.switching import Switching
+from twistlm.sampling.workplace import Workers, Workplace, draw
 
 # The pool grows at update 0, 16, 64, 256, …: every draw has to be weighed under every earlier proposal, and every
 # earlier draw under the new one.
@@ -84,12 +85,13 @@ class Pool:
         count: int,
         switching: Switching | None = None,
         done: Callable[[int], None] | None = None,
+        team: Workers | None = None,
     ) -> "Pool":
         """`count` draws from the sampler's proposal as it is, an equal part of them for each case.
 
-        `done` is told how many there are so far.
+        `done` is told how many there are so far. `team` draws them, if one is given, with this sampler at these cases.
         """
-        samples, unsteered = _drawn(rng.fork("pool", 0), sampler, cases, count, switching, done)
+        samples, unsteered = _drawn(rng.fork("pool", 0), sampler, cases, count, switching, done, team)
         log_q = _log_q(sampler, samples, switching, own=True).unsqueeze(0)
         return Pool((snapshot(_module(sampler)),), (len(samples),), samples, log_q, unsteered, switching)
 
@@ -101,15 +103,16 @@ class Pool:
         count: int,
         least: float | Tensor = -torch.inf,
         done: Callable[[int], None] | None = None,
+        team: Workers | None = None,
     ) -> "Pool":
         """With `count` draws more from the sampler's proposal, whose twist is left as it is; of the same cases.
 
         Those with log φ below `least`, of all or of each case [R], are counted and not kept: nothing has to be worked
-        out for them again. `done` is told how many draws there are so far.
+        out for them again. `done` and `team` as for `begun`.
         """
         module = _module(sampler)
         now = snapshot(module)
-        fresh, unsteered = _drawn(rng.fork("pool", sum(self.counts)), sampler, cases, count, self.switching, done)
+        fresh, unsteered = _drawn(rng.fork("pool", sum(self.counts)), sampler, cases, count, self.switching, done, team)
         count = len(fresh)
         enough = torch.as_tensor(least).to(fresh.log_phi).expand(len(cases)).repeat_interleave(count // len(cases))
         kept = (fresh.log_phi >= enough).nonzero().squeeze(-1)
@@ -210,6 +213,7 @@ def _drawn(
     count: int,
     switching: Switching | None,
     done: Callable[[int], None] | None,
+    team: Workers | None,
 ) -> tuple[Samples, Tensor]:
     """Fresh draws, and which of them the twist had no part in."""
     each, paused = max(1, count // len(cases)), None
@@ -217,7 +221,11 @@ def _drawn(
         paused = switching.draw(rng.fork("switching"), each * len(cases), sampler.num_steps)
         paused = paused.unflatten(0, (len(cases), each))
     keep = Keep(features=sampler.model.features_are_reusable)
-    samples = sampler.draw(rng, cases, each, keep=keep, paused=paused, batch=BATCH, done=done)
+    how: dict[str, Any] = {"keep": keep, "paused": paused, "batch": BATCH, "done": done}
+    if team is None:
+        samples = sampler.draw(rng, cases, each, **how)
+    else:
+        samples = draw(team, rng, Workplace(sampler, cases), each, **how)
     unsteered = torch.zeros(len(samples), dtype=torch.bool) if paused is None else paused.all(-1).flatten()
     return samples, unsteered.to(samples.tokens.device)
 

@@ -107,12 +107,10 @@ class Sampler:
             done: is told how many sequences there are so far.
         """
         parts: list[Samples] = []
-        size = max(1, batch // num_samples) if len(cases) > 1 else batch
-        for at in range(0, len(cases) if len(cases) > 1 else num_samples, size):
-            part = slice(at, at + size)
-            here, count = (cases[part], num_samples) if len(cases) > 1 else (cases, min(batch, num_samples - at))
-            resting = None if paused is None else paused[part] if len(cases) > 1 else paused[:, part]
-            parts.append(self.draw_at_once(rng.fork("proposal", at), here, count, keep=keep, paused=resting))
+        for at, rows, columns in in_parts(len(cases), num_samples, batch):
+            resting, count = None if paused is None else paused[rows, columns], columns.stop - columns.start
+            part = self.draw_at_once(rng.fork("proposal", at), cases[rows], count, keep=keep, paused=resting)
+            parts.append(part)
             if done is not None:
                 done(sum(map(len, parts)))
         return Samples.concatenate(parts)
@@ -280,3 +278,14 @@ def in_batches(cases: Cases, num_particles: int, batch: int = BATCH) -> Iterator
     size = max(1, batch // num_particles)
     for at in range(0, len(cases), size):
         yield at, cases[at : at + size]
+
+
+def in_parts(num_cases: int, num_samples: int, batch: int) -> Iterator[tuple[int, slice, slice]]:
+    """`num_samples` draws of each case in parts of about `batch`: the number of each, its cases, and which draws."""
+    if num_cases == 1:
+        for at in range(0, num_samples, batch):
+            yield at, slice(0, 1), slice(at, min(at + batch, num_samples))
+        return
+    size = max(1, batch // num_samples)
+    for at in range(0, num_cases, size):
+        yield at, slice(at, min(at + size, num_cases)), slice(0, num_samples)

@@ -79,6 +79,10 @@ class Samples:
             conditions=None if self.conditions is None else self.conditions[index],
         )
 
+    def bare(self) -> "Samples":
+        """Without what is kept of every token, where only counting matters: selecting copies it."""
+        return replace(self, features=None, siblings=None)
+
     @property
     def cases(self) -> list[Case]:
         """The case of each sequence."""

@@ -11,23 +11,26 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from twistlm.core.errors import ConfigError, ModelError, PromptError
+from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.identity import Files, UnidentifiableError, digest
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import as_type
+from twistlm.core.work import Engine, InThisProcess
 from twistlm.models.base import BaseLM
 from twistlm.models.chats import encode_chat
 from twistlm.models.loaded import as_base_lm
 from twistlm.models.local import contents, is_here
+from twistlm.models.token_texts import check_same_tokens
 from twistlm.potentials import Function, from_spec, spec
 from twistlm.potentials.base import evaluate
 from twistlm.potentials.conditions import condition, conditioned, num_following
 from twistlm.potentials.protocol import Potential
-from twistlm.sampling.cases import Case, Cases
+from twistlm.sampling.cases import Case
 from twistlm.sampling.description import TargetFields, named_models, prompts_in, refuse_downloads
-from twistlm.sampling.exact.collect import Budget, collect
+from twistlm.sampling.exact.budget import Budget
+from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection, load
 from twistlm.sampling.exact.provenance import check
 from twistlm.sampling.prompts import Entry, Prompts, content
@@ -36,10 +39,13 @@ from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import NOTHING, Keep
 from twistlm.sampling.twisted import TwistedLM
+from twistlm.sampling.workplace import Workplace
 from twistlm.twists.base import Twist
 from twistlm.twists.sigmoid import probability
 
 logger = logging.getLogger("twistlm")
+
+LOADED = ("lm", "bound_potential", "cases", "token_log_phi")
 
 
 class Loading(TypedDict, total=False):
@@ -172,9 +178,8 @@ class Target:
         Raises:
             PromptError: a prompt is wrong, or too long for the model.
         """
-        other = self.changed(model=self.lm, prompts=prompts, identity=self.identity)
-        other.model_name = self.model_name
-        other.__dict__["bound_potential"] = self.bound_potential
+        other = self.changed(prompts=prompts)
+        other.__dict__.update(lm=self.lm, bound_potential=self.bound_potential)
         other.twisted()
         return other
 
@@ -197,18 +202,7 @@ class Target:
         Raises:
             ModelError: it does not read and write the same tokens.
         """
-        name, own = getattr(lm, "name", "the model"), self.lm
-        if lm.vocab_size != own.vocab_size:
-            raise ModelError(
-                f"{name} has {lm.vocab_size} tokens and the base model {self.model_name} has {own.vocab_size}; certify "
-                f"a model that was tuned from {self.model_name}"
-            )
-        some = torch.arange(own.vocab_size).split(1)
-        if lm.eos_token_id != own.eos_token_id or lm.decode(some) != own.decode(some):
-            raise ModelError(
-                f"{name} has another tokenizer than the base model {self.model_name}; certify a model that was tuned "
-                f"from {self.model_name}"
-            )
+        check_same_tokens(lm, self.lm, self.model_name)
         model = TwistedLM(lm, None, self.eos)
         return Sampler(model, self.bound_potential, self.num_tokens, proposal=base, reference=self.twisted())
 
@@ -373,16 +367,24 @@ class Target:
         chunk: int = 512,
         path: Path | None = None,
         keep: Keep = NOTHING,
-        cases: Cases | None = None,
+        engine: Engine | None = None,
     ) -> Collection:
         """Exact samples by rejection; continues the file at `path` if there is one. See `sampling/exact/collect.py`.
 
-        At the target's prompts, or at the `cases` given.
+        They are drawn by `engine` (`twistlm.engine`), by default in this process.
         """
-        so_far = self.draws(path) if path is not None and path.exists() else None
-        budget = Budget(max_draws, num_samples, chunk)
-        at = self.cases if cases is None else cases
-        return collect(rng, self.sampler(), at, budget, target=self.fingerprint, so_far=so_far, save_to=path, keep=keep)
+        so_far, here = self.draws(path) if path is not None and path.exists() else None, self.workplace()
+        with (engine or InThisProcess()).open(self.workplace, here) as team:
+            how: dict[str, Any] = {"so_far": so_far, "save_to": path, "keep": keep, "team": team}
+            return collect(rng, here, Budget(max_draws, num_samples, chunk), target=self.fingerprint, **how)
+
+    def workplace(self) -> Workplace:
+        """Where base draws are made: what a worker in another process makes for itself."""
+        return Workplace(self.sampler(), self.cases)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to other processes: there all that has been loaded is loaded anew."""
+        return {name: value for name, value in vars(self).items() if name not in LOADED}
 
     def draws(self, path: Path) -> Collection:
         """A file of `collect`, believed after its content and some of its draws have been checked.

@@ -25,13 +25,14 @@ from twistlm.runs.certify import certify
 from twistlm.runs.config import RunConfig
 from twistlm.sampling.exact import collect as exact
 from twistlm.sampling.exact import file as draws_file
-from twistlm.sampling.exact.collect import Budget
+from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream
 from twistlm.sampling.exact.provenance import refuse_seen
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
+from twistlm.sampling.workplace import Workplace
 from twistlm.training.config import TrainingConfig
 
 SMALL: dict[str, Any] = {"num_samples": None, "max_draws": 96, "chunk": 32}
@@ -278,8 +279,7 @@ def test_nan_and_infinity_bound_nothing(tmp_path: Path) -> None:
         with pytest.raises(UpperBoundError, match=f"declares {bound}"):
             exact.collect(
                 Rng(0),
-                Sampler(TwistedLM(lm, None, "ignore"), potential, 2),
-                cases([torch.tensor([1])])[0],
+                Workplace(Sampler(TwistedLM(lm, None, "ignore"), potential, 2), cases([torch.tensor([1])])[0]),
                 Budget(8),
                 target="t",
             )

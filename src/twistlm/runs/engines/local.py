@@ -1,91 +1,152 @@
-"""This machine: one task after the other in this process, or several at a time, each in a process of its own.
+"""This machine: one piece after the other in this process, or several at a time, each in a process of its own.
 
-A process per task, not a pool: what a task took is given back when it ends, and one that is killed for want of memory
-takes no other with it. The processes end with this one, however that ends, so that nothing goes on writing unseen.
-They are forked, where the system can, from a server that has done the imports once (seconds each).
+The processes end with this one, however that ends, so that nothing goes on writing unseen. They are forked, where the
+system can, from a server that has done the imports once (seconds each).
 """
 
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from twistlm.core.errors import TwistError
-from twistlm.core.plugins import files, load_file
+from twistlm.core.plugins import files
+from twistlm.core.registry import register
 from twistlm.core.signals import STOPS, as_worker
-from twistlm.runs.engines import Failure
+from twistlm.core.sizes import RECORD_BYTES, check_sizes
+from twistlm.core.work import InThisProcess, Team
+from twistlm.runs.engines import Share
+from twistlm.runs.engines.schedule import Lost, Scheduled, Worker, sent
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 
-T = TypeVar("T")
+# What every worker imports, most of it from transformers.
+PRELOAD = ("twistlm.runs.train", "twistlm.models.huggingface")
 
 
-def run(
-    function: Callable[[T], None], tasks: Sequence[T], jobs: int, preload: Sequence[str] = ()
-) -> Generator[tuple[T, Failure | None], None, None]:
-    """Do every task, `jobs` at a time; yields each as it ends.
+@register("engine", "local")
+@dataclass(frozen=True)
+class Local:
+    """This machine: in this process, or in `jobs` of them with an equal share of the threads each.
 
-    With one job everything happens in this process, and an error that is a bug comes through with its traceback. With
-    more, each process gets an equal share of torch's threads. `preload` names modules that every task imports; the
-    plugins that this process has loaded from files are there too.
+    Attributes:
+        jobs: so many pieces at a time.
+        share: torch's threads of each process; by default as many as there are for all, divided by `jobs`.
+        once: a process for every piece, which gives back what the piece took.
+
+    Raises:
+        ConfigError: the number of jobs is out of range.
     """
-    if jobs == 1:
-        for task in tasks:
-            yield task, _attempt(function, task)
-        return
-    context = _context(preload)
-    waiting, threads = list(reversed(tasks)), max(1, torch.get_num_threads() // jobs)
-    function = partial(_with_plugins, files(), function)
-    running: dict[Any, tuple[ForkServerProcess | SpawnProcess, connection.Connection, T]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                task = waiting.pop()
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(function, task, threads, sender), daemon=True)
-                with _uninterrupted():
-                    process.start()
-                sender.close()
-                running[process.sentinel] = process, receiver, task
-            for sentinel in connection.wait(list(running)):
-                process, receiver, task = running.pop(sentinel)
-                process.join()
-                yield task, _outcome(receiver, process.exitcode)
-    finally:
-        _end([process for process, _, _ in running.values()])
+
+    jobs: int = 1
+    share: Share | None = None
+    once: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_sizes(RECORD_BYTES, jobs=self.jobs)
+
+    @contextmanager
+    def open(self, prepare: Callable[[], Any], here: Any = None) -> Iterator[Team[Any]]:
+        """As for `twistlm.core.work.Engine`."""
+        if self.jobs == 1:
+            with InThisProcess().open(prepare, here) as alone:
+                yield alone
+            return
+        threads = max(1, torch.get_num_threads() // self.jobs) if self.share is None else self.share.cpus
+        team = Scheduled(_Processes(sent(prepare, pickle.dumps), threads), self.jobs, once=self.once)
+        try:
+            yield team
+        finally:
+            team.close()
 
 
-def _end(processes: "Sequence[ForkServerProcess | SpawnProcess]") -> None:
-    """Each saves what is whole first; whoever cannot wait for that ends them at once."""
-    for process in processes:
-        process.terminate()
-    try:
-        for process in processes:
-            process.join()
-    except STOPS:
-        for process in processes:
-            process.kill()
-        raise
+@dataclass(eq=False)
+class _Process:
+    """A worker and both ends of what it is told and says."""
+
+    process: "ForkServerProcess | SpawnProcess"
+    told: connection.Connection
+    said: connection.Connection
 
 
-def _context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
+class _Processes:
+    """How processes of this machine are dealt with."""
+
+    def __init__(self, prepare: bytes, threads: int) -> None:
+        self.prepare, self.threads, self.context = prepare, threads, _context()
+
+    def start(self) -> _Process:
+        listens, told = self.context.Pipe(duplex=False)
+        said, says = self.context.Pipe(duplex=False)
+        process = self.context.Process(
+            target=_work, args=(self.prepare, files(), self.threads, listens, says), daemon=True
+        )
+        with _uninterrupted():
+            process.start()
+        listens.close()
+        says.close()
+        return _Process(process, told, said)
+
+    def give(self, worker: _Process, piece: bytes) -> None:
+        try:
+            worker.told.send_bytes(piece)
+        except OSError:
+            # It is gone; waiting for it finds out.
+            return
+
+    def wait(self, busy: Sequence[_Process]) -> Sequence[tuple[_Process, bytes | Lost]]:
+        by_end = {worker.said: worker for worker in busy}
+        found: list[tuple[_Process, bytes | Lost]] = []
+        for end in connection.wait(list(by_end)):
+            worker = by_end[end]  # type: ignore[index]
+            try:
+                found.append((worker, worker.said.recv_bytes()))
+            except (EOFError, OSError):
+                worker.process.join()
+                code = worker.process.exitcode
+                found.append((worker, Lost(f"its process ended with exit code {code}{_signal(code)}")))
+        return found
+
+    def stop(self, workers: Sequence[_Process]) -> None:
+        """Each saves what is whole first; whoever cannot wait for that ends them at once."""
+        for worker in workers:
+            worker.process.terminate()
+        try:
+            for worker in workers:
+                worker.process.join()
+        except STOPS:
+            for worker in workers:
+                worker.process.kill()
+            raise
+        finally:
+            for worker in workers:
+                worker.told.close()
+                worker.said.close()
+
+
+def _signal(code: int | None) -> str:
+    return " (−9: for want of memory? use fewer --jobs)" if code == -9 else ""
+
+
+def _context() -> "ForkServerContext | SpawnContext":
     if sys.platform == "win32":
         return get_context("spawn")
     # Not plain fork: this process may have threads by now, and the server never has.
     context = get_context("forkserver")
     # First, for its start lets through to what is started after it what we hold back (`_uninterrupted`).
     resource_tracker.ensure_running()
-    context.set_forkserver_preload(list(preload))
+    context.set_forkserver_preload(list(PRELOAD))
     return context
 
 
@@ -106,21 +167,9 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _with_plugins(plugins: Sequence[Path], function: Callable[[T], None], task: T) -> None:
-    for path in plugins:
-        load_file(path)
-    function(task)
-
-
-def _attempt(function: Callable[[T], None], task: T) -> Failure | None:
-    try:
-        function(task)
-    except TwistError as error:
-        return Failure(type(error).__name__, " ".join(str(error).split()))
-    return None
-
-
-def _work(function: Callable[[T], None], task: T, threads: int, sender: connection.Connection) -> None:
+def _work(
+    prepare: bytes, plugins: Sequence[Path], threads: int, listens: connection.Connection, says: connection.Connection
+) -> None:
     """What a process does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with as_worker():
@@ -128,7 +177,13 @@ def _work(function: Callable[[T], None], task: T, threads: int, sender: connecti
         # Bars of several processes would overwrite each other.
         os.environ["TWISTLM_PROGRESS"] = "0"
         torch.set_num_threads(threads)
-        sender.send(_attempt(function, task))
+        worker = Worker(prepare, plugins)
+        while True:
+            try:
+                piece = listens.recv_bytes()
+            except EOFError:
+                return
+            says.send_bytes(worker.do(piece))
 
 
 def _end_with_parent() -> None:
@@ -136,15 +191,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _outcome(receiver: connection.Connection, code: int | None) -> Failure | None:
-    try:
-        outcome: Failure | None = receiver.recv()
-    except EOFError:
-        return Failure(
-            "Killed" if code is not None and code < 0 else "Bug",
-            f"its process ended with exit code {code}: a negative one is a signal (−9 for want of memory: use fewer "
-            "--jobs), otherwise its traceback is above",
-        )
-    return outcome

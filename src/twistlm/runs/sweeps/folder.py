@@ -25,7 +25,7 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.core.errors import RunError, TwistError
 from twistlm.core.folders import Draft, is_occupied, writing
 from twistlm.core.storage import as_type, load_json, load_typed, remove_temporary, save_json
-from twistlm.runs.engines import Failure
+from twistlm.core.work import Failure
 from twistlm.runs.folder import Evaluation, RunFolder, versions
 
 NAME = "sweep.json"

@@ -6,10 +6,9 @@ Every run is an ordinary run folder, and is finished when it is marked as done.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from twistlm.certificates.evidence import FEWEST_EXACT
 from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundError
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import RECORD_BYTES, check_sizes
+from twistlm.core.work import Engine
 from twistlm.potentials.base import power_of
 from twistlm.runs.aim import Aim, aimed
 from twistlm.runs.config import FOLDS, RunConfig
-from twistlm.runs.engines import local
+from twistlm.runs.engines.local import Local
 from twistlm.runs.experiments import Preset
 from twistlm.runs.experiments.methods import METHODS, in_order
 from twistlm.runs.run import Run
@@ -43,8 +43,6 @@ REFERENCE = 2
 # The preset where none is named.
 SIZE = "small"
 NOTHING_CHANGED = Aim()
-# What every run imports, most of it from transformers.
-PRELOAD = ("twistlm.runs.train", "twistlm.models.huggingface")
 
 
 @dataclass(frozen=True)
@@ -106,20 +104,20 @@ def parse_methods(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False) -> SweepFolder:
+def sweep(request: Request, out: Path, *, engine: Engine | None = None, overwrite: bool = False) -> SweepFolder:
     """Do every run of a sweep that is not done yet; prints a line for each.
 
     Args:
         request: what to sweep over.
         out: the sweep's folder; asking the same again continues it.
-        jobs: so many runs at a time, each in a process of its own with its share of the threads.
+        engine: where runs are done (`twistlm.engine`); by default one after the other in this process.
         overwrite: start over.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
         RunError: `out` is something else, or a sweep that was asked otherwise; or some runs failed, the others done.
     """
-    check_sizes(RECORD_BYTES, seeds=request.num_seeds, jobs=jobs)
+    check_sizes(RECORD_BYTES, seeds=request.num_seeds)
     settings = {method: request.config(method) for method in request.methods}
     target = request.chosen().target()
     asked = AskedSweep(
@@ -144,7 +142,11 @@ def sweep(request: Request, out: Path, *, jobs: int = 1, overwrite: bool = False
             draws = _collect(folder, target, settings)
             # Now that the first result is there.
             folder.take_place()
-            _run(folder, partial(_do, request, folder.path, folder.draws if draws else None), todo, jobs)
+            _run(
+                folder,
+                [_Piece(request, folder.path, folder.draws if draws else None, cell) for cell in todo],
+                engine or Local(),
+            )
             _refer(request, folder)
         _report_failures(folder)
     print(f"all {len(folder.cells)} runs are done: {out}; see `twistlm table {out}` and `twistlm plot {out}`")
@@ -182,36 +184,49 @@ def _collect(folder: SweepFolder, target: Target, settings: Mapping[str, RunConf
     return True
 
 
-def _run(folder: SweepFolder, do: Callable[[Cell], None], todo: list[Cell], jobs: int) -> None:
-    total, before = len(folder.cells), len(folder.cells) - len(todo)
-    print(f"{total} runs, {before} of them done already, {jobs} at a time")
+def _run(folder: SweepFolder, pieces: list["_Piece"], engine: Engine) -> None:
+    total, before = len(folder.cells), len(folder.cells) - len(pieces)
+    print(f"{total} runs, {before} of them done already")
     failures, start = {}, time.monotonic()
     folder.failures = {}
-    with closing(local.run(do, todo, jobs, PRELOAD)) as outcomes:
-        for done, (cell, failure) in enumerate(outcomes, 1):
+    with engine.open(_no_context) as team:
+        for done, (number, failure) in enumerate(team.do(pieces), 1):
+            cell = pieces[number].cell
             if failure is not None:
                 failures[cell] = failure
                 folder.failures = failures
-            left = (time.monotonic() - start) / done * (len(todo) - done) / 60
+            left = (time.monotonic() - start) / done * (len(pieces) - done) / 60
             how = "done" if failure is None else f"failed: {failure.message}"
             print(f"{cell}: {how} ({before + done} of {total}, about {left:.0f} min left)", flush=True)
 
 
-def _do(request: Request, path: Path, draws: Path | None, cell: Cell) -> None:
+def _no_context() -> None:
+    """Every run loads what it needs."""
+
+
+@dataclass(frozen=True)
+class _Piece:
     """One run of the sweep at `path` from wherever it is to its certificate."""
-    config, folder = request.config(cell.method), SweepFolder(path)
-    with _named(cell):
-        run = train(
-            request.chosen().target(),
-            config=config if draws is not None else config.changed(num_draws=0),
-            seed=cell.seed,
-            out=folder.run(cell).path,
-            exists="resume",
-            draws=draws,
-        )
-        # A seed of its own: the scatter over seeds is to include that of evaluation.
-        certificates = {name: run.evaluate(seed=cell.seed, **how) for name, how in CERTIFICATES.items()}
-    folder.run(cell).evaluations.finish(certificates)
+
+    request: Request
+    path: Path
+    draws: Path | None
+    cell: Cell
+
+    def __call__(self, context: None) -> None:
+        config, folder, cell = self.request.config(self.cell.method), SweepFolder(self.path), self.cell
+        with _named(cell):
+            run = train(
+                self.request.chosen().target(),
+                config=config if self.draws is not None else config.changed(num_draws=0),
+                seed=cell.seed,
+                out=folder.run(cell).path,
+                exists="resume",
+                draws=self.draws,
+            )
+            # A seed of its own: the scatter over seeds is to include that of evaluation.
+            certificates = {name: run.evaluate(seed=cell.seed, **how) for name, how in CERTIFICATES.items()}
+        folder.run(cell).evaluations.finish(certificates)
 
 
 def _refer(request: Request, folder: SweepFolder) -> None:

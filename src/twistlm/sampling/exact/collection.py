@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 
 import torch
@@ -16,7 +17,12 @@ from twistlm.sampling.samples import Samples, Siblings
 
 # How the fingerprint of a target begins that cannot be identified.
 UNIDENTIFIED = "unidentified"
-_MADE_HERE = object()
+
+
+class _Proof(Enum):
+    """That exact samples come from a collection; sent to another process it is still itself."""
+
+    MADE_HERE = 1
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,11 @@ class ExactSamples:
 
     samples: Samples
     target: str
-    _proof: object = field(repr=False, compare=False, default=None)
+    _proof: _Proof | None = field(repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         """Refuse to be built from anything else than `collect` or its file."""
-        if self._proof is not _MADE_HERE:
+        if self._proof is not _Proof.MADE_HERE:
             raise ExactSamplesError(
                 "ExactSamples come from Target.collect or from its file; approximate samples would void the upper bound"
             )
@@ -82,7 +88,7 @@ class Collection:
         """
         if not self.accepted.equal(accepts(self.draws.log_phi, self.log_upper_bound, self.uniforms)):
             raise ExactSamplesError("draws are marked as accepted that are not; collect them again")
-        return ExactSamples(self.draws.select(self.accepted.nonzero().squeeze(-1)), self.target, _MADE_HERE)
+        return ExactSamples(self.draws.select(self.accepted.nonzero().squeeze(-1)), self.target, _Proof.MADE_HERE)
 
     @property
     def ess(self) -> float:
