@@ -23,7 +23,7 @@ import torch
 from twistlm.core.errors import ConfigError, NoneAcceptedError, TwistError, UpperBoundError
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.core.signals import STOPS
+from twistlm.core.signals import Terminated
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.work import InThisProcess, in_order
 from twistlm.potentials.conditions import conditioned, num_following
@@ -197,7 +197,7 @@ def _kept(parts: list[Collection], path: Path | None) -> Iterator[None]:
     """Save the chunks that are there if the process is told to end meanwhile, or one cannot be drawn."""
     try:
         yield
-    except (*STOPS, TwistError):
+    except (KeyboardInterrupt, Terminated, TwistError):
         if path is not None and parts:
             _joined(parts).save(path)
         raise
