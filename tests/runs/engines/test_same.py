@@ -1,42 +1,59 @@
-"""Whoever does the work, the same bytes come out: the command line on the bundled models, all engines."""
+"""Whoever does the work, the same comes out bit for bit: on the bundled models, by all engines."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kills import content, differences
+from tests.kills import timeless
+from twistlm import Prompts, Target, engine, train
+from twistlm.certificates import fresh
+from twistlm.certificates.effort import Search
+from twistlm.certificates.rare_events import probability
+from twistlm.core.rng import Rng
+from twistlm.core.work import Engine
+from twistlm.potentials import Classifier
+from twistlm.sampling import mixture
 
-PROMPTS = str(Path(__file__).parents[2] / "prompts.txt")
-SMALL = ["--num-tokens", "4"]
-COMMANDS = {
-    "collect": ["collect", "toxicity", "--preset", "smoke", *SMALL, "--prompts", PROMPTS, "--max-draws", "4000"],
-    "probability": [
-        *("probability", "--prompts", PROMPTS, "--potential", "classifier:model=toxicity,label=toxic", *SMALL),
-        *("--thresholds", "0.05", "--num-draws", "768", "--max-rounds", "2", "--num-samples", "1200"),
-    ],
-}
-ENGINES = {"here": [], "two processes": ["--jobs", "2"], "ray": ["--engine", "ray", "--jobs", "2"]}
+PROMPTS = Prompts.read(Path(__file__).parents[2] / "prompts.txt")
+ENGINES = ("local", "ray")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_all_engines_leave_the_same(command: str, tmp_path: Path) -> None:
-    found = {}
-    for name, options in ENGINES.items():
-        out = tmp_path / name.replace(" ", "-") / ("draws.safetensors" if command == "collect" else "found")
-        out.parent.mkdir()
-        told = subprocess.run(
-            [sys.executable, "-m", "twistlm", *COMMANDS[command], *options, "--out", str(out)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TWISTLM_PROGRESS": "0"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert told.returncode == 0, told.stderr
-        found[name] = content(out)
-        # The page says when it was made.
-        found[name].pop("probability.html", None)
-    for name in ENGINES:
-        assert differences(found["here"], found[name]) == [], name
+@pytest.fixture(scope="module")
+def engines() -> Iterator[dict[str, Engine]]:
+    ray = pytest.importorskip("ray")
+    yield {name: engine(name, jobs=2) for name in ENGINES}
+    ray.shutdown()
+
+
+def target(count: int) -> Target:
+    return Target("stories", Classifier("toxicity", "toxic"), prompts=PROMPTS.select(range(count)), num_tokens=4)
+
+
+def test_collections_of_a_set_of_prompts(engines: dict[str, Engine], tmp_path: Path) -> None:
+    """More than one wave of chunks."""
+    asked = {"max_draws": 2000, "chunk": 64}
+    target(12).collect(Rng(0), path=tmp_path / "here", **asked)
+    for name, each in engines.items():
+        target(12).collect(Rng(0), path=tmp_path / name, engine=each, **asked)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "here").read_bytes(), name
+
+
+def test_probabilities(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds and fresh draws in several pieces each, with a twist that every round changes."""
+    # Of the pieces that are planned here; those of fresh draws fit one batch of whoever draws them.
+    monkeypatch.setattr(mixture, "BATCH", 64)
+    monkeypatch.setattr(fresh, "CHUNK", 64)
+    search = Search(num_draws=128, max_rounds=2, num_samples=192, num_events=2)
+    here = probability(target(2), [0.02], search=search)
+    for name, each in engines.items():
+        assert probability(target(2), [0.02], search=search, engine=each) == here, name
+
+
+def test_certificates_at_prompts_that_training_never_saw(engines: dict[str, Engine]) -> None:
+    run = train(target(1), num_draws=256, num_updates=2, evaluate_every=2)
+    asked = {"prompts": list(PROMPTS.select(range(2, 5)).entries), "num_particles": 4, "num_samples": 8, "budget": 8}
+    here = run.evaluate(num_draws=48, **asked)
+    for name, each in engines.items():
+        found = run.evaluate(num_draws=48, engine=each, **asked)
+        assert timeless(found.as_dict()) == timeless(here.as_dict()), name
