@@ -91,6 +91,18 @@ class _Alone:
                 yield number, result
 
 
+@dataclass(frozen=True)
+class Opened:
+    """The engine of a team that is there already: further work for the same workers."""
+
+    team: Team[Any]
+
+    @contextmanager
+    def open(self, prepare: Callable[[], Any], here: Any = None) -> Iterator[Team[Any]]:
+        """The team, which stays when the block ends."""
+        yield self.team
+
+
 def in_order(team: Team[C], pieces: Iterable[Callable[[C], R]]) -> Generator[R, None, None]:
     """Results in the order of their pieces, where each is needed.
 

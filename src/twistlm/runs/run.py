@@ -22,7 +22,7 @@ from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
-from twistlm.core.work import Engine, InThisProcess
+from twistlm.core.work import Engine, InThisProcess, Opened
 from twistlm.models.token_texts import token_texts_of
 from twistlm.runs import evidence
 from twistlm.runs.config import FOLDS, RunConfig
@@ -302,10 +302,12 @@ class Run:
         rng, sampler = Rng(seed, ("evaluate", "before" if before else "after")), self.sampler(before=before, **options)
         # Exact samples that bring a condition bring their prompt too: all is paired already.
         if prompts is not None or (len(self.target.cases) > 1 and not sampler.is_conditional):
-            where = evidence.at_prompts(self, prompts, Rng(seed, ("evaluate", "draws")), num_draws, engine)
+            # Read once: they may come from a generator.
+            prompts = prompts if prompts in (None, evidence.ALL) else Prompts.of(prompts)
             place = partial(_workplace, self, prompts, {"before": before, **options})
-            here = Workplace(sampler, where.cases)
-            with engine.open(place, here) as team:
+            with engine.open(place, here := place()) as team:
+                draws = Rng(seed, ("evaluate", "draws"))
+                where = evidence.at_prompts(self, prompts, draws, num_draws, Opened(team))
                 return certify_prompts(rng, here, where.names, where.evidence, spending, team)
         evaluation, spare = self.fold("evaluation"), self.fold("training") if before else None
         exact = None if evaluation is None else evaluation.exact

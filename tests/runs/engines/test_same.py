@@ -1,6 +1,7 @@
 """Whoever does the work, the same comes out bit for bit: on the bundled models, by all engines."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from twistlm.certificates.rare_events import probability
 from twistlm.core.rng import Rng
 from twistlm.core.work import Engine
 from twistlm.potentials import Classifier
+from twistlm.runs.train import default_config
 from twistlm.sampling import mixture
 
 PROMPTS = Prompts.read(Path(__file__).parents[2] / "prompts.txt")
@@ -32,7 +34,7 @@ def target(count: int) -> Target:
 
 def test_collections_of_a_set_of_prompts(engines: dict[str, Engine], tmp_path: Path) -> None:
     """More than one wave of chunks."""
-    asked = {"max_draws": 2000, "chunk": 64}
+    asked = {"max_draws": 800, "chunk": 32}
     target(12).collect(Rng(0), path=tmp_path / "here", **asked)
     for name, each in engines.items():
         target(12).collect(Rng(0), path=tmp_path / name, engine=each, **asked)
@@ -51,7 +53,8 @@ def test_probabilities(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPat
 
 
 def test_certificates_at_prompts_that_training_never_saw(engines: dict[str, Engine]) -> None:
-    run = train(target(1), num_draws=256, num_updates=2, evaluate_every=2)
+    config = replace(default_config(target(1)), num_draws=0)
+    run = train(target(1), config=config, source="proposal", num_particles=16, num_updates=2, evaluate_every=2)
     asked = {"prompts": list(PROMPTS.select(range(2, 5)).entries), "num_particles": 4, "num_samples": 8, "budget": 8}
     here = run.evaluate(num_draws=48, **asked)
     for name, each in engines.items():
