@@ -121,9 +121,12 @@ class OfSearch(Group):
 
 
 @dataclass(frozen=True)
-class IfFolderExists(IfExists):
-    """What to do with the folder of an earlier search."""
+class OfFolder(IfExists):
+    """Where results go, and what to do with the folder of an earlier search."""
 
+    out: Annotated[
+        AnyPath | None, arg(help="Folder for results, events and a page; while it runs it is saved there.")
+    ] = None
     resume: Annotated[bool, arg(help="Continue the search in the folder where it stopped, bit for bit.")] = False
     overwrite: Annotated[bool, arg(help="Replace what is in the folder, once the new search is done.")] = False
 
@@ -132,16 +135,13 @@ def probability(
     prompt: Annotated[
         Positional[Text | None], arg(help="The text that the model continues; or --prompts for many.")
     ] = None,
-    out: Annotated[
-        AnyPath | None, arg(help="Folder for results, events and a page; while it runs it is saved there.")
-    ] = None,
     seed: Seed = 0,
     *,
     event: Annotated[OfEvent, arg(name="")],
     others: Annotated[OfPrompts, arg(name="")],
     texts: Annotated[OfTexts, arg(name="")],
     spending: Annotated[OfSearch, arg(name="")],
-    existing: Annotated[IfFolderExists, arg(name="")],
+    existing: Annotated[OfFolder, arg(name="")],
     workers: EngineOptions,
 ) -> None:
     """How likely is a rare event? "1 in N answers", with an interval, for each prompt of a file too, and its texts.
@@ -164,7 +164,7 @@ def probability(
     from twistlm.runs.probability import probability as find
     from twistlm.sampling.target import Target
 
-    policy = existing.policy
+    policy, out = existing.policy, existing.out
     if out is None and policy != "refuse":
         raise ConfigError(f"--{policy} is of a folder; name it with --out")
     if out is not None:
