@@ -1,5 +1,6 @@
 """`twistlm collect`."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from tyro.conf import arg
@@ -16,18 +17,25 @@ from twistlm.cli.options import (
 )
 
 
+@dataclass(frozen=True)
+class HowMuch:
+    """When it is enough."""
+
+    num_samples: Annotated[Count | None, arg(help="Stop once so many exact samples are accepted, of every prompt.")] = (
+        None
+    )
+    max_draws: Annotated[
+        Count, arg(aliases=("--num-draws",), help="Draw at most so many sequences from the base model.")
+    ] = 8192
+
+
 def collect(
     experiment: OwnExperimentName = None,
     *,
     out: Annotated[FilePath, arg(help="File to write (safetensors); `train --draws` reads it.")],
     preset: DemoUnlessGiven = None,
-    num_samples: Annotated[
-        Count | None, arg(help="Stop once so many exact samples are accepted, of every prompt.")
-    ] = None,
-    max_draws: Annotated[
-        Count, arg(aliases=("--num-draws",), help="Draw at most so many sequences from the base model.")
-    ] = 8192,
     seed: Seed = 0,
+    much: Annotated[HowMuch, arg(name="")],
     options: TargetOptions,
     existing: FileExists,
     workers: EngineOptions,
@@ -57,9 +65,9 @@ def collect(
     with writing_file(out, replace=policy == "overwrite") as path:
         collection = target.collect(
             Rng(seed, ("twistlm collect",)),
-            max_draws=max_draws,
-            num_samples=num_samples,
-            chunk=min(chosen.run.chunk, max_draws),
+            max_draws=much.max_draws,
+            num_samples=much.num_samples,
+            chunk=min(chosen.run.chunk, much.max_draws),
             path=path,
             keep=Keep(features=True, siblings=chosen.run.num_siblings),
             engine=engine,
