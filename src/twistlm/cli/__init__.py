@@ -24,6 +24,7 @@ from twistlm.cli.evaluate import evaluate
 from twistlm.cli.gallery import gallery
 from twistlm.cli.list import list_
 from twistlm.cli.options import Plugins
+from twistlm.cli.places import on_this_machine
 from twistlm.cli.plot import plot
 from twistlm.cli.probability import probability
 from twistlm.cli.report import report
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plugins = validated(_load, {"plugin": given.pop("plugin")})["plugin"]
             given = validated(command, given)
             _load(plugin=plugins)
-            command(**given)
+            with on_this_machine(given) as here:
+                command(**here)
             sys.stdout.flush()
         except TwistError as error:
             return _refused(error, error.exit_code)

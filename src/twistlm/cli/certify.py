@@ -9,9 +9,10 @@ from annotated_types import MinLen
 from tyro.conf import Positional, arg
 
 from twistlm.cli.options import (
-    AnyPath,
+    OR_URL,
+    AnyPlace,
     Count,
-    FilePath,
+    FilePlace,
     Limit,
     Natural,
     Positive,
@@ -23,6 +24,7 @@ from twistlm.cli.options import (
     refuse_existing,
 )
 from twistlm.core.errors import ConfigError
+from twistlm.core.urls import url_of
 
 if TYPE_CHECKING:
     from twistlm.certificates.spending import Effort
@@ -33,7 +35,7 @@ class OfCertificate:
     """By what the sampler is judged, and what is spent on that."""
 
     draws: Annotated[
-        AnyPath | None, arg(help="File of `twistlm collect`, which trained nothing that is certified.")
+        AnyPlace | None, arg(help="File of `twistlm collect`, which trained nothing that is certified.")
     ] = None
     num_draws: Annotated[Natural, arg(help="Base draws to collect for exact samples otherwise; 0 for none.")] = 4096
     num_particles: Annotated[
@@ -70,7 +72,9 @@ def certify(
             "folder or hub name). Default: the run itself, or 'base' for an experiment."
         ),
     ] = None,
-    out: Annotated[FilePath | None, arg(help="JSON file for the certificate; an existing one is refused.")] = None,
+    out: Annotated[
+        FilePlace | None, arg(help=f"JSON file for the certificate; an existing one is refused. {OR_URL}")
+    ] = None,
     preset: SmallUnlessGiven = None,
     trust_function: TrustFunction = (),
     seed: Seed = 1,
@@ -87,6 +91,7 @@ def certify(
     """
 
     from twistlm.certificates.verdict import verdict
+    from twistlm.core.places import shown
     from twistlm.core.storage import save_json
     from twistlm.core.terminal import console
     from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines
@@ -95,7 +100,7 @@ def certify(
     from twistlm.runs.run import Run
 
     refuse_existing(out)
-    is_run = target is not None and RunFolder.is_one(Path(target))
+    is_run = target is not None and (url_of(target) is not None or RunFolder.is_one(Path(target)))
     given = [*([] if preset is None else ["preset"]), *options.given]
     if is_run and given:
         raise ConfigError(f"{', '.join(given)}: {target} is a run, whose target stays what it is; leave them out")
@@ -125,4 +130,4 @@ def certify(
     show.print(bounds_table(certificates))
     print_lines(show, [*effort_lines(certificate), *verdict(certificate)])
     if out is not None:
-        print(f"Written to {out}")
+        print(f"Written to {shown(out)}")

@@ -6,11 +6,12 @@ from typing import Annotated
 from tyro.conf import arg
 
 from twistlm.cli.options import (
+    OR_URL,
     Count,
     DemoUnlessGiven,
     EngineOptions,
     FileExists,
-    FilePath,
+    FilePlace,
     OwnExperimentName,
     Seed,
     TargetOptions,
@@ -32,7 +33,7 @@ class HowMuch:
 def collect(
     experiment: OwnExperimentName = None,
     *,
-    out: Annotated[FilePath, arg(help="File to write (safetensors); `train --draws` reads it.")],
+    out: Annotated[FilePlace, arg(help=f"File to write (safetensors); `train --draws` reads it. {OR_URL}")],
     preset: DemoUnlessGiven = None,
     seed: Seed = 0,
     much: Annotated[HowMuch, arg(name="")],
@@ -51,6 +52,7 @@ def collect(
     """
     from twistlm.core.errors import RunError
     from twistlm.core.folders import writing_file
+    from twistlm.core.places import shown
     from twistlm.core.rng import Rng
     from twistlm.sampling.smc import Keep
 
@@ -73,4 +75,4 @@ def collect(
             engine=engine,
         )
     n, hits = len(collection.draws), len(collection.exact)
-    print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {collection.ess:.0f}): {out}")
+    print(f"{hits} exact samples among {n} draws (acceptance {hits / n:.2%}, ESS {collection.ess:.0f}): {shown(out)}")

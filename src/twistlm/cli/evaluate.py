@@ -91,6 +91,7 @@ def evaluate(
     """
 
     from twistlm.certificates.verdict import verdict
+    from twistlm.core.places import shown
     from twistlm.core.terminal import console
     from twistlm.report.tables import bounds_table, certificate_table, print_lines, prompts_table
     from twistlm.runs import evidence
@@ -125,5 +126,5 @@ def evaluate(
         show.print(prompts_table(certificates, several))
     print_lines(show, verdict(certificates["after"], certificates["before"]))
     if others := evaluations.count_others():
-        print(f"{others} more in {evaluations.folder}; `twistlm report {run}` shows them all")
-    print(f"Written to {path}")
+        print(f"{others} more in {shown(evaluations.folder)}; `twistlm report {shown(run)}` shows them all")
+    print(f"Written to {shown(path)}")

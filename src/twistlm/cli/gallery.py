@@ -4,12 +4,12 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import AnyPath, Count, ExperimentName, PresetName, RunExists, Seed, Text
+from twistlm.cli.options import AnyPlace, Count, ExperimentName, PresetName, RunExists, Seed, Text
 
 
 def gallery(
     experiment: ExperimentName,
-    out: Annotated[AnyPath, arg(help="Folder for the runs and gallery.jsonl.")],
+    out: Annotated[AnyPlace, arg(help="Folder for the runs and gallery.jsonl.")],
     preset: PresetName = "small",
     method: Annotated[Text | None, arg(help="Loss; default: the preset's.")] = None,
     num_samples: Annotated[Count, arg(help="Texts of each sampler.")] = 4,
@@ -26,8 +26,9 @@ def gallery(
 
     from twistlm.cli.jobs.gallery import gallery as hang
     from twistlm.cli.jobs.gallery import show
+    from twistlm.core.places import shown
     from twistlm.core.terminal import console
 
     pictures = hang(experiment, preset, out, method=method, num_samples=num_samples, seed=seed, exists=existing.policy)
     show(pictures, console())
-    print(f"Written to {out / 'gallery.jsonl'}")
+    print(f"Written to {shown(out / 'gallery.jsonl')}")

@@ -11,6 +11,7 @@ from pydantic import AfterValidator
 from tyro.conf import Positional, UseAppendAction, arg
 
 from twistlm.core.errors import ConfigError, RunError, StorageError
+from twistlm.core.urls import path_of, url_of
 
 if TYPE_CHECKING:
     from twistlm.core.work import Engine
@@ -47,6 +48,12 @@ def _path(given: Path) -> Path:
     return given
 
 
+def _local(given: Path) -> Path:
+    if (url := url_of(given)) is not None:
+        raise ConfigError(f"must be a path on this machine, not {url}; copy it here first")
+    return path_of(given)
+
+
 def _file(given: Path) -> Path:
     if not given.name or given.name == "..":
         raise ConfigError(f"must name a file, not {str(given)!r}")
@@ -59,17 +66,25 @@ def _is_unicode(text: str) -> bool:
 
 
 Text = Annotated[str, AfterValidator(_text)]
-AnyPath = Annotated[Path, AfterValidator(_path)]
+# Paths, or URLs of what is in a store; `cli.places` opens those.
+AnyPlace = Annotated[Path, AfterValidator(_path)]
+FilePlace = Annotated[AnyPlace, AfterValidator(_file)]
+AnyPath = Annotated[AnyPlace, AfterValidator(_local)]
 FilePath = Annotated[AnyPath, AfterValidator(_file)]
 
 # --- What several commands ask for ---------------------------------------------------------------------------
 
-Out = Annotated[AnyPath, arg(help="Run folder. An existing one is refused unless --resume or --overwrite is given.")]
+# What `--help` says of every place that is written.
+OR_URL = "Or a URL: s3://bucket/run, gs://… (docs/stores.md)."
+Out = Annotated[
+    AnyPlace,
+    arg(help=f"Run folder. An existing one is refused unless --resume or --overwrite is given. {OR_URL}"),
+]
 Seed = Annotated[
     Annotated[int, Interval(ge=-MOST, le=MOST)],
     arg(help="The same seed gives the same results bit for bit on the same machine."),
 ]
-RunPath = Annotated[Positional[AnyPath], arg(help="A run folder that `train` or `demo` has finished.")]
+RunPath = Annotated[Positional[AnyPlace], arg(help=f"A run folder that `train` or `demo` has finished. {OR_URL}")]
 TrustFunction = Annotated[
     UseAppendAction[tuple[Text, ...]],
     arg(help="A function, as module:name, that a run's potential may import and run; none other is. May be repeated."),
@@ -78,7 +93,7 @@ Plugins = Annotated[
     UseAppendAction[tuple[AnyPath, ...]],
     arg(help="A Python file to run first, for the parts that it registers (losses, potentials, twists, …)."),
 ]
-SweepPaths = Annotated[Positional[tuple[AnyPath, ...]], arg(help="Folders of `twistlm sweep`, finished or not.")]
+SweepPaths = Annotated[Positional[tuple[AnyPlace, ...]], arg(help="Folders of `twistlm sweep`, finished or not.")]
 ExperimentName = Annotated[Positional[Text], arg(help="An experiment; `twistlm list` shows them.")]
 OwnExperimentName = Annotated[
     Positional[Text | None],
@@ -222,7 +237,7 @@ class OfSMC(Group):
         Fraction, arg(help="Resample when ESS is at most this fraction of N: 0 never, 1 at every step.")
     ] = 0.5
     proposal_run: Annotated[
-        AnyPath | None, arg(help="Another run on the same base model, whose twist proposes while this one's weighs.")
+        AnyPlace | None, arg(help="Another run on the same base model, whose twist proposes while this one's weighs.")
     ] = None
 
     def for_run(self, trust_functions: tuple[str, ...]) -> dict[str, Any]:

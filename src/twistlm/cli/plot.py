@@ -4,13 +4,13 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from twistlm.cli.options import AnyPath, SweepPaths, some
+from twistlm.cli.options import AnyPlace, SweepPaths, some
 
 
 def plot(
     sweeps: SweepPaths,
     out: Annotated[
-        AnyPath | None, arg(help="Folder for the pictures; default: `plots` in each sweep's folder.")
+        AnyPlace | None, arg(help="Folder for the pictures; default: `plots` in each sweep's folder.")
     ] = None,
 ) -> None:
     """Draw sweeps, as PNG and PDF.
@@ -19,6 +19,7 @@ def plot(
     particles) and resampling (never, when ESS halves, at every step); and in the first one's folder frontier (expected
     log φ / β against KL to the prior, which wants sweeps with several --beta).
     """
+    from twistlm.core.places import shown
     from twistlm.report.sweep_plots import plot_frontier, plot_sweep
     from twistlm.runs.sweeps.folder import SweepFolder
     from twistlm.runs.sweeps.pooled import read
@@ -35,4 +36,4 @@ def plot(
     ]
     written = [made for each, folder in zip(pooled, folders, strict=True) for made in plot_sweep(each, folder)]
     for path in written + plot_frontier(pooled, folders[0] if out is None else out):
-        print(path)
+        print(shown(path))

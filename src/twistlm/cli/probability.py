@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import MinLen
 from tyro.conf import Positional, arg
 
-from twistlm.cli.options import AnyPath, Count, EngineOptions, FilePath, Group, IfExists, Positive, Seed, Text
+from twistlm.cli.options import (
+    OR_URL,
+    AnyPlace,
+    Count,
+    EngineOptions,
+    FilePath,
+    Group,
+    IfExists,
+    Positive,
+    Seed,
+    Text,
+)
 from twistlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -125,7 +136,8 @@ class OfFolder(IfExists):
     """Where results go, and what to do with the folder of an earlier search."""
 
     out: Annotated[
-        AnyPath | None, arg(help="Folder for results, events and a page; while it runs it is saved there.")
+        AnyPlace | None,
+        arg(help=f"Folder for results, events and a page; while it runs it is saved there. {OR_URL}"),
     ] = None
     resume: Annotated[bool, arg(help="Continue the search in the folder where it stopped, bit for bit.")] = False
     overwrite: Annotated[bool, arg(help="Replace what is in the folder, once the new search is done.")] = False
@@ -157,6 +169,7 @@ def probability(
     """
 
     from twistlm.certificates.effort import Search
+    from twistlm.core.places import shown
     from twistlm.core.terminal import console
     from twistlm.report.probability_page import save_probability_page
     from twistlm.report.tables import probability_table, ranking_table
@@ -178,7 +191,7 @@ def probability(
             console().print(ranking_table(each, target.prompts))
     if out is not None:
         save_probability_page(found, target, out / PAGE)
-        print(f"Written to {out}; open {out / PAGE}")
+        print(f"Written to {shown(out)}; open {shown(out / PAGE)}")
 
 
 def _say(line: str) -> None:

@@ -5,12 +5,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from twistlm.cli.options import AnyPath, FilePath, check_writable
+from twistlm.cli.options import AnyPlace, FilePath, check_writable
 from twistlm.core.errors import ConfigError, RunError
 
 
 def report(
-    runs: Annotated[Positional[tuple[AnyPath, ...]], arg(help="Run folders with a certificate.")],
+    runs: Annotated[Positional[tuple[AnyPlace, ...]], arg(help="Run folders with a certificate.")],
     out: Annotated[
         FilePath | None,
         arg(help="HTML file; refused if it, or a folder of its name, exists. Default: report.html in the first run."),
@@ -24,6 +24,7 @@ def report(
     which each one's certificate, sandwich and samples open. Beside it, in a folder of the same name, are the charts as
     PNG and PDF. `twistlm evaluate` makes the certificate that it needs, `twistlm sample` the samples that it shows.
     """
+    from twistlm.core.places import shown
     from twistlm.report.page import save_report
     from twistlm.report.record import read_all
     from twistlm.runs.folder import RunFolder
@@ -37,7 +38,7 @@ def report(
         if record.diagnostics is None and not record.prompt_samples:
             print(f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}")
     path, pictures = save_report(records, RunFolder(runs[0]).report if out is None else out)
-    print(f"Report: {path}\n{len(pictures)} charts as PNG and PDF: {pictures[0].parent}/")
+    print(f"Report: {shown(path)}\n{len(pictures)} charts as PNG and PDF: {shown(pictures[0].parent)}/")
 
 
 def _check(out: Path, overwrite: bool) -> None:

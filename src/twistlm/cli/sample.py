@@ -41,6 +41,7 @@ def sample(
     from rich.table import Table
     from rich.text import Text
 
+    from twistlm.core.places import shown
     from twistlm.core.terminal import console
     from twistlm.report.tables import print_lines
     from twistlm.runs.run import Run
@@ -67,4 +68,4 @@ def sample(
     show = console()
     show.print(table)
     print_lines(show, [f"Warning: {each}" for each in findings(drawn.diagnostics)])
-    print(f"log Z ≈ {drawn.log_Z_hat:.3f}. Written to {path}")
+    print(f"log Z ≈ {drawn.log_Z_hat:.3f}. Written to {shown(path)}")

@@ -6,7 +6,8 @@ from typing import Annotated
 from tyro.conf import arg
 
 from twistlm.cli.options import (
-    AnyPath,
+    OR_URL,
+    AnyPlace,
     Count,
     EngineOptions,
     Fraction,
@@ -40,7 +41,7 @@ class OfSweep:
 def sweep(
     experiment: OwnExperimentName = None,
     *,
-    out: Annotated[AnyPath, arg(help="The sweep's folder. Asking the same again continues it.")],
+    out: Annotated[AnyPlace, arg(help=f"The sweep's folder. Asking the same again continues it. {OR_URL}")],
     preset: SmallUnlessGiven = None,
     overwrite: Annotated[bool, arg(help="Replace the sweep in the folder by a new one.")] = False,
     asked: Annotated[OfSweep, arg(name="")],

@@ -17,6 +17,7 @@ def table(
     which all runs share. Prints the table and leaves table.md, table.csv and table.tex in the first sweep's folder.
     """
 
+    from twistlm.core.places import shown
     from twistlm.core.storage import save_text
     from twistlm.core.terminal import console
     from twistlm.report import sweep_tables
@@ -33,4 +34,4 @@ def table(
     for each in pooled:
         console().print(sweep_tables.sweep_table(each))
     for path in written:
-        print(f"Written to {path}")
+        print(f"Written to {shown(path)}")

@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from twistlm.cli.options import (
-    AnyPath,
+    AnyPlace,
     Count,
     DemoUnlessGiven,
     Fraction,
@@ -54,7 +54,7 @@ def train(
     *,
     out: Out,
     preset: DemoUnlessGiven = None,
-    draws: Annotated[AnyPath | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
+    draws: Annotated[AnyPlace | None, arg(help="File of `twistlm collect` to use instead of drawing afresh.")] = None,
     seed: Seed = 0,
     settings: Annotated[OfTraining, arg(name="")],
     options: TargetOptions,
@@ -71,6 +71,7 @@ def train(
 
     twistlm train --model smollm2 --potential jigsaw --prompts requests.txt --chat --num-tokens 30 --out runs/requests
     """
+    from twistlm.core.places import shown
     from twistlm.runs.train import train as learn
 
     chosen = options.preset(experiment, preset, "demo")
@@ -78,4 +79,7 @@ def train(
     run = learn(chosen.target(), config=config, seed=seed, out=out, exists=existing.policy, draws=draws)
     assert run.folder is not None
     best = min(run.folder.load_history().looks, key=lambda look: look.held_out.value)
-    print(f"Best twist at update {best.update}, saved in {out}. Next: twistlm evaluate {out}, twistlm sample {out}")
+    place = shown(out)
+    print(
+        f"Best twist at update {best.update}, saved in {place}. Next: twistlm evaluate {place}, twistlm sample {place}"
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from twistlm.core import holds, leases
+from twistlm.core import holds, leases, places
 from twistlm.core.errors import StorageError, TwistError
 
 LOCK = ".lock"
@@ -131,6 +131,9 @@ class Draft:
         self.check()
         shutil.rmtree(old, ignore_errors=True)
         before, now = self.locks
+        held = holds.of(real)
+        for each in held:
+            each.replacing(self.path, real)
         with before.lease.guard, now.lease.guard:
             try:
                 _exchange(self.path, real, old)
@@ -139,6 +142,8 @@ class Draft:
             before.move(old / LOCK)
             now.move(real / LOCK)
         self.path = self.place
+        for each in held:
+            each.replaced(real)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -161,6 +166,7 @@ def writing(
         StorageError: the system refuses.
     """
     real = _resolved(place)
+    places.join(real)
     new, old = _hidden(real, "new"), _hidden(real, "old")
     if old.is_dir() and not real.exists():
         old.rename(real)
@@ -179,9 +185,9 @@ def writing(
         if draft.is_lost:
             pass
         elif draft.replaces:
-            shutil.rmtree(new, ignore_errors=True)
+            _remove(new)
         elif made and real.is_dir() and _only_asked(real):
-            shutil.rmtree(real, ignore_errors=True)
+            _remove(real)
         raise
     finally:
         for lock in draft.locks:
@@ -210,6 +216,7 @@ def writing_file(place: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         locks.append(_Lock(_hidden(real, "lock"), place, real, place, new))
         new.unlink(missing_ok=True)
+        holds.removed(new)
         yield new if replace else place
         if replace and new.exists():
             holds.check(new)
@@ -219,6 +226,7 @@ def writing_file(place: Path, *, replace: bool = False) -> Iterator[Path]:
         if not any(lock.lease.lost for lock in locks):
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
+                holds.removed(new)
         for lock in locks:
             lock.release()
         for folder in made:
@@ -230,6 +238,7 @@ def _prepare(new: Path, goes_on: Callable[[Path], bool]) -> None:
     try:
         if new.exists() and not goes_on(new):
             shutil.rmtree(new)
+            holds.removed(new)
         new.mkdir(exist_ok=True)
     except OSError as error:
         raise _refused(new, error) from error
@@ -248,6 +257,13 @@ def check_room(path: Path, needed: float) -> None:
             f"{path} will need about {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free there; make room, "
             "choose another --out, or ask for less (--num-draws)"
         )
+
+
+def _remove(folder: Path) -> None:
+    """After an error, which is the one to be told."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(StorageError):
+        holds.removed(folder)
 
 
 def _hidden(real: Path, what: str) -> Path:

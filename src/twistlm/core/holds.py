@@ -42,6 +42,12 @@ class Hold:
     def removed(self, path: Path) -> None:
         """A file or folder is there no longer."""
 
+    def replacing(self, new: Path, place: Path) -> None:
+        """A folder, which is whole, is about to take the place of another."""
+
+    def replaced(self, place: Path) -> None:
+        """It has."""
+
 
 _held: list[Hold] = []
 

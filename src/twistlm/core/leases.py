@@ -63,6 +63,7 @@ class Claim:
         token: tells the lease from all others.
         host, pid, since, command: for a reader.
         kernel: as `kernel`.
+        home: the working copy of a place in a store.
     """
 
     token: str
@@ -71,6 +72,7 @@ class Claim:
     since: str
     command: str
     kernel: str
+    home: str = ""
 
     @staticmethod
     def mine() -> "Claim":
@@ -152,7 +154,6 @@ class Lease(Hold):
 
     def hold(self) -> None:
         """Now that it is taken: renew it, and answer for what is written."""
-        self._renewed = now()
         hold(self)
         threading.Thread(target=self._renewing, daemon=True, name="twistlm-lease").start()
 
@@ -232,6 +233,7 @@ class FileLease(Lease):
         self.hold()
 
     def _made(self) -> bool:
+        self._renewed = now()
         try:
             with self.file.open("xb", buffering=0) as file:
                 file.write(self.claim.written(0))

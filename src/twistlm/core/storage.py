@@ -28,6 +28,11 @@ STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
 SHOWN = 60
 
 
+def cache_folder() -> Path:
+    """What can be made again is kept here: `$TWISTLM_CACHE`, or `~/.cache/twistlm`."""
+    return Path(os.environ.get("TWISTLM_CACHE") or "~/.cache/twistlm").expanduser()
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, rename it: survives a kill at any moment.
 

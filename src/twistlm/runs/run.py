@@ -18,6 +18,7 @@ from twistlm.certificates.over_prompts import certify_prompts
 from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError
 from twistlm.core.logmath import log_mean_exp, normalise
+from twistlm.core.places import opened
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
@@ -68,7 +69,7 @@ class Run:
         """Open a finished run. That runs no code of the folder's choice and downloads nothing.
 
         Args:
-            path: its folder.
+            path: its folder, or a URL of it in a store, as s3://bucket/run.
             target: needed only if the potential could not be written to the folder (a lambda, a loaded model).
             trust_functions: functions, as "module:name", that the folder's potential may import and run.
 
@@ -77,19 +78,20 @@ class Run:
             ConfigError: its potential is a function that is not trusted.
             ModelError: its model or classifier is not on this machine.
         """
-        folder = RunFolder.open(Path(path))
-        described = folder.load_description()
-        config = described.run
-        if target is None:
-            if described.target is None:
-                raise ConfigError(f"the potential of {path} has no JSON form; pass target=… to Run.load")
-            target = Target.from_spec(dataclasses.asdict(described.target), tuple(trust_functions))
-        tensors, _ = folder.load_twist()
-        twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
-        check_tensors(tensors, twist.module.state_dict(keep_vars=True), str(folder.twist))
-        twist.module.load_state_dict(tensors)
-        collection = target.draws(folder.draws) if folder.draws.exists() else None
-        return Run(target, config, twist, folder, collection, folder.metrics())
+        with opened(path, write=False) as here:
+            folder = RunFolder.open(here)
+            described = folder.load_description()
+            config = described.run
+            if target is None:
+                if described.target is None:
+                    raise ConfigError(f"the potential of {path} has no JSON form; pass target=… to Run.load")
+                target = Target.from_spec(dataclasses.asdict(described.target), tuple(trust_functions))
+            tensors, _ = folder.load_twist()
+            twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
+            check_tensors(tensors, twist.module.state_dict(keep_vars=True), str(folder.twist))
+            twist.module.load_state_dict(tensors)
+            collection = target.draws(folder.draws) if folder.draws.exists() else None
+            return Run(target, config, twist, folder, collection, folder.metrics())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is sent to other processes: the twist, and by name what it stands on; draws and folder stay here."""

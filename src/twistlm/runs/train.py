@@ -1,6 +1,7 @@
 """Train a Target, get a Run."""
 
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
+from twistlm.core.places import opened
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.potentials.conditions import is_conditional
@@ -52,7 +54,7 @@ def train(
     Args:
         target: what to sample from.
         seed: of everything random; the same seed gives the same run bit for bit on the same machine.
-        out: run folder; None keeps everything in memory.
+        out: run folder, or a URL of one in a store, as s3://bucket/run; None keeps everything in memory.
         exists: what to do if `out` exists: "refuse", "resume" or "overwrite", which replaces it when all is done.
         draws: a file of `twistlm collect` for the same target, used instead of new draws; `out` shares it.
         config: all settings at once; what is given besides overrides it.
@@ -69,8 +71,18 @@ def train(
         TrainingError: the loss became infinite.
     """
     config = (default_config(target) if config is None else config).changed(seed=seed, **training)
+    with ExitStack() as places:
+        place = None if out is None else places.enter_context(opened(out, write=True))
+        file = None if draws is None else places.enter_context(opened(draws, write=False))
+        return _train(target, config, place, exists, file, start)
+
+
+def _train(
+    target: Target, config: RunConfig, out: Path | None, exists: str, draws: Path | None, start: Run | None
+) -> Run:
+    """The same, on this machine."""
     if out is not None:
-        RunFolder.check(Path(out), exists)
+        RunFolder.check(out, exists)
     # What can be refused is refused before a folder is made or replaced.
     target.check()
     if config.num_draws == 0 and draws is None and is_conditional(target.potential):
@@ -92,13 +104,13 @@ def train(
     built = build_twist(target, config, Rng(config.seed).fork("twist"))
     if start is not None:
         _go_on(built, start)
-    given = None if draws is None else target.draws(Path(draws))
+    given = None if draws is None else target.draws(draws)
     if out is None:
         return _trained(target, config, built, None, given)
-    check_room(Path(out), _room(config, target, built, given))
-    with RunFolder.writing(Path(out), _asked(target, config), exists) as folder:
+    check_room(out, _room(config, target, built, given))
+    with RunFolder.writing(out, _asked(target, config), exists) as folder:
         if draws is not None:
-            folder.share_draws(Path(draws))
+            folder.share_draws(draws)
         return _trained(target, config, built, folder, given)
 
 

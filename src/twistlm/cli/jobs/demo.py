@@ -12,6 +12,7 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import improvement
 from twistlm.certificates.verdict import verdict
 from twistlm.core.estimates import Estimate
+from twistlm.core.places import shown
 from twistlm.core.terminal import console
 from twistlm.potentials.base import power_of
 from twistlm.report.page import save_report
@@ -57,8 +58,8 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     _show(certificates, gain, columns, power_of(target.potential))
     print(
         f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything "
-        f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. Results: {out}/\n"
-        f"Report, to be opened in a browser: {page}"
+        f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. Results: {shown(out)}/\n"
+        f"Report, to be opened in a browser: {shown(page)}"
     )
     return run
 

@@ -42,6 +42,7 @@ class Place:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             path.rename(self.path / name)
             holds.wrote(self.path / name)
+            holds.removed(path)
         except OSError as error:
             raise StorageError(f"{path} cannot be kept as {name} ({error.strerror}); see what is there") from error
 

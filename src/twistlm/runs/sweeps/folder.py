@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from annotated_types import Interval, MinLen, Predicate
 
 from twistlm.certificates.certificate import Certificate
+from twistlm.core import holds
 from twistlm.core.errors import RunError, TwistError
 from twistlm.core.folders import Draft, is_occupied, writing
 from twistlm.core.storage import as_type, load_json, load_typed, remove_temporary, save_json
@@ -276,6 +277,7 @@ class SweepFolder:
             save_json(self._failures, [{**asdict(cell), **asdict(failure)} for cell, failure in failed.items()])
         else:
             self._failures.unlink(missing_ok=True)
+            holds.removed(self._failures)
 
     def load_reference(self) -> Reference | None:
         """log Z where the target differs by condition; None elsewhere, and until it is there.

@@ -15,6 +15,7 @@ from typing import Any
 from twistlm.certificates.bounds import main_bounds
 from twistlm.certificates.evidence import FEWEST_EXACT
 from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundError
+from twistlm.core.places import shown
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import RECORD_BYTES, check_sizes
 from twistlm.core.work import Engine
@@ -149,7 +150,8 @@ def sweep(request: Request, out: Path, *, engine: Engine | None = None, overwrit
             )
             _refer(request, folder)
         _report_failures(folder)
-    print(f"all {len(folder.cells)} runs are done: {out}; see `twistlm table {out}` and `twistlm plot {out}`")
+    place = shown(out)
+    print(f"all {len(folder.cells)} runs are done: {place}; see `twistlm table {place}` and `twistlm plot {place}`")
     return folder
 
 

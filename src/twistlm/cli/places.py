@@ -1,0 +1,45 @@
+"""Places that a command is given as URLs: it works on their working copies, and what it writes there is published."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from twistlm.core.urls import path_of, url_of
+
+# What commands call the places that they write, and those that they read unless --out says where else to write.
+WRITTEN, READ_IF_OUT = ("out", "run"), ("runs", "sweeps")
+
+
+@contextmanager
+def on_this_machine(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A command's arguments with paths in place of URLs.
+
+    Raises:
+        ConfigError: a scheme needs a package that is not there.
+        RunError: somebody else is writing one of them.
+        StorageError: a store refuses.
+    """
+    values = dict(given)
+    with ExitStack() as stack:
+
+        def path(place: Path, write: bool) -> Path:
+            if url_of(place) is None:
+                return path_of(place)
+            # Only now: it takes a moment to import.
+            from twistlm.core.places import opened
+
+            return stack.enter_context(opened(place, write=write))
+
+        for name in WRITTEN:
+            if isinstance(values.get(name), Path):
+                values[name] = path(values[name], True)
+        # Options that go together come as one.
+        for name, group in values.items():
+            if is_dataclass(group) and not isinstance(group, type) and isinstance(getattr(group, "out", None), Path):
+                values[name] = replace(group, out=path(vars(group)["out"], True))
+        for name in READ_IF_OUT:
+            if name in values:
+                values[name] = tuple(path(each, values.get("out") is None) for each in values[name])
+        yield values
