@@ -501,3 +501,31 @@ def test_paths_stay_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "must be a path on this machine, not s3://bucket/prompts.txt" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="whole bucket"):
         Store("s3://bucket/")
+
+
+@pytest.mark.usefixtures("server")
+def test_probabilities_and_certificates_too(elsewhere: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    url, event = "s3://bucket/searches/run", ["--regex", "a", "--num-tokens", "2", "--num-draws", "64"]
+    search = ["probability", "Once", *event, "--max-rounds", "1", "--num-samples", "256", "--out", url]
+    assert main(search) == 0
+    assert f"Written to {url}; open {url}/probability.html" in capsys.readouterr().out
+    assert set(objects(url)) == {f"run/{name}" for name in ("probability.json", "events.jsonl", "probability.html")}
+    elsewhere()
+    assert main(search) == 2
+    assert main([*search, "--resume"]) == 0
+    certify = [
+        "certify",
+        *TRAIN[1:6],
+        "--num-draws",
+        "64",
+        "--num-samples",
+        "8",
+        "--budget",
+        "16",
+        "--num-particles",
+        "4",
+    ]
+    assert main([*certify, "--out", "s3://bucket/certificates/one.json"]) == 0
+    assert set(objects("s3://bucket/certificates/one.json")) == {"one.json"}
+    assert main([*certify, "--out", "s3://bucket/certificates/one.json"]) == 2
+    assert "s3://bucket/certificates/one.json exists already" in capsys.readouterr().err
