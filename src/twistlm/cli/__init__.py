@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
@@ -35,6 +36,7 @@ from twistlm.cli.train import train
 from twistlm.cli.validation import validated
 from twistlm.core.errors import ConfigError, StorageError, TwistError
 from twistlm.core.folders import is_drafted
+from twistlm.core.launch import is_first, launched
 from twistlm.core.plugins import load_file
 from twistlm.core.signals import Terminated, terminable
 from twistlm.core.terminal import hush, outlets
@@ -75,9 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with outlets(), terminable(signal.SIGINT, signal.SIGTERM):
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         try:
+            if launched():
+                _join()
             command, given = _parsed(sys.argv[1:] if arguments is None else arguments)
             plugins = validated(_load, {"plugin": given.pop("plugin")})["plugin"]
             given = validated(command, given)
+            if launched() and command is not train:
+                raise ConfigError("train alone runs as several processes; start other commands without a launcher")
             _load(plugin=plugins)
             with on_this_machine(given) as here:
                 command(**here)
@@ -97,6 +103,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Terminated:
             return _stopped("terminated", 128 + signal.SIGTERM, command, given)
     return 0
+
+
+def _join() -> None:
+    """Find the other processes, before anything can go wrong that one line should tell; the first speaks for all."""
+    from twistlm.core.processes import Processes
+
+    Processes.joined()
+    if not is_first():
+        hush()
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+
+
+def _says(line: str) -> None:
+    """The last line on standard error; of several processes one has it, the first to end."""
+    if launched():
+        from twistlm.core.processes import ends_first
+
+        if not ends_first():
+            return
+    print(line, file=sys.stderr)
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
@@ -166,7 +193,7 @@ def _one_line(box: str) -> str:
 def _refused(error: Exception, code: int) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
         hush()
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    _says(f"error: {' '.join(str(error).split())}")
     return code
 
 
@@ -189,5 +216,5 @@ def _stopped(how: str, code: int, command: Command | None, given: Mapping[str, A
         remedy = "; what was there is as it was"
     else:
         remedy = "; --resume continues what was saved"
-    print(f"{how}{remedy}", file=sys.stderr)
+    _says(f"{how}{remedy}")
     return code

@@ -63,11 +63,14 @@ def train(
     """Learn a twist for an experiment's target, or one of your own.
 
     Base draws are collected first; they train the twist, judge it (held out) and evaluate it (never seen). The best
-    twist by the held-out criterion is kept. Killed at any moment, it continues with --resume. For example:
+    twist by the held-out criterion is kept. Killed at any moment, it continues with --resume. Several processes that
+    torchrun or accelerate launch has started train one twist together. For example:
 
     twistlm train toxicity --out runs/toxic
 
     twistlm train toxicity --preset paper --model models/tiny-stories --classifier models/toxicity --out runs/paper
+
+    accelerate launch --multi_gpu --num_processes 2 -m twistlm train toxicity --out runs/toxic
 
     twistlm train --model smollm2 --potential jigsaw --prompts requests.txt --chat --num-tokens 30 --out runs/requests
     """
@@ -77,7 +80,9 @@ def train(
     chosen = options.preset(experiment, preset, "demo")
     config = chosen.config(settings.method).changed(**settings.given)
     run = learn(chosen.target(), config=config, seed=seed, out=out, exists=existing.policy, draws=draws)
-    assert run.folder is not None
+    if run.folder is None:
+        # One of several processes, of which the first writes and speaks.
+        return
     best = min(run.folder.load_history().looks, key=lambda look: look.held_out.value)
     place = shown(out)
     print(

@@ -70,3 +70,9 @@ class StorageError(TwistError, OSError):
 
 class LeaseLostError(StorageError):
     """Somebody else has taken over what this process was writing, which it had not been heard of for too long."""
+
+
+class ProcessError(TwistError, RuntimeError):
+    """Another of the processes that do one piece of work has ended."""
+
+    exit_code = 1

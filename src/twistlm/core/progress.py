@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from twistlm.core.launch import is_first
 from twistlm.core.terminal import console
 
 Report = Callable[[int, str], None]
@@ -19,8 +20,8 @@ LINE_SECONDS = 30.0
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Report]:
-    """Yields the function that says how far the work is. TWISTLM_PROGRESS=0 silences it."""
-    if os.environ.get("TWISTLM_PROGRESS", "1") == "0":
+    """Yields the function that says how far the work is. TWISTLM_PROGRESS=0 silences it, and all processes but one."""
+    if os.environ.get("TWISTLM_PROGRESS", "1") == "0" or not is_first():
         yield _nothing
     elif sys.stderr.isatty():
         with _bar(description, total) as report:

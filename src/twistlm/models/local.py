@@ -9,6 +9,7 @@ import torch
 
 from twistlm.core.errors import ConfigError, ModelError
 from twistlm.core.identity import Files, UnidentifiableError
+from twistlm.core.launch import own_device
 from twistlm.core.registry import available
 
 
@@ -90,7 +91,7 @@ def usable_device(name: str) -> torch.device:
         ConfigError: there is no such device here.
     """
     try:
-        device = torch.device(name)
+        device = torch.device(own_device(name))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]

@@ -10,6 +10,7 @@ from typing import Any
 from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
 from twistlm.core.places import opened
+from twistlm.core.processes import Processes
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.potentials.conditions import is_conditional
@@ -51,6 +52,9 @@ def train(
     First base draws are collected (if φ has an upper bound), which serve as training data, as exact samples for the
     held-out criterion and for evaluation; then the twist is trained, keeping the best by the held-out criterion.
 
+    Called in several processes that `torchrun` or `accelerate launch` has started, it trains one twist in all of them
+    together: each scores its rows of every batch. The first owns the folder, and the others return a run without one.
+
     Args:
         target: what to sample from.
         seed: of everything random; the same seed gives the same run bit for bit on the same machine.
@@ -69,20 +73,30 @@ def train(
         RunError: `out` exists and must not, cannot be resumed, or is being written by somebody else.
         StorageError: the system refuses, or files of the run were deleted meanwhile.
         TrainingError: the loss became infinite.
+        ProcessError: another of the processes has ended.
     """
     config = (default_config(target) if config is None else config).changed(seed=seed, **training)
+    processes = Processes.joined()
     with ExitStack() as places:
-        place = None if out is None else places.enter_context(opened(out, write=True))
-        file = None if draws is None else places.enter_context(opened(draws, write=False))
-        return _train(target, config, place, exists, file, start)
+        # The first process alone opens files.
+        place, file = None, None if draws is None else Path(draws)
+        if processes.is_first:
+            place = None if out is None else places.enter_context(opened(out, write=True))
+            file = None if draws is None else places.enter_context(opened(draws, write=False))
+        return _train(target, config, place, exists, file, start, processes)
 
 
 def _train(
-    target: Target, config: RunConfig, out: Path | None, exists: str, draws: Path | None, start: Run | None
+    target: Target,
+    config: RunConfig,
+    out: Path | None,
+    exists: str,
+    draws: Path | None,
+    start: Run | None,
+    processes: Processes,
 ) -> Run:
-    """The same, on this machine."""
-    if out is not None:
-        RunFolder.check(out, exists)
+    """The same, on this machine; `draws` need not be there for any process but the first."""
+    processes.of_first(lambda: None if out is None else RunFolder.check(out, exists))
     # What can be refused is refused before a folder is made or replaced.
     target.check()
     if config.num_draws == 0 and draws is None and is_conditional(target.potential):
@@ -104,14 +118,14 @@ def _train(
     built = build_twist(target, config, Rng(config.seed).fork("twist"))
     if start is not None:
         _go_on(built, start)
-    given = None if draws is None else target.draws(draws)
+    given = None if draws is None else processes.of_first(lambda: target.draws(draws))
     if out is None:
-        return _trained(target, config, built, None, given)
+        return _trained(target, config, built, None, given, processes)
     check_room(out, _room(config, target, built, given))
     with RunFolder.writing(out, _asked(target, config), exists) as folder:
         if draws is not None:
             folder.share_draws(draws)
-        return _trained(target, config, built, folder, given)
+        return _trained(target, config, built, folder, given, processes)
 
 
 def _go_on(twist: Twist, start: Run) -> None:
@@ -126,11 +140,16 @@ def _go_on(twist: Twist, start: Run) -> None:
 
 
 def _trained(
-    target: Target, config: RunConfig, twist: Twist, folder: RunFolder | None, given: Collection | None
+    target: Target,
+    config: RunConfig,
+    twist: Twist,
+    folder: RunFolder | None,
+    given: Collection | None,
+    processes: Processes,
 ) -> Run:
     """Collect what is not given, and train."""
     rng = Rng(config.seed)
-    collection = _collect(target, config, rng, folder) if given is None else given
+    collection = processes.of_first(lambda: _collect(target, config, rng, folder)) if given is None else given
     run = Run(target, config, twist, folder, collection)
     sampler, cases = run.sampler(), run.training_cases
     setting = Setting(sampler, cases, collection=run.fold("training"), num_siblings=config.num_siblings)
@@ -145,8 +164,8 @@ def _trained(
         criterion = negative_lower_bound(
             run.held_out_cases or cases, num_runs=max(2, min(16, config.evaluation.budget // 16))
         )
-    certify = partial(_certified, run) if config.evaluation.during_training else None
-    trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out, certify)
+    certify = partial(_certified, run) if config.evaluation.during_training and processes.is_first else None
+    trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out, certify, processes)
     run.history = trainer.train()
     return run
 

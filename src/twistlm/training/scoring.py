@@ -7,7 +7,9 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError, TrainingError
 from twistlm.core.logmath import ess, normalise
-from twistlm.sampling.twisted import TwistedLM
+from twistlm.core.processes import ALONE, Processes
+from twistlm.sampling.samples import Samples
+from twistlm.sampling.twisted import Scores, TwistedLM
 from twistlm.training.scored import Scored
 from twistlm.training.sources import Batch
 
@@ -20,8 +22,11 @@ class Scoring:
     ess: float
 
 
-def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> Scoring:
+def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, processes: Processes = ALONE) -> Scoring:
     """Score each role's batch with gradient; a batch that serves two roles is scored once.
+
+    Of several processes each scores its own rows and has the scores of all, so that weights are normalised over the
+    whole batch and every process has the whole loss; only its own rows' scores have a gradient there.
 
     Siblings count where particles of π_t are wanted, unless the normaliser is wanted too: they have none.
 
@@ -31,8 +36,11 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
     """
     with_siblings = batches["intermediate"] if "intermediate" in batches and not normaliser else None
     scores_of = {
-        id(batch): model.score(
-            batch.samples if batch is with_siblings else replace(batch.samples, siblings=None), normaliser=normaliser
+        id(batch): _scores(
+            model,
+            batch.samples if batch is with_siblings else replace(batch.samples, siblings=None),
+            normaliser,
+            processes,
         )
         for batch in batches.values()
     }
@@ -64,6 +72,19 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool) -> S
             log_phi=samples.log_phi,
         )
     return Scoring(made, effective)
+
+
+def _scores(model: TwistedLM, samples: Samples, normaliser: bool, processes: Processes) -> Scores:
+    if processes.count == 1:
+        return model.score(samples, normaliser=normaliser)
+    count = len(samples)
+    own = model.score(samples.select(processes.own(count)), normaliser=normaliser)
+    log_psi, log_normaliser, siblings = (
+        None if rows is None else processes.gathered(rows, count)
+        for rows in (own.log_psi, own.log_normaliser, own.siblings)
+    )
+    assert log_psi is not None
+    return Scores(log_psi, log_normaliser, siblings)
 
 
 def _at_every_t(weights: Tensor, mask: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from twistlm.core.errors import ConfigError, ModelError, TrainingError
 from twistlm.core.estimates import Estimate, difference, mean
 from twistlm.core.logmath import log_mean_exp
+from twistlm.core.processes import ALONE, Processes
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.signals import STOPS, held
@@ -34,6 +35,7 @@ from twistlm.training.checkpoint import Checkpoint, Progress, Store
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import Criterion
 from twistlm.training.losses import finite, objective
+from twistlm.training.parallel import among
 from twistlm.training.scoring import Scoring, score
 from twistlm.training.sources import Batch, Setting, get_source, uses
 from twistlm.training.value import fit_value
@@ -70,6 +72,7 @@ class Trainer:
         folder: where metrics and checkpoints go; None keeps them in memory only.
         held_out: base draws that took no part in training.
         certify: what to record after 0, 1, 2, 4, 8, … updates and after the last, given their number; None for nothing.
+        processes: those that train together, each from the same arguments; only the first is given a folder.
 
     Raises:
         ConfigError: the model has no twist, or the target differs by a condition and a source knows one target only.
@@ -84,10 +87,12 @@ class Trainer:
         folder: Store | None = None,
         held_out: Collection | None = None,
         certify: Callable[[int], dict[str, Any]] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         if setting.sampler.model.twist is None:
             raise ConfigError("there is nothing to train: build the model with a twist")
-        self.rng, self.setting, self.config, self.criterion, self.folder = rng, setting, config, criterion, folder
+        self.rng, self.config, self.criterion, self.folder, self.processes = rng, config, criterion, folder, processes
+        self.setting = replace(setting, sampler=among(setting.sampler, processes))
         self.twist, self.held_out, self.certify = setting.sampler.model.twist, held_out, certify
         self.module = self.twist.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
@@ -162,7 +167,9 @@ class Trainer:
             self._start_at_scale(batches)
         # All of a batch's steps are one update: methods are compared by the sequences that they draw.
         for _ in range(self.objective.inner_steps):
-            scoring = score(self.setting.sampler.model, batches, normaliser=self.objective.normaliser)
+            scoring = score(
+                self.setting.sampler.model, batches, normaliser=self.objective.normaliser, processes=self.processes
+            )
             value = self.objective(scoring.scored)
             norm = self._step(value)
         self.progress.done += 1
@@ -187,7 +194,7 @@ class Trainer:
         """
         batch = next(iter(batches.values()))
         log_phi = finite(batch.samples.log_phi).view(batch.num_targets, -1)
-        level = float(log_mean_exp(log_phi).mean())
+        level = self.processes.of_first(lambda: float(log_mean_exp(log_phi).mean()))
         self.twist.head.start_at(level)
         self._record({"kind": "start", "update": 0, "log_psi": level})
 
@@ -198,7 +205,7 @@ class Trainer:
                 f"the loss is {value.item()} at update {self.progress.done}; lower learning_rate (it is "
                 f"{self.config.learning_rate:g})"
             )
-        return step(self.optimiser, value, self.parameters, self.config.max_grad_norm)
+        return step(self.optimiser, value, self.parameters, self.config.max_grad_norm, self.processes)
 
     def _grow_pool(self, number: int) -> None:
         """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
@@ -256,7 +263,7 @@ class Trainer:
     def _evaluate(self) -> None:
         start, number, progress = time.perf_counter(), self.progress.done, self.progress
         rng = self.rng.fork("evaluate", number)
-        held_out = self.criterion(rng, self.setting.sampler)
+        held_out = self._judged(rng)
         record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": held_out.as_dict()}
         cases = self.setting.targets
         if self.config.evaluation_samples and not self.setting.sampler.is_conditional and len(cases) == 1:
@@ -281,6 +288,11 @@ class Trainer:
                 "learning_rate, raise weight_decay, or train on more draws (--num-draws)",
             )
 
+    def _judged(self, rng: Rng) -> Estimate:
+        """What the held-out criterion says: one number, in the last bit too, by which all processes decide."""
+        judged = self.criterion(rng, self.setting.sampler)
+        return self.processes.of_first(lambda: judged)
+
     def _certify(self) -> None:
         """On the paper's exponential schedule: what a certificate costs would otherwise dwarf the first updates."""
         if self.certify is not None:
@@ -299,7 +311,9 @@ class Trainer:
             and self.held_out is not None
             and alpha > 0
         ):
-            fit = fit_value(self.setting.sampler.model, training.draws, self.held_out.draws)
+            draws, held_out = training.draws, self.held_out.draws
+            fit = self.processes.of_first(lambda: fit_value(self.setting.sampler.model, draws, held_out))
+            self.module.load_state_dict(self.processes.of_first(self.module.state_dict))
             self._record({"kind": "value", "update": self.progress.done, **fit})
         if self.folder is not None:
             self.folder.save_twist(self.module.state_dict(), {"update": self.progress.best_update, "alpha": alpha})
@@ -308,7 +322,7 @@ class Trainer:
         values = {}
         for alpha in sorted({1.0, *self.config.shrinkages}):
             self.twist.head.shrinkage.fill_(alpha)
-            values[alpha] = self.criterion(self.rng.fork("shrinkage"), self.setting.sampler).value
+            values[alpha] = self._judged(self.rng.fork("shrinkage")).value
         chosen = min(values, key=lambda alpha: values[alpha])
         self.twist.head.shrinkage.fill_(chosen)
         self._record({"kind": "shrinkage", "update": self.progress.done, "alpha": chosen, "held_out": values})
@@ -359,12 +373,13 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, if there is one; what was recorded after it will be done again."""
-        if self.folder is None:
-            return
-        twist, num_updates = self.module.state_dict(keep_vars=True), self.config.num_updates
-        saved = Checkpoint.load(self.folder, twist, self.parameters, num_updates)
+        folder, twist = self.folder, self.module.state_dict(keep_vars=True)
+        saved = self.processes.of_first(
+            lambda: None if folder is None else Checkpoint.load(folder, twist, self.parameters, self.config.num_updates)
+        )
+        if folder is not None:
+            self.history = folder.truncate_metrics(0 if saved is None else saved.rows)
         if saved is None:
-            self.folder.truncate_metrics(0)
             return
         self.progress, self.best = saved.progress, saved.best
         for generation, (number, until) in zip(saved.pool, pairwise(growths()), strict=False):
@@ -372,7 +387,6 @@ class Trainer:
             self._grow(number, until)
         self.module.load_state_dict(saved.twist)
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": saved.optimiser})
-        self.history = self.folder.truncate_metrics(saved.rows)
 
 
 def _kl_to_prior(batches: dict[str, Batch]) -> float:

@@ -6,9 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from twistlm.core.processes import ALONE, Processes
+
 
 def step(
-    optimiser: torch.optim.Optimizer, loss: Tensor, parameters: Sequence[Tensor], max_grad_norm: float = math.inf
+    optimiser: torch.optim.Optimizer,
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+    max_grad_norm: float = math.inf,
+    processes: Processes = ALONE,
 ) -> float:
     """Move the parameters down the loss's gradient.
 
@@ -17,12 +23,14 @@ def step(
         loss: a scalar.
         parameters: those that are trained.
         max_grad_norm: the gradient is clipped to this norm.
+        processes: of whose gradients the sum is taken.
 
     Returns:
         The gradient's norm before clipping.
     """
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
+    processes.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimiser.step()
     # The fused step leaves version counters alone, by which twists notice that what they derived is out of date.
