@@ -127,7 +127,8 @@ def test_what_is_taken_from_a_stopped_one_it_never_writes_again(tmp_path: Path) 
         assert errors.count("\n") == 1
         assert f"{place} was taken over by process {other.pid} on " in errors
         assert "this process writes nothing more to it" in errors
-        assert (place / "a.json").read_bytes() == before
+        # The write that was under way when it was stopped may have landed, and no other.
+        assert int((place / "a.json").read_bytes()) - int(before) in (0, 1)
         count = json.loads((place / "b.json").read_text())
         until(lambda: json.loads((place / "b.json").read_text()) > count + 10)
     finally:

@@ -363,7 +363,8 @@ def test_what_is_taken_from_a_stopped_one_it_never_writes_again(
         assert not warned, errors
         assert f"{url} was taken over by process {other.pid} on " in error
         after = objects(url)
-        assert after["run/a.json"] == before
+        # The upload that was under way when it was stopped may have landed, and no other.
+        assert int(after["run/a.json"]) - int(before) in (0, 1)
         until(lambda: objects(url)["run/b.json"] != after["run/b.json"])
     finally:
         for process in (one, other):
@@ -487,6 +488,7 @@ def test_without_credentials(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     fsspec.filesystem("s3").clear_instance_cache()
     assert main([*TRAIN, "--out", "s3://bucket/secret/run"]) == 1
     assert "credentials" in capsys.readouterr().err
+    fsspec.filesystem("s3").clear_instance_cache()
 
 
 def test_paths_stay_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
