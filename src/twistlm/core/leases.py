@@ -236,7 +236,12 @@ class FileLease(Lease):
         self._renewed = now()
         try:
             with self.file.open("xb", buffering=0) as file:
-                file.write(self.claim.written(0))
+                try:
+                    file.write(self.claim.written(0))
+                except OSError:
+                    # On a full disk, say: an empty one would keep others waiting for its holder.
+                    self.file.unlink(missing_ok=True)
+                    raise
         except FileExistsError:
             return False
         # What was killed while it put another's aside.

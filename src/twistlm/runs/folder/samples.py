@@ -80,8 +80,11 @@ def _make_room(place: Place, names: Sequence[str]) -> None:
     place.check_there()
     if there := [path for name in names if (path := place.path / name).exists()]:
         moment = datetime.fromtimestamp(there[0].stat().st_mtime, UTC)
+        # A clock that was set back may have been there before.
+        names = (f"{EARLIER}/{moment:%Y%m%dT%H%M%S%f}{more}" for more in ("", *(f"_{k}" for k in range(2, 10_000))))
+        free = next(name for name in names if not (place.path / name).exists())
         for path in there:
-            place.move(path, f"{EARLIER}/{moment:%Y%m%dT%H%M%S%f}/{path.name}")
+            place.move(path, f"{free}/{path.name}")
 
 
 def load(path: Path) -> tuple[list[SampleRow], list[SampleRow]]:
