@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.cases import Case, TablePotential, make_case
+from twistlm.cli import COMMANDS, main
 from twistlm.core.errors import PotentialError
 from twistlm.core.memory import MEMORY_ERRORS, in_pieces, is_out_of_memory, say_smaller
 from twistlm.core.rng import Rng
@@ -199,3 +200,17 @@ def test_a_model_that_reads_nothing_at_all_is_an_error(case: Case) -> None:
     full = Full(case.lm.table, case.lm.max_length or 0, case.lm.eos_token_id)
     with pytest.raises(RuntimeError, match="allocate"):
         sampler(make_case(), full).smc(Rng(0), [case.at], 4)
+
+
+def test_where_there_are_no_smaller_pieces_a_command_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hungry() -> None:
+        """Ask for what no machine has."""
+        torch.empty(2**60)
+
+    monkeypatch.setitem(COMMANDS, "list", hungry)
+    assert main(["list"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory (")
+    assert said.count("\n") == 1

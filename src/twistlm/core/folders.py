@@ -64,13 +64,13 @@ class _Lock:
         except Timeout as error:
             raise leases.busy(what, _owner(file)) from error
         except BaseException as error:
-            refused = isinstance(error, OSError | ValueError) and not isinstance(error, TwistError)
-            if refused and self._lock.is_locked:
-                with contextlib.suppress(OSError):
-                    file.unlink(missing_ok=True)
-            self._lock.release()
-            if refused:
+            if isinstance(error, OSError | ValueError) and not isinstance(error, TwistError):
+                if self._lock.is_locked:
+                    with contextlib.suppress(OSError):
+                        file.unlink(missing_ok=True)
+                self._lock.release()
                 raise _refused(what, error) from error
+            self._lock.release()
             raise
 
     def move(self, file: Path) -> None:

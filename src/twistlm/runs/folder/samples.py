@@ -81,8 +81,9 @@ def _make_room(place: Place, names: Sequence[str]) -> None:
     if there := [path for name in names if (path := place.path / name).exists()]:
         moment = datetime.fromtimestamp(there[0].stat().st_mtime, UTC)
         # A clock that was set back may have been there before.
-        names = (f"{EARLIER}/{moment:%Y%m%dT%H%M%S%f}{more}" for more in ("", *(f"_{k}" for k in range(2, 10_000))))
-        free = next(name for name in names if not (place.path / name).exists())
+        stem = f"{EARLIER}/{moment:%Y%m%dT%H%M%S%f}"
+        tried = (f"{stem}{more}" for more in ("", *(f"_{number}" for number in range(2, 10_000))))
+        free = next(name for name in tried if not (place.path / name).exists())
         for path in there:
             place.move(path, f"{free}/{path.name}")
 
