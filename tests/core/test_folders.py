@@ -159,6 +159,23 @@ def test_what_goes_well_takes_its_place(command: list[str], out: str, made: Path
     assert {name.split("/")[0] for name in changed} == {out}
 
 
+def test_a_folder_that_has_taken_its_place_is_held_for_as_long_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twistlm.core.leases.RENEW_SECONDS", 0.001)
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "old").touch()
+    with writing(place, replace=True) as draft:
+        (draft.path / "new").touch()
+        draft.take_place()
+        time.sleep(0.1)
+        save_lines(place / "more", [])
+        draft.check()
+    assert sorted(path.name for path in place.iterdir()) == ["more", "new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
 @pytest.mark.parametrize("command", [TRAIN, SWEEP, COLLECT])
 def test_what_is_refused_leaves_no_folder_in_the_way(command: list[str], tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"

@@ -145,7 +145,9 @@ class Draft:
                 raise _refused(self.place, error) from error
             before.move(old / LOCK)
             now.move(real / LOCK)
-        self.path = self.place
+        # It is of nothing any more, and would be missed when the old folder is deleted.
+        before.release()
+        self.path, self.locks = self.place, [now]
         for each in held:
             each.replaced(real)
         shutil.rmtree(old, ignore_errors=True)
@@ -181,7 +183,7 @@ def writing(
         if replace and is_occupied(real):
             draft.path = new
             _prepare(new, goes_on)
-            draft.locks.append(_Lock(new / LOCK, place, new, place))
+            draft.locks.append(_Lock(new / LOCK, place, new, place, real))
         yield draft
         draft.take_place()
     except Exception:
