@@ -207,7 +207,8 @@ def _without_memory(error: Exception) -> str:
 
 def _stopped(how: str, code: int, command: Command | None, given: Mapping[str, Any]) -> int:
     """The last line of a command that was told to end, with what continues it, if anything does."""
-    out, existing = given.get("out"), given.get("existing")
+    existing = given.get("existing")
+    out = given.get("out", getattr(existing, "out", None))
     if command is sweep or (out is not None and is_drafted(out)):
         remedy = "; the same command again continues it"
     elif out is None or existing is None:

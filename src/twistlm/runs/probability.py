@@ -25,7 +25,7 @@ from twistlm.core.places import opened
 from twistlm.core.storage import load_json, load_lines, parse_json, remove_temporary, save_json, save_lines
 from twistlm.core.work import Engine
 from twistlm.runs.folder import versions
-from twistlm.runs.folder.place import check_policy
+from twistlm.runs.folder.place import Place, check_policy
 from twistlm.sampling.target import Target
 
 NAME, EVENTS, STATE, PAGE = "probability.json", "events.jsonl", "state", "probability.html"
@@ -84,7 +84,9 @@ def _in_folder(
         if found is None:
             remove_temporary(folder)
             remove_temporary(folder / STATE)
+            begun = Place(folder)
             found = look(state=folder / STATE)
+            begun.check_there()
             save_lines(folder / EVENTS, _rows(found))
             save_json(folder / NAME, {**load_json(folder / NAME), "found": [each.as_dict() for each in found]})
         shutil.rmtree(folder / STATE, ignore_errors=True)
