@@ -3,13 +3,14 @@
     python -m benchmarks.scaling                 # minutes on two idle cores; into benchmarks/scaling.json
     python -m benchmarks.scaling --quick         # shows that it runs, and is written nowhere
 
-Every worker has one thread. Weak scaling: as much work for each of one and of two Ray workers, by turns, after both have
-loaded everything; its efficiency is the time that one takes over the time that two take. The cost of a draw is timed in
+Every worker has one thread. Weak scaling: as much work for each of one and of two Ray workers, by turns, after both
+have loaded everything; its efficiency is the time that one takes over the time that two take. The cost of a draw is timed in
 this process, over lengths and batches, and fitted by least squares as
 
     seconds = a + b · T + c · N + d · N · T
 
-for N draws of T tokens: a and b are what a call and a step cost whatever the batch is, c and d what draws and tokens do.
+for N draws of T tokens: a and b are what a call and a step cost whatever the batch is, c and d what draws and tokens
+do.
 """
 
 import os
