@@ -4,8 +4,8 @@
     python -m benchmarks.scaling --quick         # shows that it runs, and is written nowhere
 
 Every worker has one thread. Weak scaling: as much work for each of one and of two Ray workers, by turns, after both
-have loaded everything; its efficiency is the time that one takes over the time that two take. The cost of a draw is timed in
-this process, over lengths and batches, and fitted by least squares as
+have loaded everything; its efficiency is the time that one takes over the time that two take. The cost of a draw is
+timed in this process, over lengths and batches, and fitted by least squares as
 
     seconds = a + b · T + c · N + d · N · T
 
@@ -89,7 +89,10 @@ def _scaled(work: Callable[[Options, int, Team[Any]], float], options: Options) 
     with _team(1) as one, _team(2) as two:
         teams = {1: one, 2: two}
         for count, team in teams.items():
-            work(replace(options, chunks=1, updates=1), count, team)
+            # Long enough that none does another's piece while that one is still starting.
+            for _ in team.do([_loaded] * count):
+                pass
+            work(replace(options, chunks=2, updates=1), count, team)
         for _ in range(options.repeats):
             for count, team in teams.items():
                 seconds[count].append(work(options, count, team))
@@ -97,6 +100,10 @@ def _scaled(work: Callable[[Options, int, Team[Any]], float], options: Options) 
         "seconds": {str(count): each for count, each in seconds.items()},
         "efficiency": statistics.median(seconds[1]) / statistics.median(seconds[2]),
     }
+
+
+def _loaded(at: Workplace) -> None:
+    time.sleep(20)
 
 
 @contextmanager
