@@ -7,10 +7,10 @@ Every worker has one thread. Weak scaling: as much work for each of one and of t
 have loaded everything; its efficiency is the time that one takes over the time that two take. The cost of a draw is
 timed in this process, over lengths and batches, and fitted by least squares as
 
-    seconds = a + b · T + c · N + d · N · T
+    seconds = a + b · T + c · N · T
 
-for N draws of T tokens: a and b are what a call and a step cost whatever the batch is, c and d what draws and tokens
-do.
+for N draws of T tokens, relative errors counting: a and b are what a call and a step cost whatever the batch is, c what
+a token does.
 """
 
 import os
@@ -162,16 +162,16 @@ def _cost(options: Options) -> dict[str, Any]:
             begun = time.perf_counter()
             here.sampler.base.draw_at_once(Rng(k + 1), here.cases, n)
             times.append(time.perf_counter() - begun)
-        rows.append([1.0, t, n, n * t])
+        rows.append([1.0, t, n * t])
         seconds.append(statistics.median(times))
         print(n, t, f"{seconds[-1]:.3f} s", flush=True)
     matrix, values = torch.tensor(rows, dtype=torch.float64), torch.tensor(seconds, dtype=torch.float64)
-    fit = torch.linalg.lstsq(matrix, values).solution
+    fit = torch.linalg.lstsq(matrix / values.unsqueeze(1), torch.ones_like(values)).solution
     errors = ((matrix @ fit - values) / values).abs()
     return {
-        "sizes": [[int(row[2]), int(row[1])] for row in rows],
+        "sizes": [[round(row[2] / row[1]), int(row[1])] for row in rows],
         "seconds": seconds,
-        "fit": dict(zip(("call", "step", "draw", "token"), fit.tolist(), strict=True)),
+        "fit": dict(zip(("call", "step", "token"), fit.tolist(), strict=True)),
         "largest_relative_error": float(errors.max()),
     }
 
