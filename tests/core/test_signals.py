@@ -112,7 +112,12 @@ def test_where_nobody_has_arranged_it_nothing_is_held() -> None:
             tell(signal.SIGINT)
             done.append("held")
 
-    stopped(work, nullcontext())
+    # What is started in the background by a shell has Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stopped(work, nullcontext())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not done
 
 

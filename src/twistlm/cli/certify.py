@@ -15,6 +15,7 @@ from twistlm.cli.options import (
     FilePlace,
     Limit,
     Natural,
+    OfEngine,
     Positive,
     Seed,
     SmallUnlessGiven,
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class OfCertificate:
-    """By what the sampler is judged, and what is spent on that."""
+class OfCertificate(OfEngine):
+    """By what the sampler is judged, what is spent on that, and who does it."""
 
     draws: Annotated[
         AnyPlace | None, arg(help="File of `twistlm collect`, which trained nothing that is certified.")
@@ -85,21 +86,23 @@ def certify(
     """How far is a sampler from its target? Bounds on log Z and KL both ways, every number with its interval.
 
     The sampler may be a run of ours, the base model, or a language model that was tuned elsewhere (by PPO, GRPO, SFT).
-    Upper bounds and KL(σ‖q) need exact samples, which rejection collects if φ has an upper bound; without them only
-    lower bounds and one-sided statements are made. A certificate is written when it is complete; killed before, the
-    same command again makes the same. What takes long can be collected first: `twistlm collect`, then --draws.
+    Of a set of prompts each is certified, and the mean over them. Upper bounds and KL(σ‖q) need exact samples, which
+    rejection collects if φ has an upper bound; without them only lower bounds and one-sided statements are made. A
+    certificate is written when it is complete; killed before, the same command again makes the same. What takes long
+    can be collected first: `twistlm collect`, then --draws.
     """
 
     from twistlm.certificates.verdict import verdict
     from twistlm.core.places import shown
     from twistlm.core.storage import save_json
     from twistlm.core.terminal import console
-    from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines
+    from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines, prompts_table
     from twistlm.runs.certify import certify as certificate_of
     from twistlm.runs.folder import RunFolder
     from twistlm.runs.run import Run
 
     refuse_existing(out)
+    engine = spending.made()
     is_run = target is not None and (url_of(target) is not None or RunFolder.is_one(Path(target)))
     given = [*([] if preset is None else ["preset"]), *options.given]
     if is_run and given:
@@ -119,6 +122,7 @@ def certify(
         num_samples=spending.num_samples,
         budget=spending.budget,
         effort=spending.effort,
+        engine=engine,
         seed=seed,
         trust_functions=trust_function,
     )
@@ -128,6 +132,8 @@ def certify(
     show = console()
     show.print(certificate_table(certificates))
     show.print(bounds_table(certificates))
+    if certificate.by_prompt:
+        show.print(prompts_table(certificates, (goal.target if isinstance(goal, Run) else goal).prompts))
     print_lines(show, [*effort_lines(certificate), *verdict(certificate)])
     if out is not None:
         print(f"Written to {shown(out)}")

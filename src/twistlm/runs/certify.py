@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,24 @@ from twistlm.certificates import certify as certificates
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.evidence import Evidence, acceptance, witness
 from twistlm.certificates.log_Z import Witness
+from twistlm.certificates.over_prompts import certify_prompts
 from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError, NoneAcceptedError, UpperBoundError
 from twistlm.core.places import opened
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.urls import url_of
+from twistlm.core.work import Engine, InThisProcess, Opened
 from twistlm.models.base import BaseLM
 from twistlm.models.huggingface import load
+from twistlm.runs.evidence import of_collection, of_run
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.run import Run
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.provenance import refuse_seen
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.target import Target
+from twistlm.sampling.workplace import Workplace
 
 logger = logging.getLogger("twistlm")
 
@@ -36,18 +41,20 @@ def certify(
     num_draws: int = 4096,
     seed: int = 1,
     trust_functions: Sequence[str] = (),
+    engine: Engine | None = None,
     **spending: Any,
 ) -> Certificate:
-    """How far a sampler is from a target, with both bounds and intervals.
+    """How far a sampler is from a target, with both bounds and intervals; of a set of prompts, at each and on the mean.
 
     Args:
         target: what should be sampled; a run stands for its target, and brings the draws that it kept for evaluation.
         proposal: "base"; a run, or its folder; a causal language model with the base model's tokenizer, by folder, hub
             name or loaded.
         draws: file of `twistlm collect` for the target. They must not have trained the proposal.
-        num_draws: base draws to collect for exact samples where neither a run nor a file brings them; 0 for none, which
-            leaves lower bounds and one-sided statements.
+        num_draws: base draws, over all prompts, to collect for exact samples where neither a run nor a file brings
+            them; 0 for none, which leaves lower bounds and one-sided statements.
         seed: of everything random.
+        engine: who draws, and certifies at the prompts of a set (`twistlm.engine`); by default this process.
         trust_functions: functions, as "module:name", that the potential of a proposal's folder may import and run.
         **spending: what it may cost, fields of `twistlm.certificates.spending.Spending`: num_particles (N of the
             sandwiches), num_samples (the proposal's, for KL(q‖σ)), budget (sequences spent on each bound at each N),
@@ -66,12 +73,25 @@ def certify(
     sampler = _sampler(goal, proposes)
     known = next((run for run in (target, proposes) if isinstance(run, Run) and _knows(run, goal)), None)
     seen = proposes.collection if isinstance(proposes, Run) else None
-    evidence = (
-        _of_run(known)
-        if known is not None and draws is None
-        else _of_draws(goal, rng.fork("draws"), draws, num_draws, seen)
-    )
-    return certificates.certify(rng, sampler, goal.cases[0], evidence, asked)
+    here = Workplace(sampler, goal.cases)
+    several = len(goal.cases) > 1 and not sampler.is_conditional
+    with (engine or InThisProcess()).open(partial(_workplace, goal, proposal, trust_functions), here) as team:
+        if known is not None and draws is None:
+            if not several:
+                return certificates.certify(rng, sampler, goal.cases[0], _of_run(known), asked)
+            given = of_run(known, goal.cases)
+        else:
+            collection = _collected(goal, rng.fork("draws"), draws, num_draws, seen, Opened(team))
+            if not several:
+                return certificates.certify(rng, sampler, goal.cases[0], _of_draws(collection), asked)
+            rest, judging = (None, None) if collection is None else collection.split((0.5, 0.5))
+            given = of_collection(goal.cases, judging, [] if rest is None else [rest])
+        return certify_prompts(rng, here, goal.prompts.names, given, asked, team)
+
+
+def _workplace(goal: Target, proposal: str | Path | Run | BaseLM, trust_functions: Sequence[str]) -> Workplace:
+    """Where the goal is drawn, and the proposal certified."""
+    return Workplace(_sampler(goal, _opened(proposal, goal, trust_functions)), goal.cases)
 
 
 def _spending(asked: dict[str, Any]) -> Spending:
@@ -119,25 +139,36 @@ def _of_run(run: Run) -> Evidence:
     return _evidence(evaluation, run.witnesses)
 
 
-def _of_draws(goal: Target, rng: Rng, path: str | Path | None, num_draws: int, seen: Collection | None) -> Evidence:
-    """Half of the draws serve log Z, the other half are the exact samples; a file's must not be those `seen` before."""
+def _collected(
+    goal: Target, rng: Rng, path: str | Path | None, num_draws: int, seen: Collection | None, engine: Engine
+) -> Collection | None:
+    """Draws of a file, which must not be those `seen` before, or new ones; None if there are to be none."""
     if path is not None:
         with opened(path, write=False) as file:
             collection = goal.draws(file)
         if seen is not None:
             refuse_seen(collection, seen, str(path))
-    elif num_draws == 0:
+        return collection
+    if num_draws == 0:
+        return None
+    try:
+        return goal.collect(rng, max_draws=num_draws, chunk=min(2048, num_draws), engine=engine)
+    except NoneAcceptedError as error:
+        logger.warning("%s", error)
+        # They still say how large Z can be at most.
+        kept: Collection = error.collection
+        return kept
+    except UpperBoundError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _of_draws(collection: Collection | None) -> Evidence:
+    """Half of the draws serve log Z, the other half are the exact samples."""
+    if collection is None:
         return Evidence()
-    else:
-        try:
-            collection = goal.collect(rng, max_draws=num_draws, chunk=min(2048, num_draws))
-        except NoneAcceptedError as error:
-            logger.warning("%s", error)
-            # They still say how large Z can be at most.
-            return Evidence(None, (witness(error.collection),), acceptance(error.collection))
-        except UpperBoundError as error:
-            logger.warning("%s", error)
-            return Evidence()
+    if not bool(collection.accepted.any()):
+        return Evidence(None, (witness(collection),), acceptance(collection))
     if collection.draws.conditions is not None:
         return _evidence(collection)
     rest, evaluation = collection.split((0.5, 0.5))

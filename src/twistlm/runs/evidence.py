@@ -50,8 +50,7 @@ def at_prompts(
     cases, asked = where(run, prompts)
     names = list(asked.names)
     if prompts is None or prompts == ALL:
-        others = [each for each in (run.fold("training"), run.fold("held_out")) if each is not None]
-        return AtPrompts(cases, names, of_collection(cases, run.fold("evaluation"), others))
+        return AtPrompts(cases, names, of_run(run, cases))
     collection = _drawn(run.target.at(prompts), rng, num_draws, engine)
     halves = None if collection is None else collection.split((0.5, 0.5))
     found = of_collection(cases, None if halves is None else halves[1], [] if halves is None else halves[:1])
@@ -66,6 +65,12 @@ def where(run: "Run", prompts: Prompts | Entry | Iterable[Entry] | None) -> tupl
         return goal.cases, goal.prompts
     numbers = range(len(target.cases)) if prompts == ALL or not run.held_out else run.held_out
     return [target.cases[r] for r in numbers], target.prompts.select(numbers)
+
+
+def of_run(run: "Run", cases: Cases) -> list[Evidence]:
+    """What the draws that a run kept say at cases of its own."""
+    others = [each for each in (run.fold("training"), run.fold("held_out")) if each is not None]
+    return of_collection(cases, run.fold("evaluation"), others)
 
 
 def of_collection(cases: Cases, evaluation: Collection | None, others: Sequence[Collection]) -> list[Evidence]:
