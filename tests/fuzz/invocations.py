@@ -131,7 +131,8 @@ def options_of(name: str) -> list[Option]:
         annotation = parameter.annotation
         inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
         if is_dataclass(inner):
-            hints = inspect.get_annotations(inner, eval_str=True)  # type: ignore[arg-type]
+            own = [inspect.get_annotations(each, eval_str=True) for each in reversed(inner.__mro__)]  # type: ignore[union-attr]
+            hints = {name: hint for each in own for name, hint in each.items()}
             found += [_option(field.name, hints[field.name]) for field in fields(inner)]
         else:
             found.append(_option(parameter.name, annotation))
