@@ -4,7 +4,8 @@
     python -m benchmarks.steady --count 300        # shows that it runs
 
 The bundled models, few tokens. After a tenth of the way everything that is kept once is there; the slope is that of a
-straight line through what follows, and is to be less than two kilobytes for each: an update leaves a row of the history.
+straight line through what follows, and is to be less than two kilobytes for each: an update leaves a row of the
+history.
 """
 
 import os
