@@ -12,7 +12,7 @@ from torch import Tensor
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.storage import load_tensors, save_tensors
-from twistlm.core.work import Failure, InThisProcess
+from twistlm.core.work import Alone, Failure
 from twistlm.sampling.mixture import Pool, snapshot
 from twistlm.sampling.switching import Switching
 from twistlm.sampling.workplace import Workers, Workplace
@@ -82,9 +82,7 @@ class DrawFresh:
 
     def __call__(self, at: Workplace) -> Fresh:
         """Do it."""
-        twist = at.sampler.model.twist
-        assert twist is not None
-        twist.module.load_state_dict(self.twist)
+        at.module.load_state_dict(self.twist)
         pool = Pool.begun(self.rng, at.sampler, at.cases, self.count, FRESH)
         return _fresh(pool, len(at.cases), math.log(self.threshold))
 
@@ -105,8 +103,6 @@ def draw_fresh(
     Raises:
         TwistError: a part could not be drawn. The others are not enough: which are missing may depend on the texts.
     """
-    twist = here.sampler.model.twist
-    assert twist is not None
     num_cases, parts, done = len(here.cases), dict[int, Fresh](), 0
     each = max(1, CHUNK // num_cases)
     starts = range(0, count, each)
@@ -115,13 +111,12 @@ def draw_fresh(
         if path is not None and path.exists():
             parts[at] = Fresh(**load_tensors(path)[0])
     missing = [at for at in starts if at not in parts]
-    now = snapshot(twist.module)
+    now = snapshot(here.module)
     pieces = [DrawFresh(rng.fork(at), now, min(each, count - at) * num_cases, threshold) for at in missing]
     failed: Failure | None = None
     with (
-        InThisProcess().open(lambda: here, here) as alone,
         bar(f"estimating P[φ ≥ {threshold:g}]", count * num_cases) as report,
-        closing((team or alone).do(pieces)) as results,
+        closing((team or Alone(here)).do(pieces)) as results,
     ):
         for number, result in results:
             if isinstance(result, Failure):

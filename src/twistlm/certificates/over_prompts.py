@@ -30,7 +30,7 @@ from twistlm.core.estimates import Estimate, mean, midpoint
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.core.work import Failure, InThisProcess
+from twistlm.core.work import Alone, Failure
 from twistlm.sampling.cases import Case, shares_of
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.workplace import Workers, Workplace
@@ -128,9 +128,8 @@ def _done(
     made: dict[int, _Known] = {}
     failed: dict[str, Failure] = {}
     with (
-        InThisProcess().open(lambda: here, here) as alone,
         bar("certificates", len(pieces)) as report,
-        closing((team or alone).do(pieces)) as results,
+        closing((team or Alone(here)).do(pieces)) as results,
     ):
         for done, (row, result) in enumerate(results, 1):
             if isinstance(result, Failure):

@@ -70,16 +70,19 @@ class InThisProcess:
     @contextmanager
     def open(self, prepare: Callable[[], Any], here: Any = None) -> Iterator["Team[Any]"]:
         """As for `Engine`; the context is made when the first piece needs it."""
-        yield _Alone(prepare, here)
+        yield Alone(here, prepare)
 
 
-class _Alone:
-    def __init__(self, prepare: Callable[[], Any], context: Any) -> None:
-        self.prepare, self.context = prepare, context
+class Alone:
+    """The team of this process: with a context that is there, or one that is made when the first piece needs it."""
+
+    def __init__(self, context: Any = None, prepare: Callable[[], Any] = lambda: None) -> None:
+        self.context, self.prepare = context, prepare
 
     def do(
         self, pieces: Iterable[Callable[[Any], R]], *, near: bool = False
     ) -> Generator[tuple[int, R | Failure], None, None]:
+        """As for `Team`."""
         for number, piece in enumerate(pieces):
             try:
                 if self.context is None:

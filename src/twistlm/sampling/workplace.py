@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from twistlm.core.rng import Rng
 from twistlm.core.work import Team, in_order
@@ -19,6 +19,13 @@ class Workplace:
 
     sampler: Sampler
     cases: Cases
+
+    @property
+    def module(self) -> nn.Module:
+        """Of the sampler's twist, whose parameters pieces of work bring."""
+        twist = self.sampler.model.twist
+        assert twist is not None
+        return twist.module
 
 
 Workers = Team[Workplace]
@@ -37,9 +44,7 @@ class DrawPart:
 
     def __call__(self, at: Workplace) -> Samples:
         """Do it."""
-        twist = at.sampler.model.twist
-        assert twist is not None
-        twist.module.load_state_dict(self.twist)
+        at.module.load_state_dict(self.twist)
         return at.sampler.draw_at_once(self.rng, at.cases[self.rows], self.count, keep=self.keep, paused=self.paused)
 
 
@@ -59,9 +64,7 @@ def draw(
     Raises:
         TwistError: a part could not be drawn.
     """
-    twist = here.sampler.model.twist
-    assert twist is not None
-    now = twist.module.state_dict()
+    now = here.module.state_dict()
     pieces, cases = [], here.cases
     for at, rows, columns in in_parts(len(cases), num_samples, batch):
         resting = None if paused is None else paused[rows, columns]

@@ -25,7 +25,7 @@ from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.signals import Terminated
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
-from twistlm.core.work import InThisProcess, in_order
+from twistlm.core.work import Alone, in_order
 from twistlm.potentials.conditions import conditioned, num_following
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case, Cases
@@ -98,7 +98,6 @@ def collect(
     plan = Plan.of(budget, len(cases))
     before = counts if so_far is None else plan.before(cases, so_far, len(so_far.streams))
     with (
-        InThisProcess().open(lambda: here, here) as alone,
         bar("exact samples", (budget.num_samples or 0) * len(cases) or budget.max_draws) as report,
         _kept(parts, save_to),
     ):
@@ -106,7 +105,7 @@ def collect(
             number = sum(len(part.streams) for part in parts)
             wave = plan.wave(before, number)
             pieces = (DrawChunk(rng.fork("collect", k), chunk, keep) for k, chunk in enumerate(wave, number))
-            for made in in_order(team or alone, pieces):
+            for made in in_order(team or Alone(here), pieces):
                 parts.append(_judged(made, here, bound, target))
                 counts = counts.plus(parts[-1], cases)
                 if save_to is not None and time.monotonic() - saved_at > SAVE_SECONDS:
