@@ -103,7 +103,7 @@ def draw_fresh(
     Raises:
         TwistError: a part could not be drawn. The others are not enough: which are missing may depend on the texts.
     """
-    num_cases, parts, done = len(here.cases), dict[int, Fresh](), 0
+    num_cases, parts = len(here.cases), dict[int, Fresh]()
     each = max(1, CHUNK // num_cases)
     starts = range(0, count, each)
     paths = {at: None if state is None else state / f"fresh-{threshold:g}-{at}.safetensors" for at in starts}
@@ -111,6 +111,7 @@ def draw_fresh(
         if path is not None and path.exists():
             parts[at] = Fresh(**load_tensors(path)[0])
     missing = [at for at in starts if at not in parts]
+    done = sum(part.log_w.numel() for part in parts.values())
     now = snapshot(here.module)
     pieces = [DrawFresh(rng.fork(at), now, min(each, count - at) * num_cases, threshold) for at in missing]
     failed: Failure | None = None
