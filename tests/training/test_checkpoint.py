@@ -13,6 +13,7 @@ from twistlm.core.storage import load_tensors, save_tensors
 from twistlm.models.tabular import TabularLM
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import TwistedLM
+from twistlm.training import optimisers
 from twistlm.training.checkpoint import Checkpoint, Progress, Tensors
 from twistlm.training.value import fit_value
 from twistlm.twists.tabular import TabularHead
@@ -46,6 +47,7 @@ def twist(value: float) -> Tensors:
 
 
 PARAMETERS = list(twist(0.0).values())
+KEPT = optimisers.kept("adamw", PARAMETERS)
 STATE = {
     index: {"step": torch.tensor(4.0), "exp_avg": parameter + 1, "exp_avg_sq": parameter + 2}
     for index, parameter in enumerate(PARAMETERS)
@@ -54,7 +56,7 @@ STATE = {
 
 def load(store: Folder, num_updates: int = 10) -> Checkpoint | None:
     expected = {name: values.requires_grad_() for name, values in twist(0.0).items()}
-    return Checkpoint.load(store, expected, PARAMETERS, num_updates)
+    return Checkpoint.load(store, expected, KEPT, num_updates)
 
 
 @pytest.mark.parametrize("generations", [0, 12])
@@ -92,6 +94,10 @@ def test_before_the_first_update_the_optimiser_has_kept_nothing(tmp_path: Path) 
         (Checkpoint(Progress(), 3, twist(1.0), {"other": torch.zeros(1)}, STATE), "other|weight"),
         (Checkpoint(Progress(), 3, twist(1.0), twist(1.0), STATE, [{"weight": torch.zeros(5)}]), "weight|bias"),
         (Checkpoint(Progress(), 3, twist(1.0), twist(1.0), {0: STATE[0]}), "exp_avg"),
+        (
+            Checkpoint(Progress(), 3, twist(1.0), twist(1.0), {0: {**STATE[0], "row_var": torch.ones(2, 1)}}),
+            "row_var has no place|exp_avg is missing",
+        ),
         (Checkpoint(Progress(), 3, twist(1.0), twist(-torch.inf), STATE), "numbers|no training leaves"),
         (
             Checkpoint(Progress(), 3, twist(1.0), {**twist(1.0), "weight": twist(-torch.inf)["weight"]}, STATE),

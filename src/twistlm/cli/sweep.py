@@ -29,6 +29,7 @@ class OfSweep:
     ] = "all"
     seeds: Annotated[Count, arg(help="So many runs of every method, with seeds 0, 1, …")] = 5
     num_updates: Annotated[Count | None, arg(help="At most so many updates; default: the preset's.")] = None
+    optimiser: Annotated[Text | None, arg(help="Of every method: adamw or adafactor; default: adamw.")] = None
     learning_rate: Annotated[Positive | None, arg(help="Of every method; default: the preset's for each.")] = None
     source: Annotated[Text | None, arg(help="Of the target's samples, e.g. exact; default: the preset's.")] = None
     num_draws: Annotated[Natural | None, arg(help="Base draws that all runs share; default: the preset's.")] = None
@@ -70,6 +71,7 @@ def sweep(
         methods=parse_methods(asked.methods),
         num_seeds=asked.seeds,
         num_updates=asked.num_updates,
+        optimiser=asked.optimiser,
         learning_rate=asked.learning_rate,
         source=asked.source,
         num_draws=asked.num_draws,

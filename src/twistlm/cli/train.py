@@ -33,8 +33,11 @@ class OfTraining(Group):
     num_updates: Annotated[
         Count | None, arg(help="At most so many updates; training stops early when it overfits.")
     ] = None
-    learning_rate: Annotated[Positive | None, arg(help="Of AdamW.")] = None
-    weight_decay: Annotated[NotNegative | None, arg(help="Of AdamW, towards log ψ = 0.")] = None
+    optimiser: Annotated[
+        Text | None, arg(help="adamw, or adafactor: less memory for a twist with a network of its own; default: adamw.")
+    ] = None
+    learning_rate: Annotated[Positive | None, arg(help="Of the optimiser.")] = None
+    weight_decay: Annotated[NotNegative | None, arg(help="Of the optimiser, towards log ψ = 0.")] = None
     source: Annotated[
         Text | None,
         arg(

@@ -25,6 +25,7 @@ HOMES = {
     "twist": "twistlm.twists",
     "loss": "twistlm.training.losses",
     "source": "twistlm.training.sources",
+    "optimiser": "twistlm.training.optimisers",
     "potential": "twistlm.potentials",
     "model": "twistlm.models",
     "classifier": "twistlm.models.bundled",

@@ -115,7 +115,11 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        # What was begun before there was a choice was asked the same.
+        if self.training.optimiser == TrainingConfig.optimiser:
+            del fields["training"]["optimiser"]
+        return fields
 
     def changed(
         self,

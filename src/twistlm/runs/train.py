@@ -1,11 +1,14 @@
 """Train a Target, get a Run."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
@@ -22,6 +25,7 @@ from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.prompts import Entry
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.target import Target
+from twistlm.training import optimisers
 from twistlm.training.config import TrainingConfig, training_sources
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
 from twistlm.training.sources import Setting
@@ -171,12 +175,17 @@ def _trained(
 
 
 def _room(config: RunConfig, target: Target, twist: Twist, given: Collection | None) -> float:
-    """Bytes that a run folder takes, roughly: its draws, and the twist with what AdamW keeps of it."""
+    """Bytes that a run folder takes, roughly: its draws, and the twist with what the optimiser keeps of it."""
     per_token = 4 + 1 + 8 + (4 * (target.lm.feature_size + config.num_siblings) if config.trains_on_draws else 0)
     # Where collecting may stop early, nobody knows.
     count = 0 if given is not None or config.num_exact is not None else config.num_draws
-    parameters = sum(p.numel() * p.element_size() for p in twist.module.parameters() if p.requires_grad)
-    return count * target.num_tokens * per_token + 6 * parameters
+    parameters = [p for p in twist.module.parameters() if p.requires_grad]
+    kept = [each for of_one in optimisers.kept(config.training.optimiser, parameters) for each in of_one.values()]
+    return count * target.num_tokens * per_token + 4 * _bytes(parameters) + _bytes(kept)
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _certified(run: Run, update: int) -> dict[str, Any]:

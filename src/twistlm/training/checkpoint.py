@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-import torch
 from annotated_types import Ge
 from torch import Tensor
 
@@ -81,7 +80,7 @@ class Checkpoint:
         progress: where training is.
         rows: lines of metrics that belong to it.
         twist, best: parameters now, and at the best update.
-        optimiser: what AdamW keeps of each parameter, by the parameter's number.
+        optimiser: what it keeps of each parameter, by the parameter's number.
         pool: parameters with which each generation of the pool was drawn: drawing again is cheaper than keeping it.
     """
 
@@ -102,13 +101,15 @@ class Checkpoint:
         store.save_checkpoint(tensors, {"progress": self.progress.__dict__, "rows": self.rows})
 
     @staticmethod
-    def load(store: Store, twist: Tensors, parameters: Sequence[Tensor], num_updates: int) -> "Checkpoint | None":
+    def load(
+        store: Store, twist: Tensors, kept: Sequence[Mapping[str, Tensor]], num_updates: int
+    ) -> "Checkpoint | None":
         """What the store holds; None if nothing has been saved.
 
         Args:
             store: where it is.
             twist: parameters and buffers of a twist like the one that was saved.
-            parameters: those of them that are trained.
+            kept: what the optimiser keeps of each parameter that is trained (`optimisers.kept`).
             num_updates: the most that there can be.
 
         Raises:
@@ -132,23 +133,19 @@ class Checkpoint:
             pool.append(generation)
         for each in (now, best, *pool):
             check_tensors(each, twist, where)
-        return Checkpoint(header.progress, rows, now, best, _optimiser_state(tensors, parameters, where), pool)
+        return Checkpoint(header.progress, rows, now, best, _optimiser_state(tensors, kept, where), pool)
 
 
-def _optimiser_state(tensors: Tensors, parameters: Sequence[Tensor], where: str) -> dict[int, Tensors]:
-    """What AdamW kept of each parameter; nothing before the first update.
+def _optimiser_state(tensors: Tensors, kept: Sequence[Mapping[str, Tensor]], where: str) -> dict[int, Tensors]:
+    """What the optimiser kept of each parameter; nothing before the first update.
 
     Raises:
-        RunError: it is not what AdamW keeps of these parameters.
+        RunError: it is not what it keeps of these parameters.
     """
-    kept, step = _below("optimiser", tensors), torch.zeros(())
-    expected = {
-        f"{index}.{name}": step if name == "step" else parameter
-        for index, parameter in enumerate(parameters)
-        for name in ("step", "exp_avg", "exp_avg_sq")
-    }
-    check_tensors(kept, expected if kept else {}, where)
-    return {index: _below(str(index), kept) for index in range(len(parameters) if kept else 0)}
+    found = _below("optimiser", tensors)
+    expected = {f"{index}.{name}": like for index, each in enumerate(kept) for name, like in each.items()}
+    check_tensors(found, expected if found else {}, where)
+    return {index: _below(str(index), found) for index in range(len(kept) if found else 0)}
 
 
 def _under(name: str, tensors: Mapping[str, Tensor]) -> Tensors:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twistlm.core.errors import ConfigError
+from twistlm.core.registry import lookup
 from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.core.storage import STRICT
 from twistlm.training.losses import objective
@@ -46,9 +47,10 @@ class TrainingConfig:
         num_cases: targets per batch where there are several: prompts of a set, drawn by weight, or conditions
             (infilling). Each gets its share of the particles.
         num_updates: at most so many batches.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW, towards log ψ = 0.
-        betas: of AdamW.
+        optimiser: a registered optimiser: "adamw", or "adafactor", which needs a half of the memory or less.
+        learning_rate: of the optimiser.
+        weight_decay: of the optimiser, towards log ψ = 0.
+        betas: of AdamW; no other has any.
         max_grad_norm: gradients are clipped to this norm.
         evaluate_every: updates between looks at the held-out criterion.
         evaluation_samples: fresh proposal draws at each look, for KL(q‖σ) against updates; 0 to skip. Not where there
@@ -66,6 +68,7 @@ class TrainingConfig:
     pool_batch: int = 512
     num_cases: int = 25
     num_updates: int = 500
+    optimiser: str = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
@@ -100,7 +103,8 @@ class TrainingConfig:
                 raise ConfigError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"weight_decay must be 0 or more and finite, not {self.weight_decay}")
-        # AdamW multiplies every parameter by 1 − learning_rate · weight_decay.
+        lookup("optimiser", self.optimiser)
+        # Weight decay multiplies every parameter by 1 − learning_rate · weight_decay.
         if self.learning_rate * self.weight_decay >= 1:
             raise ConfigError(
                 f"weight_decay = {self.weight_decay:g} times learning_rate = {self.learning_rate:g} must be below 1: "
@@ -109,10 +113,11 @@ class TrainingConfig:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """The registered losses and sources that it names, each with its kind."""
+        """The registered losses, sources and optimiser that it names, each with its kind."""
         losses = {f"loss {entry.name}": entry.value for _, entry in objective(self.loss).parts}
         sources = [entry for role in SOURCES for entry in parts_of(self.source_of(role))]
-        return losses | {f"source {entry.name}": entry.value for entry in sources}
+        moves = {f"optimiser {self.optimiser}": lookup("optimiser", self.optimiser).value}
+        return losses | {f"source {entry.name}": entry.value for entry in sources} | moves
 
     def draws_from(self, *names: str) -> bool:
         """Whether one of these sources gives a part of any role's samples."""

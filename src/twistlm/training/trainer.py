@@ -15,7 +15,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, ModelError, TrainingError
@@ -31,6 +30,7 @@ from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import Pool, growths, snapshot, updates_until_growth
 from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.smc import Keep
+from twistlm.training import optimisers
 from twistlm.training.checkpoint import Checkpoint, Progress, Store
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import Criterion
@@ -96,9 +96,7 @@ class Trainer:
         self.twist, self.held_out, self.certify = setting.sampler.model.twist, held_out, certify
         self.module = self.twist.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimiser = optimisers.build(self.parameters, config)
         self.objective = objective(config.loss)
         if config.draws_from("pool") and setting.sampler.is_conditional:
             raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
@@ -374,8 +372,9 @@ class Trainer:
     def _resume(self) -> None:
         """Go on from the last checkpoint, if there is one; what was recorded after it will be done again."""
         folder, twist = self.folder, self.module.state_dict(keep_vars=True)
+        kept = optimisers.kept(self.config.optimiser, self.parameters)
         saved = self.processes.of_first(
-            lambda: None if folder is None else Checkpoint.load(folder, twist, self.parameters, self.config.num_updates)
+            lambda: None if folder is None else Checkpoint.load(folder, twist, kept, self.config.num_updates)
         )
         if folder is not None:
             self.history = folder.truncate_metrics(0 if saved is None else saved.rows)

@@ -58,6 +58,7 @@ class Request:
         methods: registered losses, or weighted sums of them.
         num_seeds: seeds 0, 1, … of every method.
         num_updates: at most so many updates; None takes the preset's.
+        optimiser: of every method; None takes the preset's.
         learning_rate: of every method; None takes the preset's for each.
         source: of the target's samples; None takes the preset's.
         num_draws: base draws that all runs share; None takes the preset's.
@@ -71,6 +72,7 @@ class Request:
     methods: tuple[str, ...] = METHODS
     num_seeds: int = 5
     num_updates: int | None = None
+    optimiser: str | None = None
     learning_rate: float | None = None
     source: str | None = None
     num_draws: int | None = None
@@ -87,7 +89,7 @@ class Request:
 
     def config(self, method: str) -> RunConfig:
         """The settings of a method's runs, but for the seed."""
-        asked = ("num_updates", "learning_rate", "source", "num_draws", "held_out_prompts")
+        asked = ("num_updates", "optimiser", "learning_rate", "source", "num_draws", "held_out_prompts")
         return self.chosen().config(method).changed(**{name: getattr(self, name) for name in asked})
 
 
