@@ -16,6 +16,7 @@ from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.sampling.workplace import Workplace
 from twistlm.testing import assert_mean
+from twistlm.training.batches import some_of
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
 from twistlm.training.losses import objective
@@ -184,9 +185,7 @@ def test_one_twist_comes_near_the_target_at_every_prompt(several: list[Case], lo
 
 
 def test_targets_of_an_update_follow_the_weights(several: list[Case]) -> None:
-    model = TwistedLM(several[0].lm, TabularHead.twist(torch.zeros_like(several[0].lm.table)), "ignore")
-    sampler, cases = sampler_of(several, model), at(several, (1.0, 2.0, 5.0))
-    trainer = Trainer(Rng(0), Setting(sampler, cases), TrainingConfig(num_cases=2), negative_lower_bound(cases))
-    chosen = [case.weight for k in range(800) for case in trainer._targets(Rng(k))]
+    cases = at(several, (1.0, 2.0, 5.0))
+    chosen = [case.weight for k in range(800) for case in some_of(Rng(k), cases, 2)]
     assert_mean(torch.tensor([weight == 5.0 for weight in chosen]).double(), 5 / 8)
     assert_mean(torch.tensor([weight == 1.0 for weight in chosen]).double(), 1 / 8)

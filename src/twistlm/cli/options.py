@@ -239,6 +239,9 @@ class OfSMC(Group):
     proposal_run: Annotated[
         AnyPlace | None, arg(help="Another run on the same base model, whose twist proposes while this one's weighs.")
     ] = None
+    informed: Annotated[
+        bool, arg(help="Let SMC weigh by what training has fitted beside the twist; --no-informed: by the twist alone.")
+    ] = True
 
     def for_run(self, trust_functions: tuple[str, ...]) -> dict[str, Any]:
         """What `Run.sample` and `Run.evaluate` take: the other run is loaded, if one is named."""

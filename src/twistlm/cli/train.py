@@ -45,6 +45,13 @@ class OfTraining(Group):
             "density), or several: proposal+exact."
         ),
     ] = None
+    informed: Annotated[
+        Text | None,
+        arg(
+            help="What SMC weighs by beside the twist: auto asks the potential about unfinished texts, ten times in a "
+            "text at most; a number: after every so many tokens; never: not at all; off: nothing but the twist."
+        ),
+    ] = None
     num_draws: Annotated[Natural | None, arg(help="Base draws to collect first; 0 for none.")] = None
     held_out_prompts: Annotated[
         Fraction | None,

@@ -61,6 +61,18 @@ class BasePotential(Potential, ABC):
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log φ [B] of B prompts followed by tokens [B, T], in nats; call it through `evaluate`."""
 
+    @property
+    def scores_prefixes(self) -> bool:
+        """Whether a text that is not finished has a score that tells something of what will become of it."""
+        return False
+
+    def score_prefixes(self, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """That score [B] of prompts followed by the first tokens [B, t], in nats: log φ, as if each text ended there.
+
+        Whatever grows with the chances will do, since its weight is fitted; call it through `prefixes.prefix_scores`.
+        """
+        return evaluate(self, prompts, tokens, conditions)
+
     def identified_by(self) -> Any:
         """What makes it this very potential, besides its class: see `twistlm.core.identity`.
 
@@ -106,6 +118,19 @@ class Product(BasePotential):
         """The product of the bound parts."""
         return Product(tuple(part.bind(lm) for part in self.parts))
 
+    @property
+    def scores_prefixes(self) -> bool:
+        """Whether a part does."""
+        return bool(self._scoring)
+
+    @property
+    def _scoring(self) -> list[BasePotential]:
+        return [part for part in self.parts if isinstance(part, BasePotential) and part.scores_prefixes]
+
+    def score_prefixes(self, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """The sum over the parts that score prefixes [B]."""
+        return torch.stack([part.score_prefixes(prompts, tokens, conditions) for part in self._scoring]).sum(0)
+
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """Σ log φ_i [B]. Each part is checked on its own, so an error names the part."""
         return torch.stack([evaluate(part, prompts, tokens) for part in self.parts]).sum(0)
@@ -133,6 +158,16 @@ class Power(BasePotential):
     def bind(self, lm: BaseLM) -> "Power":
         """The power of the bound base."""
         return Power(self.base.bind(lm), self.beta)
+
+    @property
+    def scores_prefixes(self) -> bool:
+        """Whether the base does."""
+        return isinstance(self.base, BasePotential) and self.base.scores_prefixes
+
+    def score_prefixes(self, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """β times the base's [B]."""
+        assert isinstance(self.base, BasePotential)
+        return self.beta * self.base.score_prefixes(prompts, tokens, conditions)
 
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """β log φ [B]."""

@@ -78,6 +78,11 @@ class Classes(BasePotential):
         drawn = drawn.clamp_max(len(self.labels) - 1)
         return drawn.to(tokens.device), log_classes.gather(-1, drawn).squeeze(-1)
 
+    @property
+    def scores_prefixes(self) -> bool:
+        """It does: of any text."""
+        return True
+
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """Nothing: without conditions there is no φ.
 

@@ -83,6 +83,11 @@ class Classifier(TextPotential):
         """Its arguments, with the classifier's content for its name."""
         return {**super().identified_by(), "model": of_scorer(self.model)}
 
+    @property
+    def scores_prefixes(self) -> bool:
+        """It does: of any text."""
+        return True
+
     def log_phi_texts(self, texts: list[str] | list[Pair]) -> Tensor:
         """beta · log p(label), float64 [B].
 

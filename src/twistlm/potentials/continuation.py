@@ -39,6 +39,11 @@ class Continuation(BasePotential):
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
 
+    @property
+    def scores_prefixes(self) -> bool:
+        """It does, by a pass of the base model over each: as if the continuation followed at once."""
+        return True
+
     @torch.no_grad()
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log p₀(continuation | prompt, tokens), float64 [B]; each distinct sequence is read once.

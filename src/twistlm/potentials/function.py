@@ -54,6 +54,8 @@ class Function(TextPotential):
         log: the function returns log φ in nats; False if it returns φ ≥ 0 itself.
         log_upper_bound: log of an upper bound on φ, None if there is none. Rejection sampling needs one.
         batched: False if the function takes one text, or one prompt and its answer, and returns one number.
+        prefixes: the function tells something of a text that is not finished too (what it returns grows with the
+            chances that the finished one will score high), and may be asked about it while a text is being written.
         of: what a text is, "text" (prompt and continuation together) or "continuation"; None means the continuation
             after a chat and the text after a plain prompt. Pairs are always "chat".
 
@@ -67,6 +69,7 @@ class Function(TextPotential):
     log_upper_bound: float | None = None
     batched: bool = True
     of: Of | None = None
+    prefixes: bool = False
     reads_pairs = True
     # One for all copies that `bind` makes.
     _suspicion: _Suspicion = field(default_factory=_Suspicion, init=False, repr=False, compare=False)
@@ -86,6 +89,15 @@ class Function(TextPotential):
         self.check_of()
         if self.on == "tokens" and not self.batched:
             raise ConfigError("a function on tokens is always batched; batched=False is for texts and pairs")
+
+    @property
+    def scores_prefixes(self) -> bool:
+        """Whether it was said to."""
+        return self.prefixes
+
+    def identified_by(self) -> Any:
+        """Its arguments but for `prefixes`, which changes no value of φ."""
+        return {name: value for name, value in super().identified_by().items() if name != "prefixes"}
 
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log φ, float64 [B]."""

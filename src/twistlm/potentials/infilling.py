@@ -52,6 +52,11 @@ class Infilling(BasePotential):
         lm = self.bound_lm()
         return without_start(lm, lm.encode(given))
 
+    @property
+    def scores_prefixes(self) -> bool:
+        """It does, by a pass of the base model over each: as if the condition followed at once."""
+        return True
+
     def draw_condition(
         self, uniforms: Tensor, prompts: Prompts, tokens: Tensor, following: Tensor, log_p: Tensor
     ) -> tuple[Tensor, Tensor]:

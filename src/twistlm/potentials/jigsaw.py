@@ -57,6 +57,11 @@ class Jigsaw(TextPotential):
         folder = packaged_folder()
         return [super().identified_by(), *[Files(folder / name) for name in (WEIGHTS, TOKENIZER)]]
 
+    @property
+    def scores_prefixes(self) -> bool:
+        """It does: of any text."""
+        return True
+
     def logit_texts(self, texts: list[str]) -> Tensor:
         """The label's logit, float64 [B]."""
         return score_texts(texts, self.batch_size)[:, LABELS.index(self.label.lower())].double()

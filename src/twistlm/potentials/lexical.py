@@ -51,6 +51,11 @@ class Regex(TextPotential):
         object.__setattr__(self, "flags", int(self.flags))
         set_indicator_bounds(self, self.eps)
 
+    @property
+    def scores_prefixes(self) -> bool:
+        """It does where a match anywhere decides: what has been found stays found."""
+        return self.mode == "search"
+
     def log_phi_texts(self, texts: list[str]) -> Tensor:
         """log φ [B] of B texts."""
         compiled = re.compile(self.pattern, self.flags)

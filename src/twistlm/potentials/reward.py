@@ -78,6 +78,11 @@ class Reward(TextPotential):
         """Its arguments, with the reward model's content for its name."""
         return {**super().identified_by(), "model": of_scorer(self.model)}
 
+    @property
+    def scores_prefixes(self) -> bool:
+        """It does: of any text."""
+        return True
+
     def log_phi_texts(self, texts: list[str] | list[Pair]) -> Tensor:
         """beta · reward, float64 [B]."""
         return self.beta * self.logit_texts(texts)

@@ -67,6 +67,20 @@ class Threshold(BasePotential):
         object.__setattr__(bound, "scorer", self.scorer.bind(lm))
         return bound
 
+    @property
+    def scores_prefixes(self) -> bool:
+        """Whether the scorer does: how near a prefix is to the threshold tells more than whether it is beyond."""
+        return isinstance(self.scorer, BasePotential) and self.scorer.scores_prefixes
+
+    def score_prefixes(self, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """The score itself [B], with its sign changed where low ones pass."""
+        assert isinstance(self.scorer, BasePotential)
+        if isinstance(self.scorer, HasLogit) and self.on == "logit":
+            score = self.scorer.logit(prompts, tokens)
+        else:
+            score = self.scorer.score_prefixes(prompts, tokens, conditions)
+        return score if self.direction == ">=" else -score
+
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log φ, float64 [B]."""
         if self.on == "logit":

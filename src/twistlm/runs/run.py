@@ -42,6 +42,7 @@ from twistlm.sampling.target import Target
 from twistlm.sampling.workplace import Workplace
 from twistlm.training.losses import objective
 from twistlm.twists.base import Twist
+from twistlm.twists.informed import Informed
 
 # Base draws by which each prompt is judged that a run has none of.
 JUDGING_DRAWS = 256
@@ -58,11 +59,12 @@ class Run:
         folder: RunFolder | None,
         collection: Collection | None,
         history: Sequence[Mapping[str, Any]] = (),
+        informed: Informed | None = None,
     ) -> None:
         self.target, self.config, self.folder = target, config, folder
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.model = target.twisted(twist)
-        self.collection = collection
+        self.collection, self.informed = collection, informed
 
     @staticmethod
     def load(path: str | Path, target: Target | None = None, *, trust_functions: Sequence[str] = ()) -> "Run":
@@ -86,18 +88,18 @@ class Run:
                 if described.target is None:
                     raise ConfigError(f"the potential of {path} has no JSON form; pass target=… to Run.load")
                 target = Target.from_spec(dataclasses.asdict(described.target), tuple(trust_functions))
-            tensors, _ = folder.load_twist()
+            tensors, informed = folder.load_twist()
             twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
             check_tensors(tensors, twist.module.state_dict(keep_vars=True), str(folder.twist))
             twist.module.load_state_dict(tensors)
             collection = target.draws(folder.draws) if folder.draws.exists() else None
-            return Run(target, config, twist, folder, collection, folder.metrics())
+            return Run(target, config, twist, folder, collection, folder.metrics(), informed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is sent to other processes: the twist, and by name what it stands on; draws and folder stay here."""
         twist = self.model.twist
         assert twist is not None
-        return _elsewhere, (self.target, self.config, twist.module.state_dict())
+        return _elsewhere, (self.target, self.config, twist.module.state_dict(), self.informed)
 
     def fold(self, name: str) -> Collection | None:
         """The part of the base draws set aside as "training", "held_out" or "evaluation"; None if there are none."""
@@ -140,6 +142,7 @@ class Run:
         resampler: str = "systematic",
         ess_threshold: float = 0.5,
         proposal_run: "Run | None" = None,
+        informed: bool = True,
     ) -> Sampler:
         """The run's model with a way to sample from it: what `sample` and `evaluate` take as options.
 
@@ -149,6 +152,8 @@ class Run:
             resampler: a registered resampler.
             ess_threshold: resample when ESS ≤ this fraction of N; 0 never, 1 at every step.
             proposal_run: another run on the same base model, whose twist proposes while this one's weighs.
+            informed: let SMC weigh by what was fitted beside the twist (`twistlm.twists.informed`); False for the twist
+                as it is.
 
         Raises:
             ConfigError: a name is unknown, a number out of range, or the other run has another base model.
@@ -163,6 +168,7 @@ class Run:
             proposal=get_proposal(proposal),
             resampler=lookup("resampler", resampler).value,
             ess_threshold=ess_threshold,
+            informed=self.informed if informed and not before else None,
         )
 
     def sample(
@@ -335,11 +341,11 @@ class Run:
         return (of_draws(torch.cat([part.draws.log_phi for part in parts]), self.target.potential.log_upper_bound),)
 
 
-def _elsewhere(target: Target, config: RunConfig, state: Mapping[str, Tensor]) -> Run:
+def _elsewhere(target: Target, config: RunConfig, state: Mapping[str, Tensor], informed: Informed | None) -> Run:
     """A run in another process than its own."""
     twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
     twist.module.load_state_dict(state)
-    return Run(target, config, twist, None, None)
+    return Run(target, config, twist, None, None, informed=informed)
 
 
 def _workplace(run: Run, prompts: Prompts | Entry | Iterable[Entry] | None, options: Mapping[str, Any]) -> Workplace:

@@ -170,7 +170,7 @@ def _trained(
         )
     certify = partial(_certified, run) if config.evaluation.during_training and processes.is_first else None
     trainer = Trainer(rng.fork("train"), setting, config.training, criterion, folder, held_out, certify, processes)
-    run.history = trainer.train()
+    run.history, run.informed = trainer.train(), trainer.informed
     return run
 
 

@@ -14,16 +14,18 @@ from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.potentials.base import evaluate
 from twistlm.potentials.conditions import is_conditional
+from twistlm.potentials.prefixes import prefix_scores, softened
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling import smc
 from twistlm.sampling.cases import Cases, conditions_of, prompts_of
-from twistlm.sampling.particles import SMCResult, StepInfo
+from twistlm.sampling.particles import Particles, SMCResult, StepInfo, select
 from twistlm.sampling.proposals import Drawn, Proposal, base, twist_induced
 from twistlm.sampling.ranges import Ranges
 from twistlm.sampling.resampling import Resampler, systematic
 from twistlm.sampling.samples import Samples, Siblings
 from twistlm.sampling.smc import NOTHING, Keep
 from twistlm.sampling.twisted import TwistedLM
+from twistlm.twists.informed import Informed
 
 # Sequences drawn at a time; part of what a seed reproduces.
 BATCH = 512
@@ -40,6 +42,7 @@ class Sampler:
         proposal: q_t; by default ∝ p₀ ψ_t.
         resampler: scheme of SMC; it needs a conditional form where a sequence is retained.
         ess_threshold: SMC resamples when ESS ≤ this fraction of N; 0 never, 1 at every step.
+        informed: what weighs beside the twist where SMC may resample; None for the twist alone.
         reference: p₀, where `model` is another language model: q is that one's own likelihood then, and there is no
             SMC with it, since its weights do not vary from step to step towards σ.
 
@@ -54,6 +57,7 @@ class Sampler:
     resampler: Resampler = systematic
     ess_threshold: float = 0.5
     reference: TwistedLM | None = None
+    informed: Informed | None = None
 
     def __post_init__(self) -> None:
         """Check the threshold."""
@@ -65,7 +69,7 @@ class Sampler:
     @property
     def base(self) -> "Sampler":
         """p₀ as a sampler of the same target."""
-        return replace(self, model=(self.reference or self.model).base, proposal=base, reference=None)
+        return replace(self, model=(self.reference or self.model).base, proposal=base, reference=None, informed=None)
 
     @property
     def proposes_base(self) -> bool:
@@ -206,7 +210,9 @@ class Sampler:
         infos: list[StepInfo] = []
         frames: list[Tensor] = []
         families: list[Siblings] = []
-        log_phi = None
+        log_phi, own = None, particles.log_psi
+        # Where nothing is resampled, weights are looked at in the end alone.
+        informed = self.informed if self.ess_threshold > 0 else None
         for t in range(self.num_steps):
             particles, ancestors, resampled = smc.resample(
                 rng, particles, self.resampler, self.ess_threshold, retained is not None
@@ -216,6 +222,7 @@ class Sampler:
             if keep.features:
                 frames.append(state.lm.features[state.rows].unflatten(0, ancestors.shape))
             resting = None if paused is None else paused[:, :, t].to(device)
+            ended = particles.finished
             particles, drawn = smc.propose(
                 rng, model, state, particles, self.proposal, retained, keep.siblings, resting
             )
@@ -223,6 +230,10 @@ class Sampler:
                 families.append(drawn.siblings)
             if t == self.num_steps - 1:
                 log_phi = self._log_phi(cases, particles.tokens, conditions)
+            elif informed is not None:
+                # What the twist says of a finished particle is what it said at the end.
+                own = torch.where(ended, select(own, ancestors), drawn.log_psi)
+                drawn = replace(drawn, log_psi=self._log_psi(informed, cases, particles, drawn, own))
             particles, log_increment = smc.weigh(particles, drawn, log_phi)
             smc.refuse_dead(particles, self.num_steps, retained is not None)
             infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled, particles.tokens[:, :, t]))
@@ -259,6 +270,24 @@ class Sampler:
         given = None if conditions is None else conditions.repeat_interleave(num_particles, 0)
         values = evaluate(self.potential, _repeated(cases, num_particles), tokens.flatten(0, 1), given)
         return values.to(tokens.device).view(num_runs, num_particles)
+
+    def _log_psi(self, informed: Informed, cases: Cases, particles: Particles, drawn: Drawn, own: Tensor) -> Tensor:
+        """log ψ̃_t of all particles [R, N], of which the last token has just been drawn; `own` is log ψ_t [R, N]."""
+        t, shape = particles.length, own.shape
+        numbers = informed.at(t)
+        if numbers is None:
+            log_psi = particles.log_psi + drawn.log_q - drawn.log_p
+        else:
+            a, c, b = numbers.to(drawn.log_psi.device)
+            log_psi = a * (particles.log_q - particles.log_p)[..., :t].sum(-1) + c * softened(own)
+            if b != 0:
+                assert self.potential is not None
+                conditions = conditions_of(cases)
+                given = None if conditions is None else conditions.repeat_interleave(shape[1], 0)
+                tokens = particles.tokens[..., :t].flatten(0, 1)
+                scores = prefix_scores(self.potential, _repeated(cases, shape[1]), tokens, given)
+                log_psi = log_psi + b * scores.to(log_psi.device).view(shape)
+        return log_psi.masked_fill(own.isneginf(), -torch.inf)
 
     def _check(self, num_cases: int, num_particles: int, retained: Tensor | None) -> None:
         if self.reference is not None:

@@ -8,6 +8,7 @@ from twistlm.core.errors import ConfigError
 from twistlm.core.registry import lookup
 from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.core.storage import STRICT
+from twistlm.training.informing import check_every
 from twistlm.training.losses import objective
 from twistlm.training.sources import parts_of, serves, uses
 
@@ -57,6 +58,9 @@ class TrainingConfig:
             are several targets: certificates during training do that.
         patience: stop after so many updates without improvement; None never stops early.
         shrinkages: candidates for α at the end; 1 is always one.
+        informed: what SMC weighs by beside the finished twist: "auto" fits what the potential says of unfinished texts,
+            asked ten times in a text at most, a number asks after every so many tokens, "never" fits the twist's own
+            numbers alone, and "off" leaves the twist as the loss made it. See `twistlm.twists.informed`.
     """
 
     __pydantic_config__ = STRICT
@@ -77,6 +81,7 @@ class TrainingConfig:
     evaluation_samples: int = 0
     patience: int | None = 60
     shrinkages: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+    informed: int | str = "auto"
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -104,6 +109,9 @@ class TrainingConfig:
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"weight_decay must be 0 or more and finite, not {self.weight_decay}")
         lookup("optimiser", self.optimiser)
+        if isinstance(self.informed, str) and self.informed.isdecimal():
+            object.__setattr__(self, "informed", int(self.informed))
+        check_every(self.informed)
         # Weight decay multiplies every parameter by 1 − learning_rate · weight_decay.
         if self.learning_rate * self.weight_decay >= 1:
             raise ConfigError(

@@ -24,22 +24,22 @@ from twistlm.core.processes import ALONE, Processes
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.signals import STOPS, held
-from twistlm.sampling.cases import Cases, rows_of, shares_of
-from twistlm.sampling.exact.collect import base_draws
+from twistlm.sampling.cases import Cases
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import Pool, growths, snapshot, updates_until_growth
-from twistlm.sampling.resampling import invert, stratified_points
-from twistlm.sampling.smc import Keep
 from twistlm.training import optimisers
+from twistlm.training.batches import drawn, served
 from twistlm.training.checkpoint import Checkpoint, Progress, Store
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import Criterion
+from twistlm.training.informing import inform
 from twistlm.training.losses import finite, objective
 from twistlm.training.parallel import among
 from twistlm.training.scoring import Scoring, score
-from twistlm.training.sources import Batch, Setting, get_source, uses
+from twistlm.training.sources import Batch, Setting
 from twistlm.training.value import fit_value
 from twistlm.twists.base import HasValue
+from twistlm.twists.informed import Informed
 from twistlm.twists.updates import step
 
 logger = logging.getLogger("twistlm")
@@ -102,6 +102,7 @@ class Trainer:
             raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
         self.progress = Progress()
         self.best = snapshot(self.module)
+        self.informed: Informed | None = None
         self.history: list[dict[str, Any]] = []
         self._saved_at = time.monotonic()
         # Where training was after the last whole update; None within one.
@@ -155,7 +156,9 @@ class Trainer:
         start, number = time.perf_counter(), self.progress.done
         self._grow_pool(number)
         try:
-            batches = self._batches(self.rng.fork("update", number))
+            batches = drawn(
+                self.rng.fork("update", number), self.config, self.setting, self._cases, self.objective.roles
+            )
         except ModelError as error:
             raise TrainingError(
                 f"at update {number} {error}; if it was training that broke the twist, lower learning_rate (it is "
@@ -224,39 +227,10 @@ class Trainer:
         grow = Pool.begun if before is None else before.grown
         self.setting = replace(self.setting, pool=grow(self.rng, self.setting.sampler, self.setting.targets, count))
 
-    def _batches(self, rng: Rng) -> dict[str, Batch]:
-        drawn: dict[str, Batch] = {}
-        setting = replace(self.setting, targets=self._targets(rng.fork("targets")))
-        if setting.sampler.is_conditional:
-            # All roles of an update are given the same conditions.
-            each, keep = max(1, self.config.num_cases // len(setting.targets)), Keep(setting.keep.features)
-            joint = base_draws(rng.fork("conditions"), setting.sampler, setting.targets, each, keep)
-            setting = replace(setting, joint=joint)
-        sources = {role: self.config.source_of(role) for role in self.objective.roles}
-        for name in sources.values():
-            if name not in drawn:
-                count = self.config.pool_batch if uses(name, "pool") else self.config.num_particles
-                drawn[name] = get_source(name)(rng.fork(name), setting, count)
-        return {role: drawn[name] for role, name in sources.items()}
-
-    def _targets(self, rng: Rng) -> Cases:
-        """Some of the prompts, by their weights and stratified; all of them where they are few and alike."""
-        cases, count = self._trainable, self.config.num_cases
-        if len(cases) <= count and len({case.weight for case in cases}) == 1:
-            return cases
-        index = invert(shares_of(cases).unsqueeze(0), stratified_points(rng, 1, count))[0]
-        return [cases[r] for r in index.tolist()]
-
     @cached_property
-    def _trainable(self) -> Cases:
-        """The prompts that every source can serve: those with draws, or exact samples, if such are trained on."""
-        collection, cases = self.setting.collection, self.setting.targets
-        exact = self.config.draws_from("exact", "completions")
-        if collection is None or len(cases) == 1 or not (exact or self.config.draws_from("draws")):
-            return cases
-        there = (collection.exact.samples if exact else collection.draws).prompts
-        served = [case for case, rows in zip(cases, rows_of(there, cases), strict=True) if len(rows)]
-        return served or cases
+    def _cases(self) -> Cases:
+        """The prompts that every source can serve."""
+        return served(self.config, self.setting)
 
     def _evaluate(self) -> None:
         start, number, progress = time.perf_counter(), self.progress.done, self.progress
@@ -265,10 +239,10 @@ class Trainer:
         record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": held_out.as_dict()}
         cases = self.setting.targets
         if self.config.evaluation_samples and not self.setting.sampler.is_conditional and len(cases) == 1:
-            drawn = self.setting.sampler.draw(rng, cases, self.config.evaluation_samples)
-            record["f"] = mean(drawn.log_ratios).as_dict()
-            record["log_phi"] = mean(drawn.log_phi).as_dict()
-            record["kl_q_prior"] = mean(drawn.log_q_over_p).as_dict()
+            own = self.setting.sampler.draw(rng, cases, self.config.evaluation_samples)
+            record["f"] = mean(own.log_ratios).as_dict()
+            record["log_phi"] = mean(own.log_phi).as_dict()
+            record["kl_q_prior"] = mean(own.log_q_over_p).as_dict()
         if held_out.value < progress.best_value:
             progress.best_value, progress.best_update = held_out.value, number
             self.best = snapshot(self.module)
@@ -313,8 +287,23 @@ class Trainer:
             fit = self.processes.of_first(lambda: fit_value(self.setting.sampler.model, draws, held_out))
             self.module.load_state_dict(self.processes.of_first(self.module.state_dict))
             self._record({"kind": "value", "update": self.progress.done, **fit})
+        about: dict[str, Any] = {"update": self.progress.best_update, "alpha": alpha}
+        if self.config.informed != "off":
+            self.informed = self._inform()
+            about["informed"] = self.informed.as_dict()
         if self.folder is not None:
-            self.folder.save_twist(self.module.state_dict(), {"update": self.progress.best_update, "alpha": alpha})
+            self.folder.save_twist(self.module.state_dict(), about)
+
+    def _inform(self) -> Informed:
+        """What weighs beside the finished twist, learned from a quarter of what training drew, if that is not much."""
+        config, setting = self.config, self.setting
+        count = config.num_particles * config.num_updates // 4
+        collected = None if setting.collection is None else setting.collection.draws
+        informed, found = inform(
+            self.rng.fork("inform"), setting.sampler, self._cases, count, config.informed, collected
+        )
+        self._record({"kind": "informed", "update": self.progress.done, **found})
+        return self.processes.of_first(lambda: informed)
 
     def _choose_shrinkage(self) -> float:
         values = {}

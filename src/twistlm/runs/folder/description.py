@@ -124,6 +124,10 @@ def read(path: Path) -> dict[str, Any]:
             # What the setting was called before prompts came in sets.
             del training["num_conditions"]
             training["num_cases"] = count
+    match config:
+        case {"run": {"training": dict(training)}}:
+            # Settings that there were not always, at their defaults: what is asked now without them is the same.
+            training.setdefault("informed", "auto")
     return config
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from twistlm.core.errors import RunError, StorageError, TwistError
+from twistlm.core.errors import ConfigError, RunError, StorageError, TwistError
 from twistlm.core.folders import writing
 from twistlm.core.storage import as_type, load_tensors, remove_temporary, save_json, save_tensors, share
 from twistlm.runs.folder import description, history, samples
@@ -19,6 +19,7 @@ from twistlm.runs.folder.place import Place, check_policy
 from twistlm.runs.folder.samples import SampleRow
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling.diagnostics import Diagnostics
+from twistlm.twists.informed import Informed
 
 
 class RunFolder(Place):
@@ -198,15 +199,23 @@ class RunFolder(Place):
         self.check_there()
         save_tensors(self.twist, tensors, metadata)
 
-    def load_twist(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The finished twist.
+    def load_twist(self) -> tuple[dict[str, Tensor], Informed | None]:
+        """The finished twist, and what weighs beside it, if anything does.
 
         Raises:
-            RunError: training has not finished.
+            RunError: training has not finished, or the file says something else.
         """
         if not self.twist.exists():
             raise RunError(f"{self.path} has no finished twist; continue training with --resume")
-        return load_tensors(self.twist)
+        tensors, about = load_tensors(self.twist)
+        if about.get("informed") is None:
+            return tensors, None
+        try:
+            return tensors, Informed.from_dict(about["informed"])
+        except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"{self.twist} does not say what weighs beside its twist: {error}; train it again"
+            ) from error
 
     # --- Draws and samples ---
 

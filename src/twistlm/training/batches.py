@@ -1,0 +1,56 @@
+"""What an update learns from: sequences at some of the prompts, from each loss's sources."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from twistlm.core.rng import Rng
+from twistlm.sampling.cases import Cases, rows_of, shares_of
+from twistlm.sampling.exact.collect import base_draws
+from twistlm.sampling.resampling import invert, stratified_points
+from twistlm.sampling.smc import Keep
+from twistlm.training.config import TrainingConfig
+from twistlm.training.sources import Batch, Setting, get_source, uses
+
+
+def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, roles: Sequence[str]) -> dict[str, Batch]:
+    """A batch for each role of a loss; roles with one source share one batch.
+
+    Args:
+        rng: of this update.
+        config: the sources, and how many sequences.
+        setting: what they draw from.
+        cases: the prompts that all of them can serve.
+        roles: of the loss.
+    """
+    made: dict[str, Batch] = {}
+    setting = replace(setting, targets=some_of(rng.fork("targets"), cases, config.num_cases))
+    if setting.sampler.is_conditional:
+        # All roles of an update are given the same conditions.
+        each, keep = max(1, config.num_cases // len(setting.targets)), Keep(setting.keep.features)
+        joint = base_draws(rng.fork("conditions"), setting.sampler, setting.targets, each, keep)
+        setting = replace(setting, joint=joint)
+    sources = {role: config.source_of(role) for role in roles}
+    for name in sources.values():
+        if name not in made:
+            count = config.pool_batch if uses(name, "pool") else config.num_particles
+            made[name] = get_source(name)(rng.fork(name), setting, count)
+    return {role: made[name] for role, name in sources.items()}
+
+
+def served(config: TrainingConfig, setting: Setting) -> Cases:
+    """The prompts that every source can serve: those with draws, or exact samples, if such are trained on."""
+    collection, cases = setting.collection, setting.targets
+    exact = config.draws_from("exact", "completions")
+    if collection is None or len(cases) == 1 or not (exact or config.draws_from("draws")):
+        return cases
+    there = (collection.exact.samples if exact else collection.draws).prompts
+    found = [case for case, rows in zip(cases, rows_of(there, cases), strict=True) if len(rows)]
+    return found or cases
+
+
+def some_of(rng: Rng, cases: Cases, count: int) -> Cases:
+    """Some of the prompts, by their weights and stratified; all of them where they are few and alike."""
+    if len(cases) <= count and len({case.weight for case in cases}) == 1:
+        return cases
+    index = invert(shares_of(cases).unsqueeze(0), stratified_points(rng, 1, count))[0]
+    return [cases[r] for r in index.tolist()]

@@ -1,0 +1,162 @@
+"""Learn what weighs beside a twist (`twists.informed`), from base draws and from draws of the finished twist.
+
+Both are weighed against the mixture of the two (multiple importance sampling with the balance heuristic: Veach and
+Guibas, 1995), so that what p₀ hardly ever writes and what the twist does not write are both there.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twistlm.core.errors import ConfigError
+from twistlm.core.logmath import normalise
+from twistlm.core.progress import bar
+from twistlm.core.rng import Rng
+from twistlm.potentials.prefixes import prefix_scores, scores_prefixes, softened
+from twistlm.sampling.cases import Cases, rows_of
+from twistlm.sampling.exact.collect import base_draws
+from twistlm.sampling.resampling import invert, stratified_points
+from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.samples import Samples
+from twistlm.twists.informed import Informed, Prefixes, fit
+
+# Sequences of which the prefixes are scored: at least, and at most. Targets among which they are divided.
+FEWEST, MOST, MOST_TARGETS = 128, 2048, 16
+# Of those that are drawn, and weighed, this many times the number are the base model's, where they are there already.
+COLLECTED = 1.5
+# φ of how many prefixes of a text is asked for, if nobody says which.
+MOST_ASKED = 10
+
+Every = int | str
+"""How often the potential is asked: after every so many tokens, "auto" for ten times at most, "never", or "off"."""
+
+
+def check_every(every: Every) -> None:
+    """Raise ConfigError unless `every` is a positive number or one of the words."""
+    number = isinstance(every, int) and not isinstance(every, bool)
+    if (number and int(every) < 1) or (not number and every not in ("auto", "never", "off")):
+        raise ConfigError(f"informed must be 'auto', 'never', 'off' or a number of tokens from 1 on, not {every!r}")
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """n sequences with log p₀/q̄ of their prefixes [n, T], log p₀φ/q̄ [n] and the rows of each target."""
+
+    samples: Samples
+    log_ratio: Tensor
+    log_w: Tensor
+    groups: list[Tensor]
+
+
+def inform(
+    rng: Rng, sampler: Sampler, cases: Cases, count: int = MOST, every: Every = "auto", collected: Samples | None = None
+) -> tuple[Informed, dict[str, Any]]:
+    """What weighs beside the twist of `sampler`, and what was found.
+
+    Args:
+        rng: of the draws.
+        sampler: with the finished twist.
+        cases: prompts to learn it at; what they are given, where targets differ, is drawn.
+        count: sequences of which the prefixes are scored, about; 128 to 2,048.
+        every: how often the potential is asked about a text that is being written; it is not if it cannot tell
+            ("never" has the same effect). Weights are fitted all the same.
+        collected: base draws that are there already.
+
+    Returns:
+        The numbers; and for the history the steps, by how many nats each is better known than by q alone, and how many
+        sequences it took.
+    """
+    check_every(every)
+    asks = scores_prefixes(sampler.potential) and every != "never"
+    plain = replace(sampler, informed=None, ess_threshold=0.0)
+    count = min(max(count, FEWEST), MOST)
+    if sampler.is_conditional:
+        draws = _conditional(rng, plain, cases, count)
+    else:
+        draws = _drawn(rng, plain, cases, count, collected)
+    found = sampler.densities(replace(draws.samples, siblings=None))
+    gone = (found.log_q - found.log_p).cumsum(-1)
+    own = softened(sampler.model.carried(found.log_psi, draws.samples.mask))
+    steps, numbers, gains = [], [], []
+    asked = _steps(sampler.num_steps, every if asks else 1)
+    with bar("fitting what weighs beside the twist", len(asked)) as report:
+        for done, t in enumerate(asked):
+            score = torch.zeros_like(draws.log_w)
+            if asks:
+                samples = draws.samples
+                assert sampler.potential is not None
+                score = prefix_scores(sampler.potential, samples.prompts, samples.tokens[:, :t], samples.conditions)
+            features = torch.stack([gone[:, t - 1], own[:, t - 1], score.to(gone.device)], -1)
+            number, gain = fit(Prefixes(features, draws.log_ratio[:, t - 1], draws.log_w, draws.groups))
+            if gain > 0:
+                steps.append(t)
+                numbers.append(number)
+                gains.append(gain)
+            report(done + 1, f"{len(steps)} steps")
+    rows = torch.stack(numbers) if numbers else torch.zeros((0, 3), dtype=torch.float64)
+    informed = Informed(tuple(steps), rows)
+    return informed, {**informed.as_dict(), "gains": gains, "asks": asks, "sequences": len(draws.samples)}
+
+
+def _steps(num_steps: int, every: Every) -> list[int]:
+    """The steps after which the potential is asked: the last but one, and back from there."""
+    stride = int(every) if isinstance(every, int) else max(1, math.ceil((num_steps - 1) / MOST_ASKED))
+    return list(range(num_steps - 1, 0, -stride))[::-1]
+
+
+def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, collected: Samples | None) -> _Draws:
+    """Draws of some of the prompts: the base model's, and the twist's own; those that matter often, others seldom."""
+    cases = cases[:MOST_TARGETS]
+    each = count // len(cases)
+    rows = [] if collected is None else rows_of(collected.prompts, cases)
+    if collected is None or not all(map(len, rows)):
+        base = sampler.base.draw(rng.fork("base"), cases, each // 2)
+    else:
+        base = collected.select(torch.cat([index[: int(COLLECTED * each)] for index in rows]))
+    own = sampler.draw(rng.fork("own"), cases, each // 2)
+    plain = [replace(each, features=None, siblings=None) for each in (base, own)]
+    both = _mixed(sampler, Samples.concatenate(plain), cases, [len(base), len(own)])
+    # Half evenly and half by weight, and the ratios make up for it: prefixes are dear.
+    chosen, ratios = [], []
+    for number, index in enumerate(both.groups):
+        evenly = torch.full((len(index),), 1 / len(index), dtype=torch.float64)
+        weights = normalise(both.log_w[index]).cpu()
+        chance = (evenly + weights) / 2 if bool(weights.any()) else evenly
+        points = stratified_points(rng.fork("chosen", number), 1, each)
+        picked = invert(chance.unsqueeze(0), points)[0]
+        chosen.append(index[picked])
+        ratios.append((evenly / chance).log()[picked])
+    rows_chosen, more = torch.cat(chosen), torch.cat(ratios).to(both.log_w.device)
+    return _Draws(
+        both.samples.select(rows_chosen),
+        both.log_ratio[rows_chosen] + more.unsqueeze(-1),
+        both.log_w[rows_chosen] + more,
+        list(torch.arange(len(rows_chosen)).view(len(cases), -1)),
+    )
+
+
+def _conditional(rng: Rng, sampler: Sampler, cases: Cases, count: int) -> _Draws:
+    """Draws of both kinds for each of some conditions, which come as the base model gives them."""
+    given = base_draws(rng.fork("conditions"), sampler, cases[:1], MOST_TARGETS).cases
+    each = count // (2 * len(given))
+    both = [sampler.base.draw(rng.fork("base"), given, each), sampler.draw(rng.fork("own"), given, each)]
+    # Of each target first the base draws, then its own.
+    order = torch.arange(2 * len(given) * each).view(2, len(given), each).transpose(0, 1).flatten()
+    samples = Samples.concatenate([replace(part, features=None, siblings=None) for part in both]).select(order)
+    groups = list(torch.arange(len(order)).view(len(given), -1))
+    return _weighed(sampler, samples, groups, 0.5)
+
+
+def _mixed(sampler: Sampler, samples: Samples, cases: Cases, counts: list[int]) -> _Draws:
+    return _weighed(sampler, samples, rows_of(samples.prompts, cases), counts[0] / sum(counts))
+
+
+def _weighed(sampler: Sampler, samples: Samples, groups: list[Tensor], share: float) -> _Draws:
+    """Against the mixture of p₀, with its `share`, and q."""
+    found = sampler.densities(samples)
+    log_p, log_q = found.log_p.cumsum(-1), found.log_q.cumsum(-1)
+    log_ratio = log_p - torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+    return _Draws(samples, log_ratio, log_ratio[:, -1] + samples.log_phi, groups)
