@@ -53,6 +53,8 @@ CONFIG = replace(
         evaluate_every=5,
         evaluation_samples=0,
         patience=20,
+        # Judged is the proposal, which nothing beside the twist changes.
+        informed="off",
     ),
     folds=(0.9, 0.05, 0.05),
     num_siblings=0,

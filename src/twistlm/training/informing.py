@@ -18,6 +18,7 @@ from twistlm.core.rng import Rng
 from twistlm.potentials.prefixes import prefix_scores, scores_prefixes, softened
 from twistlm.sampling.cases import Cases, rows_of
 from twistlm.sampling.exact.collect import base_draws
+from twistlm.sampling.mixture import Pool
 from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
@@ -52,7 +53,14 @@ class _Draws:
 
 
 def inform(
-    rng: Rng, sampler: Sampler, cases: Cases, count: int = MOST, every: Every = "auto", collected: Samples | None = None
+    rng: Rng,
+    sampler: Sampler,
+    cases: Cases,
+    count: int = MOST,
+    every: Every = "auto",
+    *,
+    collected: Samples | None = None,
+    pool: Pool | None = None,
 ) -> tuple[Informed, dict[str, Any]]:
     """What weighs beside the twist of `sampler`, and what was found.
 
@@ -64,6 +72,7 @@ def inform(
         every: how often the potential is asked about a text that is being written; it is not if it cannot tell
             ("never" has the same effect). Weights are fitted all the same.
         collected: base draws that are there already.
+        pool: all draws that training has made, which take the place of base draws.
 
     Returns:
         The numbers; and for the history the steps, by how many nats each is better known than by q alone, and how many
@@ -76,7 +85,15 @@ def inform(
     if sampler.is_conditional:
         draws = _conditional(rng, plain, cases, count)
     else:
-        draws = _drawn(rng, plain, cases, count, collected)
+        some = cases[:MOST_TARGETS]
+        if pool is None:
+            there = _drawn(rng, plain, some, count, collected)
+        else:
+            # A pool grows at all of its prompts, or its mixture would differ from one to another.
+            pool = pool.grown(rng.fork("own"), plain, cases, count // 2)
+            groups = rows_of(pool.samples.prompts, some)
+            there = _Draws(pool.samples, pool.log_ratio, pool.final_log_ratio + pool.samples.log_phi, groups)
+        draws = _chosen(rng, there, count // len(some))
     found = sampler.densities(replace(draws.samples, siblings=None))
     gone = (found.log_q - found.log_p).cumsum(-1)
     own = softened(sampler.model.carried(found.log_psi, draws.samples.mask))
@@ -108,8 +125,7 @@ def _steps(num_steps: int, every: Every) -> list[int]:
 
 
 def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, collected: Samples | None) -> _Draws:
-    """Draws of some of the prompts: the base model's, and the twist's own; those that matter often, others seldom."""
-    cases = cases[:MOST_TARGETS]
+    """Draws of each prompt: the base model's, and the twist's own."""
     each = count // len(cases)
     rows = [] if collected is None else rows_of(collected.prompts, cases)
     if collected is None or not all(map(len, rows)):
@@ -117,24 +133,30 @@ def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, collected: Samp
     else:
         base = collected.select(torch.cat([index[: int(COLLECTED * each)] for index in rows]))
     own = sampler.draw(rng.fork("own"), cases, each // 2)
-    plain = [replace(each, features=None, siblings=None) for each in (base, own)]
-    both = _mixed(sampler, Samples.concatenate(plain), cases, [len(base), len(own)])
-    # Half evenly and half by weight, and the ratios make up for it: prefixes are dear.
-    chosen, ratios = [], []
+    samples = Samples.concatenate([replace(part, features=None, siblings=None) for part in (base, own)])
+    return _weighed(sampler, samples, rows_of(samples.prompts, cases), len(base) / len(samples))
+
+
+def _chosen(rng: Rng, both: _Draws, each: int) -> _Draws:
+    """About so many of each target: those that matter more often than others."""
+    # Half evenly and half by weight, and the ratios make up for it: prefixes are dear. A draw that is chosen several
+    # times is there once, or a fit would be judged by what it was fitted to.
+    chosen, ratios, groups, so_far = [], [], [], 0
     for number, index in enumerate(both.groups):
         evenly = torch.full((len(index),), 1 / len(index), dtype=torch.float64)
         weights = normalise(both.log_w[index]).cpu()
         chance = (evenly + weights) / 2 if bool(weights.any()) else evenly
         points = stratified_points(rng.fork("chosen", number), 1, each)
-        picked = invert(chance.unsqueeze(0), points)[0]
+        picked, copies = invert(chance.unsqueeze(0), points)[0].unique(return_counts=True)
         chosen.append(index[picked])
-        ratios.append((evenly / chance).log()[picked])
+        ratios.append((evenly / chance).log()[picked] + copies.log())
+        groups.append(torch.arange(so_far, so_far := so_far + len(picked)))
     rows_chosen, more = torch.cat(chosen), torch.cat(ratios).to(both.log_w.device)
     return _Draws(
         both.samples.select(rows_chosen),
         both.log_ratio[rows_chosen] + more.unsqueeze(-1),
         both.log_w[rows_chosen] + more,
-        list(torch.arange(len(rows_chosen)).view(len(cases), -1)),
+        groups,
     )
 
 
@@ -148,10 +170,6 @@ def _conditional(rng: Rng, sampler: Sampler, cases: Cases, count: int) -> _Draws
     samples = Samples.concatenate([replace(part, features=None, siblings=None) for part in both]).select(order)
     groups = list(torch.arange(len(order)).view(len(given), -1))
     return _weighed(sampler, samples, groups, 0.5)
-
-
-def _mixed(sampler: Sampler, samples: Samples, cases: Cases, counts: list[int]) -> _Draws:
-    return _weighed(sampler, samples, rows_of(samples.prompts, cases), counts[0] / sum(counts))
 
 
 def _weighed(sampler: Sampler, samples: Samples, groups: list[Tensor], share: float) -> _Draws:

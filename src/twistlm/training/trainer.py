@@ -300,8 +300,9 @@ class Trainer:
         count = config.num_particles * config.num_updates // 4
         collected = None if setting.collection is None else setting.collection.draws
         informed, found = inform(
-            self.rng.fork("inform"), setting.sampler, self._cases, count, config.informed, collected
-        )
+            self.rng.fork("inform"), setting.sampler, self._cases, count, config.informed,
+            collected=collected, pool=setting.pool,
+        )  # fmt: skip
         self._record({"kind": "informed", "update": self.progress.done, **found})
         return self.processes.of_first(lambda: informed)
 

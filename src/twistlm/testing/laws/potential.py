@@ -8,6 +8,7 @@ from torch import Tensor
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BOUND_TOLERANCE, copied
 from twistlm.potentials.conditions import is_conditional
+from twistlm.potentials.prefixes import prefix_scores, scores_prefixes
 from twistlm.potentials.protocol import ConditionalPotential, Potential
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing.laws.trial import Trial, close, decoded, first, stories
@@ -53,8 +54,26 @@ def check_potential(
     _same_again(asked, prompts, tokens, conditions, whole)
     _within_bounds(asked, prompts, tokens, whole)
     _batch_is_its_parts(asked, prompts, tokens, conditions, whole, tolerance)
+    if scores_prefixes(bound):
+        _scores_prefixes(trial, bound, prompts, tokens, conditions)
     if is_conditional(bound):
         _scores_what_it_draws(asked, bound, prompts, tokens, tolerance)
+
+
+def _scores_prefixes(
+    trial: Trial, bound: Potential, prompts: Prompts, tokens: Tensor, conditions: Tensor | None
+) -> None:
+    """What it says of a text that is not finished is a number, the same each time."""
+    begun = tokens[:, : max(1, tokens.shape[1] // 2)]
+    given = f"score_prefixes of the first {begun.shape[1]} of {tokens.shape[1]} tokens"
+    how = "Return a number for each text, or say that it scores none (scores_prefixes)"
+    one, again = (
+        trial.result(
+            lambda: prefix_scores(bound, prompts, begun, conditions), "unfinished texts have scores", given, how
+        )
+        for _ in range(2)
+    )
+    trial.require(one.equal(again), "a score is the same each time", given, how)
 
 
 class _Asked:
