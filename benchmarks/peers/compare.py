@@ -21,14 +21,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from problem import PENALTY
+from floor import operations
+from problem import CONSTRAINT_PROMPT, PENALTY, make_problem
 from summary import summarise, to_markdown
+from transformers import AutoTokenizer
 
 from twistlm.models.packaged import packaged_model
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 VENVS = HERE / ".venvs"
 OURS, GENLM, LLAMPPL, BEST_OF_N = "twistlm", "genlm-control", "llamppl", "best-of-N"
+TRANSFORMERS, OPENVINO, LLAMA_CPP = "transformers", "openvino-genai", "llama.cpp"
+ENVIRONMENTS = (None, "genlm-control", "llamppl", "transformers", "openvino", "llama-cpp")
+# φ of plain draws: near 1, so that the mean of a few shows whether they are draws from p₀.
+GENTLE = ("--penalty", "0.05")
+ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
 EXACT_DTYPES = ("bfloat16", "float32")
 
 
@@ -77,11 +85,34 @@ def best_of_n(scenario: str, tokens: int, repeats: int, dtype: str = "bfloat16")
     return Job(scenario, BEST_OF_N, "best_of_n.py", "transformers", 100, tokens, repeats, dtype)
 
 
+def engines(
+    scenario: str, particles: int, tokens: int, repeats: int, dtype: str = "bfloat16", *flags: str
+) -> list[Job]:
+    """Draws from p₀ by inference engines, weighed."""
+    return [
+        Job(scenario, OPENVINO, "openvino_prior.py", "openvino", particles, tokens, repeats, dtype, flags),
+        Job(scenario, LLAMA_CPP, "llama_cpp_prior.py", "llama-cpp", particles, tokens, repeats, dtype, flags),
+    ]
+
+
+def prior(scenario: str, particles: int, tokens: int, repeats: int, dtype: str) -> list[Job]:
+    """Draws from p₀ by everybody."""
+    size = (particles, tokens, repeats, dtype)
+    return [
+        Job(scenario, OURS, "ours_prior.py", None, *size, GENTLE),
+        Job(scenario, TRANSFORMERS, "best_of_n.py", "transformers", *size, GENTLE),
+        *engines(scenario, *size, *GENTLE),
+    ]
+
+
 def jobs() -> list[Job]:
     """Everything that one round measures."""
     made: list[Job] = []
     for dtype in EXACT_DTYPES:
         made += [ours("exact", 40, 2, 60, dtype), *peers("exact", 40, 2, 40, dtype), best_of_n("exact", 2, 40, dtype)]
+        made += engines("exact", 100, 2, 20, dtype)
+        made += [*prior("prior", 100, 20, 5, dtype), *prior("prior, long", 32, 200, 2, dtype)]
+        made += prior("prior, single", 1, 40, 3, dtype)
         made += [ours("main", 40, 40, 10, dtype), *peers("main", 40, 40, 2 if dtype == "bfloat16" else 1, dtype)]
         made += [best_of_n("main", 40, 2, dtype)]
     defaults = Job("main", "genlm-control, defaults", "genlm_control.py", "genlm-control", 40, 40, 1)
@@ -112,7 +143,9 @@ def main() -> None:
     if options.quick:
         options.rounds = 1
         todo = [replace(job, particles=min(job.particles, 4), tokens=min(job.tokens, 3), repeats=2) for job in todo]
-    interpreters = {name: interpreter(name) for name in (None, "genlm-control", "llamppl", "transformers")}
+    wanted = {job.environment for job in todo} | {"transformers"}
+    interpreters = {name: interpreter(name) for name in ENVIRONMENTS if name in wanted}
+    rates = machine_rates()
     start, load = time.perf_counter(), os.getloadavg()
     known = json.loads(options.output.read_text()) if options.resume and options.output.exists() else {"records": []}
     if known["records"] and known["jobs"] != [json.loads(json.dumps(asdict(job))) for job in todo]:
@@ -123,6 +156,7 @@ def main() -> None:
             arguments = ["--dtype", dtype, *(["--tolerance", "0.5"] if options.quick else [])]
             exact.append(call(interpreters["transformers"], "exact.py", model, arguments))
     records: list[dict[str, Any]] = known["records"]
+    lengths, config = prompt_lengths(model), json.loads((model / "config.json").read_text())
     for number in range(len(records), options.rounds * len(todo)):
         turn, place = divmod(number, len(todo))
         job = todo[place]
@@ -130,14 +164,16 @@ def main() -> None:
         arguments = ["--particles", str(job.particles), "--tokens", str(job.tokens), "--dtype", job.dtype]
         arguments += ["--repeats", str(job.repeats), "--seed", str(1000 * turn), *job.flags]
         record = call(interpreters[job.environment], job.script, model, arguments)
-        records.append({"scenario": job.scenario, **record, "system": job.system})
+        needed = operations(config, lengths[prompt_of(job)], job.particles, job.tokens)
+        records.append({"scenario": job.scenario, **record, "system": job.system, "operations": needed})
         minutes = (time.perf_counter() - start) / 60
         results = {
             "machine": {**describe_machine(), "load_average": [load, os.getloadavg()], "minutes": minutes},
             "rounds": turn + 1,
             "jobs": [asdict(job) for job in todo],
+            "rates": rates,
             "exact": exact,
-            "rows": summarise(records, exact),
+            "rows": summarise(records, exact, rates),
             "records": records,
         }
         options.output.write_text(json.dumps(results, indent=1) + "\n")
@@ -156,7 +192,9 @@ def interpreter(environment: str | None) -> Path:
     if not installed.exists() or installed.read_text() != requirements.read_text():
         print(f"making {folder}", flush=True)
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", requirements], check=True)
+        # The lists are complete, and one of them leaves out on purpose what pip would add.
+        install = ["-m", "pip", "install", "--quiet", "--no-deps", "--requirement"]
+        subprocess.run([python, *install, requirements], check=True)
         installed.write_text(requirements.read_text())
     return python
 
@@ -166,11 +204,31 @@ def call(python: Path, script: str, model: Path, arguments: list[str]) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out.json"
         command = [str(python), str(HERE / script), "--model", str(model), "--json", str(output), *arguments]
-        done = subprocess.run(command, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, capture_output=True, text=True)
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
         record: dict[str, Any] = json.loads(output.read_text())
         return record
+
+
+def machine_rates() -> dict[str, float]:
+    """Operations per second of the fastest product, by precision, with the threads of all systems."""
+    command = [sys.executable, "-m", "benchmarks.suite.arithmetic", "--threads", "2"]
+    said = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+    rates: dict[str, float] = json.loads(said)
+    return rates
+
+
+def prompt_of(job: Job) -> str:
+    """Which prompt a job reads."""
+    return "constraint" if job.scenario == "constraint" else "long" if "--long-prompt" in job.flags else "short"
+
+
+def prompt_lengths(model: Path) -> dict[str, int]:
+    """Tokens of every prompt."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    made = {name: make_problem(tokenizer, long_prompt=name == "long").prompt for name in ("short", "long")}
+    return {"constraint": len(tokenizer.encode(CONSTRAINT_PROMPT)), **{name: len(each) for name, each in made.items()}}
 
 
 def describe_machine() -> dict[str, Any]:

@@ -12,17 +12,21 @@ TITLES = {
     "single": "1 particle × 40 tokens",
     "long": "4 particles × 8 tokens after a prompt of 512, read in every run",
     "long, kept": "the same, and whoever can keep the prompt's cache between runs keeps it",
+    "prior": "base sampling, 100 × 20",
+    "prior, long": "base sampling, 32 × 200",
+    "prior, single": "base sampling, 1 × 40",
     "constraint": "a date in digits, 11 tokens: p₀ hardly ever writes one",
 }
 
 Row = dict[str, Any]
 
 
-def summarise(records: list[Row], exact: list[Row]) -> list[Row]:
+def summarise(records: list[Row], exact: list[Row], rates: dict[str, float]) -> list[Row]:
     """One row per scenario, system and precision, all rounds together.
 
     Ratios are to twistlm's row of the same scenario and precision. `z` compares the mean of Ẑ, which is unbiased, with
-    the exact value or else with twistlm's mean, in standard errors of the difference.
+    the exact value or else with twistlm's mean, in standard errors of the difference. `times_limit` is the median time
+    over what the products of N × T tokens take at the measured rate.
     """
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for record in records:
@@ -31,6 +35,7 @@ def summarise(records: list[Row], exact: list[Row]) -> list[Row]:
     rows = [_row(*key, group) for key, group in groups.items()]
     by_key = {(row["scenario"], row["dtype"], row["system"]): row for row in rows}
     for row in rows:
+        row["times_limit"] = row["median_s"] * rates[row["dtype"]] / row["operations"]
         base = by_key.get((row["scenario"], row["dtype"], OURS))
         if base is None:
             continue
@@ -55,6 +60,7 @@ def _row(scenario: str, dtype: str, system: str, group: list[Row]) -> Row:
         "versions": group[0]["versions"],
         "particles": settings["particles"],
         "tokens": settings["tokens"],
+        "operations": group[0]["operations"],
         "runs": len(seconds),
         "median_s": median(seconds),
         "min_s": min(seconds),
@@ -121,6 +127,8 @@ def to_markdown(results: Row) -> str:
     for row in results["rows"]:
         versions.setdefault(row["system"], ", ".join(f"{name} {number}" for name, number in row["versions"].items()))
     lines += [f"- {system}: {text}" for system, text in versions.items()]
+    rates = ", ".join(f"{speed / 1e9:,.0f} in {dtype}" for dtype, speed in results["rates"].items())
+    lines += [f"- 10⁹ operations per second of the fastest product: {rates}"]
     for each in results["exact"]:
         lines += [f"- exact log Z at T = 2, {each['dtype']}: {each['lower']:.4f} to {each['upper']:.4f}"]
     for scenario, title in TITLES.items():
@@ -135,9 +143,9 @@ def to_markdown(results: Row) -> str:
 
 def _table(rows: list[Row]) -> list[str]:
     lines = [
-        "| system | dtype | N × T | s (range) | tokens/s | twistlm is faster by | MB | above model | log Ẑ ± sd "
-        "| runs | z |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| system | dtype | N × T | s (range) | × GEMM | tokens/s | twistlm is faster by | MB | above model "
+        "| log Ẑ ± sd | runs | z |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: row["dtype"]):
         ratio = f"{row['slower_than_twistlm']:.2f}×" if "slower_than_twistlm" in row else ""
@@ -147,7 +155,8 @@ def _table(rows: list[Row]) -> list[str]:
         runs = str(row["runs"]) if row["alive"] == row["runs"] else f"{row['alive']} alive of {row['runs']}"
         lines.append(
             f"| {row['system']} | {row['dtype']} | {row['particles']} × {row['tokens']} "
-            f"| {row['median_s']:.3g} ({row['min_s']:.3g}–{row['max_s']:.3g}) | {row['tokens_per_s']:.1f} | {ratio} "
+            f"| {row['median_s']:.3g} ({row['min_s']:.3g}–{row['max_s']:.3g}) "
+            f"| {row['times_limit']:.1f} | {row['tokens_per_s']:.1f} | {ratio} "
             f"| {row['peak_mb']:.0f} | {row['above_model_mb']:.0f} | {estimate} | {runs} | {z} |"
         )
     return lines

@@ -135,7 +135,7 @@ def _curve(
     before = os.getloadavg()
     for at in x:
         label = f"{MODEL} {dtype} {name}"
-        found[at] = alternate(tasks(at), rounds(at), f"{label} = {at}")
+        found[at] = alternate(tasks(at), rounds(at), f"{label} = {at}", count=False)
         series = {task: tuple(found[each][task].median if each in found else None for each in x) for task in names}
         curve = Curve(name, MODEL, dtype, x, series, fixed)
         record.put(curve)

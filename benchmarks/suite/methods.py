@@ -42,6 +42,7 @@ def measure(options: Options, record: Record) -> Iterator[str]:
                     ratio=timing.median / sum(timings[other].median for other in against),
                     limit=limits.of_update(name) if name in UPDATES else None, median_s=timing.median, peak_mb=None,
                     task=name, particles=batch.particles, steps=batch.steps, runs_s=timing.seconds, ess=timing.ess,
+                    limit_s=timing.limit_s,
                 )
             )  # fmt: skip
         record.put_load(label, before, os.getloadavg())

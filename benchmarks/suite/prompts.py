@@ -26,7 +26,7 @@ from benchmarks.suite.models import build, spread_twist
 from benchmarks.suite.options import Batch, Options
 from benchmarks.suite.record import Record, Row
 from benchmarks.suite.tasks import WARM_STEPS, Halves, Task
-from benchmarks.suite.timing import alternate
+from benchmarks.suite.timing import Timing, alternate
 from twistlm.core.rng import Rng
 from twistlm.models.chats import Chat
 from twistlm.models.huggingface import HuggingFaceLM
@@ -127,31 +127,20 @@ def measure(options: Options, record: Record) -> Iterator[str]:
         for kind in PARTS:
             names = (f"generate_{kind}", f"{kind}_mlp")
             timings = alternate({name: bench.task(name) for name in names}, options.sizes.prompt_rounds, label)
-            whole = timings[names[0]].median * PARTS[kind]
-            for name, times in zip(names, (PARTS[kind], 1), strict=True):
-                timing = timings[name]
-                record.put(
-                    _row(name, dtype, "time", (count, batch), [s * times for s in timing.seconds], whole, timing.ess)
-                )
+            whole = timings[names[0]].of_part(PARTS[kind])
+            for name, timing in zip(names, (whole, timings[names[1]]), strict=True):
+                record.put(_row(name, dtype, "time", (count, batch), timing, whole))
         timings = alternate({name: bench.task(name) for name in ("different", "equal")}, options.rounds, label)
-        record.put(
-            _row(
-                "different", dtype, "scaling", (count, batch), timings["different"].seconds, timings["equal"].median,
-                None,
-            )
-        )  # fmt: skip
+        record.put(_row("different", dtype, "scaling", (count, batch), timings["different"], timings["equal"]))
         record.put_load(label, before, os.getloadavg())
         yield label
 
 
-def _row(
-    task: str, dtype: str, kind: str, size: tuple[int, Batch], seconds: Sequence[float], other: float,
-    ess: float | None,
-) -> Row:  # fmt: skip
+def _row(task: str, dtype: str, kind: str, size: tuple[int, Batch], timing: Timing, other: Timing) -> Row:
     count, batch = size
-    median = float(torch.tensor(seconds, dtype=torch.float64).quantile(0.5))
     return Row(
-        name=f"{task}_{count}x{batch}", model=MODEL, dtype=dtype, kind=kind, ratio=median / other,
-        limit=limits.of_prompts(task), median_s=median, peak_mb=None, task=task, particles=count * batch.particles,
-        steps=batch.steps, runs_s=tuple(seconds), ess=ess,
+        name=f"{task}_{count}x{batch}", model=MODEL, dtype=dtype, kind=kind, ratio=timing.median / other.median,
+        limit=limits.of_prompts(task), median_s=timing.median, peak_mb=None, task=task,
+        particles=count * batch.particles, steps=batch.steps, runs_s=timing.seconds,
+        ess=timing.ess if task.endswith("_mlp") else None, limit_s=timing.limit_s,
     )  # fmt: skip

@@ -33,6 +33,7 @@ class Row:
         runs_s: seconds of every run.
         ess: mean effective sample size over N.
         twist_mb: parameters of the twist, which `peak_mb` includes.
+        limit_s: seconds that its matrix products alone would take at the measured rate (`arithmetic`).
     """
 
     name: str
@@ -49,6 +50,7 @@ class Row:
     runs_s: tuple[float, ...] = ()
     ess: float | None = None
     twist_mb: float | None = None
+    limit_s: float | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -59,6 +61,11 @@ class Row:
     def measured(self) -> float | None:
         """What `limit` limits."""
         return self.peak_mb if self.kind in ("memory", "growth") else self.ratio
+
+    @property
+    def times_limit(self) -> float | None:
+        """The median time over `limit_s`."""
+        return None if self.median_s is None or not self.limit_s else self.median_s / self.limit_s
 
     @property
     def passed(self) -> bool:

@@ -128,7 +128,9 @@ def between(text: str, name: str) -> str:
 def _cells(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
     """A heading, and one line for each task and model with both precisions beside each other."""
     kind = rows[0].kind
-    columns = {"time": ("s", "MB"), "scaling": ("s",), "update": ("s",)}.get(kind, ("÷ `generate`",))
+    columns = {
+        "time": ("s", "× GEMM", "MB"), "scaling": ("s", "× GEMM"), "update": ("s", "× GEMM"),
+    }.get(kind, ("÷ `generate`",))  # fmt: skip
     ess = ["ESS"] if kind == "time" else []
     yield ("", "model", *(name for dtype in DTYPES for name in (f"{dtype} (limit)", *columns)), *ess)
     lines: dict[tuple[str, str], dict[str, Row]] = {}
@@ -148,6 +150,7 @@ def _figures(row: Row, columns: Sequence[str]) -> list[str]:
     """What is judged with its limit, bold if it is above it; then what the columns name."""
     texts = {
         "s": _number(row.median_s, 2),
+        "× GEMM": _number(row.times_limit, 1),
         "MB": _number(row.peak_mb, 0),
         "÷ `generate`": _number(row.ratio, 2),
     }

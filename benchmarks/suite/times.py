@@ -82,5 +82,5 @@ def _row(
     return Row(
         name=f"{task}_{batch}", model=model, dtype=dtype, kind=kind, ratio=timing.median / median(other.seconds),
         limit=limit, median_s=timing.median, peak_mb=None, task=task, particles=batch.particles, steps=batch.steps,
-        runs_s=timing.seconds, ess=timing.ess,
+        runs_s=timing.seconds, ess=timing.ess, limit_s=timing.limit_s,
     )  # fmt: skip

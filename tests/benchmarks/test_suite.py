@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from benchmarks.suite import curves, limits, memory, methods, models, plots, prompts, table, times
+from benchmarks.peers import floor
+from benchmarks.suite import arithmetic, curves, limits, memory, methods, models, plots, prompts, table, times
 from benchmarks.suite.attention import Stopwatch, split
 from benchmarks.suite.main import _start, main
 from benchmarks.suite.options import GROUPS, MODELS, PAGE, QUICK, RESULTS, Batch, Options
@@ -277,3 +278,38 @@ def test_pictures_skip_what_was_not_measured(tmp_path: Path) -> None:
     paths = plots.plot(record, tmp_path)
     assert [path.name for path in paths] == ["bench-time-t-bf16.png", "bench-per-token-bf16.png"]
     assert all(path.exists() for path in paths)
+
+
+def test_operations_of_products_are_counted_as_they_run() -> None:
+    """Base sampling on a tiny Llama does exactly what the formula for peers says that it needs at least."""
+    bench = Bench("smollm2", "fp32", quick=True)
+    config = {**bench.model.config.to_dict(), "head_dim": bench.model.config.head_dim}
+    run = bench.task("base", Batch(12, 6)).run
+    run()  # the prompt is remembered from here on
+    with arithmetic.Counter() as counter:
+        drawn = run()
+    assert drawn is None
+    assert counter.operations.keys() == {torch.float32}
+    made = counter.operations[torch.float32]
+    whole, prompt = floor.operations(config, bench.prompt.numel(), 12, 6), floor.operations(config, 8, 1, 1)
+    distribution = 2 * config["hidden_size"] * config["vocab_size"]
+    assert 0.9 * (whole - prompt + distribution) < made <= whole - prompt + distribution
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_kind_of_product_counts(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(2, 3, 5, 4, dtype=dtype, requires_grad=True), torch.randn(4, 7, dtype=dtype)
+    with arithmetic.Counter() as counter:
+        (x @ weight).sum().backward()
+    assert counter.operations == {dtype: 2 * 30 * 4 * 7 * 2}
+    with arithmetic.Counter() as counter:
+        torch.nn.functional.scaled_dot_product_attention(x, x, x).sum().backward()
+    assert counter.operations == {dtype: 6 * 5 * 5 * 4 * (2 + 2 + 10)}
+
+
+def test_the_limit_adds_up_over_precisions() -> None:
+    operations = {torch.float32: 300, torch.bfloat16: 400}
+    assert arithmetic.limit(operations, {torch.float32: 100.0, torch.bfloat16: 200.0}) == 5.0
+    assert arithmetic.rates([torch.float32, torch.float32]).keys() == {torch.float32}
+    row = Row("base_1x2", "gpt2", "fp32", "time", 1.0, None, 3.0, None, "base", 1, 2, limit_s=2.0)
+    assert row.times_limit == 1.5
