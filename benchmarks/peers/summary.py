@@ -72,9 +72,18 @@ def _row(scenario: str, dtype: str, system: str, group: list[Row]) -> Row:
         "log_Z_hat_mean": fmean(alive) if alive else None,
         "log_Z_hat_sd": stdev(alive) if len(alive) > 1 else None,
         "Z_hat_mean": fmean(Z_hat),
-        "Z_hat_se": sqrt(variance(Z_hat) / len(Z_hat)) if len(Z_hat) > 1 else None,
+        "Z_hat_se": _standard_error(Z_hat, extra, settings["particles"]),
         "extra_mean": {name: fmean(each[name] for each in extra) for name in (extra[0] if extra else ())},
     }
+
+
+def _standard_error(Z_hat: list[float], extra: list[Row], particles: int) -> float | None:
+    """Of the mean of Ẑ: from single weights where runs are means of independent ones, else from the runs."""
+    if extra:
+        mean = fmean(each["phi_mean"] for each in extra)
+        spread = fmean(each["phi_square_mean"] for each in extra) - mean**2
+        return sqrt(max(spread, 0.0) / (particles * len(Z_hat)))
+    return sqrt(variance(Z_hat) / len(Z_hat)) if len(Z_hat) > 1 else None
 
 
 def _z(row: Row, base: Row, exact: list[Row]) -> float | None:

@@ -15,7 +15,11 @@ from benchmarks.suite.machine import MB
 from benchmarks.suite.options import DTYPES, ROOT
 from benchmarks.suite.record import Record, Row
 
-PEERS = ROOT / "benchmarks" / "peers" / "results.md"
+# Tables of `benchmarks/peers/compare.py`, by marker: everything that samples posteriors, and engines that sample p₀.
+PEERS = {
+    "peers": ROOT / "benchmarks" / "peers" / "results.md",
+    "engines": ROOT / "benchmarks" / "peers" / "engines.md",
+}
 MODELS = {
     "gpt2": "GPT-2 shape",
     "smollm2": "SmolLM2",
@@ -101,10 +105,11 @@ def write(page: Path, record: Record | None) -> None:
     text = page.read_text(encoding="utf-8")
     for name, content in tables(record).items():
         text = replaced(text, name, content)
-    if PEERS.exists():
-        # Without its title, and one level down.
-        _, _, peers = PEERS.read_text(encoding="utf-8").partition("\n")
-        text = replaced(text, "peers", peers.strip().replace("\n## ", "\n### "))
+    for name, place in PEERS.items():
+        if place.exists():
+            # Without its title, and one level down.
+            _, _, peers = place.read_text(encoding="utf-8").partition("\n")
+            text = replaced(text, name, peers.strip().replace("\n## ", "\n### "))
     page.write_text(text, encoding="utf-8")
 
 
@@ -128,9 +133,10 @@ def between(text: str, name: str) -> str:
 def _cells(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
     """A heading, and one line for each task and model with both precisions beside each other."""
     kind = rows[0].kind
-    columns = {
-        "time": ("s", "× GEMM", "MB"), "scaling": ("s", "× GEMM"), "update": ("s", "× GEMM"),
-    }.get(kind, ("÷ `generate`",))  # fmt: skip
+    # Nobody counted in tables that are older than the column.
+    limit = ["× GEMM"] if any(row.limit_s for row in rows) else []
+    columns = ["s", *limit] if kind in ("time", "scaling", "update") else ["÷ `generate`"]
+    columns += ["MB"] if kind == "time" else []
     ess = ["ESS"] if kind == "time" else []
     yield ("", "model", *(name for dtype in DTYPES for name in (f"{dtype} (limit)", *columns)), *ess)
     lines: dict[tuple[str, str], dict[str, Row]] = {}
