@@ -134,7 +134,7 @@ def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, collected: Samp
         base = collected.select(torch.cat([index[: int(COLLECTED * each)] for index in rows]))
     own = sampler.draw(rng.fork("own"), cases, each // 2)
     samples = Samples.concatenate([replace(part, features=None, siblings=None) for part in (base, own)])
-    return _weighed(sampler, samples, rows_of(samples.prompts, cases), len(base) / len(samples))
+    return _weighed(sampler, samples, rows_of(samples.prompts, cases), torch.arange(len(samples)) < len(base))
 
 
 def _chosen(rng: Rng, both: _Draws, each: int) -> _Draws:
@@ -169,12 +169,16 @@ def _conditional(rng: Rng, sampler: Sampler, cases: Cases, count: int) -> _Draws
     order = torch.arange(2 * len(given) * each).view(2, len(given), each).transpose(0, 1).flatten()
     samples = Samples.concatenate([replace(part, features=None, siblings=None) for part in both]).select(order)
     groups = list(torch.arange(len(order)).view(len(given), -1))
-    return _weighed(sampler, samples, groups, 0.5)
+    return _weighed(sampler, samples, groups, order < len(order) // 2)
 
 
-def _weighed(sampler: Sampler, samples: Samples, groups: list[Tensor], share: float) -> _Draws:
-    """Against the mixture of p₀, with its `share`, and q."""
+def _weighed(sampler: Sampler, samples: Samples, groups: list[Tensor], base: Tensor) -> _Draws:
+    """Against the mixture of p₀ and q in which each target's draws were made; `base` [n]: those that are p₀'s."""
     found = sampler.densities(samples)
     log_p, log_q = found.log_p.cumsum(-1), found.log_q.cumsum(-1)
-    log_ratio = log_p - torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+    share = torch.empty((len(samples), 1), dtype=torch.float64)
+    for index in groups:
+        share[index] = base[index].double().mean()
+    share = share.to(log_p.device)
+    log_ratio = log_p - torch.logaddexp(log_p + share.log(), log_q + (1 - share).log())
     return _Draws(samples, log_ratio, log_ratio[:, -1] + samples.log_phi, groups)
