@@ -22,7 +22,7 @@ from twistlm.core.registry import available
 TWISTS = (*HEADS, "backbone")
 SHORT = (
     "generate", "base", *(f"smc_{twist}" for twist in TWISTS),
-    *(f"{loss}_{twist}" for twist in TWISTS for loss in ("ctl", "dpg")),
+    *(f"{loss}_{twist}" for twist in (*TWISTS, "backbone:adafactor") for loss in ("ctl", "dpg")),
 )  # fmt: skip
 CASES: dict[str, dict[str, tuple[str, ...]]] = {
     "gpt2": {"short": SHORT, "long": ("generate", "smc_mlp"), "large": ("generate", "smc_mlp")},
@@ -71,9 +71,9 @@ def peak(job: Job) -> Peak:
     machine.release()
     before = machine.resident_mb()
     machine.forget_peak()
-    task = bench.task(job.task, job.batch)
     if job.task != "generate":
         bench.forget_model()
+    task = bench.task(job.task, job.batch)
     trains = job.task.partition("_")[0] in available("loss")
     for _ in range(2 if trains else 1):
         task.run()

@@ -56,7 +56,8 @@ def title(row: Row) -> str:
 def describe(task: str) -> str:
     """A task's name in words."""
     plain = task.removesuffix("_no_attention")
-    kind, _, twist = plain.partition("_")
+    kind, _, made_of = plain.partition("_")
+    twist, _, optimiser = made_of.partition(":")
     words = {
         "generate": "`generate`",
         "base": "base sampling",
@@ -70,6 +71,7 @@ def describe(task: str) -> str:
         "different": "base sampling, 64 prompts of 10 to 70 tokens ÷ of 40 tokens",
     }
     text = words.get(plain) or f"{VERBS.get(kind, f'{kind.upper()} update')}, {TWISTS[twist]}"
+    text = f"{text}, {optimiser.capitalize()}" if optimiser else text
     return text if plain == task else f"{text}, apart from attention"
 
 

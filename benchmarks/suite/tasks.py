@@ -6,7 +6,8 @@
 | `base` | base sampling |
 | `smc_TWIST` | SMC with this twist, resampling at every step |
 | `never_TWIST` | the same without resampling |
-| `LOSS_TWIST` | one update as the trainer does it: sampling, scores, backward, clipping, optimiser |
+| `LOSS_TWIST` | one update as the trainer does it: sampling, scores, backward, clipping, AdamW |
+| `LOSS_TWIST:OPTIMISER` | the same with another optimiser |
 | `certificate` | a certificate of the MLP twist: four runs each of IWAE and SMC, lower and upper |
 """
 
@@ -122,12 +123,14 @@ class Bench:
         return Task(lambda: _update(trainer), lambda: _update(trainer))
 
     def trainer(self, loss: str, twist: str, batch: Batch) -> Trainer:
-        """A trainer with a twist of its own."""
+        """A trainer with a twist of its own; `twist` may name an optimiser behind a colon."""
+        twist, _, optimiser = twist.partition(":")
         made = self._new_twist(twist)
         model = TwistedLM(self.lm, probability(made) if objective(loss).probability else made, "ignore")
         setting = Setting(self._sampler(model, batch), [Case(self.prompt)])
-        training = get_preset("toxicity", "small").config(loss).training
-        return Trainer(Rng(0), setting, replace(training, num_particles=batch.particles), _no_criterion)
+        config = get_preset("toxicity", "small").config(loss)
+        config = config.changed(num_particles=batch.particles, optimiser=optimiser or None)
+        return Trainer(Rng(0), setting, config.training, _no_criterion)
 
     def _twist(self, kind: str) -> Twist:
         """The twist that every task but training shares."""

@@ -49,6 +49,30 @@ def test_another_precision_leaves_the_original_alone() -> None:
     assert 0 < difference < 0.05 * hidden(network).abs().mean()
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_beside_a_network_that_stays_nothing_is_held_twice(architecture: str) -> None:
+    network = tiny_model(architecture).base_model
+    made = for_inference(network, torch.float32, stays=True)
+    torch.testing.assert_close(hidden(made), hidden(network), rtol=1e-4, atol=1e-4)
+    held = {parameter.data_ptr() for parameter in network.parameters()}
+    assert {parameter.data_ptr() for parameter in made.parameters()} <= held
+    assert not any(isinstance(module, PackedLinear) for module in made.modules())
+    assert not any(parameter.requires_grad for parameter in made.parameters())
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_embeddings_are_looked_up_where_they_are(architecture: str) -> None:
+    network = tiny_model(architecture).base_model
+    made, copied = (for_inference(network, torch.bfloat16, stays=stays) for stays in (True, False))
+    assert torch.equal(hidden(made), hidden(copied))
+    assert {parameter.dtype for parameter in made.parameters()} == {torch.bfloat16}
+    tables = [module for module in network.modules() if type(module) is nn.Embedding]
+    size = sum(parameter.numel() for parameter in copied.parameters())
+    assert sum(parameter.numel() for parameter in made.parameters()) == size - sum(
+        each.weight.numel() for each in tables
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(0, 40), (1, 40), (3, 5, 40)])
 def test_product_equals_linear(dtype: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -4,7 +4,6 @@ Passes without gradient run through a copy of the network that is arranged for t
 made for prefixes (`cache`).
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from twistlm.models.chats import Chat, ChatReader
 from twistlm.models.groups import Groups
 from twistlm.models.local import safely, usable_device
 from twistlm.models.packaged import without_progress_bars
-from twistlm.models.packing import for_inference, sharing_copy
+from twistlm.models.packing import for_inference, in_float32, sharing_copy
 from twistlm.models.reading import (
     Memory,
     Tokens,
@@ -51,8 +50,9 @@ DTYPES: dict[str, Any] = {
 }
 
 
-# Tokens whose activations a trainable network holds at a time: about 200 kB each in a layer of GPT-2's width.
-TRAINING_TOKENS = 1024
+# Tokens whose activations a trainable network holds at a time: at most, and at least, and bytes of them, at so many for
+# each number of a hidden state (200 kB in a layer of GPT-2's width).
+TRAINING_TOKENS, FEWEST_TRAINING_TOKENS, ACTIVATIONS, BYTES_EACH = 1024, 256, 600_000_000, 270
 # Columns of prompts that take the memory of one such token, if several prompts are read before their sequences.
 COLUMNS_PER_TOKEN = 32
 # Tokens of sequences, with their prompts', that run in one pass without gradient.
@@ -176,27 +176,30 @@ class HuggingFaceDecoder:
         Sequences run as many at a time as memory has room for. Prompts that several sequences share are read once.
         """
         training = self.trainable and torch.is_grad_enabled()
+        if training:
+            # An update follows, after which it is made anew: activations take its room.
+            self._inference = None
         network, once = self.module if training else self._network(), distinct(prompts)
         tokens, longest = tokens.to(self.device), max(len(prompt) for prompt in once)
-        most = PASS_TOKENS // (longest + tokens.shape[1])
+        most, at_once = PASS_TOKENS // (longest + tokens.shape[1]), _trained_at_once(self.module)
         with torch.set_grad_enabled(training):
             if len(once) == 1 and len(prompts) > 1 and longest > 1:
                 # The last token of the prompt is each sequence's own: their hidden states come from one pass.
-                reading = read(network, [once[0][:-1]], self.device, TRAINING_TOKENS)
+                reading = read(network, [once[0][:-1]], self.device, at_once)
                 last = torch.full_like(tokens[:, :1], once[0][-1])
                 inputs = torch.cat([last, tokens[:, :-1]], -1)
-                rows = TRAINING_TOKENS // inputs.shape[1] if training else most
+                rows = at_once // inputs.shape[1] if training else most
                 return in_parts(partial(hidden_after, network, reading), (inputs,), max(1, rows), training)
             if len(once) > 1 and worth_reading_once(once, len(prompts)):
                 if training:
-                    reading = read(network, once, self.device, TRAINING_TOKENS)
-                    most = TRAINING_TOKENS // (tokens.shape[1] + longest // COLUMNS_PER_TOKEN)
+                    reading = read(network, once, self.device, at_once)
+                    most = at_once // (tokens.shape[1] + longest // COLUMNS_PER_TOKEN)
                 else:
                     reading = self._memory.read(network, once, self.device)
                 return features_after(network, reading, reading.owners(prompts), tokens, max(1, most))
             prefix, padding = left_padded(prompts, self.device)
             inputs = torch.cat([prefix, tokens[:, :-1]], -1)
-            rows = TRAINING_TOKENS // inputs.shape[1] if training else most
+            rows = at_once // inputs.shape[1] if training else most
             given = inputs, padding if bool(padding.any()) else None
             return in_parts(partial(hidden_states, network), given, max(1, rows), training)[:, longest - 1 :]
 
@@ -216,11 +219,19 @@ class HuggingFaceDecoder:
         parameters = list(self.module.parameters())
         version = (parameters[0].data_ptr(), parameters[0].dtype, sum(p._version for p in parameters))
         if self._inference is None or self._inference[0] != version:
-            network = self.module
+            # The last one goes before there is another.
+            network, self._inference = self.module, None
             if self._merge is not None:
                 self._merge(network := sharing_copy(network))
-            self._inference = (version, for_inference(network, self.dtype))
+            self._inference = (version, for_inference(network, self.dtype, stays=self._merge is None))
         return self._inference[1]
+
+
+def _trained_at_once(network: nn.Module) -> int:
+    """Tokens whose activations fit beside everything else that training holds."""
+    config: Any = network.config
+    each = BYTES_EACH * config.hidden_size * config.num_hidden_layers
+    return min(TRAINING_TOKENS, max(FEWEST_TRAINING_TOKENS, ACTIVATIONS // each))
 
 
 def _coalesced(cache: PrefixCache) -> PrefixCache:
@@ -321,8 +332,7 @@ class HuggingFaceLM(HuggingFaceDecoder):
 
         It samples in this model's precision: the weights account for the very values that were drawn from.
         """
-        network = copy.deepcopy(self.module).float().requires_grad_()
-        return HuggingFaceDecoder(network, trainable=True, dtype=self.dtype)
+        return HuggingFaceDecoder(in_float32(self.module).requires_grad_(), trainable=True, dtype=self.dtype)
 
     def adapted_copy(
         self, adapt: Callable[[nn.Module], None], merge: Callable[[nn.Module], None]

@@ -215,8 +215,11 @@ def small(network: Any, tokens: Tensor) -> bool:
 
 
 def in_parts(run: Callable[..., Tensor], given: Sequence[Tensor | None], rows: int, training: bool) -> Tensor:
-    """`run` on some of the rows of `given` [B, …] at a time."""
+    """`run` on at most so many rows of `given` [B, …] at a time."""
     count = len(next(each for each in given if each is not None))
+    if training:
+        # Equal parts: the largest decides the memory, and the last one is spared being run again.
+        rows = -(-count // -(-count // rows))
     starts, parts = range(0, count, rows), []
     for at in starts:
         part = [None if each is None else each[at : at + rows] for each in given]

@@ -27,11 +27,13 @@ class VocabularyHead(nn.Module):
     Args:
         trunk: features [..., d] to [..., k], float32.
         weight: output matrix [V, k]; a parameter of the head, or a frozen tensor that it borrows.
+        packs: keep a copy of the output matrix that is faster to multiply with; one in another precision is kept
+            wherever that of the features is another.
     """
 
-    def __init__(self, trunk: nn.Module, weight: Tensor) -> None:
+    def __init__(self, trunk: nn.Module, weight: Tensor, packs: bool = True) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self._packs = trunk, packs
         if isinstance(weight, nn.Parameter) and weight.requires_grad:
             self.weight: Tensor = weight
         else:
@@ -68,17 +70,21 @@ class VocabularyHead(nn.Module):
     def log_normaliser(self, features: Tensor, logits: normaliser.Logits, rows: int) -> Tensor:
         """log Σ_v p₀ψ [n] of features [n, d] with gradient, multiplied in their precision; see `normaliser`."""
         inner: Tensor = self.trunk(features.float())
-        return normaliser.of_product(
-            inner, self.weight, self.bias, float(self.shrinkage), self._packed(features.dtype), logits, rows
-        )
+        # Of as many rows packing pays at once, whether it is kept or not.
+        product = self._packed(features.dtype) if self._packs else self._made(features.dtype, pack=True)
+        return normaliser.of_product(inner, self.weight, self.bias, float(self.shrinkage), product, logits, rows)
 
     def _packed(self, dtype: torch.dtype) -> PackedProduct:
         """The output layer in `dtype`, made once per version of its parameters."""
-        tensors = [self.weight, self.bias]
-        version = (dtype, *[(tensor.data_ptr(), tensor._version) for tensor in tensors])
+        version = (dtype, *[(tensor.data_ptr(), tensor._version) for tensor in (self.weight, self.bias)])
         if self._product is None or self._product[0] != version:
-            self._product = (version, PackedProduct(*[tensor.detach().to(dtype) for tensor in tensors]))
+            # The last one goes before there is another.
+            self._product = None
+            self._product = (version, self._made(dtype, pack=self._packs or dtype != self.weight.dtype))
         return self._product[1]
+
+    def _made(self, dtype: torch.dtype, *, pack: bool) -> PackedProduct:
+        return PackedProduct(self.weight.detach().to(dtype), self.bias.detach().to(dtype), pack=pack)
 
 
 def _zero_output(vocab_size: int, width: int) -> nn.Parameter:
@@ -98,7 +104,7 @@ def _layers(sizes: list[int], *, zero_last: bool) -> nn.Sequential:
 
 
 def head_of_its_own(lm: BaseLM, twist: str, num_layers: int, width: int | None) -> VocabularyHead:
-    """A linear (`num_layers=1`) or MLP head for a twist with a network of its own.
+    """A linear (`num_layers=1`) or MLP head for a twist with a network of its own: it has time to spare, and no memory.
 
     Raises:
         ConfigError: num_layers < 1.
@@ -106,10 +112,10 @@ def head_of_its_own(lm: BaseLM, twist: str, num_layers: int, width: int | None) 
     if num_layers < 1:
         raise ConfigError(f"twist {twist!r} needs num_layers of at least 1, not {num_layers}")
     if num_layers == 1:
-        return VocabularyHead(nn.Identity(), _zero_output(lm.vocab_size, lm.feature_size)).to(_device(lm))
+        return VocabularyHead(nn.Identity(), _zero_output(lm.vocab_size, lm.feature_size), False).to(_device(lm))
     width = width or lm.feature_size
     trunk = _layers([lm.feature_size, *[width] * (num_layers - 1)], zero_last=False)
-    return VocabularyHead(trunk, _zero_output(lm.vocab_size, width)).to(_device(lm))
+    return VocabularyHead(trunk, _zero_output(lm.vocab_size, width), False).to(_device(lm))
 
 
 def _twist(head: VocabularyHead, lm: BaseLM) -> Twist:

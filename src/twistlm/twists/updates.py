@@ -35,4 +35,6 @@ def step(
     optimiser.step()
     # The fused step leaves version counters alone, by which twists notice that what they derived is out of date.
     torch.autograd.graph.increment_version(parameters)
+    # As large as the twist, and of no use while the next batch is drawn.
+    optimiser.zero_grad(set_to_none=True)
     return float(norm)

@@ -34,14 +34,15 @@ def packable(weight: Tensor) -> bool:
 class PackedProduct:
     """x [..., k] ↦ x · weight [V, k]ᵀ + bias [V]: [..., V], for a weight that stays as it is.
 
-    Where nothing can be packed this is `torch.nn.functional.linear`. Neither argument is copied otherwise.
+    Where nothing can be packed, or is to be (`pack`), this is `torch.nn.functional.linear`. Neither argument is copied
+    otherwise.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, pack: bool = True) -> None:
         weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
         self.dtype = weight.dtype
-        self._packed = packable(weight)
+        self._packed = pack and packable(weight)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if self._packed else weight
 
     @property
