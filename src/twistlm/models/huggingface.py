@@ -230,7 +230,7 @@ class HuggingFaceDecoder:
 def _trained_at_once(network: nn.Module) -> int:
     """Tokens whose activations fit beside everything else that training holds."""
     config: Any = network.config
-    each = BYTES_EACH * config.hidden_size * config.num_hidden_layers
+    each: int = BYTES_EACH * config.hidden_size * config.num_hidden_layers
     return min(TRAINING_TOKENS, max(FEWEST_TRAINING_TOKENS, ACTIVATIONS // each))
 
 
