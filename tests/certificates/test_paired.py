@@ -318,7 +318,7 @@ def test_one_twist_for_every_class(tmp_path) -> None:
     config = replace(CONFIG, num_draws=512, chunk=512, evaluation=EvaluationConfig((4,), 128, 256))
     run = train(target, config=config, num_updates=10, learning_rate=1e-3, out=tmp_path / "run")
     for label in labels:
-        found, base = run.sample(64, condition=label), run.sample(64, condition=label, proposal="base")
+        found, base = run.sample(64, condition=label), run.base_samples(64, condition=label)
         # By weight, SMC's samples are of the class that was asked for; base draws are of what class they like.
         likely = (found.weights * found.log_phi).sum()
         assert likely > base.log_phi.mean() + 0.1, label

@@ -283,5 +283,5 @@ def test_a_cell_may_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_own_settings_name_no_plugin() -> None:
     assert plugins.hashes(TrainingConfig().parts.items()) == {}
     assert set(TrainingConfig(loss="0.5*ctl+0.5*dpg", target_source="proposal+exact").parts) == {
-        "loss ctl", "loss dpg", "source proposal", "source exact",
+        "loss ctl", "loss dpg", "optimiser adamw", "source proposal", "source exact",
     }  # fmt: skip
