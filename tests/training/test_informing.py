@@ -74,7 +74,7 @@ def test_it_finds_what_the_potential_knows() -> None:
     informed, found = informing.inform(Rng(0), sampler_at(case), [case.at], 2048)
     # This potential scores no prefixes: the twist's own numbers are fitted, at every step that gains.
     assert not found["asks"]
-    assert not informed.scores
+    assert not informed.coefficients[:, 2].any()
     assert set(informed.steps) <= {1, 2}
 
 

@@ -118,7 +118,6 @@ def test_it_survives_a_file() -> None:
     assert informed.at(3) is None
     none = Informed.from_dict({"steps": [], "coefficients": []})
     assert none.at(1) is None
-    assert not none.scores
 
 
 @pytest.mark.parametrize(

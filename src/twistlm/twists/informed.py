@@ -56,11 +56,6 @@ class Informed:
         if list(steps) != sorted(set(steps)) or (steps and steps[0] < 1):
             raise ConfigError(f"steps must be in order and from 1 on, not {steps}")
 
-    @property
-    def scores(self) -> bool:
-        """Whether the potential is asked at all."""
-        return bool((self.coefficients[:, 2] != 0).any())
-
     def at(self, step: int) -> Tensor | None:
         """(a, c, b) after `step` tokens; None where weights stay as they are."""
         return self.coefficients[self.steps.index(step)] if step in self.steps else None
