@@ -23,10 +23,7 @@ class Scoring(BasePotential):
     """φ of a table, with an opinion of prefixes that is not its own."""
 
     inner: TablePotential
-
-    @property
-    def scores_prefixes(self) -> bool:
-        return True
+    scores_prefixes = True
 
     def score_prefixes(self, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
         return (tokens.double() * torch.tensor([0.3, -1.1, 0.7])[: tokens.shape[1]]).sum(-1)
@@ -127,9 +124,7 @@ def test_scores_are_finite_and_asked_once_for_each_prefix() -> None:
 
     @dataclass(frozen=True)
     class Counting(BasePotential):
-        @property
-        def scores_prefixes(self) -> bool:
-            return True
+        scores_prefixes = True
 
         def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
             asked.append(len(tokens))

@@ -36,6 +36,8 @@ class BasePotential(Potential, ABC):
     log_upper_bound: float | None = None
     log_lower_bound: float | None = None
     """What log φ is never below, −inf if φ may be 0; None if that is not known. Intervals rest on both bounds."""
+    scores_prefixes: bool = False
+    """Whether a text that is not finished has a score that tells something of what will become of it."""
     lm: BaseLM | None = None
     """The model it was bound to, None before `bind`."""
 
@@ -60,11 +62,6 @@ class BasePotential(Potential, ABC):
     @abstractmethod
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log φ [B] of B prompts followed by tokens [B, T], in nats; call it through `evaluate`."""
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """Whether a text that is not finished has a score that tells something of what will become of it."""
-        return False
 
     def score_prefixes(self, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
         """That score [B] of prompts followed by the first tokens [B, t], in nats: log φ, as if each text ended there.
@@ -113,15 +110,11 @@ class Product(BasePotential):
         for name in ("log_upper_bound", "log_lower_bound"):
             bounds = [bound for part in flat if (bound := getattr(part, name, None)) is not None]
             object.__setattr__(self, name, sum(bounds) if len(bounds) == len(flat) else None)
+        object.__setattr__(self, "scores_prefixes", bool(self._scoring))
 
     def bind(self, lm: BaseLM) -> "Product":
         """The product of the bound parts."""
         return Product(tuple(part.bind(lm) for part in self.parts))
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """Whether a part does."""
-        return bool(self._scoring)
 
     @property
     def _scoring(self) -> list[BasePotential]:
@@ -154,15 +147,11 @@ class Power(BasePotential):
         for name in ("log_upper_bound", "log_lower_bound"):
             bound = getattr(self.base, name, None)
             object.__setattr__(self, name, None if bound is None else self.beta * bound)
+        object.__setattr__(self, "scores_prefixes", getattr(self.base, "scores_prefixes", False))
 
     def bind(self, lm: BaseLM) -> "Power":
         """The power of the bound base."""
         return Power(self.base.bind(lm), self.beta)
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """Whether the base does."""
-        return isinstance(self.base, BasePotential) and self.base.scores_prefixes
 
     def score_prefixes(self, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
         """β times the base's [B]."""

@@ -38,6 +38,7 @@ class Classes(BasePotential):
     log_upper_bound = 0.0
     num_condition = 1
     num_following = 0
+    scores_prefixes = True
     scorers: tuple[Classifier, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -77,11 +78,6 @@ class Classes(BasePotential):
         drawn = (uniforms.unsqueeze(-1).to(below.device) > below).sum(-1, keepdim=True)
         drawn = drawn.clamp_max(len(self.labels) - 1)
         return drawn.to(tokens.device), log_classes.gather(-1, drawn).squeeze(-1)
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """It does: of any text."""
-        return True
 
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """Nothing: without conditions there is no φ.

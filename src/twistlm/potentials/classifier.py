@@ -55,6 +55,7 @@ class Classifier(TextPotential):
     device: str | None = None
     log_upper_bound = 0.0
     reads_pairs = True
+    scores_prefixes = True
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading the model."""
@@ -82,11 +83,6 @@ class Classifier(TextPotential):
     def identified_by(self) -> Any:
         """Its arguments, with the classifier's content for its name."""
         return {**super().identified_by(), "model": of_scorer(self.model)}
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """It does: of any text."""
-        return True
 
     def log_phi_texts(self, texts: list[str] | list[Pair]) -> Tensor:
         """beta · log p(label), float64 [B].

@@ -31,6 +31,8 @@ class Continuation(BasePotential):
     absorbing_eos: bool = True
     batch_size: int = 64
     log_upper_bound = 0.0
+    # By a pass of the base model over each, as if what must follow came at once.
+    scores_prefixes = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -38,11 +40,6 @@ class Continuation(BasePotential):
             raise ConfigError("the continuation is empty: give text or at least one token id")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """It does, by a pass of the base model over each: as if the continuation followed at once."""
-        return True
 
     @torch.no_grad()
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:

@@ -89,11 +89,7 @@ class Function(TextPotential):
         self.check_of()
         if self.on == "tokens" and not self.batched:
             raise ConfigError("a function on tokens is always batched; batched=False is for texts and pairs")
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """Whether it was said to."""
-        return self.prefixes
+        object.__setattr__(self, "scores_prefixes", self.prefixes)
 
     def identified_by(self) -> Any:
         """Its arguments but for `prefixes`, which changes no value of φ."""

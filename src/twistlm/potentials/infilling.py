@@ -31,6 +31,8 @@ class Infilling(BasePotential):
     num_condition: int
     batch_size: int = 256
     log_upper_bound = 0.0
+    # By a pass of the base model over each, as if what must follow came at once.
+    scores_prefixes = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -51,11 +53,6 @@ class Infilling(BasePotential):
         """
         lm = self.bound_lm()
         return without_start(lm, lm.encode(given))
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """It does, by a pass of the base model over each: as if the condition followed at once."""
-        return True
 
     def draw_condition(
         self, uniforms: Tensor, prompts: Prompts, tokens: Tensor, following: Tensor, log_p: Tensor

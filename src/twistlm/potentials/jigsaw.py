@@ -42,6 +42,7 @@ class Jigsaw(TextPotential):
     of: Of | None = None
     batch_size: int = 128
     log_upper_bound = 0.0
+    scores_prefixes = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -56,11 +57,6 @@ class Jigsaw(TextPotential):
         """Its arguments and the packaged weights."""
         folder = packaged_folder()
         return [super().identified_by(), *[Files(folder / name) for name in (WEIGHTS, TOKENIZER)]]
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """It does: of any text."""
-        return True
 
     def logit_texts(self, texts: list[str]) -> Tensor:
         """The label's logit, float64 [B]."""

@@ -50,11 +50,8 @@ class Regex(TextPotential):
             raise ConfigError(f"invalid regular expression {self.pattern!r}: {error}") from error
         object.__setattr__(self, "flags", int(self.flags))
         set_indicator_bounds(self, self.eps)
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """It does where a match anywhere decides: what has been found stays found."""
-        return self.mode == "search"
+        # Where a match anywhere decides, what has been found stays found.
+        object.__setattr__(self, "scores_prefixes", self.mode == "search")
 
     def log_phi_texts(self, texts: list[str]) -> Tensor:
         """log φ [B] of B texts."""

@@ -44,6 +44,7 @@ class Reward(TextPotential):
     batch_size: int = 32
     device: str | None = None
     reads_pairs = True
+    scores_prefixes = True
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading the model."""
@@ -77,11 +78,6 @@ class Reward(TextPotential):
     def identified_by(self) -> Any:
         """Its arguments, with the reward model's content for its name."""
         return {**super().identified_by(), "model": of_scorer(self.model)}
-
-    @property
-    def scores_prefixes(self) -> bool:
-        """It does: of any text."""
-        return True
 
     def log_phi_texts(self, texts: list[str] | list[Pair]) -> Tensor:
         """beta · reward, float64 [B]."""

@@ -60,6 +60,7 @@ class Threshold(BasePotential):
         if self.on == "logit" and not isinstance(self.scorer, HasLogit):
             raise ConfigError(f"{type(self.scorer).__name__} has no logit; use on='probability' or 'log_probability'")
         set_indicator_bounds(self, self.eps)
+        object.__setattr__(self, "scores_prefixes", getattr(self.scorer, "scores_prefixes", False))
 
     def bind(self, lm: BaseLM) -> Self:
         """The threshold on the bound scorer."""
@@ -67,13 +68,8 @@ class Threshold(BasePotential):
         object.__setattr__(bound, "scorer", self.scorer.bind(lm))
         return bound
 
-    @property
-    def scores_prefixes(self) -> bool:
-        """Whether the scorer does: how near a prefix is to the threshold tells more than whether it is beyond."""
-        return isinstance(self.scorer, BasePotential) and self.scorer.scores_prefixes
-
     def score_prefixes(self, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """The score itself [B], with its sign changed where low ones pass."""
+        """The score itself [B], which tells how near a prefix is; with its sign changed where low ones pass."""
         assert isinstance(self.scorer, BasePotential)
         if isinstance(self.scorer, HasLogit) and self.on == "logit":
             score = self.scorer.logit(prompts, tokens)
