@@ -17,6 +17,8 @@ from twistlm.training.config import TrainingConfig, training_sources
 OWN = ("num_draws", "held_out_prompts", "seed")
 # Of fewer prompts none can be spared.
 FEWEST_TO_HOLD_OUT = 10
+# Settings of training that there were not always, and what they were then: left out of files where they are the same.
+BEFORE = {"optimiser": "adamw", "informed": "off"}
 FOLDS = ("training", "held_out", "evaluation")
 
 
@@ -117,8 +119,7 @@ class RunConfig:
         """JSON values."""
         fields = dataclasses.asdict(self)
         # What was begun before there was a choice was asked the same.
-        if self.training.optimiser == TrainingConfig.optimiser:
-            del fields["training"]["optimiser"]
+        fields["training"] = {k: v for k, v in fields["training"].items() if k not in BEFORE or v != BEFORE[k]}
         return fields
 
     def changed(

@@ -11,7 +11,7 @@ from typing import Any
 from twistlm.core.errors import RunError
 from twistlm.core.plugins import distributions
 from twistlm.core.storage import STRICT, as_type, load_json
-from twistlm.runs.config import RunConfig
+from twistlm.runs.config import BEFORE, RunConfig
 from twistlm.sampling.description import TargetFields
 
 NAME = "config.json"
@@ -124,11 +124,15 @@ def read(path: Path) -> dict[str, Any]:
             # What the setting was called before prompts came in sets.
             del training["num_conditions"]
             training["num_cases"] = count
-    match config:
-        case {"run": {"training": dict(training)}}:
-            # Settings that there were not always, at their defaults: what is asked now without them is the same.
-            training.setdefault("informed", "auto")
     return config
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a config.json with the settings that it leaves out, as they were before there was a choice."""
+    match values:
+        case {"run": {"training": dict(training)} as run}:
+            return {**values, "run": {**run, "training": {**BEFORE, **training}}}
+    return dict(values)
 
 
 def versions() -> dict[str, str]:

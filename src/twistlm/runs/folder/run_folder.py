@@ -145,7 +145,8 @@ class RunFolder(Place):
         Raises:
             RunError: the file says something else.
         """
-        return as_type(Described, description.read(self.path), str(self.path / description.NAME))
+        values = description.completed(description.read(self.path))
+        return as_type(Described, values, str(self.path / description.NAME))
 
     def load_outline(self) -> Outline:
         """What a reader is told of it; the settings may be another version's.
