@@ -6,7 +6,7 @@ from twistlm.core.registry import available
 from twistlm.testing import check_proposal
 
 # Of those that take a parameter.
-VALUES = {"tempered": (0.0, 0.3, 1.0)}
+VALUES = {"tempered": (0.0, 0.3, 1.0), "defensive": (0.0, 0.25, 1.0)}
 
 
 @pytest.mark.parametrize(

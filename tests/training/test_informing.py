@@ -16,6 +16,7 @@ from twistlm.sampling.twisted import TwistedLM
 from twistlm.sampling.workplace import Workplace
 from twistlm.testing import assert_mean
 from twistlm.training import informing
+from twistlm.training.draws import Draws, chosen
 from twistlm.twists.tabular import TabularHead
 
 
@@ -28,9 +29,7 @@ def test_weights_estimate_what_they_should(case: Case, kind: str) -> None:
     sampler, cases = sampler_at(case), [case.at]
     if kind == "pool":
         pool = Pool.begun(Rng(1), sampler, cases, 4000).grown(Rng(2), sampler, cases, 4000)
-        there = informing._Draws(
-            pool.samples, pool.log_ratio, pool.final_log_ratio + pool.samples.log_phi, [torch.arange(8000)]
-        )
+        there = Draws(pool.samples, pool.log_ratio, pool.final_log_ratio + pool.samples.log_phi, [torch.arange(8000)])
     else:
         collected = None
         if kind == "collected":
@@ -45,11 +44,11 @@ def test_weights_estimate_what_they_should(case: Case, kind: str) -> None:
 def test_those_that_are_chosen_stand_for_all(case: Case) -> None:
     sampler = sampler_at(case)
     there = informing._drawn(Rng(0), sampler, [case.at], 20_000, None)
-    chosen = informing._chosen(Rng(1), there, 6000)
-    assert len(chosen.samples) < 6000
-    whole, part = there.log_w.exp().sum(), chosen.log_w.exp().sum() * len(there.log_w) / 6000
+    some = chosen(Rng(1), there, 6000)
+    assert len(some.samples) < 6000
+    whole, part = there.log_w.exp().sum(), some.log_w.exp().sum() * len(there.log_w) / 6000
     assert float(part) == pytest.approx(float(whole), rel=0.03)
-    ratios = there.log_ratio[:, 0].exp().sum(), chosen.log_ratio[:, 0].exp().sum() * len(there.log_w) / 6000
+    ratios = there.log_ratio[:, 0].exp().sum(), some.log_ratio[:, 0].exp().sum() * len(there.log_w) / 6000
     assert float(ratios[1]) == pytest.approx(float(ratios[0]), rel=0.05)
 
 

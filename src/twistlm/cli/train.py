@@ -41,9 +41,13 @@ class OfTraining(Group):
     source: Annotated[
         Text | None,
         arg(
-            help="Where training samples come from: draws, base, proposal, or exact, smc (for roles that need no "
-            "density), or several: proposal+exact."
+            help="Where training samples come from: draws, base, proposal, pool, dense (a pool with labels of every "
+            "prefix), or exact, smc (for roles that need no density), or several: proposal+exact."
         ),
+    ] = None
+    num_labels: Annotated[
+        Count | None,
+        arg(help="Of --source dense: prefixes that the potential is asked about each time, about; default: 400,000."),
     ] = None
     informed: Annotated[
         Text | None,

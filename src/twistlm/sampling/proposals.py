@@ -4,6 +4,7 @@ A proposal names the terms whose sum is its unnormalised log density over the vo
 same for all: one exact draw per particle, and the densities of what was drawn.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,33 @@ def tempered(exponent: float) -> Proposal:
 
     def proposal(following: NextToken) -> tuple[Tensor, ...]:
         return (following.logits,) if following.inducing is None else (following.logits, exponent * following.inducing)
+
+    return proposal
+
+
+@register("proposal", "defensive", parameter="share")
+def defensive(share: float) -> Proposal:
+    """q = (1 − λ) q_ψ + λ p₀ with 0 ≤ λ ≤ 1 (`defensive:0.25`): no token is drawn less often than λ p₀ would.
+
+    The defensive mixture of Hesterberg (1995) at every token: p₀/q is at most 1/λ.
+
+    Raises:
+        ConfigError: the share is outside [0, 1].
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f"proposal 'defensive' takes a share of p₀ between 0 (none) and 1 (base), not {share}")
+
+    def proposal(following: NextToken) -> tuple[Tensor, ...]:
+        if following.inducing is None or share == 1.0:
+            return (following.logits,)
+        if share == 0.0:
+            return twist_induced(following)
+        precision = torch.promote_types(following.logits.dtype, torch.float32)
+        logits, inducing = following.logits.to(precision), following.inducing.to(precision)
+        log_p, log_q = torch.log_softmax(logits, -1), torch.log_softmax(logits + inducing, -1)
+        # Where ψ is 0 for every token there is no q_ψ, and p₀ draws alone.
+        log_q = log_q.masked_fill(log_q.isnan(), -torch.inf)
+        return (torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share)),)
 
     return proposal
 

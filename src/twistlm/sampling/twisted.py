@@ -311,8 +311,11 @@ class TwistedLM:
         return torch.where(mask, log_psi, log_psi.gather(-1, last))
 
     @torch.no_grad()
-    def densities(self, samples: Samples, proposal: Proposal) -> Drawn:
-        """log p₀, log ψ_t and log q [B, T] each, of given sequences: `proposal` asked about tokens it did not draw."""
+    def densities(self, samples: Samples, proposal: Proposal, num_siblings: int = 0, rng: Rng | None = None) -> Drawn:
+        """log p₀, log ψ_t and log q [B, T] each, of given sequences: `proposal` asked about tokens it did not draw.
+
+        `num_siblings`: K tokens more that it draws by `rng` after each prefix, [B, T, K].
+        """
         base = samples.features
         if base is None:
             base = self.base_features(samples.prompts, samples.tokens)
@@ -327,11 +330,13 @@ class TwistedLM:
             )
         rows = torch.arange(tokens.shape[0], device=tokens.device)
         state = State(DecoderState(base.flatten(0, 1)), tuple(twists), rows)
-        drawn = self.draw(Rng(0), state, proposal, tokens)
+        drawn = self.draw(rng or Rng(0), state, proposal, tokens, num_siblings)
         log_p, log_psi, log_q = (
             x.view_as(samples.tokens) * samples.mask for x in (drawn.log_p, drawn.log_psi, drawn.log_q)
         )
-        return Drawn(samples.tokens, log_p, log_psi, log_q)
+        shape = samples.tokens.shape
+        siblings = None if drawn.siblings is None else drawn.siblings.map(lambda x: x.unflatten(0, shape))
+        return Drawn(samples.tokens, log_p, log_psi, log_q, siblings)
 
 
 def _read(twist: Twist | None, samples: Samples) -> Tensor | None:

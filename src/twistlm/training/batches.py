@@ -32,7 +32,7 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
     sources = {role: config.source_of(role) for role in roles}
     for name in sources.values():
         if name not in made:
-            count = config.pool_batch if uses(name, "pool") else config.num_particles
+            count = config.pool_batch if uses(name, "pool") or uses(name, "dense") else config.num_particles
             made[name] = get_source(name)(rng.fork(name), setting, count)
     return {role: made[name] for role, name in sources.items()}
 

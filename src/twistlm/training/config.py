@@ -43,8 +43,12 @@ class TrainingConfig:
         target_source: where samples weighted towards σ come from; "proposal+exact" takes half from each.
         intermediate_source: where those of a loss's other roles come from; the same name means the same batch.
         num_particles: sequences per batch.
-        pool_batch: sequences per batch from the source "pool", which draws as many sequences as the others do, but in
-            a few large rounds; see `twistlm.sampling.mixture`.
+        pool_batch: sequences per batch from the sources "pool" and "dense", which draw as many sequences as the others
+            do, but in a few large rounds; see `twistlm.sampling.mixture`.
+        pool_start: what the pool begins with: "fresh" draws of the base model, as many as the updates until its next
+            growth would take, or the "collected" draws that are there for training (fresh ones if there are none).
+        num_labels: prefixes that the potential is asked about, at most, about, whenever dense labels are made; see
+            `twistlm.training.dense`.
         num_cases: targets per batch where there are several: prompts of a set, drawn by weight, or conditions
             (infilling). Each gets its share of the particles.
         num_updates: at most so many batches.
@@ -70,6 +74,8 @@ class TrainingConfig:
     intermediate_source: str = "proposal"
     num_particles: int = 100
     pool_batch: int = 512
+    pool_start: str = "fresh"
+    num_labels: int = 400_000
     num_cases: int = 25
     num_updates: int = 500
     optimiser: str = "adamw"
@@ -99,7 +105,17 @@ class TrainingConfig:
                 f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
                 f"'proposal', not {self.intermediate_source!r}"
             )
-        for name in ("num_particles", "pool_batch", "num_cases", "evaluate_every"):
+        if self.draws_from("dense") and not wanted.by_prefix:
+            raise ConfigError(
+                f"loss {self.loss!r} compares each prefix with the next, and source 'dense' labels prefixes by "
+                "themselves: use 'dpg', 'gkl', 'ctl', 'sixo', 'fudge' or 'mc_squared'"
+            )
+        for source in {self.source_of(role) for role in SOURCES}:
+            if uses(source, "dense") and source.strip() != "dense":
+                raise ConfigError(f"source 'dense' cannot be joined with others, as in {source!r}; name it alone")
+        if self.pool_start not in ("fresh", "collected"):
+            raise ConfigError(f"pool_start must be 'fresh' or 'collected', not {self.pool_start!r}")
+        for name in ("num_particles", "pool_batch", "num_labels", "num_cases", "evaluate_every"):
             check_sizes(TOKEN_BYTES, **{name: getattr(self, name)})
         check_sizes(RECORD_BYTES, num_updates=self.num_updates)
         check_sizes(TOKEN_BYTES, least=0, evaluation_samples=self.evaluation_samples)

@@ -5,23 +5,22 @@ Guibas, 1995), so that what p₀ hardly ever writes and what the twist does not 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError
-from twistlm.core.logmath import normalise
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.potentials.prefixes import prefix_scores, scores_prefixes, softened
 from twistlm.sampling.cases import Cases, rows_of
 from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.mixture import Pool
-from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
+from twistlm.training.draws import Draws, chosen
 from twistlm.twists.informed import Informed, Prefixes, fit
 
 # Sequences of which the prefixes are scored: at least, and at most. Targets among which they are divided.
@@ -40,16 +39,6 @@ def check_every(every: Every) -> None:
     number = isinstance(every, int) and not isinstance(every, bool)
     if (number and int(every) < 1) or (not number and every not in ("auto", "never", "off")):
         raise ConfigError(f"informed must be 'auto', 'never', 'off' or a number of tokens from 1 on, not {every!r}")
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """n sequences with log p₀/q̄ of their prefixes [n, T], log p₀φ/q̄ [n] and the rows of each target."""
-
-    samples: Samples
-    log_ratio: Tensor
-    log_w: Tensor
-    groups: list[Tensor]
 
 
 def inform(
@@ -92,8 +81,8 @@ def inform(
             # A pool grows at all of its prompts, or its mixture would differ from one to another.
             pool = pool.grown(rng.fork("own"), plain, cases, count // 2)
             groups = rows_of(pool.samples.prompts, some)
-            there = _Draws(pool.samples, pool.log_ratio, pool.final_log_ratio + pool.samples.log_phi, groups)
-        draws = _chosen(rng, there, count // len(some))
+            there = Draws(pool.samples, pool.log_ratio, pool.final_log_ratio + pool.samples.log_phi, groups)
+        draws = chosen(rng, there, count // len(some))
     found = sampler.densities(replace(draws.samples, siblings=None))
     gone = (found.log_q - found.log_p).cumsum(-1)
     own = softened(sampler.model.carried(found.log_psi, draws.samples.mask))
@@ -124,7 +113,7 @@ def _steps(num_steps: int, every: Every) -> list[int]:
     return list(range(num_steps - 1, 0, -stride))[::-1]
 
 
-def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, collected: Samples | None) -> _Draws:
+def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, collected: Samples | None) -> Draws:
     """Draws of each prompt: the base model's, and the twist's own."""
     each = count // len(cases)
     rows = [] if collected is None else rows_of(collected.prompts, cases)
@@ -137,30 +126,7 @@ def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, collected: Samp
     return _weighed(sampler, samples, rows_of(samples.prompts, cases), torch.arange(len(samples)) < len(base))
 
 
-def _chosen(rng: Rng, both: _Draws, each: int) -> _Draws:
-    """About so many of each target: those that matter more often than others."""
-    # Half evenly and half by weight, and the ratios make up for it: prefixes are dear. A draw that is chosen several
-    # times is there once, or a fit would be judged by what it was fitted to.
-    chosen, ratios, groups, so_far = [], [], [], 0
-    for number, index in enumerate(both.groups):
-        evenly = torch.full((len(index),), 1 / len(index), dtype=torch.float64)
-        weights = normalise(both.log_w[index]).cpu()
-        chance = (evenly + weights) / 2 if bool(weights.any()) else evenly
-        points = stratified_points(rng.fork("chosen", number), 1, each)
-        picked, copies = invert(chance.unsqueeze(0), points)[0].unique(return_counts=True)
-        chosen.append(index[picked])
-        ratios.append((evenly / chance).log()[picked] + copies.log())
-        groups.append(torch.arange(so_far, so_far := so_far + len(picked)))
-    rows_chosen, more = torch.cat(chosen), torch.cat(ratios).to(both.log_w.device)
-    return _Draws(
-        both.samples.select(rows_chosen),
-        both.log_ratio[rows_chosen] + more.unsqueeze(-1),
-        both.log_w[rows_chosen] + more,
-        groups,
-    )
-
-
-def _conditional(rng: Rng, sampler: Sampler, cases: Cases, count: int) -> _Draws:
+def _conditional(rng: Rng, sampler: Sampler, cases: Cases, count: int) -> Draws:
     """Draws of both kinds for each of some conditions, which come as the base model gives them."""
     given = base_draws(rng.fork("conditions"), sampler, cases[:1], MOST_TARGETS).cases
     each = count // (2 * len(given))
@@ -172,7 +138,7 @@ def _conditional(rng: Rng, sampler: Sampler, cases: Cases, count: int) -> _Draws
     return _weighed(sampler, samples, groups, order < len(order) // 2)
 
 
-def _weighed(sampler: Sampler, samples: Samples, groups: list[Tensor], base: Tensor) -> _Draws:
+def _weighed(sampler: Sampler, samples: Samples, groups: list[Tensor], base: Tensor) -> Draws:
     """Against the mixture of p₀ and q in which each target's draws were made; `base` [n]: those that are p₀'s."""
     found = sampler.densities(samples)
     log_p, log_q = found.log_p.cumsum(-1), found.log_q.cumsum(-1)
@@ -181,4 +147,4 @@ def _weighed(sampler: Sampler, samples: Samples, groups: list[Tensor], base: Ten
         share[index] = base[index].double().mean()
     share = share.to(log_p.device)
     log_ratio = log_p - torch.logaddexp(log_p + share.log(), log_q + (1 - share).log())
-    return _Draws(samples, log_ratio, log_ratio[:, -1] + samples.log_phi, groups)
+    return Draws(samples, log_ratio, log_ratio[:, -1] + samples.log_phi, groups)

@@ -10,6 +10,7 @@ from twistlm.core.logmath import ess, normalise
 from twistlm.core.processes import ALONE, Processes
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import Scores, TwistedLM
+from twistlm.training.dense import Values
 from twistlm.training.scored import Scored
 from twistlm.training.sources import Batch
 
@@ -38,7 +39,9 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
     scores_of = {
         id(batch): _scores(
             model,
-            batch.samples if batch is with_siblings else replace(batch.samples, siblings=None),
+            batch.samples
+            if batch is with_siblings or batch.values is not None
+            else replace(batch.samples, siblings=None),
             normaliser,
             processes,
         )
@@ -48,6 +51,10 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
     for role, batch in batches.items():
         scores, samples = scores_of[id(batch)], batch.samples
         log_psi, mask = scores.log_psi, samples.mask
+        if batch.values is not None and role != "intermediate":
+            made[role] = _by_values(batch, batch.values, scores, role)
+            effective = float(ess(batch.log_w.view(batch.num_targets, -1)).sum())
+            continue
         if role == "target":
             if not bool(batch.log_w.isfinite().any()):
                 raise TrainingError(
@@ -85,6 +92,45 @@ def _scores(model: TwistedLM, samples: Samples, normaliser: bool, processes: Pro
     )
     assert log_psi is not None
     return Scores(log_psi, log_normaliser, siblings)
+
+
+def _by_values(batch: Batch, values: Values, scores: Scores, role: str) -> Scored:
+    """What a loss sees of labelled prefixes: 1 + K rows of each sequence, the k-th with its k-th siblings.
+
+    Weights are those of prefixes at each t, towards σ by their values, or towards p₀.
+    """
+    samples, log_ratio = batch.samples, _ratio(batch)
+    assert scores.siblings is not None
+    assert samples.siblings is not None
+    before = torch.nn.functional.pad(log_ratio, (1, 0))[:, :-1].unsqueeze(-1)
+
+    def rows(own: Tensor, siblings: Tensor) -> Tensor:
+        """[B, T] and [B, T, K] as [B · (1 + K), T]; a finished prefix has no children, and every row is itself."""
+        siblings = torch.where(samples.mask.unsqueeze(-1), siblings, own.unsqueeze(-1))
+        return torch.cat([own.unsqueeze(-1), siblings], -1).transpose(1, 2).flatten(0, 1)
+
+    count = 1 + values.siblings.shape[-1]
+
+    def repeated(x: Tensor) -> Tensor:
+        return x.repeat_interleave(count, 0)
+
+    log_psi, log_V = rows(scores.log_psi, scores.siblings), rows(values.own, values.siblings)
+    log_w = rows(log_ratio, before + samples.siblings.log_ratio)
+    if role == "target":
+        log_w = log_w + log_V
+        if not bool(log_w.isfinite().any(0).all()):
+            raise TrainingError(
+                "every labelled prefix has weight zero at some step (φ = 0); use more particles or a softer potential"
+            )
+    return Scored(
+        mask=repeated(samples.mask),
+        weights=_normalised(log_w, batch.num_targets).to(log_psi.dtype),
+        log_p=repeated(samples.log_p),
+        log_q=repeated(samples.log_q),
+        log_psi=log_psi,
+        log_normaliser=None if scores.log_normaliser is None else repeated(scores.log_normaliser),
+        log_phi=log_V,
+    )
 
 
 def _at_every_t(weights: Tensor, mask: Tensor) -> Tensor:

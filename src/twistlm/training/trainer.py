@@ -26,7 +26,7 @@ from twistlm.core.rng import Rng
 from twistlm.core.signals import STOPS, held
 from twistlm.sampling.cases import Cases
 from twistlm.sampling.exact.collection import Collection
-from twistlm.sampling.mixture import Pool, growths, snapshot, updates_until_growth
+from twistlm.sampling.mixture import growths, snapshot, updates_until_growth
 from twistlm.training import optimisers
 from twistlm.training.batches import drawn, served
 from twistlm.training.checkpoint import Checkpoint, Progress, Store
@@ -35,6 +35,7 @@ from twistlm.training.criteria import Criterion
 from twistlm.training.informing import inform
 from twistlm.training.losses import finite, objective
 from twistlm.training.parallel import among
+from twistlm.training.pooling import grown, relabelled
 from twistlm.training.scoring import Scoring, score
 from twistlm.training.sources import Batch, Setting
 from twistlm.training.value import fit_value
@@ -98,8 +99,10 @@ class Trainer:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimiser = optimisers.build(self.parameters, config)
         self.objective = objective(config.loss)
-        if config.draws_from("pool") and setting.sampler.is_conditional:
-            raise ConfigError("source 'pool' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
+        if config.draws_from("pool", "dense") and setting.sampler.is_conditional:
+            raise ConfigError(
+                "sources 'pool' and 'dense' know one target only; for infilling use 'exact', 'proposal' or 'base'"
+            )
         self.progress = Progress()
         self.best = snapshot(self.module)
         self.informed: Informed | None = None
@@ -210,7 +213,7 @@ class Trainer:
 
     def _grow_pool(self, number: int) -> None:
         """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
-        ahead = updates_until_growth(number) if self.config.draws_from("pool") else None
+        ahead = updates_until_growth(number) if self.config.draws_from("pool", "dense") else None
         if ahead is None:
             return
         if number % self.config.evaluate_every != 0:
@@ -218,14 +221,19 @@ class Trainer:
         now = snapshot(self.module)
         self.module.load_state_dict(self.best)
         self._grow(number, number + ahead)
+        found = self._label(number)
+        if found is not None:
+            self._record({"kind": "labels", "update": number, **found})
         self.module.load_state_dict(now)
 
     def _grow(self, number: int, until: int) -> None:
         """Draw with the twist as it is what the updates from `number` to `until` would draw."""
-        count = self.config.num_particles * (min(until, self.config.num_updates) - number)
-        before = self.setting.pool
-        grow = Pool.begun if before is None else before.grown
-        self.setting = replace(self.setting, pool=grow(self.rng, self.setting.sampler, self.setting.targets, count))
+        self.setting = grown(self.rng, self.config, self.setting, min(until, self.config.num_updates) - number)
+
+    def _label(self, number: int) -> dict[str, Any] | None:
+        """Label the pool by the twist as it is, if labels are asked for; what was found."""
+        self.setting, found = relabelled(self.rng.fork("labels", number), self.config, self.setting, self._cases)
+        return found
 
     @cached_property
     def _cases(self) -> Cases:
@@ -371,9 +379,11 @@ class Trainer:
         if saved is None:
             return
         self.progress, self.best = saved.progress, saved.best
+        number = 0
         for generation, (number, until) in zip(saved.pool, pairwise(growths()), strict=False):
             self.module.load_state_dict(generation)
             self._grow(number, until)
+        self._label(number)
         self.module.load_state_dict(saved.twist)
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": saved.optimiser})
 

@@ -45,6 +45,7 @@ def loss(
     on_policy: bool = False,
     inner_steps: int = 1,
     scale: bool = False,
+    by_prefix: bool = False,
 ) -> Callable[[F], F]:
     """Decorator: register a loss under the method's published name.
 
@@ -56,6 +57,7 @@ def loss(
         on_policy: whether its sequences must be fresh draws from the current proposal.
         inner_steps: optimiser steps on each batch.
         scale: whether it asks for ψ itself, not just up to a factor, so that training has to start at its scale.
+        by_prefix: whether it looks at each prefix by itself, so that prefixes of no common sequence serve as well.
     """
     return register(
         "loss",
@@ -66,6 +68,7 @@ def loss(
         on_policy=on_policy,
         inner_steps=inner_steps,
         scale=scale,
+        by_prefix=by_prefix,
     )
 
 
@@ -111,6 +114,11 @@ class Objective:
     def scale(self) -> bool:
         """Whether a part asks for ψ itself, not just up to a factor."""
         return any(entry.options["scale"] for _, entry in self.parts)
+
+    @property
+    def by_prefix(self) -> bool:
+        """Whether all parts look at each prefix by itself."""
+        return all(entry.options["by_prefix"] for _, entry in self.parts)
 
     @property
     def inner_steps(self) -> int:

@@ -21,6 +21,7 @@ from twistlm.sampling.proposals import base
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
+from twistlm.training.dense import Dense, Values
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Setting:
         collection: base draws set aside for training, with those accepted as exact; None if none were collected.
         num_siblings: K further draws of each token, for sources that draw afresh.
         pool: all draws made so far, for the source of that name.
+        dense: a part of the pool with labels of every prefix, for the source of that name.
         joint: one exact sample for each of the conditions that this update's sequences are given, if targets differ.
     """
 
@@ -41,6 +43,7 @@ class Setting:
     collection: Collection | None = None
     num_siblings: int = 0
     pool: Pool | None = None
+    dense: Dense | None = None
     joint: Samples | None = None
 
     @property
@@ -68,12 +71,14 @@ class Batch:
         log_ratio: log p₀(s_1:t)/q(s_1:t) [B, T]; None where only the target weights are known (SMC, exact samples).
         num_targets: R targets that the sequences belong to, equally many to each, one after the other: weights are
             normalised among those of one target.
+        values: log V of every prefix and of every sibling, which weigh in the place of φ; None for φ.
     """
 
     samples: Samples
     log_w: Tensor
     log_ratio: Tensor | None
     num_targets: int = 1
+    values: Values | None = None
 
 
 Source = Callable[[Rng, Setting, int], Batch]
@@ -191,6 +196,20 @@ def from_pool(rng: Rng, setting: Setting, count: int) -> Batch:
         raise ConfigError("source 'pool' is filled by training; draw from 'proposal' or 'base' otherwise")
     samples, log_ratio = setting.pool.draw(rng, setting.targets, setting.each(count))
     return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio, len(setting.targets))
+
+
+@register("source", "dense", roles=("target", "base", "labelled", "intermediate"), by_prefix=True)
+def from_dense(rng: Rng, setting: Setting, count: int) -> Batch:
+    """A random part of the labelled draws: every prefix by its fitted value, and so are siblings of every token."""
+    if setting.dense is None:
+        raise ConfigError("source 'dense' is filled by training; draw from 'proposal' or 'base' otherwise")
+    dense = setting.dense
+    groups = rows_of(dense.samples.prompts, setting.targets)
+    each = min(setting.each(count), *map(len, groups))
+    order = torch.cat([index[rng.uniform((1, len(index)))[0].argsort()[:each]] for index in groups])
+    samples, log_ratio = dense.samples.select(order), dense.log_ratio[order]
+    log_w = log_ratio[:, -1] + samples.log_phi
+    return Batch(samples, log_w, log_ratio, len(groups), dense.values.select(order))
 
 
 @register("source", "exact", roles=("target", "drawn"))
