@@ -88,11 +88,16 @@ def test_it_grows_by_what_the_others_draw() -> None:
     assert sum(row["kind"] == "update" for row in rows.history) == 40
 
 
-def test_an_interrupted_run_refills_it_and_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("source", ["pool", "dense"])
+def test_an_interrupted_run_refills_it_and_goes_on_bit_for_bit(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("twistlm.training.trainer.CHECKPOINT_SECONDS", 0.0)
     config = replace(CONFIG, num_draws=256, num_siblings=0)
-    settings = {"method": "gkl", "num_updates": 24, "num_particles": 30, "target_source": "pool",
-                "intermediate_source": "pool"}  # fmt: skip
+    settings = {"method": "gkl", "num_updates": 24, "num_particles": 30, "target_source": source,
+                "intermediate_source": source}  # fmt: skip
+    if source == "dense":
+        settings |= {"pool_start": "collected", "num_labels": 3000}
     train(tiny_target(), config=config, out=tmp_path / "whole", **settings)
     update = Trainer._update
 
@@ -118,7 +123,7 @@ def test_an_interrupted_run_refills_it_and_goes_on_bit_for_bit(tmp_path: Path, m
 
 def test_targets_with_conditions_are_refused() -> None:
     target = Target(tiny_target().lm, Infilling(1), "5", 2, eos="ignore")
-    with pytest.raises(ConfigError, match="source 'pool' knows one target only"):
+    with pytest.raises(ConfigError, match="know one target only"):
         train(
             target, config=replace(CONFIG, twist="conditional", num_draws=64), num_updates=1, target_source="pool",
             intermediate_source="pool",

@@ -27,7 +27,13 @@ from twistlm.cli.options import (
 class OfTraining(Group):
     """What takes the place of the preset's settings."""
 
-    method: Annotated[Text | None, arg(help="Loss, e.g. ctl, dpg or '0.7*ctl + 0.3*rl'; default: the preset's.")] = None
+    method: Annotated[
+        Text | None,
+        arg(
+            help="Loss, e.g. ctl, dpg or '0.7*ctl + 0.3*rl'; auto: settings that suit what φ can do; default: the "
+            "preset's."
+        ),
+    ] = None
     twist: Annotated[Text | None, arg(help="Twist, e.g. lexical, low_rank, tied, mlp; default: the preset's.")] = None
     num_particles: Annotated[Count | None, arg(help="Sequences per update.")] = None
     num_updates: Annotated[
@@ -92,7 +98,8 @@ def train(
     from twistlm.runs.train import train as learn
 
     chosen = options.preset(experiment, preset, "demo")
-    config = chosen.config(settings.method).changed(**settings.given)
+    given = {name: value for name, value in settings.given.items() if name != "method"}
+    config = chosen.config(settings.method).changed(**given)
     run = learn(chosen.target(), config=config, seed=seed, out=out, exists=existing.policy, draws=draws)
     if run.folder is None:
         # One of several processes, of which the first writes and speaks.

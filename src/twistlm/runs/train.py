@@ -17,6 +17,7 @@ from twistlm.core.processes import Processes
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.potentials.conditions import is_conditional
+from twistlm.runs.automatic import AUTO, automatic
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
@@ -68,8 +69,9 @@ def train(
         config: all settings at once; what is given besides overrides it.
         start: a run whose twist is gone on from (of the same kind); none starts at log ψ = 0.
         **training: fields of `TrainingConfig`, as num_particles=100 and num_updates=500, and what else
-            `RunConfig.changed` takes: `method` is the loss, "ctl", "dpg", …, `twist` its kind, "low_rank", "mlp", …
-            (`twistlm list`), num_draws the base draws. None leaves a setting as it is.
+            `RunConfig.changed` takes: `method` is the loss, "ctl", "dpg", …, or "auto" for settings that suit what φ
+            can do; `twist` its kind, "low_rank", "mlp", … (`twistlm list`), num_draws the base draws. None leaves a
+            setting as it is.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -79,6 +81,8 @@ def train(
         TrainingError: the loss became infinite.
         ProcessError: another of the processes has ended.
     """
+    if training.get("method") == AUTO:
+        training = automatic(target) | {name: value for name, value in training.items() if name != "method"}
     config = (default_config(target) if config is None else config).changed(seed=seed, **training)
     processes = Processes.joined()
     with ExitStack() as places:

@@ -232,7 +232,9 @@ class Trainer:
 
     def _label(self, number: int) -> dict[str, Any] | None:
         """Label the pool by the twist as it is, if labels are asked for; what was found."""
-        self.setting, found = relabelled(self.rng.fork("labels", number), self.config, self.setting, self._cases)
+        setting, found = relabelled(self.rng.fork("labels", number), self.config, self.setting, self._cases)
+        # The same in the last bit everywhere, whatever it was worked out on.
+        self.setting = replace(setting, dense=self.processes.of_first(lambda: setting.dense))
         return found
 
     @cached_property

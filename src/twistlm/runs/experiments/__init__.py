@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import lookup, register
+from twistlm.runs.automatic import AUTO, automatic
 from twistlm.runs.config import RunConfig
 from twistlm.sampling.target import Target
 from twistlm.training.losses import objective
@@ -20,8 +21,9 @@ class Preset:
         about: what it is for, and its cost.
         target: builds what is sampled from.
         run: the settings, those of its own method included.
-        methods: for each further method (a loss), the training settings in which it differs, or its `twist` and
-            `twist_options`; a method that is not listed differs by the sources that its roles ask for alone.
+        methods: for each further method (a loss, or a name of its own that says its `method`), the training settings in
+            which it differs, or its `twist` and `twist_options`; a method that is not listed differs by the sources
+            that its roles ask for alone.
     """
 
     about: str
@@ -30,14 +32,17 @@ class Preset:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def config(self, method: str | None = None) -> RunConfig:
-        """The settings for a method; None for the preset's own.
+        """The settings for a method; None for the preset's own, "auto" for what suits the target's potential.
 
         Raises:
             ConfigError: there is no such loss.
         """
         if method is None or method == self.run.training.loss:
             return self.run
-        return self.run.changed(method=method, **{**self._sources(method), **self.methods.get(method, {})})
+        if method == AUTO:
+            return self.run.changed(**automatic(self.target()))
+        settings = {"method": method, **self.methods.get(method, {})}
+        return self.run.changed(**{**self._sources(settings["method"]), **settings})
 
     def _sources(self, method: str) -> dict[str, str]:
         """Where its samples come from: collected draws if the preset lives on them, else fresh ones as in the paper."""
