@@ -18,7 +18,7 @@ OWN = ("num_draws", "held_out_prompts", "seed")
 # Of fewer prompts none can be spared.
 FEWEST_TO_HOLD_OUT = 10
 # Settings of training that there were not always, and what they were then: left out of files where they are the same.
-BEFORE = {"optimiser": "adamw", "informed": "off", "pool_start": "fresh", "num_labels": 400_000}
+BEFORE = {"optimiser": "adamw", "informed": "off", "pool_start": "fresh", "pool_first": 16, "num_labels": 400_000}
 FOLDS = ("training", "held_out", "evaluation")
 
 

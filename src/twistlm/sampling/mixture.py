@@ -26,8 +26,8 @@ from twistlm.sampling.smc import Keep
 from twistlm.sampling.switching import Switching
 from twistlm.sampling.workplace import Workers, Workplace, draw
 
-# The pool grows at update 0, 16, 64, 256, …: every draw has to be weighed under every earlier proposal, and every
-# earlier draw under the new one.
+# By default the pool grows at update 0, 16, 64, 256, …: every draw has to be weighed under every earlier proposal, and
+# every earlier draw under the new one.
 FIRST, FACTOR = 16, 4
 # Sequences drawn at a time.
 BATCH = 2048
@@ -37,18 +37,18 @@ CHUNK = 4096
 DRAWN = ("tokens", "mask", "log_p", "log_q", "log_phi")
 
 
-def growths() -> Iterator[int]:
-    """The updates at which the pool grows, without end."""
+def growths(first: int = FIRST) -> Iterator[int]:
+    """The updates at which the pool grows, without end; `first`: after the start."""
     yield 0
-    update = FIRST
+    update = first
     while True:
         yield update
         update *= FACTOR
 
 
-def updates_until_growth(update: int) -> int | None:
+def updates_until_growth(update: int, first: int = FIRST) -> int | None:
     """If the pool grows at `update`, after how many more it grows again; None if it does not."""
-    at, following = next(pair for pair in pairwise(growths()) if pair[0] >= update)
+    at, following = next(pair for pair in pairwise(growths(first)) if pair[0] >= update)
     return following - at if at == update else None
 
 

@@ -47,6 +47,7 @@ class TrainingConfig:
             do, but in a few large rounds; see `twistlm.sampling.mixture`.
         pool_start: what the pool begins with: "fresh" draws of the base model, as many as the updates until its next
             growth would take, or the "collected" draws that are there for training (fresh ones if there are none).
+        pool_first: updates after which the pool grows for the first time; then after four times as many, and so on.
         num_labels: prefixes that the potential is asked about, at most, about, whenever dense labels are made; see
             `twistlm.training.dense`.
         num_cases: targets per batch where there are several: prompts of a set, drawn by weight, or conditions
@@ -75,6 +76,7 @@ class TrainingConfig:
     num_particles: int = 100
     pool_batch: int = 512
     pool_start: str = "fresh"
+    pool_first: int = 16
     num_labels: int = 400_000
     num_cases: int = 25
     num_updates: int = 500
@@ -115,7 +117,7 @@ class TrainingConfig:
                 raise ConfigError(f"source 'dense' cannot be joined with others, as in {source!r}; name it alone")
         if self.pool_start not in ("fresh", "collected"):
             raise ConfigError(f"pool_start must be 'fresh' or 'collected', not {self.pool_start!r}")
-        for name in ("num_particles", "pool_batch", "num_labels", "num_cases", "evaluate_every"):
+        for name in ("num_particles", "pool_batch", "pool_first", "num_labels", "num_cases", "evaluate_every"):
             check_sizes(TOKEN_BYTES, **{name: getattr(self, name)})
         check_sizes(RECORD_BYTES, num_updates=self.num_updates)
         check_sizes(TOKEN_BYTES, least=0, evaluation_samples=self.evaluation_samples)

@@ -24,9 +24,11 @@ from twistlm.models.base import BaseLM
 # of draws; of the first three features a hundredth of that. Each fit starts from the last one.
 RIDGES = (3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0)
 LIGHTER = 0.01
-# One draw in so many judges the fit of the others. Effective draws below which nothing is fitted.
-JUDGES, FEWEST = 4, 20.0
-MAX_ITERATIONS = 40
+# Parts of the draws, each of which judges the others' fit once. Nats by which a step has to be better known than by the
+# proposal alone, and the fewest effective draws to say so.
+FOLDS = 4
+LEAST_GAIN, FEWEST = 0.02, 20.0
+MAX_ITERATIONS = 30
 
 
 class Words:
@@ -87,24 +89,31 @@ def fit(features: Sequence[Tensor], log_ratio: Tensor, log_w: Tensor, groups: Se
         return Fitted(start, 0.0)
     # A feature that never varies has no gradient, and stays what it was.
     spread = x.std(0, correction=0).clamp_min(1e-6)
-    judge = torch.arange(len(x), device=x.device) % JUDGES == JUDGES - 1
     x /= spread
-    fitting, judging, both = (_Objective(x, log_ratio, log_w, groups, part) for part in (~judge, judge, judge | ~judge))
     lighter = torch.ones_like(start)
     lighter[:3] = LIGHTER
     origin = start * spread
-    before = best = judging(origin)
-    now, chosen, found = origin, None, origin
+    fold = torch.arange(len(x), device=x.device) % FOLDS
+    folds = [
+        (_Objective(x, log_ratio, log_w, groups, fold != k), _Objective(x, log_ratio, log_w, groups, fold == k))
+        for k in range(FOLDS)
+    ]
+    before = [judging(origin) for _, judging in folds]
+    now = [origin] * FOLDS
+    best, chosen, found = LEAST_GAIN, None, origin
     for ridge in RIDGES:
-        now = _minimised(fitting, now, origin, lighter * (ridge / effective))
-        after = judging(now)
-        if not after < best:
+        penalty = lighter * (ridge / effective)
+        now = [_minimised(fitting, here, origin, penalty) for (fitting, _), here in zip(folds, now, strict=True)]
+        after = [judging(here) for (_, judging), here in zip(folds, now, strict=True)]
+        gain = float(torch.stack(before).mean() - torch.stack(after).mean())
+        if chosen is not None and gain <= best:
             break
-        best, chosen, found = after, ridge, now
+        if gain > best:
+            best, chosen, found = gain, penalty, torch.stack(now).mean(0)
     if chosen is None:
         return Fitted(start, 0.0)
-    found = _minimised(both, found, origin, lighter * (chosen / effective))
-    return Fitted(found / spread, float(before - best))
+    whole = _Objective(x, log_ratio, log_w, groups, fold >= 0)
+    return Fitted(_minimised(whole, found, origin, chosen) / spread, best)
 
 
 class _Objective:

@@ -213,7 +213,9 @@ class Trainer:
 
     def _grow_pool(self, number: int) -> None:
         """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
-        ahead = updates_until_growth(number) if self.config.draws_from("pool", "dense") else None
+        if not self.config.draws_from("pool", "dense"):
+            return
+        ahead = updates_until_growth(number, self.config.pool_first)
         if ahead is None:
             return
         if number % self.config.evaluate_every != 0:
@@ -382,7 +384,7 @@ class Trainer:
             return
         self.progress, self.best = saved.progress, saved.best
         number = 0
-        for generation, (number, until) in zip(saved.pool, pairwise(growths()), strict=False):
+        for generation, (number, until) in zip(saved.pool, pairwise(growths(self.config.pool_first)), strict=False):
             self.module.load_state_dict(generation)
             self._grow(number, until)
         self._label(number)

@@ -95,6 +95,7 @@ DENSE_ON_THE_POOL = {
     "twist_options": {"rank": 4},
     "num_particles": 25,
     "num_updates": 256,
+    "pool_first": 64,
     "learning_rate": 3e-3,
     "weight_decay": 0.01,
     "num_labels": 200_000,
