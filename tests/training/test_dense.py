@@ -119,7 +119,7 @@ def test_it_learns(loss: str) -> None:
     config = TrainingConfig(
         loss, "dense", "dense", num_updates=120, learning_rate=0.05, weight_decay=0.0, informed="off", patience=None
     )
-    Trainer(Rng(0), setting, config, negative_lower_bound([case.at], num_runs=16)).train()
+    Trainer(Rng(0), setting, config, negative_lower_bound([case.at], num_runs=512)).train()
     before, after = case.truth.kl_target_q(case.base), case.truth.kl_target_q(model)
     assert after < 0.2 * before
 

@@ -27,8 +27,8 @@ from twistlm.sampling.samples import Samples, Siblings
 from twistlm.training.draws import Draws, chosen
 from twistlm.training.prefix_value import Fitted, Words, fit
 
-# Siblings of each token, drawn from q with a share of p₀.
-NUM_SIBLINGS, SHARE = 8, 0.25
+# Siblings of each token, drawn from q with a share of p₀. Of what the potential is asked, the part that the fit takes.
+NUM_SIBLINGS, SHARE, FITTED = 8, 0.25, 1 / 2
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def labelled(rng: Rng, sampler: Sampler, pool: Pool, cases: Cases, count: int) -
     sampler = replace(sampler, informed=None)
     groups = rows_of(pool.samples.prompts, cases)
     there = Draws(pool.samples, pool.log_ratio, pool.final_log_ratio + pool.samples.log_phi, groups)
-    half = count / (2 * sampler.num_steps * len(cases))
-    fits = _fitted(sampler, chosen(rng.fork("fitted"), there, max(1, int(half))))
-    draws = chosen(rng.fork("labelled"), there, max(1, int(half / (1 + NUM_SIBLINGS))))
+    texts = count / (sampler.num_steps * len(cases))
+    fits = _fitted(sampler, chosen(rng.fork("fitted"), there, max(1, int(FITTED * texts))))
+    draws = chosen(rng.fork("labelled"), there, max(1, int((1 - FITTED) * texts / (1 + NUM_SIBLINGS))))
     return _labels(rng.fork("siblings"), sampler, draws, fits)
 
 

@@ -224,9 +224,11 @@ class Trainer:
         self.module.load_state_dict(self.best)
         self._grow(number, number + ahead)
         found = self._label(number)
-        if found is not None:
+        if found is None:
+            self.module.load_state_dict(now)
+        else:
+            # Labels are for the best twist, which goes on: the last one may have learned the old labels by heart.
             self._record({"kind": "labels", "update": number, **found})
-        self.module.load_state_dict(now)
 
     def _grow(self, number: int, until: int) -> None:
         """Draw with the twist as it is what the updates from `number` to `until` would draw."""

@@ -87,15 +87,12 @@ GKL_ON_THE_POOL = {
     "weight_decay": 0.3,
 }
 
-# The same number of draws in more updates, and labels of every prefix of a part of them (docs/dense.md).
+# The same draws, with labels of every prefix of a part of them (docs/dense.md).
 DENSE_ON_THE_POOL = {
     "method": "dpg",
     "target_source": "dense",
     "twist": "low_rank",
     "twist_options": {"rank": 4},
-    "num_particles": 25,
-    "num_updates": 256,
-    "pool_first": 64,
     "learning_rate": 3e-3,
     "weight_decay": 0.01,
     "num_labels": 200_000,

@@ -46,6 +46,6 @@ def toxicity_threshold(num_tokens: int = 10, threshold: float = 0.1) -> Presets:
         "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled,
                         smoke(small, 4096)),
         "small": Preset("minutes on two cores: bounds at up to 1,024 particles", bundled, small,
-                        {"dense": DENSE_ON_THE_POOL | {"num_particles": 250}}),
+                        {"dense": DENSE_ON_THE_POOL}),
         "paper": Preset("the paper's models and settings: a GPU and hours", published, paper),
     }  # fmt: skip
