@@ -1,0 +1,52 @@
+"""Method auto: what it picks is what the potential can do; and methods of presets that have names of their own."""
+
+import pytest
+
+from tests.architectures import tiny_lm
+from tests.training.test_trainer import CONFIG, small_numbers, tiny_target
+from twistlm.core.errors import ConfigError
+from twistlm.potentials import Function, Infilling
+from twistlm.runs.automatic import automatic
+from twistlm.runs.experiments import get_preset
+from twistlm.runs.train import train
+from twistlm.sampling.target import Target
+
+
+def test_it_follows_what_the_potential_can_do(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="twistlm")
+    lm, telling = tiny_lm(), Function(small_numbers, log_upper_bound=0.0, prefixes=True)
+    assert automatic(Target(lm, telling, "5", 4, eos="ignore"))["target_source"] == "dense"
+    assert automatic(tiny_target()) == {"method": "gkl", "source": "draws"}
+    unbounded = Target(lm, Function(small_numbers), "5", 4, eos="ignore")
+    assert automatic(unbounded) == {"method": "gkl", "source": "pool"}
+    given = Target(lm, Infilling(1), "5", 2, eos="ignore")
+    assert automatic(given) == {"method": "dpg", "target_source": "proposal"}
+    said = [record.message for record in caplog.records if record.name == "twistlm"]
+    assert len(said) == 4
+    assert all(line.startswith("method auto: ") for line in said)
+
+
+def test_long_texts_are_not_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twistlm.runs.automatic.LONGEST", 3)
+    potential = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
+    assert automatic(Target(tiny_lm(), potential, "5", 4, eos="ignore")) == {"method": "gkl", "source": "pool"}
+
+
+def test_it_trains() -> None:
+    potential = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
+    target = Target(tiny_lm(), potential, "5", 4, eos="ignore")
+    run = train(target, config=CONFIG, method="auto", num_updates=20, num_particles=16, num_labels=2000, num_draws=256)
+    assert (run.config.training.loss, run.config.training.target_source) == ("dpg", "dense")
+    assert [row["update"] for row in run.history if row["kind"] == "labels"] == [0, 16]
+
+
+def test_a_method_of_a_preset_may_have_a_name_of_its_own() -> None:
+    config = get_preset("sentiment", "small").config("dense")
+    assert (config.training.loss, config.training.target_source, config.twist) == ("dpg", "dense", "low_rank")
+    # As many sequences as the others draw.
+    other = get_preset("sentiment", "small").config("ctl")
+    assert config.training.num_particles * config.training.num_updates == (
+        other.training.num_particles * other.training.num_updates
+    )
+    with pytest.raises(ConfigError, match="unknown loss 'dense'"):
+        get_preset("infilling", "small").config("dense")
