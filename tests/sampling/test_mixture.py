@@ -121,10 +121,10 @@ def test_an_interrupted_run_refills_it_and_goes_on_bit_for_bit(
     ).read_bytes()
 
 
-def test_targets_with_conditions_are_refused() -> None:
+def test_targets_with_conditions_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
     target = Target(tiny_target().lm, Infilling(1), "5", 2, eos="ignore")
-    with pytest.raises(ConfigError, match="know one target only"):
-        train(
-            target, config=replace(CONFIG, twist="conditional", num_draws=64), num_updates=1, target_source="pool",
-            intermediate_source="pool",
-        )  # fmt: skip
+    config = replace(CONFIG, twist="conditional", num_draws=64)
+    for source in ("pool", "dense"):
+        with pytest.raises(ConfigError, match="know one target only"):
+            train(target, config=config, num_updates=1, method="gkl", source=source, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -112,6 +112,8 @@ def _train(
             "num_draws is 0, and the twist of a target that differs by its condition is judged on collected draws, "
             "which bring the conditions: set num_draws to at least 8, or give draws"
         )
+    if is_conditional(target.potential):
+        config.training.check_conditional()
     if lookup("twist", config.twist).options.get("needs_conditions") and not is_conditional(target.potential):
         raise ConfigError(
             f"twist {config.twist!r} reads what each sequence is given, and φ gives nothing: choose another twist"

@@ -137,6 +137,17 @@ class TrainingConfig:
                 "each update would do more than set the twist to zero; lower one of them"
             )
 
+    def check_conditional(self) -> None:
+        """Refuse, for a target that differs by its condition, what knows one target only.
+
+        Raises:
+            ConfigError: a source has a pool.
+        """
+        if self.draws_from("pool", "dense"):
+            raise ConfigError(
+                "sources 'pool' and 'dense' know one target only; for infilling use 'exact', 'proposal' or 'base'"
+            )
+
     @property
     def parts(self) -> dict[str, Any]:
         """The registered losses, sources and optimiser that it names, each with its kind."""

@@ -99,10 +99,8 @@ class Trainer:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimiser = optimisers.build(self.parameters, config)
         self.objective = objective(config.loss)
-        if config.draws_from("pool", "dense") and setting.sampler.is_conditional:
-            raise ConfigError(
-                "sources 'pool' and 'dense' know one target only; for infilling use 'exact', 'proposal' or 'base'"
-            )
+        if setting.sampler.is_conditional:
+            config.check_conditional()
         self.progress = Progress()
         self.best = snapshot(self.module)
         self.informed: Informed | None = None
