@@ -11,8 +11,7 @@ logger = logging.getLogger("twistlm")
 
 # The name of the choice.
 AUTO = "auto"
-# Dense labels, of a pool that begins with the collected draws: settings that were best where they were tuned
-# (docs/dense.md).
+# Dense labels, of a pool that begins with the collected draws: settings like those of docs/dense.md.
 DENSE: dict[str, Any] = {
     "method": "dpg",
     "target_source": "dense",

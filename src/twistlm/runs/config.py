@@ -103,7 +103,8 @@ class RunConfig:
     @property
     def trains_on_draws(self) -> bool:
         """Whether the collected draws are training data too, so that their features are worth keeping."""
-        return self.training.draws_from("draws", "exact")
+        pooled = self.training.pool_start == "collected" and self.training.draws_from("pool", "dense")
+        return pooled or self.training.draws_from("draws", "exact")
 
     def plugins(self, target: Mapping[str, Any] | None) -> dict[str, str]:
         """What tells parts of others, named here or in a target's description, from their later versions.

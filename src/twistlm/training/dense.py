@@ -6,7 +6,6 @@ siblings of every token; where a sibling ends the text, its label is φ itself. 
 loss stays where it was, and each draw teaches K + 1 tokens at every step.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,14 +50,12 @@ class Dense:
         samples: the sequences.
         log_ratio: log p₀(s_1:t), less the log density that it was drawn from [n, T].
         values: the labels.
-        groups: the sequences of each target.
         record: what was fitted, for the history.
     """
 
     samples: Samples
     log_ratio: Tensor
     values: Values
-    groups: Sequence[Tensor]
     record: dict[str, Any]
 
 
@@ -167,7 +164,7 @@ def _labels(rng: Rng, sampler: Sampler, draws: Draws, fits: _Fits) -> Dense:
         "numbers": [each.numbers[:3].tolist() for each in fits.steps],
         "sequences": len(samples),
     }
-    return Dense(replace(samples, siblings=siblings), draws.log_ratio, labels, draws.groups, record)
+    return Dense(replace(samples, siblings=siblings), draws.log_ratio, labels, record)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
     Of several processes each scores its own rows and has the scores of all, so that weights are normalised over the
     whole batch and every process has the whole loss; only its own rows' scores have a gradient there.
 
-    Siblings count where particles of π_t are wanted, unless the normaliser is wanted too: they have none.
+    Siblings count where they have a label of their own, and where particles of π_t are wanted, unless the normaliser
+    is wanted too: they have none.
 
     Raises:
         ConfigError: a batch without prefix weights was given for a role other than the target.
