@@ -193,8 +193,10 @@ def killed(code: str, tmp_path: Path, optimiser: str) -> list[list[dict]]:
 def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
     case, wanted = make_case(), objective(loss)
     served = [role for role in wanted.roles if serves(source, role)]
-    if not served or (wanted.on_policy and source != "proposal"):
-        with pytest.raises(ConfigError, match=r"learns from the current proposal's own draws|cannot serve as"):
+    refused = "labels prefixes by themselves|learns from the current proposal's own draws|cannot serve as"
+    apart = lookup("source", source).options.get("by_prefix", False) and not wanted.by_prefix
+    if not served or apart or (wanted.on_policy and source != "proposal"):
+        with pytest.raises(ConfigError, match=refused):
             TrainingConfig(loss=loss, target_source=source, intermediate_source=source)
         return
     others = set(wanted.roles) - {"target"}

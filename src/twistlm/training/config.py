@@ -107,7 +107,7 @@ class TrainingConfig:
                 f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
                 f"'proposal', not {self.intermediate_source!r}"
             )
-        if self.draws_from("dense") and not wanted.by_prefix:
+        if not wanted.by_prefix and self.draws_from("dense"):
             raise ConfigError(
                 f"loss {self.loss!r} compares each prefix with the next, and source 'dense' labels prefixes by "
                 "themselves: use 'dpg', 'gkl', 'ctl', 'sixo', 'fudge' or 'mc_squared'"
