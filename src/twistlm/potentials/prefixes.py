@@ -45,6 +45,15 @@ def prefix_scores(potential: Potential, prompts: Prompts, tokens: Tensor, condit
     return softened(scores.detach().to(tokens.device, torch.float64))[index.to(tokens.device)]
 
 
+def known_scores(
+    potential: Potential | None, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None
+) -> Tensor:
+    """`prefix_scores`, or 0 of every prefix where there is no potential that could tell."""
+    if potential is None or not scores_prefixes(potential):
+        return torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+    return prefix_scores(potential, prompts, tokens, conditions)
+
+
 def softened(scores: Tensor) -> Tensor:
     """Scores with what lies far out brought near, ±inf too; strictly increasing up to ±10,000 nats."""
     far = scores.abs().clamp(KNEE, FARTHEST)

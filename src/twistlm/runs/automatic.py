@@ -33,7 +33,7 @@ def automatic(target: Target) -> dict[str, Any]:
         logger.info("method auto: dpg on the proposal's draws, since φ differs by its condition")
         return {"method": "dpg", "target_source": "proposal"}
     if not scores_prefixes(potential):
-        source = "pool" if target.potential.log_upper_bound is None else "draws"
+        source = "pool" if potential.log_upper_bound is None else "draws"
         logger.info("method auto: gkl on %s, since φ says nothing of unfinished texts", source)
         return {"method": "gkl", "source": source}
     if target.num_tokens > LONGEST:

@@ -103,7 +103,7 @@ class RunConfig:
     @property
     def trains_on_draws(self) -> bool:
         """Whether the collected draws are training data too, so that their features are worth keeping."""
-        pooled = self.training.pool_start == "collected" and self.training.draws_from("pool", "dense")
+        pooled = self.training.pool_start == "collected" and self.training.has_pool
         return pooled or self.training.draws_from("draws", "exact")
 
     def plugins(self, target: Mapping[str, Any] | None) -> dict[str, str]:

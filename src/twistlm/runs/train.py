@@ -81,9 +81,11 @@ def train(
         TrainingError: the loss became infinite.
         ProcessError: another of the processes has ended.
     """
+    config = default_config(target) if config is None else config
     if training.get("method") == AUTO:
-        training = automatic(target) | {name: value for name, value in training.items() if name != "method"}
-    config = (default_config(target) if config is None else config).changed(seed=seed, **training)
+        config = config.changed(**automatic(target))
+        del training["method"]
+    config = config.changed(seed=seed, **training)
     processes = Processes.joined()
     with ExitStack() as places:
         # The first process alone opens files.

@@ -259,12 +259,16 @@ class TwistedLM:
         """What the twist's head reads before each token [B, T, …]: recorded, recomputed, or its own network's."""
         if self.twist is not None and self.twist.decoder is not None:
             features = self.twist.decoder.features(samples.prompts, samples.tokens)
-        elif samples.features is not None:
-            features = samples.features
         else:
-            features = self.base_features(samples.prompts, samples.tokens)
+            features = self.recorded_features(samples)
         given = _read(self.twist, samples)
         return features if given is None else beside(features, given)
+
+    def recorded_features(self, samples: Samples) -> Tensor:
+        """The base model's features before each token [B, T, …]: recorded, or else recomputed."""
+        if samples.features is not None:
+            return samples.features
+        return self.base_features(samples.prompts, samples.tokens)
 
     @torch.no_grad()
     def base_features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
@@ -316,10 +320,7 @@ class TwistedLM:
 
         `num_siblings`: K tokens more that it draws by `rng` after each prefix, [B, T, K].
         """
-        base = samples.features
-        if base is None:
-            base = self.base_features(samples.prompts, samples.tokens)
-        tokens = samples.tokens.flatten()
+        base, tokens = self.recorded_features(samples), samples.tokens.flatten()
         twists = []
         for twist in self._twists:
             given, own = _read(twist, samples), None

@@ -9,7 +9,7 @@ from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.smc import Keep
 from twistlm.training.config import TrainingConfig
-from twistlm.training.sources import Batch, Setting, get_source, uses
+from twistlm.training.sources import Batch, Setting, get_source, marked
 
 
 def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, roles: Sequence[str]) -> dict[str, Batch]:
@@ -32,7 +32,7 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
     sources = {role: config.source_of(role) for role in roles}
     for name in sources.values():
         if name not in made:
-            count = config.pool_batch if uses(name, "pool") or uses(name, "dense") else config.num_particles
+            count = config.pool_batch if marked(name, "pooled") else config.num_particles
             made[name] = get_source(name)(rng.fork(name), setting, count)
     return {role: made[name] for role, name in sources.items()}
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from twistlm.core.errors import ConfigError
-from twistlm.core.registry import lookup
+from twistlm.core.registry import available, lookup
 from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.core.storage import STRICT
 from twistlm.training.informing import check_every
 from twistlm.training.losses import objective
-from twistlm.training.sources import parts_of, serves, uses
+from twistlm.training.sources import marked, parts_of, serves, uses
 
 # The setting that names the source of each role of a loss. All but the target need independent draws.
 SOURCES = {
@@ -107,13 +107,14 @@ class TrainingConfig:
                 f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
                 f"'proposal', not {self.intermediate_source!r}"
             )
-        if not wanted.by_prefix and self.draws_from("dense"):
-            raise ConfigError(
-                f"loss {self.loss!r} compares each prefix with the next, and source 'dense' labels prefixes by "
-                "themselves: use 'dpg', 'gkl', 'ctl', 'sixo', 'fudge' or 'mc_squared'"
-            )
-        for source in {self.source_of(role) for role in SOURCES}:
-            if uses(source, "dense") and source.strip() != "dense":
+        for source in {self.source_of(role) for role in SOURCES if marked(self.source_of(role), "by_prefix")}:
+            if not wanted.by_prefix:
+                others = [name for name, entry in available("loss").items() if entry.options["by_prefix"]]
+                raise ConfigError(
+                    f"loss {self.loss!r} compares each prefix with the next, and source {source!r} labels prefixes by "
+                    f"themselves: use one of {', '.join(others)}"
+                )
+            if len(parts_of(source)) > 1:
                 raise ConfigError(f"source 'dense' cannot be joined with others, as in {source!r}; name it alone")
         if self.pool_start not in ("fresh", "collected"):
             raise ConfigError(f"pool_start must be 'fresh' or 'collected', not {self.pool_start!r}")
@@ -143,7 +144,7 @@ class TrainingConfig:
         Raises:
             ConfigError: a source has a pool.
         """
-        if self.draws_from("pool", "dense"):
+        if self.has_pool:
             raise ConfigError(
                 "sources 'pool' and 'dense' know one target only; for infilling use 'exact', 'proposal' or 'base'"
             )
@@ -155,6 +156,11 @@ class TrainingConfig:
         sources = [entry for role in SOURCES for entry in parts_of(self.source_of(role))]
         moves = {f"optimiser {self.optimiser}": lookup("optimiser", self.optimiser).value}
         return losses | {f"source {entry.name}": entry.value for entry in sources} | moves
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether a source gives what a pool of all draws so far has."""
+        return any(marked(self.source_of(role), "pooled") for role in SOURCES)
 
     def draws_from(self, *names: str) -> bool:
         """Whether one of these sources gives a part of any role's samples."""

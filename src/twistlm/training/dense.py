@@ -17,14 +17,15 @@ from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.models.base import Prompts
 from twistlm.potentials.base import evaluate
-from twistlm.potentials.prefixes import prefix_scores, scores_prefixes, softened
-from twistlm.sampling.cases import Cases, rows_of
+from twistlm.potentials.prefixes import known_scores, softened
+from twistlm.sampling.cases import Cases
 from twistlm.sampling.mixture import Pool
 from twistlm.sampling.proposals import defensive
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples, Siblings
 from twistlm.training.draws import Draws, chosen
 from twistlm.training.prefix_value import Fitted, Words, fit
+from twistlm.twists.informed import Prefixes
 
 # Siblings of each token, drawn from q with a share of p₀. Of what the potential is asked, the part that the fit takes.
 NUM_SIBLINGS, SHARE, FITTED = 8, 0.25, 1 / 2
@@ -69,13 +70,11 @@ def labelled(rng: Rng, sampler: Sampler, pool: Pool, cases: Cases, count: int) -
         cases: the targets.
         count: how many prefixes the potential is asked about, at most, about: half of them for the fit.
     """
-    sampler = replace(sampler, informed=None)
-    groups = rows_of(pool.samples.prompts, cases)
-    there = Draws(pool.samples, pool.log_ratio, pool.final_log_ratio + pool.samples.log_phi, groups)
-    texts = count / (sampler.num_steps * len(cases))
-    fits = _fitted(sampler, chosen(rng.fork("fitted"), there, max(1, int(FITTED * texts))))
+    sampler, words = replace(sampler, informed=None), Words(sampler.model.lm)
+    there, texts = Draws.of(pool, cases), count / (sampler.num_steps * len(cases))
+    fits = _fitted(sampler, words, chosen(rng.fork("fitted"), there, max(1, int(FITTED * texts))))
     draws = chosen(rng.fork("labelled"), there, max(1, int((1 - FITTED) * texts / (1 + NUM_SIBLINGS))))
-    return _labels(rng.fork("siblings"), sampler, draws, fits)
+    return _labels(rng.fork("siblings"), sampler, words, draws, fits)
 
 
 @dataclass(frozen=True)
@@ -86,36 +85,33 @@ class _Fits:
     offsets: Tensor
 
 
-def _fitted(sampler: Sampler, draws: Draws) -> _Fits:
+def _fitted(sampler: Sampler, words: Words, draws: Draws) -> _Fits:
     """Fit the value of every prefix but whole sequences, whose is φ."""
-    samples, words = draws.samples, Words(sampler.model.lm)
-    features = _features(sampler, samples)
-    found = sampler.densities(replace(samples, features=features, siblings=None))
-    gone = (found.log_q - found.log_p).cumsum(-1)
-    own = softened(sampler.model.carried(found.log_psi, samples.mask))
+    samples = replace(draws.samples, features=sampler.model.recorded_features(draws.samples))
+    draws = replace(draws, samples=samples)
+    assert samples.features is not None
+    gone, own = draws.steered(sampler)
     steps: list[Fitted] = []
     offsets = torch.zeros((len(draws.groups), sampler.num_steps - 1), dtype=torch.float64, device=gone.device)
     log_Z = [_log_mean(draws.log_w[index]) - _log_mean(draws.log_ratio[index, -1]) for index in draws.groups]
     with bar("fitting the value of prefixes", sampler.num_steps - 1) as report:
         for t in range(sampler.num_steps - 1):
-            told = torch.stack(
-                [gone[:, t], own[:, t], _asked(sampler, samples.prompts, samples.tokens[:, : t + 1])], -1
-            )
-            more = words.beside(samples.tokens[:, t], features[:, t])
-            steps.append(fit([told, *more], draws.log_ratio[:, t], draws.log_w, draws.groups))
-            numbers = steps[-1].numbers
-            log_V = told @ numbers[:3] + words.value(samples.tokens[:, t], features[:, t], numbers[3:])
+            score = known_scores(sampler.potential, samples.prompts, samples.tokens[:, : t + 1])
+            told = torch.stack([gone[:, t], own[:, t], score], -1)
+            tokens, features, ratio = samples.tokens[:, t], samples.features[:, t], draws.log_ratio[:, t]
+            described = torch.cat([told, *[part.double() for part in words.beside(tokens, features)]], 1)
+            steps.append(fit(Prefixes(described, ratio, draws.log_w, draws.groups)))
+            log_V = words.value(told, tokens, features, steps[-1].numbers)
             for r, index in enumerate(draws.groups):
-                ratio = draws.log_ratio[index, t]
-                offsets[r, t] = log_Z[r] - _log_mean(ratio + log_V[index]) + _log_mean(ratio)
+                offsets[r, t] = log_Z[r] - _log_mean(ratio[index] + log_V[index]) + _log_mean(ratio[index])
             report(t + 1, f"{steps[-1].gain:.2f} nats")
     return _Fits(steps, offsets)
 
 
-def _labels(rng: Rng, sampler: Sampler, draws: Draws, fits: _Fits) -> Dense:
+def _labels(rng: Rng, sampler: Sampler, words: Words, draws: Draws, fits: _Fits) -> Dense:
     """Labels of the draws' own prefixes and of siblings."""
-    samples, words, model = draws.samples, Words(sampler.model.lm), sampler.model
-    samples = replace(samples, features=_features(sampler, samples), siblings=None)
+    model, last = sampler.model, sampler.num_steps - 1
+    samples = replace(draws.samples, features=model.recorded_features(draws.samples), siblings=None)
     assert samples.features is not None
     siblings = model.densities(samples, defensive(SHARE), NUM_SIBLINGS, rng).siblings
     assert siblings is not None
@@ -137,24 +133,23 @@ def _labels(rng: Rng, sampler: Sampler, draws: Draws, fits: _Fits) -> Dense:
     owner = torch.zeros(len(samples), dtype=torch.long, device=tokens.device)
     for r, index in enumerate(draws.groups):
         owner[index] = r
-    log_V, shape = torch.empty(tokens.shape, dtype=torch.float64, device=tokens.device), tokens[:, 0].shape
+    shape = tokens[:, 0].shape
+    prompts = [prompt for prompt in samples.prompts for _ in range(shape[1])]
+    log_V = torch.empty(tokens.shape, dtype=torch.float64, device=tokens.device)
     with bar("labelling siblings", sampler.num_steps) as report:
         for t in range(sampler.num_steps):
             before = samples.tokens[:, None, :t].expand(*shape, t)
             prefixes = torch.cat([before, tokens[:, t].unsqueeze(-1)], -1).flatten(0, 1)
-            of = _Rows(sampler, samples, shape[1])
-            if t == sampler.num_steps - 1:
-                log_V[:, t] = of.log_phi(prefixes).view(shape)
-                break
-            told = torch.stack([gone[:, t], softened(psi[:, t]), of.scores(prefixes).view(shape)], -1)
-            numbers = fits.steps[t].numbers
-            value = told @ numbers[:3] + words.value(tokens[:, t], samples.features[:, t], numbers[3:])
-            log_V[:, t] = value + fits.offsets[owner, t].unsqueeze(-1)
-            ended = ~model.mask(torch.cat([prefixes, prefixes[:, -1:]], -1))[:, -1]
+            ended = ~model.mask(torch.cat([prefixes, prefixes[:, -1:]], -1))[:, -1] | (t == last)
+            if t < last:
+                score = known_scores(sampler.potential, prompts, prefixes).view(shape)
+                told = torch.stack([gone[:, t], softened(psi[:, t]), score], -1)
+                log_value = words.value(told, tokens[:, t], samples.features[:, t], fits.steps[t].numbers)
+                log_V[:, t] = log_value + fits.offsets[owner, t].unsqueeze(-1)
             if bool(ended.any()):
                 # A text that has ended has φ, and no value that would have to be learned.
-                log_V[:, t][ended.view(shape)] = of.log_phi(prefixes, ended)
-            report(t + 1, f"of {tokens[:, 0].numel()} texts each")
+                log_V[:, t][ended.view(shape)] = _log_phi(sampler, prompts, prefixes, ended)
+            report(t + 1, f"of {len(prefixes)} texts each")
     bound = None if sampler.potential is None else sampler.potential.log_upper_bound
     # No mean of φ is above what φ can be.
     log_V = log_V if bound is None else log_V.clamp_max(bound)
@@ -167,43 +162,13 @@ def _labels(rng: Rng, sampler: Sampler, draws: Draws, fits: _Fits) -> Dense:
     return Dense(replace(samples, siblings=siblings), draws.log_ratio, labels, record)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """What the potential says of texts that go on from sequences, `each` of them one after the other."""
-
-    sampler: Sampler
-    samples: Samples
-    each: int
-
-    def scores(self, prefixes: Tensor) -> Tensor:
-        """Of unfinished texts [B·each, t]."""
-        repeated = [prompt for prompt in self.samples.prompts for _ in range(self.each)]
-        return _asked(self.sampler, repeated, prefixes)
-
-    def log_phi(self, prefixes: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """log φ of those texts that have ended, the chosen ones of them."""
-        index = torch.arange(len(prefixes)) if chosen is None else chosen.nonzero().squeeze(-1).cpu()
-        texts = prefixes[index]
-        missing = self.sampler.num_steps - texts.shape[1]
-        texts = torch.cat([texts, texts[:, -1:].expand(-1, missing)], -1)
-        prompts = [self.samples.prompts[at // self.each] for at in index.tolist()]
-        assert self.sampler.potential is not None
-        return evaluate(self.sampler.potential, prompts, texts).to(prefixes.device)
-
-
-def _asked(sampler: Sampler, prompts: Prompts, prefixes: Tensor) -> Tensor:
-    """The potential's scores of prefixes, 0 where it has none."""
-    if not scores_prefixes(sampler.potential):
-        return torch.zeros(len(prefixes), dtype=torch.float64, device=prefixes.device)
+def _log_phi(sampler: Sampler, prompts: Prompts, prefixes: Tensor, ended: Tensor) -> Tensor:
+    """log φ of those texts that have `ended`, after which their last token comes again and again."""
     assert sampler.potential is not None
-    return prefix_scores(sampler.potential, prompts, prefixes).to(prefixes.device)
-
-
-def _features(sampler: Sampler, samples: Samples) -> Tensor:
-    """The base model's features before each token, recorded or recomputed."""
-    if samples.features is not None:
-        return samples.features
-    return sampler.model.base_features(samples.prompts, samples.tokens)
+    index = ended.nonzero().squeeze(-1)
+    texts = prefixes[index]
+    texts = torch.cat([texts, texts[:, -1:].expand(-1, sampler.num_steps - texts.shape[1])], -1)
+    return evaluate(sampler.potential, [prompts[at] for at in index.tolist()], texts).to(prefixes.device)
 
 
 def _log_mean(log_w: Tensor) -> float:

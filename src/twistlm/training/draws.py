@@ -1,14 +1,18 @@
 """Draws that values are fitted on: whoever drew them, weighed against the mixture of all that did."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from twistlm.core.logmath import normalise
 from twistlm.core.rng import Rng
+from twistlm.potentials.prefixes import softened
+from twistlm.sampling.cases import Cases, rows_of
+from twistlm.sampling.mixture import Pool
 from twistlm.sampling.resampling import invert, stratified_points
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 
 
@@ -20,6 +24,19 @@ class Draws:
     log_ratio: Tensor
     log_w: Tensor
     groups: Sequence[Tensor]
+
+    @staticmethod
+    def of(pool: Pool, cases: Cases) -> "Draws":
+        """A pool's, with the rows of each of some targets."""
+        log_ratio = pool.log_ratio
+        log_w = log_ratio[:, -1] + pool.samples.log_phi
+        return Draws(pool.samples, log_ratio, log_w, rows_of(pool.samples.prompts, cases))
+
+    def steered(self, sampler: Sampler) -> tuple[Tensor, Tensor]:
+        """What is told of prefixes by `sampler`'s twist: log(q/p₀), and log ψ, finite, of each [n, T]."""
+        found = sampler.densities(replace(self.samples, siblings=None))
+        log_psi = sampler.model.carried(found.log_psi, self.samples.mask)
+        return (found.log_q - found.log_p).cumsum(-1), softened(log_psi)
 
 
 def chosen(rng: Rng, there: Draws, each: int) -> Draws:

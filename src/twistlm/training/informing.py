@@ -14,7 +14,7 @@ from torch import Tensor
 from twistlm.core.errors import ConfigError
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.potentials.prefixes import prefix_scores, scores_prefixes, softened
+from twistlm.potentials.prefixes import known_scores, scores_prefixes
 from twistlm.sampling.cases import Cases, rows_of
 from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.mixture import Pool
@@ -80,22 +80,16 @@ def inform(
         else:
             # A pool grows at all of its prompts, or its mixture would differ from one to another.
             pool = pool.grown(rng.fork("own"), plain, cases, count // 2)
-            groups = rows_of(pool.samples.prompts, some)
-            there = Draws(pool.samples, pool.log_ratio, pool.final_log_ratio + pool.samples.log_phi, groups)
+            there = Draws.of(pool, some)
         draws = chosen(rng, there, count // len(some))
-    found = sampler.densities(replace(draws.samples, siblings=None))
-    gone = (found.log_q - found.log_p).cumsum(-1)
-    own = softened(sampler.model.carried(found.log_psi, draws.samples.mask))
+    gone, own = draws.steered(sampler)
     steps, numbers, gains = [], [], []
     asked = _steps(sampler.num_steps, every if asks else 1)
     with bar("fitting what weighs beside the twist", len(asked)) as report:
         for done, t in enumerate(asked):
-            score = torch.zeros_like(draws.log_w)
-            if asks:
-                samples = draws.samples
-                assert sampler.potential is not None
-                score = prefix_scores(sampler.potential, samples.prompts, samples.tokens[:, :t], samples.conditions)
-            features = torch.stack([gone[:, t - 1], own[:, t - 1], score.to(gone.device)], -1)
+            potential, samples = sampler.potential if asks else None, draws.samples
+            score = known_scores(potential, samples.prompts, samples.tokens[:, :t], samples.conditions)
+            features = torch.stack([gone[:, t - 1], own[:, t - 1], score], -1)
             number, gain = fit(Prefixes(features, draws.log_ratio[:, t - 1], draws.log_w, draws.groups))
             if gain > 0:
                 steps.append(t)

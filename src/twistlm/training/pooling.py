@@ -1,7 +1,6 @@
 """The pool of draws that a training grows as it goes, and the labels on a part of it."""
 
 from dataclasses import replace
-from typing import Any
 
 from twistlm.core.rng import Rng
 from twistlm.sampling.cases import Cases, rows_of
@@ -28,11 +27,8 @@ def grown(rng: Rng, config: TrainingConfig, setting: Setting, updates: int) -> S
     return replace(setting, pool=pool)
 
 
-def relabelled(
-    rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases
-) -> tuple[Setting, dict[str, Any] | None]:
-    """With labels by the twist as it is, and what was found; None where no labels are asked for."""
+def relabelled(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases) -> Setting:
+    """With labels by the twist as it is; none where none are asked for."""
     if not config.draws_from("dense") or setting.pool is None:
-        return setting, None
-    dense = labelled(rng, setting.sampler, setting.pool, cases, config.num_labels)
-    return replace(setting, dense=dense), dense.record
+        return setting
+    return replace(setting, dense=labelled(rng, setting.sampler, setting.pool, cases, config.num_labels))

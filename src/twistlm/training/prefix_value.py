@@ -10,24 +10,20 @@ The numbers of each step minimise KL(σ(s_1:t) ‖ π_t), π_t ∝ p₀V_t, whic
 19). The penalty leads back to V_t = q/p₀: what is not known better than by the proposal stays as the proposal has it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from twistlm.core.logmath import ess, normalise
+from twistlm.core.logmath import normalise
 from twistlm.models.base import BaseLM
+from twistlm.twists.informed import FEWEST, FOLDS, LEAST_GAIN, Prefixes
 
 # Penalties to try, strongest first, on numbers in units of their feature's spread, times one over the effective number
 # of draws; of the first three features a hundredth of that. Each fit starts from the last one.
 RIDGES = (3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0)
 LIGHTER = 0.01
-# Parts of the draws, each of which judges the others' fit once. Nats by which a step has to be better known than by the
-# proposal alone, and the fewest effective draws to say so.
-FOLDS = 4
-LEAST_GAIN, FEWEST = 0.02, 20.0
 MAX_ITERATIONS = 30
 
 
@@ -47,9 +43,12 @@ class Words:
         found = [] if self.table is None else [self.table[tokens]]
         return [*found, _normal(features)] if features.is_floating_point() and features.dim() == 2 else found
 
-    def value(self, tokens: Tensor, features: Tensor, numbers: Tensor) -> Tensor:
-        """numbers · (x, ĥ) of tokens [n, …] after features [n, d'], float64: K siblings of a prefix at once."""
-        total = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+    def value(self, told: Tensor, tokens: Tensor, features: Tensor, numbers: Tensor) -> Tensor:
+        """log V_t of tokens [n, …] after features [n, d'], float64: K siblings of a prefix at once.
+
+        `told`: log(q/p₀), log ψ and the score of each [n, …, 3].
+        """
+        total, numbers = told @ numbers[:3], numbers[3:]
         if self.table is not None:
             width = self.table.shape[1]
             total = total + (self.table.double() @ numbers[:width])[tokens]
@@ -72,32 +71,25 @@ class Fitted:
     gain: float
 
 
-def fit(features: Sequence[Tensor], log_ratio: Tensor, log_w: Tensor, groups: Sequence[Tensor]) -> Fitted:
+def fit(prefixes: Prefixes) -> Fitted:
     """The numbers of log V_t; those of q where the draws are too few to know better.
 
-    Args:
-        features: log(q/p₀), log ψ and the score of n prefixes [n, 3], then others [n, d] of any kind.
-        log_ratio: log p₀(s_1:t) up to a constant, less the log density that each was drawn from [n].
-        log_w: log p₀φ of the finished sequence, less the log density that it was drawn from [n].
-        groups: the prefixes of each target.
+    Of the features [n, d] the first three are log(q/p₀), log ψ and the score, the others of any kind.
     """
-    x = torch.cat([part.double() for part in features], 1)
-    start = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    prefixes = prefixes.part(torch.ones(len(prefixes.log_w), dtype=torch.bool, device=prefixes.log_w.device))
+    effective = prefixes.effective
+    start = torch.zeros(prefixes.features.shape[1], dtype=torch.float64, device=prefixes.log_w.device)
     start[0] = 1.0
-    effective = sum(float(ess(log_w[index])) for index in groups if bool(log_w[index].isfinite().any()))
     if effective < FEWEST:
         return Fitted(start, 0.0)
     # A feature that never varies has no gradient, and stays what it was.
-    spread = x.std(0, correction=0).clamp_min(1e-6)
-    x /= spread
+    spread = prefixes.features.std(0, correction=0).clamp_min(1e-6)
+    prefixes = replace(prefixes, features=prefixes.features / spread)
     lighter = torch.ones_like(start)
     lighter[:3] = LIGHTER
     origin = start * spread
-    fold = torch.arange(len(x), device=x.device) % FOLDS
-    folds = [
-        (_Objective(x, log_ratio, log_w, groups, fold != k), _Objective(x, log_ratio, log_w, groups, fold == k))
-        for k in range(FOLDS)
-    ]
+    fold = torch.arange(len(prefixes.log_w), device=start.device) % FOLDS
+    folds = [(_Objective(prefixes.part(fold != k)), _Objective(prefixes.part(fold == k))) for k in range(FOLDS)]
     before = [judging(origin) for _, judging in folds]
     now = [origin] * FOLDS
     best, chosen, found = LEAST_GAIN, None, origin
@@ -112,23 +104,21 @@ def fit(features: Sequence[Tensor], log_ratio: Tensor, log_w: Tensor, groups: Se
             best, chosen, found = gain, penalty, torch.stack(now).mean(0)
     if chosen is None:
         return Fitted(start, 0.0)
-    whole = _Objective(x, log_ratio, log_w, groups, fold >= 0)
-    return Fitted(_minimised(whole, found, origin, chosen) / spread, best)
+    return Fitted(_minimised(_Objective(prefixes), found, origin, chosen) / spread, best)
 
 
 class _Objective:
-    """KL(σ(s_1:t) ‖ π_t) up to a constant, the mean over targets, as a function of the numbers."""
+    """KL(σ(s_1:t) ‖ π_t) up to a constant, the mean over targets, with a gradient for however many numbers."""
 
-    def __init__(self, x: Tensor, log_ratio: Tensor, log_w: Tensor, groups: Sequence[Tensor], chosen: Tensor) -> None:
-        parts = [index[chosen[index]] for index in groups]
-        # Targets of which no draw carries weight teach nothing.
-        parts = [index for index in parts if len(index) and bool(log_w[index].isfinite().any())]
-        rows = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long, device=x.device)
-        self.x, self.count = x[rows], len(parts)
-        self.owner = torch.cat([torch.full_like(index, k) for k, index in enumerate(parts)]) if parts else rows
-        self.log_ratio = torch.cat([log_ratio[i] - torch.logsumexp(log_ratio[i], 0) for i in parts] or [log_ratio[:0]])
-        weights = torch.cat([normalise(log_w[index]) for index in parts] or [log_w[:0]])
-        self.positive = weights @ self.x
+    def __init__(self, prefixes: Prefixes) -> None:
+        groups, device = prefixes.groups, prefixes.log_w.device
+        rows = torch.cat([torch.zeros(0, dtype=torch.long, device=device), *groups])
+        self.x, self.count = prefixes.features[rows], len(groups)
+        sizes = torch.tensor([len(index) for index in groups], dtype=torch.long, device=device)
+        self.owner = torch.arange(len(groups), device=device).repeat_interleave(sizes)
+        none, ratio, log_w = prefixes.log_w[:0], prefixes.log_ratio, prefixes.log_w
+        self.log_ratio = torch.cat([none, *[ratio[index] - torch.logsumexp(ratio[index], 0) for index in groups]])
+        self.positive = torch.cat([none, *[normalise(log_w[index]) for index in groups]]) @ self.x
 
     def __call__(self, numbers: Tensor) -> Tensor:
         if self.count == 0:

@@ -100,29 +100,21 @@ def _by_values(batch: Batch, values: Values, scores: Scores, role: str) -> Score
 
     Weights are those of prefixes at each t, towards σ by their values, or towards p₀.
     """
-    samples, log_ratio = batch.samples, _ratio(batch)
+    samples, count = batch.samples, 1 + values.siblings.shape[-1]
     assert scores.siblings is not None
-    assert samples.siblings is not None
-    before = torch.nn.functional.pad(log_ratio, (1, 0))[:, :-1].unsqueeze(-1)
-
-    def rows(own: Tensor, siblings: Tensor) -> Tensor:
-        """[B, T] and [B, T, K] as [B · (1 + K), T]; a finished prefix has no children, and every row is itself."""
-        siblings = torch.where(samples.mask.unsqueeze(-1), siblings, own.unsqueeze(-1))
-        return torch.cat([own.unsqueeze(-1), siblings], -1).transpose(1, 2).flatten(0, 1)
-
-    count = 1 + values.siblings.shape[-1]
-
-    def repeated(x: Tensor) -> Tensor:
-        return x.repeat_interleave(count, 0)
-
-    log_psi, log_V = rows(scores.log_psi, scores.siblings), rows(values.own, values.siblings)
-    log_w = rows(log_ratio, before + samples.siblings.log_ratio)
+    log_psi = _families(scores.log_psi, scores.siblings, samples.mask)
+    log_V = _families(values.own, values.siblings, samples.mask)
+    log_w = _ratios(batch)
     if role == "target":
         log_w = log_w + log_V
         if not bool(log_w.isfinite().any(0).all()):
             raise TrainingError(
                 "every labelled prefix has weight zero at some step (φ = 0); use more particles or a softer potential"
             )
+
+    def repeated(x: Tensor) -> Tensor:
+        return x.repeat_interleave(count, 0)
+
     return Scored(
         mask=repeated(samples.mask),
         weights=_normalised(log_w, batch.num_targets).to(log_psi.dtype),
@@ -132,6 +124,20 @@ def _by_values(batch: Batch, values: Values, scores: Scores, role: str) -> Score
         log_normaliser=None if scores.log_normaliser is None else repeated(scores.log_normaliser),
         log_phi=log_V,
     )
+
+
+def _families(own: Tensor, siblings: Tensor, mask: Tensor) -> Tensor:
+    """Rows [B · (1 + K), T] of sequences [B, T] and siblings [B, T, K]; a finished prefix has no child but itself."""
+    siblings = torch.where(mask.unsqueeze(-1), siblings, own.unsqueeze(-1))
+    return torch.cat([own.unsqueeze(-1), siblings], -1).transpose(1, 2).flatten(0, 1)
+
+
+def _ratios(batch: Batch) -> Tensor:
+    """log p₀/q of families: a sibling shares its prefix's ratio and has its own last factor."""
+    log_ratio, siblings = _ratio(batch), batch.samples.siblings
+    assert siblings is not None
+    before = torch.nn.functional.pad(log_ratio, (1, 0))[:, :-1].unsqueeze(-1)
+    return _families(log_ratio, before + siblings.log_ratio, batch.samples.mask)
 
 
 def _at_every_t(weights: Tensor, mask: Tensor) -> Tensor:
@@ -149,18 +155,11 @@ def _ratio(batch: Batch) -> Tensor:
 
 def _towards_intermediate(batch: Batch, log_psi: Tensor, siblings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """log ψ, mask and self-normalised weights p₀ψ_t/q [B', T]; siblings count as particles of their prefix."""
-    log_ratio = _ratio(batch)
-    mask, log_w = batch.samples.mask, log_ratio + log_psi.detach()
+    log_ratio, mask = _ratio(batch), batch.samples.mask
     if siblings is not None and batch.samples.siblings is not None:
-        # A sibling shares its prefix's ratio and has its own last factor; a finished prefix has no children.
-        before = torch.nn.functional.pad(log_ratio, (1, 0))[:, :-1]
-        log_w_siblings = before.unsqueeze(-1) + batch.samples.siblings.log_ratio + siblings.detach()
-        log_w_siblings = torch.where(mask.unsqueeze(-1), log_w_siblings, log_w.unsqueeze(-1))
-        siblings = torch.where(mask.unsqueeze(-1), siblings, log_psi.unsqueeze(-1))
-        log_w = torch.cat([log_w.unsqueeze(-1), log_w_siblings], -1).transpose(1, 2).flatten(0, 1)
-        log_psi = torch.cat([log_psi.unsqueeze(-1), siblings], -1).transpose(1, 2).flatten(0, 1)
+        log_ratio, log_psi = _ratios(batch), _families(log_psi, siblings, mask)
         mask = mask.repeat_interleave(1 + siblings.shape[-1], 0)
-    return log_psi, mask, _normalised(log_w, batch.num_targets)
+    return log_psi, mask, _normalised(log_ratio + log_psi.detach(), batch.num_targets)
 
 
 def _normalised(log_w: Tensor, num_targets: int) -> Tensor:

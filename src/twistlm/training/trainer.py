@@ -211,9 +211,7 @@ class Trainer:
 
     def _grow_pool(self, number: int) -> None:
         """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
-        if not self.config.draws_from("pool", "dense"):
-            return
-        ahead = updates_until_growth(number, self.config.pool_first)
+        ahead = updates_until_growth(number, self.config.pool_first) if self.config.has_pool else None
         if ahead is None:
             return
         if number % self.config.evaluate_every != 0:
@@ -221,23 +219,22 @@ class Trainer:
         now = snapshot(self.module)
         self.module.load_state_dict(self.best)
         self._grow(number, number + ahead)
-        found = self._label(number)
-        if found is None:
+        self._label(number)
+        if self.setting.dense is None:
             self.module.load_state_dict(now)
         else:
             # Labels are for the best twist, which goes on: the last one may have learned the old labels by heart.
-            self._record({"kind": "labels", "update": number, **found})
+            self._record({"kind": "labels", "update": number, **self.setting.dense.record})
 
     def _grow(self, number: int, until: int) -> None:
         """Draw with the twist as it is what the updates from `number` to `until` would draw."""
         self.setting = grown(self.rng, self.config, self.setting, min(until, self.config.num_updates) - number)
 
-    def _label(self, number: int) -> dict[str, Any] | None:
-        """Label the pool by the twist as it is, if labels are asked for; what was found."""
-        setting, found = relabelled(self.rng.fork("labels", number), self.config, self.setting, self._cases)
+    def _label(self, number: int) -> None:
+        """Label the pool by the twist as it is, if labels are asked for."""
+        setting = relabelled(self.rng.fork("labels", number), self.config, self.setting, self._cases)
         # The same in the last bit everywhere, whatever it was worked out on.
         self.setting = replace(setting, dense=self.processes.of_first(lambda: setting.dense))
-        return found
 
     @cached_property
     def _cases(self) -> Cases:

@@ -111,6 +111,11 @@ def serves(expression: str, role: str) -> bool:
     return all(role in entry.options.get("roles", (role,)) for entry in parts_of(expression))
 
 
+def marked(expression: str, option: str) -> bool:
+    """Whether the source, or a part of it, was registered with that option set."""
+    return any(entry.options.get(option, False) for entry in parts_of(expression))
+
+
 def parts_of(expression: str) -> list[Entry]:
     """The registered sources that the expression names."""
     return [lookup("source", name) for name in _names(expression)]
@@ -183,13 +188,10 @@ def from_draws(rng: Rng, setting: Setting, count: int) -> Batch:
     if setting.joint is not None:
         raise ConfigError("source 'draws' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
     draws = _collected(setting).draws
-    rows = rows_of(draws.prompts, setting.targets)
-    each = min(setting.each(count), *map(len, rows))
-    order = torch.cat([index[rng.uniform((1, len(index)))[0].argsort()[:each]] for index in rows])
-    return independent(draws.select(order), len(rows))
+    return independent(draws.select(_some(rng, setting, draws, count)), len(setting.targets))
 
 
-@register("source", "pool")
+@register("source", "pool", pooled=True)
 def from_pool(rng: Rng, setting: Setting, count: int) -> Batch:
     """A random part of all draws made so far, weighted against the mixture of the proposals that made them."""
     if setting.pool is None:
@@ -198,18 +200,16 @@ def from_pool(rng: Rng, setting: Setting, count: int) -> Batch:
     return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio, len(setting.targets))
 
 
-@register("source", "dense", roles=("target", "base", "labelled", "intermediate"), by_prefix=True)
+@register("source", "dense", roles=("target", "base", "labelled", "intermediate"), pooled=True, by_prefix=True)
 def from_dense(rng: Rng, setting: Setting, count: int) -> Batch:
     """A random part of the labelled draws: every prefix by its fitted value, and so are siblings of every token."""
     if setting.dense is None:
         raise ConfigError("source 'dense' is filled by training; draw from 'proposal' or 'base' otherwise")
     dense = setting.dense
-    groups = rows_of(dense.samples.prompts, setting.targets)
-    each = min(setting.each(count), *map(len, groups))
-    order = torch.cat([index[rng.uniform((1, len(index)))[0].argsort()[:each]] for index in groups])
+    order = _some(rng, setting, dense.samples, count)
     samples, log_ratio = dense.samples.select(order), dense.log_ratio[order]
     log_w = log_ratio[:, -1] + samples.log_phi
-    return Batch(samples, log_w, log_ratio, len(groups), dense.values.select(order))
+    return Batch(samples, log_w, log_ratio, len(setting.targets), dense.values.select(order))
 
 
 @register("source", "exact", roles=("target", "drawn"))
@@ -227,6 +227,13 @@ def from_exact(rng: Rng, setting: Setting, count: int) -> Batch:
     # Where a prompt has fewer than its share, each of them comes several times.
     chosen = samples.select(torch.cat([index.repeat(-(-each // len(index)))[:each] for index in shuffled]))
     return Batch(chosen, torch.zeros(len(chosen), dtype=torch.float64), None, len(rows))
+
+
+def _some(rng: Rng, setting: Setting, draws: Samples, count: int) -> Tensor:
+    """Which of the draws: a random part, of each target as many, those of one after the other's."""
+    rows = rows_of(draws.prompts, setting.targets)
+    each = min(setting.each(count), *map(len, rows))
+    return torch.cat([index[rng.uniform((1, len(index)))[0].argsort()[:each]] for index in rows])
 
 
 def _collected(setting: Setting) -> Collection:
