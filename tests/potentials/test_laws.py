@@ -17,11 +17,14 @@ from twistlm.potentials import (
     Function,
     Infilling,
     Jigsaw,
+    JsonSchema,
+    Length,
     Power,
     Product,
     Regex,
     Reward,
     Threshold,
+    Words,
 )
 from twistlm.testing import check_potential
 from twistlm.testing.laws.trial import stories
@@ -34,10 +37,13 @@ EXAMPLES: dict[str, BasePotential] = {
     "function": Function(lambda texts: [-float(len(text)) for text in texts]),
     "infilling": Infilling(2),
     "jigsaw": Jigsaw(),
+    "json_schema": JsonSchema('{"type": "string"}'),
+    "length": Length(2, 6),
     "power": Power(TOXIC, 3.0),
     "product": Product((Regex("a"), TOXIC)),
     "regex": Regex("a"),
     "threshold": Threshold(TOXIC, 0.2),
+    "words": Words(none_of=("the",)),
 }
 CONDITIONS = {"classes": torch.arange(12).remainder(2).view(12, 1), "infilling": torch.arange(24).view(12, 2)}
 lm = functools.cache(stories)

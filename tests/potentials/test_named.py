@@ -10,10 +10,13 @@ from twistlm.potentials import (
     Continuation,
     Infilling,
     Jigsaw,
+    JsonSchema,
+    Length,
     Power,
     Regex,
     Reward,
     Threshold,
+    Words,
     named,
 )
 
@@ -32,6 +35,13 @@ WRITTEN = [
     ("classes:model=sentiment,labels=negative, positive", Classes("sentiment", ("negative", "positive"))),
     (r"continuation:continuation= and then\, he=x", Continuation(" and then, he=x")),
     ("infilling:num_condition=3", Infilling(3)),
+    ("regex:pattern= [0-9]{4},mode=fullmatch,constrain=yes", Regex(" [0-9]{4}", mode="fullmatch", constrain=True)),
+    (
+        'json_schema:schema={"type": "object", "required": ["a", "b"]}',
+        JsonSchema('{"type": "object", "required": ["a", "b"]}'),
+    ),
+    ("words:all_of=dragon,castle,none_of=knight", Words(("dragon", "castle"), none_of=("knight",))),
+    ("length:min=3,max=5,unit=tokens", Length(3, 5, "tokens")),
     ("threshold:scorer=jigsaw,eta=0.5", Threshold(Jigsaw(), 0.5)),
     (
         "threshold:scorer=(classifier:model=toxicity,label=toxic,beta=2),eta=-5,on=logit,direction=<=",

@@ -17,9 +17,12 @@ from twistlm.potentials import (
     Function,
     Infilling,
     Jigsaw,
+    JsonSchema,
+    Length,
     Regex,
     Reward,
     Threshold,
+    Words,
     evaluate,
     from_spec,
     spec,
@@ -44,6 +47,9 @@ POTENTIALS = {
     "function": Function(shout, log_upper_bound=0.0),
     "jigsaw": Jigsaw("Threat", beta=4.0, of="continuation"),
     "product": Jigsaw() * Contains("cat") * Function(shout),
+    "json_schema": JsonSchema({"type": "string", "maxLength": 3}),
+    "length": Length(2, None, "sentences"),
+    "words": Words(("a",), ("b", "c"), match_case=False, constrain=False),
     "power": (Jigsaw() * Regex("x")) ** 0.5,
 }
 

@@ -123,7 +123,7 @@ def log_Z_bounds(
     lower = estimates("lower")
     upper = None if exact is None else estimates("upper", exact.samples.tokens)
     # With a twist that weighs, the estimates are not bounded as φ is, whatever proposes.
-    ranges = replace(sampler.ranges, is_base=sampler.model.twist is None)
+    ranges = replace(sampler.ranges, is_base=sampler.model.is_base)
     return Bounds.of(method, num_particles, lower, upper, ranges)
 
 

@@ -139,7 +139,7 @@ class _Work:
         return made
 
     def _smc(self, num_particles: int, num_runs: int, iwae: Bounds) -> Bounds:
-        if self.sampler.model.twist is None:
+        if self.sampler.model.is_base:
             # All weights are equal until φ comes in, so SMC never resamples: it is IWAE, and has drawn nothing.
             return replace(iwae, method="smc")
         bounds = sandwich(self.rng.fork("smc"), self.sampler, self.case, self.exact, num_particles, num_runs)

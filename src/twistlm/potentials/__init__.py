@@ -10,12 +10,15 @@ from twistlm.potentials.continuation import Continuation
 from twistlm.potentials.function import Function
 from twistlm.potentials.infilling import Infilling
 from twistlm.potentials.jigsaw import Jigsaw
+from twistlm.potentials.json_schema import JsonSchema
+from twistlm.potentials.length import Length
 from twistlm.potentials.lexical import Contains, Regex
 from twistlm.potentials.named import named
 from twistlm.potentials.reward import Reward
 from twistlm.potentials.specs import from_spec, spec
 from twistlm.potentials.texts import Pair, TextPotential
 from twistlm.potentials.threshold import Threshold
+from twistlm.potentials.words import Words
 
 __all__ = [
     "BasePotential",
@@ -26,6 +29,8 @@ __all__ = [
     "Function",
     "Infilling",
     "Jigsaw",
+    "JsonSchema",
+    "Length",
     "Pair",
     "Power",
     "Product",
@@ -33,6 +38,7 @@ __all__ = [
     "Reward",
     "TextPotential",
     "Threshold",
+    "Words",
     "evaluate",
     "from_spec",
     "named",

@@ -25,7 +25,7 @@ BOUND_TOLERANCE = 1e-5
 # A score in float32 is known to a millionth or so, and β times its error should be less than a nat.
 MOST_BETA = 1e6
 # What a potential holds that changes none of its values.
-IMMATERIAL = {"lm", "device", "batch_size"}
+IMMATERIAL = {"lm", "device", "batch_size", "constrain"}
 # Characters of a text (or of a list of token ids) that an error message quotes.
 QUOTED = 80
 

@@ -2,21 +2,27 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
+from twistlm.automata.automaton import Automaton
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import register
+from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import check_eps, indicator, set_indicator_bounds
+from twistlm.potentials.constraint import Constraint
 from twistlm.potentials.texts import Of, TextPotential
+
+# Flags of `re` that an automaton's pattern may have, and how it writes them.
+FLAGS = {re.IGNORECASE: "i", re.DOTALL: "s", re.VERBOSE: "x"}
 
 
 @register("potential", "regex")
 @dataclass(frozen=True)
-class Regex(TextPotential):
-    """1[the pattern matches] + eps, with Python's `re`.
+class Regex(Constraint, TextPotential):
+    """1[the pattern matches] + eps, with Python's `re`, or with an automaton that samplers keep to.
 
     Attributes:
         pattern: the regular expression.
@@ -26,9 +32,13 @@ class Regex(TextPotential):
         flags: `re` flags, as an integer.
         of: what is searched, "text" (prompt and continuation together) or "continuation"; None means the continuation
             after a chat and the text after a plain prompt.
+        constrain: samplers never leave what matches (`twistlm.potentials.constraint`). The pattern is then in the
+            syntax of Rust's `regex`, which is Python's without look-around, back-references and anchors; it is about
+            the continuation, of which most begin with a space, and a hard constraint.
 
     Raises:
-        ConfigError: the pattern is invalid (with the position), the mode or `of` is unknown, or eps is negative.
+        ConfigError: the pattern is invalid (with the position), the mode or `of` is unknown, eps is negative, or one of
+            them does not go with `constrain`.
     """
 
     pattern: str
@@ -37,6 +47,7 @@ class Regex(TextPotential):
     eps: float = 0.0
     flags: int = 0
     of: Of | None = None
+    constrain: bool = False
 
     def __post_init__(self) -> None:
         """Compile the pattern once, so that a mistake is found here and not during sampling."""
@@ -44,14 +55,50 @@ class Regex(TextPotential):
         check_eps(self.eps)
         if self.mode not in ("search", "fullmatch"):
             raise ConfigError(f"mode must be 'search' or 'fullmatch', not {self.mode!r}")
-        try:
-            re.compile(self.pattern, self.flags)
-        except (re.error, ValueError) as error:
-            raise ConfigError(f"invalid regular expression {self.pattern!r}: {error}") from error
         object.__setattr__(self, "flags", int(self.flags))
+        if self.constrain:
+            self._check_constraint()
+        else:
+            try:
+                re.compile(self.pattern, self.flags)
+            except (re.error, ValueError) as error:
+                raise ConfigError(f"invalid regular expression {self.pattern!r}: {error}") from error
         set_indicator_bounds(self, self.eps)
         # Where a match anywhere decides, what has been found stays found.
-        object.__setattr__(self, "scores_prefixes", self.mode == "search")
+        object.__setattr__(self, "scores_prefixes", self.mode == "search" and not self.constrain)
+
+    def _check_constraint(self) -> None:
+        if self.eps != 0:
+            raise ConfigError(
+                f"eps must be 0 where constrain is true, not {self.eps}: samplers never leave the pattern"
+            )
+        if self.of not in (None, "continuation"):
+            raise ConfigError(f"of must be 'continuation' where constrain is true, not {self.of!r}")
+        if unknown := re.RegexFlag(self.flags) & ~re.RegexFlag(sum(FLAGS)):
+            raise ConfigError(f"flags {unknown!r} are not known where constrain is true; leave them out")
+        self.automaton()
+
+    def identified_by(self) -> Any:
+        """What makes it this one: which of the two reads the pattern, too."""
+        return super().identified_by() | ({"constrain": True} if self.constrain else {})
+
+    def automaton(self) -> Automaton:
+        """The continuations that match."""
+        Automaton.of_pattern(self.pattern)  # which refuses, by itself, what brackets would make valid
+        flags = "".join(letter for flag, letter in FLAGS.items() if self.flags & flag)
+        pattern = f"(?{flags}:{self.pattern})" if flags else f"(?:{self.pattern})"
+        if self.mode == "search":
+            pattern = f"(?s:.*){pattern}(?s:.*)"
+        found = Automaton.of_pattern(pattern)
+        return ~found if self.negate else found
+
+    def bind(self, lm: BaseLM) -> Self:
+        """A copy that reads this model's texts, or its tokens."""
+        return super().bind(lm) if self.constrain else TextPotential.bind(self, lm)
+
+    def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        """log φ [B]."""
+        return super().log_phi(prompts, tokens) if self.constrain else TextPotential.log_phi(self, prompts, tokens)
 
     def log_phi_texts(self, texts: list[str]) -> Tensor:
         """log φ [B] of B texts."""

@@ -226,7 +226,7 @@ class Run:
         """
         check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
         case = self.target.case(condition, prompt)
-        drawn = self.sampler(before=True).draw(Rng(seed, ("base_samples",)), [case], num_samples)
+        drawn = self.sampler(before=True).base.draw(Rng(seed, ("base_samples",)), [case], num_samples)
         found = self.as_texts(drawn, normalise(drawn.log_phi), float(log_mean_exp(drawn.log_phi)), self.moves(drawn))
         return self._placed(found, prompt)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from twistlm.core.errors import ModelError
 from twistlm.core.registry import available
@@ -10,6 +10,13 @@ from twistlm.core.storage import STRICT
 from twistlm.models.chats import Chat, Message
 from twistlm.models.local import is_here
 from twistlm.sampling.prompts import Prompts
+
+
+class Loading(TypedDict, total=False):
+    """How a base model is loaded."""
+
+    dtype: str
+    device: str
 
 
 @dataclass(frozen=True)

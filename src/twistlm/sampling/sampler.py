@@ -74,7 +74,7 @@ class Sampler:
     @property
     def proposes_base(self) -> bool:
         """Whether q is p₀: without a twist, or where it does not propose."""
-        return self.reference is None and (self.model.twist is None or self.proposal is base)
+        return self.reference is None and (self.model.is_base or self.proposal is base)
 
     @property
     def ranges(self) -> Ranges:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ from twistlm.potentials.base import evaluate
 from twistlm.potentials.conditions import condition, conditioned, num_following
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case
-from twistlm.sampling.description import TargetFields, named_models, prompts_in, refuse_downloads
+from twistlm.sampling.constraining import constraint_twist
+from twistlm.sampling.description import Loading, TargetFields, named_models, prompts_in, refuse_downloads
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection, load
@@ -45,14 +46,7 @@ from twistlm.twists.sigmoid import probability
 
 logger = logging.getLogger("twistlm")
 
-LOADED = ("lm", "bound_potential", "cases", "token_log_phi")
-
-
-class Loading(TypedDict, total=False):
-    """How a base model is loaded."""
-
-    dtype: str
-    device: str
+LOADED = ("lm", "bound_potential", "cases", "token_log_phi", "constraint")
 
 
 class Target:
@@ -122,6 +116,11 @@ class Target:
         """φ, reading texts with the model's tokenizer."""
         return self.potential.bind(self.lm)
 
+    @cached_property
+    def constraint(self) -> Twist | None:
+        """The exact twist of the hard constraints in φ; None without any."""
+        return constraint_twist(self.lm, self.bound_potential, self.cases, self.num_tokens, self.eos)
+
     @property
     def prompt_tokens(self) -> Tensor:
         """The (first) prompt's tokens [P]."""
@@ -179,7 +178,7 @@ class Target:
             PromptError: a prompt is wrong, or too long for the model.
         """
         other = self.changed(prompts=prompts)
-        other.__dict__.update(lm=self.lm, bound_potential=self.bound_potential)
+        other.__dict__.update(lm=self.lm, bound_potential=self.bound_potential, constraint=self.constraint)
         other.twisted()
         return other
 
@@ -204,7 +203,7 @@ class Target:
         """
         check_same_tokens(lm, self.lm, self.model_name)
         model = TwistedLM(lm, None, self.eos)
-        return Sampler(model, self.bound_potential, self.num_tokens, proposal=base, reference=self.twisted())
+        return Sampler(model, self.bound_potential, self.num_tokens, proposal=base, reference=self.twisted().base)
 
     def check_model(self, other: "Target", what: str) -> None:
         """Refuse what was made with another base model.
@@ -220,7 +219,7 @@ class Target:
 
     def twisted(self, twist: Twist | None = None, proposal_twist: Twist | None = None) -> TwistedLM:
         """The base model with a twist, checked for length; `proposal_twist` if another one is to propose."""
-        model = TwistedLM(self.lm, twist, self.eos, proposal_twist)
+        model = TwistedLM(self.lm, twist, self.eos, proposal_twist, self.constraint)
         for case, name in zip(self.cases, self.prompts.names, strict=True):
             try:
                 model.check([case.prompt], self.num_tokens)

@@ -23,6 +23,8 @@ from twistlm.twists.base import Twist
 # Elements of a [rows, V] block when a pass over the vocabulary is chunked: 8 M float32 = 32 MB. At V = 50,257 that is
 # 159 rows, from where on a product with the output matrix gains nothing from more of them.
 VOCABULARY_CHUNK = 8_000_000
+# log ψ of what a constraint rules out, to losses, which need finite numbers.
+IMPOSSIBLE = -1e4
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,25 @@ class TwistedLM:
         eos: "absorb" ends a sequence at its first EOS; "ignore" treats EOS as any other token, so every sequence has
             exactly T tokens.
         proposal_twist: the twist that the proposal is induced by, if it is not the one that weighs.
+        constraint: the exact twist of a hard constraint (`twistlm.twists.automaton`), which multiplies the others: ψ is
+            their product, in proposals and weights alike.
 
     Raises:
         ConfigError: `eos` is neither, or is "absorb" for a model without an EOS token.
     """
 
     def __init__(
-        self, lm: BaseLM, twist: Twist | None = None, eos: str = "absorb", proposal_twist: Twist | None = None
+        self,
+        lm: BaseLM,
+        twist: Twist | None = None,
+        eos: str = "absorb",
+        proposal_twist: Twist | None = None,
+        constraint: Twist | None = None,
     ) -> None:
         if eos not in ("absorb", "ignore"):
             raise ConfigError(f"eos must be 'absorb' or 'ignore', not {eos!r}")
         self.lm, self.twist, self.eos, self.proposal_twist = lm, twist, eos, proposal_twist
+        self.constraint = constraint
         self.absorbing = lm.eos_token_id if eos == "absorb" else None
         self._scratch = Scratch()
 
@@ -102,6 +112,11 @@ class TwistedLM:
         """Whether what has been read of a prefix is kept for the next step."""
         return not isinstance(self.lm, RereadingLM)
 
+    @property
+    def is_base(self) -> bool:
+        """Whether ψ = 1: neither a twist nor a constraint."""
+        return not self._twists
+
     def without_cache(self) -> "TwistedLM":
         """The same distribution, and the same draws but for rounding: prefixes are read anew at each step."""
 
@@ -109,7 +124,8 @@ class TwistedLM:
             own = None if twist is None else twist.decoder
             return twist if twist is None or own is None else replace(twist, decoder=Rereading(own))
 
-        return TwistedLM(RereadingLM(self.lm), reading(self.twist), self.eos, reading(self.proposal_twist))
+        twist, proposing = reading(self.twist), reading(self.proposal_twist)
+        return TwistedLM(RereadingLM(self.lm), twist, self.eos, proposing, self.constraint)
 
     def check(self, prompts: Prompts, num_steps: int) -> None:
         """Refuse prompts that are empty or leave no room for `num_steps` new tokens.
@@ -141,8 +157,8 @@ class TwistedLM:
 
     @property
     def _twists(self) -> list[Twist]:
-        """The twist that weighs, then the one that proposes, as far as there are any."""
-        return [twist for twist in (self.twist, self.proposal_twist) if twist is not None]
+        """The twist that weighs, the one that proposes and the constraint's, as far as there are any."""
+        return [twist for twist in (self.twist, self.proposal_twist, self.constraint) if twist is not None]
 
     @property
     def features_are_reusable(self) -> bool:
@@ -221,10 +237,15 @@ class TwistedLM:
     @torch.no_grad()
     def next(self, state: State) -> NextToken:
         """Base logits and log ψ over the vocabulary for every distinct prefix."""
-        log_psis = [twist.head(read.features(state.lm)) for twist, read in zip(self._twists, state.twists, strict=True)]
-        log_psi = log_psis[0] if self.twist is not None else None
-        inducing = log_psis[-1] if self.proposal_twist is not None else None
-        return NextToken(self.lm.logits(state.lm.features), log_psi, state.rows, inducing)
+        read = zip(self._twists, state.twists, strict=True)
+        values = {id(twist): twist.head(own.features(state.lm)) for twist, own in read}
+
+        def product(twist: Twist | None) -> Tensor | None:
+            parts = [values[id(each)] for each in (twist, self.constraint) if each is not None]
+            return torch.add(*parts) if len(parts) == 2 else parts[0] if parts else None
+
+        proposing = None if self.proposal_twist is None else product(self.proposal_twist)
+        return NextToken(self.lm.logits(state.lm.features), product(self.twist), state.rows, proposing)
 
     def draw(
         self,
@@ -285,27 +306,53 @@ class TwistedLM:
         """
         if self.twist is None:
             raise ConfigError("this model has no twist to score; build it with twist=…")
-        features = self.twist_features(samples)
+        features, states = self.twist_features(samples), self._states(samples)
+
+        def log_psi_of(tokens: Tensor, features: Tensor, states: Tensor | None) -> Tensor:
+            assert self.twist is not None
+            log_psi = self.twist.head.gather(features, tokens)
+            if states is None or self.constraint is None:
+                return log_psi
+            return log_psi + self.constraint.head.gather(states, tokens).clamp_min(IMPOSSIBLE)
+
         siblings = None
         if samples.siblings is not None:
-            siblings = self.twist.head.gather(features.unsqueeze(2), samples.siblings.tokens)
-        log_psi = self.twist.head.gather(features, samples.tokens)
-        log_total = self._log_normaliser(samples, features) if normaliser else None
+            beyond = None if states is None else states.unsqueeze(2)
+            siblings = log_psi_of(samples.siblings.tokens, features.unsqueeze(2), beyond)
+        log_psi = log_psi_of(samples.tokens, features, states)
+        log_total = self._log_normaliser(samples, features, states) if normaliser else None
         return Scores(self.carried(log_psi, samples.mask), log_total, siblings)
 
-    def _log_normaliser(self, samples: Samples, features: Tensor) -> Tensor:
+    def _states(self, samples: Samples) -> Tensor | None:
+        """What the constraint reads before each token [B, T, …]; None if there is none."""
+        if self.constraint is None or self.constraint.decoder is None:
+            return None
+        return self.constraint.decoder.features(samples.prompts, samples.tokens)
+
+    def _log_normaliser(self, samples: Samples, features: Tensor, states: Tensor | None) -> Tensor:
         assert self.twist is not None
         base = samples.features
         if base is None:
             reusable = self.features_are_reusable and self.twist.reader is None
             base = features.detach() if reusable else self.base_features(samples.prompts, samples.tokens)
-        base = base.flatten(0, 1)
+        base, rows = base.flatten(0, 1), self._rows_at_a_time
 
         def logits(part: slice) -> Tensor:
             with torch.no_grad():
                 return self.lm.logits(base[part])
 
-        log_total = self.twist.head.log_normaliser(features.flatten(0, 1), logits, self._rows_at_a_time)
+        if states is None or self.constraint is None:
+            return self.twist.head.log_normaliser(features.flatten(0, 1), logits, rows).view(samples.tokens.shape)
+        head, states = self.constraint.head, states.flatten(0, 1)
+
+        def allowed(part: slice) -> Tensor:
+            with torch.no_grad():
+                return logits(part) + head(states[part]).clamp_min(IMPOSSIBLE)
+
+        # log Σ p₀ψ of the product: that of the constraint, and of the twist under what the constraint makes of p₀.
+        with torch.no_grad():
+            log_total = head.log_normaliser(states, logits, rows).clamp_min(IMPOSSIBLE)
+        log_total = log_total + self.twist.head.log_normaliser(features.flatten(0, 1), allowed, rows)
         return log_total.view(samples.tokens.shape)
 
     @staticmethod

@@ -1,0 +1,188 @@
+"""Deterministic finite automata over the bytes of a text: what a hard constraint on characters is made of.
+
+A pattern is compiled by `outlines-core` (whose engine is that of Rust's `regex-automata`). From there on everything is
+set algebra: the intersection of two automata is their product (Rabin and Scott, 1959), the complement swaps accepting
+and other states, and the least automaton comes from Moore's partition refinement (1956).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twistlm.core.errors import ConfigError
+
+# Ends every compiled pattern, so that no state before it accepts: `outlines_core.Index` (0.2.14) forgets transitions
+# from an accepting state to one that does not accept ("(ab)*" is "ab" alone). No text with this byte is accepted.
+MARK, MARK_PATTERN = 0, r"\x00"
+BYTES = 256
+DEAD = -1
+MOST_STATES = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class Automaton:
+    """A set of byte strings. State 0 is where each begins.
+
+    Attributes:
+        following: the state after each byte [S, 256], `DEAD` where nothing that follows is accepted.
+        accepting: whether a string may end in each state [S].
+    """
+
+    following: NDArray[np.int32]
+    accepting: NDArray[np.bool_]
+
+    @staticmethod
+    def of_pattern(pattern: str) -> Automaton:
+        """All texts that a regular expression (in Rust's syntax) matches from beginning to end.
+
+        Raises:
+            ConfigError: it does not compile, or `outlines-core` is not installed.
+        """
+        return _compiled(pattern)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is accepted."""
+        return not bool(self.accepting.any())
+
+    def accepts(self, text: str) -> bool:
+        """Whether a text is in the set."""
+        state = 0
+        for byte in text.encode():
+            state = int(self.following[state, byte])
+            if state == DEAD:
+                return False
+        return bool(self.accepting[state])
+
+    def __and__(self, other: Automaton) -> Automaton:
+        """What both accept.
+
+        Raises:
+            ConfigError: the product has too many states.
+        """
+        width = len(other.accepting)
+        known = frontier = np.zeros(1, dtype=np.int64)
+        rows: list[NDArray[np.int64]] = []
+        order: list[NDArray[np.int64]] = []
+        while len(frontier):
+            mine, theirs = self.following[frontier // width], other.following[frontier % width]
+            reached = np.where((mine == DEAD) | (theirs == DEAD), DEAD, mine.astype(np.int64) * width + theirs)
+            rows.append(reached)
+            order.append(frontier)
+            frontier = np.setdiff1d(reached, np.append(known, DEAD))
+            known = np.append(known, frontier)
+            if len(known) > MOST_STATES:
+                raise ConfigError(
+                    f"these constraints together take more than {MOST_STATES:,} states; leave one out, or make its "
+                    "counts smaller"
+                )
+        codes, reached = np.concatenate(order), np.concatenate(rows)
+        by_code = codes.argsort()
+        place = np.append(by_code, DEAD)
+        found = np.where(reached == DEAD, len(codes), np.searchsorted(codes[by_code], reached))
+        accepting = self.accepting[codes // width] & other.accepting[codes % width]
+        return Automaton(place[found].astype(np.int32), accepting).minimal()
+
+    def __invert__(self) -> Automaton:
+        """The texts that are not accepted: valid UTF-8 without the byte 0, as everywhere."""
+        num_states = len(self.accepting)
+        following = np.vstack([self.following, np.full((1, BYTES), DEAD, dtype=np.int32)])
+        following[following == DEAD] = num_states
+        return Automaton(following, np.append(~self.accepting, True)) & Automaton.of_pattern("(?s:.*)")
+
+    def minimal(self) -> Automaton:
+        """The same set with the fewest states."""
+        alive = _alive(self.following, self.accepting)
+        if not alive[0]:
+            return Automaton(np.full((1, BYTES), DEAD, dtype=np.int32), np.zeros(1, dtype=np.bool_))
+        following = np.where(np.append(alive, False)[self.following], self.following, DEAD)
+        columns = np.unique(following, axis=1)
+        # The dead state, which the index −1 means, is a group of its own.
+        group, count = np.where(alive, self.accepting.astype(np.int64), -1), 0
+        while count != (count := int(group.max()) + 1):
+            reached = np.append(group, -1)[columns]
+            _, found = np.unique(np.column_stack([group, reached]), axis=0, return_inverse=True)
+            group = np.where(alive, found.reshape(-1), -1)
+            # Numbers from 0 on, the beginning first.
+            names = np.unique(group[alive])
+            names = np.append(group[0], names[names != group[0]])
+            ranks = np.empty(int(names.max()) + 1, dtype=np.int64)
+            ranks[names] = np.arange(len(names))
+            group = np.where(alive, ranks[np.maximum(group, 0)], -1)
+        first = np.array([int((group == k).argmax()) for k in range(count)])
+        return Automaton(np.append(group, DEAD)[following[first]].astype(np.int32), self.accepting[first])
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> Automaton:
+    # By itself, a pattern with a bracket too many does not compile; between brackets it might.
+    _index(pattern, pattern)
+    index: Any = _index(f"(?:{pattern}){MARK_PATTERN}", pattern)
+    if index is None:
+        return Automaton(np.full((1, BYTES), DEAD, dtype=np.int32), np.zeros(1, dtype=np.bool_))
+    transitions, final = index.get_transitions(), index.get_final_states()
+    start = index.get_initial_state()
+    place = {start: 0}
+    for state in transitions:
+        place.setdefault(state, len(place))
+    following = np.full((len(place), BYTES), DEAD, dtype=np.int32)
+    accepting = np.zeros(len(place), dtype=np.bool_)
+    for state, moves in transitions.items():
+        accepting[place[state]] = moves.get(MARK) in final
+        for byte, reached in moves.items():
+            if byte not in (MARK, BYTES):
+                following[place[state], byte] = place[reached]
+    return Automaton(following, accepting).minimal()
+
+
+def _index(pattern: str, said: str) -> Any:
+    """What `outlines-core` makes of a pattern over bytes; None if it matches nothing.
+
+    Raises:
+        ConfigError: it does not compile.
+    """
+    try:
+        from outlines_core import Index, Vocabulary
+    except ImportError as error:
+        raise ConfigError(
+            "constraints on the characters of a text need outlines-core: pip install 'twistlm[constraints]'"
+        ) from error
+    try:
+        return Index(pattern, Vocabulary(BYTES, {bytes([byte]): [byte] for byte in range(BYTES)}))
+    except ValueError as error:
+        reason = str(error)
+    if "provided is incompatible" in reason:
+        return None
+    if "start state" in reason:
+        raise ConfigError(
+            f"pattern {said!r} has an anchor; leave out ^ and $, since the whole text must match (and write .* where "
+            "anything may stand)"
+        )
+    if "word boundar" in reason:
+        raise ConfigError(
+            f"pattern {said!r} has a word boundary \\b, which no automaton over bytes knows; use Words, or write \\W "
+            "for what is beside the word"
+        )
+    raise ConfigError(
+        f"pattern {said!r} does not compile: it must be a regular expression in Rust's syntax, without look-around "
+        "((?=…), (?<!…)) and back-references (\\1)"
+    )
+
+
+def _alive(following: NDArray[np.int32], accepting: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """States from which something is accepted, and that something leads to."""
+    ends, before = accepting, -1
+    while (count := int(ends.sum())) != before:
+        ends, before = ends | np.append(ends, False)[following].any(1), count
+    reached = np.zeros(len(accepting), dtype=np.bool_)
+    frontier = np.zeros(1, dtype=np.int64)
+    while len(frontier):
+        reached[frontier] = True
+        nearby = np.unique(following[frontier])
+        frontier = nearby[(nearby != DEAD) & ~np.append(reached, True)[nearby]]
+    return ends & reached

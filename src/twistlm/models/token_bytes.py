@@ -1,0 +1,73 @@
+"""The bytes that each token of a model adds to a text, for constraints on characters."""
+
+import re
+from typing import Any
+
+from twistlm.core.errors import ModelError
+from twistlm.models.base import BaseLM
+
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# What SentencePiece writes for a space.
+METASPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+CHECKED = 200
+
+
+def token_bytes(lm: BaseLM) -> list[bytes]:
+    """What each of the V tokens adds to a text, in bytes; nothing for special tokens and those without a text.
+
+    Raises:
+        ModelError: the tokenizer writes tokens differently together than one by one (word pieces, say).
+    """
+    tokenizer = getattr(lm, "tokenizer", None)
+    if tokenizer is None:
+        return [text.encode() for text in lm.decode(_singles(lm.vocab_size))]
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+    names = tokenizer.convert_ids_to_tokens(list(range(min(lm.vocab_size, len(tokenizer)))))
+    byte_of = _bytes_of_letters() if _is_byte_level(tokenizer) else None
+    found = [
+        b"" if name is None or number in special else name.encode() if number in added else _written(name, byte_of)
+        for number, name in enumerate(names)
+    ]
+    _check(tokenizer, found)
+    return found + [b""] * (lm.vocab_size - len(found))
+
+
+def _singles(vocab_size: int) -> Any:
+    import torch
+
+    return list(torch.arange(vocab_size).split(1))
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and "ByteLevel" in str(getattr(backend, "decoder", ""))
+
+
+def _written(name: str, byte_of: dict[str, int] | None) -> bytes:
+    if byte_of is not None:
+        return bytes(byte_of[letter] for letter in name)
+    byte = BYTE_TOKEN.fullmatch(name)
+    return name.replace(METASPACE, " ").encode() if byte is None else bytes([int(byte[1], 16)])
+
+
+def _bytes_of_letters() -> dict[str, int]:
+    """The letter by which tokenizers on bytes write each byte (Radford et al. 2019): itself if it can be printed."""
+    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + k): byte for k, byte in enumerate(others)}
+
+
+def _check(tokenizer: Any, found: list[bytes]) -> None:
+    """Refuse a tokenizer by which texts are not their tokens' bytes one after the other."""
+    known = [number for number, text in enumerate(found) if text]
+    chosen = [known[(k * 7919) % len(known)] for k in range(CHECKED)] if known else []
+    for number in range(0, len(chosen), 8):
+        tokens = chosen[number : number + 8]
+        text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        expected = b"".join(found[token] for token in tokens).decode(errors="replace")
+        if text.lstrip() != expected.lstrip():
+            raise ModelError(
+                f"this tokenizer writes {text!r} where its tokens by themselves are {expected!r}: constraints on "
+                "characters need one whose tokens are pieces of the text (BPE on bytes, SentencePiece)"
+            )
