@@ -74,7 +74,8 @@ def certify(
     work = _Work(rng, sampler, case, exact, spending, drawn, spent)
     bounds, stopped = (work.spend(), "") if effort is None else work.tighten(effort, start)
     witnesses = [*evidence.witnesses, *work.witnesses(bounds)]
-    decision = decide(witnesses, sampler.ranges.low, sampler.ranges.high)
+    limits = [each for each in (sampler.ranges.high, evidence.most) if each is not None]
+    decision = decide(witnesses, sampler.ranges.low, min(limits, default=None))
     kls = divergences(work.drawn, work.exact_ratios, decision.log_Z, sampler.ranges)
     # A KL whose upper end has been cut at 0 would be negative.
     negative = 0.0 in (kls.kl_q_target.high, 1.0 if kls.kl_target_q is None else kls.kl_target_q.high)

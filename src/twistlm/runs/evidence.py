@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from twistlm.certificates.evidence import Evidence, acceptance
+from twistlm.certificates.evidence import Evidence, acceptance, ruled_out
 from twistlm.certificates.log_Z import of_draws
 from twistlm.core.errors import NoneAcceptedError, UpperBoundError
 from twistlm.core.rng import Rng
@@ -81,10 +81,10 @@ def of_collection(cases: Cases, evaluation: Collection | None, others: Sequence[
 def _of(case: Case, evaluation: Collection, others: Sequence[Collection]) -> Evidence:
     """Either part may have no draws at the prompt."""
     here = evaluation.at([case])
-    log_phi = torch.cat([other.at([case]).draws.log_phi for other in others])
-    witnesses = (of_draws(log_phi, evaluation.log_upper_bound),) if len(log_phi) else ()
+    log_weights = torch.cat([other.at([case]).log_weights for other in others])
+    witnesses = (of_draws(log_weights, evaluation.log_upper_bound),) if len(log_weights) else ()
     exact = here.exact
-    return Evidence(exact if len(exact) else None, witnesses, acceptance(here))
+    return Evidence(exact if len(exact) else None, witnesses, acceptance(here), ruled_out(here))
 
 
 def _drawn(goal: Target, rng: Rng, num_draws: int, engine: Engine | None) -> Collection | None:

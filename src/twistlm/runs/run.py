@@ -12,7 +12,7 @@ from torch import Tensor
 from twistlm.certificates.bounds import METHODS
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import certify
-from twistlm.certificates.evidence import Evidence
+from twistlm.certificates.evidence import Evidence, ruled_out
 from twistlm.certificates.log_Z import Witness, of_draws
 from twistlm.certificates.over_prompts import certify_prompts
 from twistlm.certificates.spending import Spending
@@ -323,10 +323,10 @@ class Run:
             rng,
             sampler,
             self.target.cases[0],
-            Evidence(exact, self.witnesses),
+            Evidence(exact, self.witnesses, most=None if evaluation is None else ruled_out(evaluation)),
             spending,
             # The base model's own draws are there already.
-            drawn=None if spare is None or spare.draws.conditions is not None else spare.draws,
+            drawn=spare.draws if spare is not None and _drawn_by_base(spare) else None,
         )
 
     @property
@@ -338,7 +338,12 @@ class Run:
         parts = [part for part in (self.fold("training"), self.fold("held_out")) if part is not None]
         if not parts or parts[0].draws.conditions is not None:
             return ()
-        return (of_draws(torch.cat([part.draws.log_phi for part in parts]), self.target.potential.log_upper_bound),)
+        return (of_draws(torch.cat([part.log_weights for part in parts]), self.target.potential.log_upper_bound),)
+
+
+def _drawn_by_base(collection: Collection) -> bool:
+    """Whether its draws are what the base model samples of one target."""
+    return collection.are_base_draws and collection.draws.conditions is None
 
 
 def _elsewhere(target: Target, config: RunConfig, state: Mapping[str, Tensor], informed: Informed | None) -> Run:

@@ -30,10 +30,11 @@ def held_out_divergence(rng: Rng, held_out: Collection, cases: Cases, count: int
     draws = held_out.draws
     if draws.conditions is not None:
         return _mean_log_ratio(draws.select(torch.arange(min(count, len(draws)))), None)
-    weights = torch.zeros(len(draws), dtype=torch.float64, device=draws.log_phi.device)
+    log_weights = held_out.log_weights
+    weights = torch.zeros(len(draws), dtype=torch.float64, device=log_weights.device)
     for index, share in zip(rows_of(draws.prompts, cases), shares_of(cases).tolist(), strict=True):
         if len(index):
-            weights[index] = share * normalise(draws.log_phi[index])
+            weights[index] = share * normalise(log_weights[index])
     weights = (weights / weights.sum()).unsqueeze(0)
     index, copies = invert(weights, systematic_points(rng, 1, count)).unique(return_counts=True)
     return _mean_log_ratio(draws.select(index), copies)

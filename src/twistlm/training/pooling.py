@@ -19,6 +19,7 @@ def grown(rng: Rng, config: TrainingConfig, setting: Setting, updates: int) -> S
     elif (
         config.pool_start == "collected"
         and collected is not None
+        and collected.are_base_draws
         and all(map(len, rows_of(collected.draws.prompts, cases)))
     ):
         pool = Pool.of_base(sampler, collected.draws, cases)

@@ -289,6 +289,7 @@ class Trainer:
             # Other sources have not paid for the collection, and the loss alone fits the value.
             and self.config.draws_from("draws")
             and training is not None
+            and training.are_base_draws
             and self.held_out is not None
             and alpha > 0
         ):
@@ -307,7 +308,8 @@ class Trainer:
         """What weighs beside the finished twist, learned from a quarter of what training drew, if that is not much."""
         config, setting = self.config, self.setting
         count = config.num_particles * config.num_updates // 4
-        collected = None if setting.collection is None else setting.collection.draws
+        there = setting.collection
+        collected = there.draws if there is not None and there.are_base_draws else None
         informed, found = inform(
             self.rng.fork("inform"), setting.sampler, self._cases, count, config.informed,
             collected=collected, pool=setting.pool,

@@ -123,12 +123,12 @@ class AutomatonHead(nn.Module):
     def __init__(self, automaton: TokenAutomaton, log_values: Tensor) -> None:
         super().__init__()
         self.register_buffer("shrinkage", torch.ones(()), persistent=False)
-        self.automaton, self._log_values = automaton, log_values.float()
+        self.automaton, self.log_values = automaton, log_values.float()
 
     def forward(self, features: Tensor) -> Tensor:
         """log ψ [..., V] of features [..., 2]; those that are equal are worked out once."""
         distinct, index = features.reshape(-1, 2).unique(dim=0, return_inverse=True)
-        by_class = reached(self.automaton, self._log_values, *distinct.cpu().unbind(-1))
+        by_class = reached(self.automaton, self.log_values, *distinct.cpu().unbind(-1))
         log_psi = by_class[:, self.automaton.token_class].to(features.device)
         return log_psi[index].view(*features.shape[:-1], -1)
 
@@ -137,7 +137,7 @@ class AutomatonHead(nn.Module):
         t, state = features.expand(*tokens.shape, 2).reshape(-1, 2).cpu().unbind(-1)
         classes = self.automaton.token_class[tokens.cpu()].reshape(-1, 1)
         return (
-            reached(self.automaton, self._log_values, t, state).gather(1, classes).view(tokens.shape).to(tokens.device)
+            reached(self.automaton, self.log_values, t, state).gather(1, classes).view(tokens.shape).to(tokens.device)
         )
 
     def start_at(self, log_psi: float) -> None:

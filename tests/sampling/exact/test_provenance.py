@@ -108,7 +108,7 @@ def exchanged(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     tensors["log_phi"] = tensors["log_phi"].flip(0)
     bound, streams = metadata["log_upper_bound"], metadata["streams"]
     uniforms = draws_file.joined(tuple(Stream(x["seed"], tuple(x["path"]), x["count"]) for x in streams))
-    tensors["accepted"] = draws_file.accepts(tensors["log_phi"], bound, uniforms)
+    tensors["accepted"] = draws_file.accepts(tensors["log_phi"] - bound, uniforms)
 
 
 def cut_short(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -3,6 +3,9 @@
 A base draw s ~ p₀ is accepted with probability φ(s) / sup φ, which makes accepted draws exact samples of σ. The draws
 that were refused are kept too: weighted by φ they are training data that has been paid for.
 
+Under a hard constraint draws come from what earlier ones have not ruled out of p₀ (`exact.ruled_out`), with a chance of
+being accepted to match.
+
 Where the target differs by what must follow (infilling), every base draw of T + c tokens holds an exact sample of the
 target that its last c tokens are the condition of, and all are accepted.
 
@@ -16,9 +19,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from twistlm.core.errors import ConfigError, NoneAcceptedError, TwistError, UpperBoundError
 from twistlm.core.progress import bar
@@ -29,12 +34,15 @@ from twistlm.core.work import Alone, in_order
 from twistlm.potentials.conditions import conditioned, num_following
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case, Cases
-from twistlm.sampling.exact.budget import Budget, Chunk, Counts, Plan
+from twistlm.sampling.exact.budget import WAVE, Budget, Chunk, Counts, Plan
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream, accepts
+from twistlm.sampling.exact.ruled_out import Learner, RuledOut, next_look
+from twistlm.sampling.proposals import twist_induced
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import NOTHING, Keep
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.sampling.workplace import Workers, Workplace
 
 # Between saves of a collection in progress: a kill costs no more than that, and files with features are large.
@@ -48,11 +56,12 @@ class DrawChunk:
     rng: Rng
     chunk: Chunk
     keep: Keep
+    ruled_out: RuledOut | None = None
 
     def __call__(self, at: Workplace) -> "tuple[DrawChunk, Samples]":
         """Do it."""
         cases = [at.cases[r] for r in self.chunk.rows]
-        return self, base_draws(self.rng, at.sampler, cases, self.chunk.each, self.keep)
+        return self, base_draws(self.rng, at.sampler, cases, self.chunk.each, self.keep, self.ruled_out)
 
 
 def collect(
@@ -97,16 +106,22 @@ def collect(
     saved_at, counts = time.monotonic(), Counts.of(cases, so_far)
     plan = Plan.of(budget, len(cases))
     before = counts if so_far is None else plan.before(cases, so_far, len(so_far.streams))
+    learner = None if sampler.model.constraint is None else Learner(sampler, cases, bound, so_far)
     with (
         bar("exact samples", (budget.num_samples or 0) * len(cases) or budget.max_draws) as report,
         _kept(parts, save_to),
     ):
         while not budget.is_spent(counts):
             number = sum(len(part.streams) for part in parts)
-            wave = plan.wave(before, number)
-            pieces = (DrawChunk(rng.fork("collect", k), chunk, keep) for k, chunk in enumerate(wave, number))
+            wave, ruled_out = plan.wave(before, number), None
+            if learner is not None:
+                ruled_out = learner.at(number)
+                wave = islice(wave, next_look(number) - number)
+            pieces = (DrawChunk(rng.fork("collect", k), chunk, keep, ruled_out) for k, chunk in enumerate(wave, number))
             for made in in_order(team or Alone(here), pieces):
                 parts.append(_judged(made, here, bound, target))
+                if learner is not None:
+                    learner.chunks.append(parts[-1].draws.bare())
                 counts = counts.plus(parts[-1], cases)
                 if save_to is not None and time.monotonic() - saved_at > SAVE_SECONDS:
                     parts[:] = [_joined(parts)]
@@ -117,8 +132,11 @@ def collect(
                 report(enough if budget.num_samples else n, f"accepted {hits} of {n} ({hits / n:.2%})")
                 if budget.is_spent(counts):
                     break
-            before = counts
+            if learner is None or len(cases) == 1 or sum(len(part.streams) for part in parts) % WAVE == 0:
+                before = counts
     collection = _joined(parts)
+    if learner is not None:
+        collection = replace(collection, log_uppers=learner.uppers())
     if save_to is not None:
         collection.save(save_to)
     if not collection.accepted.any():
@@ -141,7 +159,12 @@ def _judged(made: tuple[DrawChunk, Samples], here: Workplace, bound: float, targ
     source = Stream(piece.rng.seed, piece.rng.path, len(draws))
     # With a condition of its own, every draw is exact by construction.
     uniforms = source.uniforms() if draws.conditions is None else None
-    return Collection(draws, accepts(draws.log_phi, bound, uniforms), bound, target, (source,), uniforms)
+    most = None
+    if piece.ruled_out is not None:
+        by_case = [piece.ruled_out.log_upper(here.cases[r].prompt) for r in piece.chunk.rows]
+        most = torch.tensor(by_case, dtype=torch.float64).repeat_interleave(piece.chunk.each)
+    made_of = Collection(draws, torch.zeros(len(draws), dtype=torch.bool), bound, target, (source,), uniforms, most)
+    return replace(made_of, accepted=accepts(made_of.log_shares, uniforms))
 
 
 def bound_of(potential: Potential | None) -> float:
@@ -160,8 +183,10 @@ def bound_of(potential: Potential | None) -> float:
     return bound
 
 
-def base_draws(rng: Rng, sampler: Sampler, cases: Cases, count: int, keep: Keep = NOTHING) -> Samples:
-    """`count` base draws of each case's prompt with φ.
+def base_draws(
+    rng: Rng, sampler: Sampler, cases: Cases, count: int, keep: Keep = NOTHING, ruled_out: RuledOut | None = None
+) -> Samples:
+    """`count` base draws of each case's prompt with φ; under a constraint, draws of what is not `ruled_out`.
 
     Where targets differ by a condition, each is an exact sample of the one it defines.
 
@@ -176,6 +201,11 @@ def base_draws(rng: Rng, sampler: Sampler, cases: Cases, count: int, keep: Keep 
     if sampler.model.absorbing is not None and following > 0:
         raise ConfigError("infilling needs sequences of a fixed length: set eos='ignore'")
     free = replace(sampler.base, potential=None, num_steps=num_steps + following)
+    if ruled_out is not None:
+        model = TwistedLM(free.model.lm, None, free.model.eos, constraint=ruled_out.twist)
+        free = replace(free, model=model, proposal=twist_induced)
+        # Siblings are those of p₀.
+        keep = Keep(keep.features)
     # Siblings serve an expectation over many draws of one target.
     keep = Keep(keep.features) if sampler.is_conditional else keep
     whole = free.draw_at_once(rng, [Case(case.prompt) for case in cases], count, keep=keep)
@@ -210,7 +240,12 @@ def _joined(parts: Sequence[Collection]) -> Collection:
         draws=Samples.concatenate([part.draws for part in parts]),
         accepted=torch.cat([part.accepted for part in parts]),
         streams=tuple(stream for part in parts for stream in part.streams),
-        uniforms=None
-        if parts[0].uniforms is None
-        else torch.cat([part.uniforms for part in parts if part.uniforms is not None]),
+        uniforms=_cat([part.uniforms for part in parts]),
+        log_most=_cat([part.log_most for part in parts]),
     )
+
+
+def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All of them, or none."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None

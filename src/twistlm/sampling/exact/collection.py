@@ -1,6 +1,6 @@
 """Exact samples and the draws that they come from, and the file that keeps them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -61,15 +61,18 @@ class ExactSamples:
 
 @dataclass(frozen=True)
 class Collection:
-    """Base draws and which of them were accepted.
+    """Base draws, or draws under a constraint, and which of them were accepted.
 
     Attributes:
-        draws: n sequences from p₀ (so `log_q == log_p`).
+        draws: n sequences from p₀ (so `log_q == log_p`), or from what visited prefixes had ruled out of it.
         accepted: [n].
         log_upper_bound: log sup φ that acceptance used.
         target: fingerprint of the target.
         streams: where the chunks of draws came from (of a part: where those of the whole did).
-        uniforms: what φ / sup φ was compared with [n]; None where every draw is exact by construction.
+        uniforms: what the chance of being accepted was compared with [n]; None where every draw is exact.
+        log_most: log of what p₀φ / (q sup φ) could be at most when each was drawn [n] (`exact.ruled_out`); None for
+            base draws, of which it is 1.
+        log_uppers: for each prompt, log of what Z / sup φ can be at most by all that was ruled out; none of base draws.
     """
 
     draws: Samples
@@ -78,6 +81,30 @@ class Collection:
     target: str
     streams: tuple[Stream, ...]
     uniforms: Tensor | None
+    log_most: Tensor | None = None
+    log_uppers: Mapping[tuple[int, ...], float] = field(default_factory=dict)
+
+    @property
+    def are_base_draws(self) -> bool:
+        """Whether p₀ by itself drew them."""
+        return self.log_most is None
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log p₀φ / q of each [n], whose mean is Z."""
+        if self.are_base_draws:
+            return self.draws.log_phi
+        return self.draws.log_phi + (self.draws.log_p - self.draws.log_q).sum(-1)
+
+    @property
+    def log_shares(self) -> Tensor:
+        """log of each one's chance of being accepted [n]."""
+        most = 0.0 if self.log_most is None else self.log_most
+        return self.log_weights - self.log_upper_bound - most
+
+    def log_most_of(self, case: Case) -> float:
+        """What log Z of a case can be at most, whatever was drawn."""
+        return self.log_upper_bound + self.log_uppers.get(tuple(case.prompt.tolist()), 0.0)
 
     @property
     def exact(self) -> ExactSamples:
@@ -86,14 +113,14 @@ class Collection:
         Raises:
             ExactSamplesError: others are marked as accepted than their random numbers accept.
         """
-        if not self.accepted.equal(accepts(self.draws.log_phi, self.log_upper_bound, self.uniforms)):
+        if not self.accepted.equal(accepts(self.log_shares, self.uniforms)):
             raise ExactSamplesError("draws are marked as accepted that are not; collect them again")
         return ExactSamples(self.draws.select(self.accepted.nonzero().squeeze(-1)), self.target, _Proof.MADE_HERE)
 
     @property
     def ess(self) -> float:
-        """Effective number of target samples among all draws, weighted by φ."""
-        return float(ess(self.draws.log_phi))
+        """Effective number of target samples among all draws, by their weights."""
+        return float(ess(self.log_weights))
 
     def split(self, fractions: Sequence[float]) -> "list[Collection]":
         """Consecutive disjoint parts of each prompt's draws: what is trained on must not be what one is judged on.
@@ -114,8 +141,9 @@ class Collection:
 
     def select(self, index: Tensor) -> "Collection":
         """The draws at `index`; where the whole came from stays recorded."""
-        uniforms = None if self.uniforms is None else self.uniforms[index]
-        return replace(self, draws=self.draws.select(index), accepted=self.accepted[index], uniforms=uniforms)
+        uniforms, most = (None if each is None else each[index] for each in (self.uniforms, self.log_most))
+        draws = self.draws.select(index)
+        return replace(self, draws=draws, accepted=self.accepted[index], uniforms=uniforms, log_most=most)
 
     def at(self, cases: Cases) -> "Collection":
         """The draws of some cases' prompts."""
@@ -140,6 +168,10 @@ class Collection:
             tensors["conditions"] = self.draws.conditions.int()
         if self.draws.siblings is not None:
             tensors["siblings"] = self.draws.siblings.tokens.int()
+        if self.log_most is not None:
+            uppers = [self.log_uppers.get(prompt, 0.0) for prompt in numbers]
+            tensors |= {"log_q": self.draws.log_q, "log_most": self.log_most}
+            tensors[draws_file.UPPER] = torch.tensor(uppers, dtype=torch.float64)
         kind = "joint" if self.uniforms is None else "rejection"
         metadata = {"kind": kind, "target": self.target, "log_upper_bound": self.log_upper_bound}
         draws_file.write(path, tensors, metadata, self.streams)
@@ -172,7 +204,7 @@ def load(path: Path, target: str) -> Collection:
         tokens=tensors["tokens"].long(),
         mask=tensors["mask"],
         log_p=tensors["log_p"],
-        log_q=tensors["log_p"],
+        log_q=tensors.get("log_q", tensors["log_p"]),
         log_phi=tensors["log_phi"],
         features=tensors.get("features"),
         # Drawn from p₀ itself, so their log p₀/q is 0.
@@ -182,4 +214,14 @@ def load(path: Path, target: str) -> Collection:
         conditions=tensors["conditions"].long() if "conditions" in tensors else None,
     )
     uniforms = None if metadata.kind == "joint" else draws_file.joined(metadata.streams)
-    return Collection(draws, tensors["accepted"], metadata.log_upper_bound, target, metadata.streams, uniforms)
+    uppers = tensors.get(draws_file.UPPER, torch.zeros(0)).tolist()
+    return Collection(
+        draws,
+        tensors["accepted"],
+        metadata.log_upper_bound,
+        target,
+        metadata.streams,
+        uniforms,
+        tensors.get("log_most"),
+        {tuple(prompts[k].tolist()): upper for k, upper in enumerate(uppers)},
+    )

@@ -24,6 +24,7 @@ FORMAT = 2
 SLACK = 1e-5
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+OF_SEQUENCES = ("log_phi", "accepted", "prompt_index", "conditions", "log_most")
 # Dtypes and dimensions, all of which begin with the draws.
 NEEDED: dict[str, tuple[tuple[torch.dtype, ...], int]] = {
     "tokens": ((torch.int32,), 2),
@@ -37,7 +38,12 @@ OPTIONAL: dict[str, tuple[tuple[torch.dtype, ...], int | None]] = {
     "features": ((*FLOATS, torch.int64), None),
     "conditions": ((torch.int32,), 2),
     "siblings": ((torch.int32,), 3),
+    # Of draws under a constraint (`exact.ruled_out`).
+    "log_q": ((torch.float64,), 2),
+    "log_most": ((torch.float64,), 1),
 }
+# Not a draw's but a prompt's.
+UPPER = "log_upper"
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Stream:
     count: int
 
     def uniforms(self) -> Tensor:
-        """What φ / sup φ was compared with to accept each of the draws [count]."""
+        """What the chance of being accepted was compared with, for each of the draws [count]."""
         return Rng(self.seed, (*self.path, "acceptance")).uniform((1, self.count))[0]
 
 
@@ -69,11 +75,11 @@ class Metadata:
     content: str
 
 
-def accepts(log_phi: Tensor, log_upper_bound: float, uniforms: Tensor | None) -> Tensor:
-    """Which of the draws [n] are accepted; all of them where every one is exact by construction (no uniforms)."""
+def accepts(log_share: Tensor, uniforms: Tensor | None) -> Tensor:
+    """Which of the draws [n] are accepted, each with that probability; all of them where there are no uniforms."""
     if uniforms is None:
-        return torch.ones_like(log_phi, dtype=torch.bool)
-    return uniforms.to(log_phi.device).log() < log_phi - log_upper_bound
+        return torch.ones_like(log_share, dtype=torch.bool)
+    return uniforms.to(log_share.device).log() < log_share
 
 
 def joined(streams: tuple[Stream, ...]) -> Tensor:
@@ -135,11 +141,13 @@ def _shapes(tensors: Mapping[str, Tensor]) -> str | None:
     if count == 0 or length == 0:
         return f"tokens are {[count, length]}"
     for name in (*NEEDED, *OPTIONAL):
-        wanted = [count] if name in ("log_phi", "accepted", "prompt_index", "conditions") else [count, length]
+        wanted = [count] if name in OF_SEQUENCES else [count, length]
         if name in tensors and list(tensors[name].shape[: len(wanted)]) != wanted:
             return f"{name} is of shape {list(tensors[name].shape)} for tokens {[count, length]}"
     for name, tensor in tensors.items():
         known = name in NEEDED or name in OPTIONAL
+        if name == UPPER and tensor.dtype == torch.float64 and tensor.dim() == 1:
+            continue
         if not known and not (name.startswith("prompt.") and tensor.dtype == torch.int32 and tensor.dim() == 1):
             return f"{name} belongs to no file of draws"
     return None
@@ -170,7 +178,29 @@ def _values(tensors: Mapping[str, Tensor], metadata: Metadata) -> str | None:
         return f"{len(log_phi)} draws come from streams of {sum(counts)}"
     if len({(stream.seed, stream.path) for stream in metadata.streams}) < len(counts):
         return "two chunks come from one stream"
-    uniforms = None if joint else joined(metadata.streams)
-    if not tensors["accepted"].equal(accepts(log_phi, bound, uniforms)):
+    problem = _under_a_constraint(tensors)
+    if problem is not None:
+        return problem
+    uniforms, log_share = None if joint else joined(metadata.streams), log_phi - bound
+    if "log_q" in tensors:
+        log_share = log_share + (log_p - tensors["log_q"]).sum(-1) - tensors["log_most"]
+    if not tensors["accepted"].equal(accepts(log_share, uniforms)):
         return "accepted is not what its random numbers say"
+    return None
+
+
+def _under_a_constraint(tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with what only draws under a constraint have."""
+    there = [name for name in ("log_q", "log_most", UPPER) if name in tensors]
+    if not there:
+        return None
+    if len(there) < 3:
+        return f"it has {', '.join(there)} alone of what draws under a constraint have"
+    log_q, log_most, log_upper = (tensors[name] for name in there)
+    if not bool(log_q.isfinite().all()) or bool((log_q > SLACK).any()) or bool((log_q[~tensors["mask"]] != 0).any()):
+        return "log_q is not the logarithm of probabilities"
+    if bool(log_most.isnan().any()) or bool((log_most > 0).any()):
+        return "log_most is not the logarithm of bounds"
+    if len(log_upper) != int(tensors["prompt_index"].max()) + 1 or not bool((log_upper <= 0).all()):
+        return f"{UPPER} is not a bound for each prompt"
     return None
