@@ -31,6 +31,7 @@ from twistlm.certificates.fresh import FRESH, Fresh, draw_fresh
 from twistlm.certificates.levels import chances, levels_of
 from twistlm.certificates.price import price
 from twistlm.certificates.probability import Probability, PromptProbability
+from twistlm.certificates.satisfied import only_constraints, satisfied
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import CONFIDENCE, Estimate, mean
 from twistlm.core.logmath import ess
@@ -79,7 +80,7 @@ def probability(
         search: how hard to look.
         seed: of everything random.
         report: is told first what all of this will take, which costs a few draws, and then of every round; None logs
-            the rounds.
+            the rounds. Where φ is made of hard constraints alone there are none (`certificates.satisfied`).
         state: folder where every round and every part of the fresh draws is saved; what is there already, of the same
             target, thresholds, search and seed, is gone on from.
         engine: who draws; by default this process.
@@ -90,6 +91,8 @@ def probability(
     """
     check(target, thresholds)
     search = search or Search()
+    if only_constraints(target.potential):
+        return satisfied(target, sorted(thresholds), search, seed, report)
     climb = Climb(target, search, Rng(seed, ("probability",)), report or logger.info, state)
     if report is not None:
         report(str(price(climb, thresholds)))

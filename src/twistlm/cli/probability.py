@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import MinLen
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
     from twistlm.sampling.prompts import Prompts
 
 
+# How an event may be given.
+WAYS = ("potential", "classifier", "regex", "pattern", "json_schema", "function")
+
+
 @dataclass(frozen=True)
 class OfEvent:
-    """What is to happen: a score by one of four ways, and how high it is to be."""
+    """What is to happen: a score by one of several ways, and how high it is to be."""
 
     potential: Annotated[
         Text | None,
@@ -42,6 +47,13 @@ class OfEvent:
         Literal["label", "not label"] | None, arg(help="What a high logit of a classifier with a single one means.")
     ] = None
     regex: Annotated[Text | None, arg(help="The event is that the text matches; the score is 0 or 1.")] = None
+    pattern: Annotated[
+        Text | None,
+        arg(help='The answer, from beginning to end, matches: " [0-9]{4}". Draws keep to it, however rare it is.'),
+    ] = None
+    json_schema: Annotated[
+        Text | None, arg(help="The answer is JSON by this schema: a file, or the schema itself. Draws keep to it.")
+    ] = None
     function: Annotated[
         Text | None, arg(help="module:function of a list of texts that returns log φ of each (φ is the score).")
     ] = None
@@ -54,15 +66,15 @@ class OfEvent:
         """The score.
 
         Raises:
-            ConfigError: not just one of the four is given, or what belongs to another.
+            ConfigError: not just one of them is given, or what belongs to another.
         """
         from twistlm.potentials import from_spec, named
 
-        ways = {name: getattr(self, name) for name in ("potential", "classifier", "regex", "function")}
+        ways = {name: getattr(self, name) for name in WAYS}
         wanted = [name for name, value in ways.items() if value is not None]
         if len(wanted) != 1:
             raise ConfigError(
-                "the event needs one of --potential, --classifier, --regex and --function, not "
+                f"the event needs one of {', '.join(f'--{name}'.replace('_', '-') for name in WAYS)}, not "
                 f"{', '.join(wanted) or 'none'}"
             )
         if (self.classifier is None) != (self.label is None):
@@ -73,11 +85,31 @@ class OfEvent:
             return named(self.potential)
         if self.regex is not None:
             return from_spec({"name": "regex", "pattern": self.regex})
+        if self.pattern is not None:
+            return from_spec({"name": "regex", "pattern": self.pattern, "mode": "fullmatch", "constrain": True})
+        if self.json_schema is not None:
+            return from_spec({"name": "json_schema", "schema": _read(self.json_schema)})
         if self.function is not None:
             return from_spec({"name": "function", "function": {"import": self.function}}, (self.function,))
         return from_spec(
             {"name": "classifier", "model": self.classifier, "label": self.label, "logit_means": self.logit_means}
         )
+
+
+def _read(schema: str) -> str:
+    """A schema, or the content of the file of that name.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if schema.lstrip().startswith("{"):
+        return schema
+    try:
+        return Path(schema).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--json-schema {schema!r} is neither a schema nor a file that can be read: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+import torch
+
 from twistlm.core.errors import ModelError
 from twistlm.models.base import BaseLM
 
@@ -18,9 +20,12 @@ def token_bytes(lm: BaseLM) -> list[bytes]:
     Raises:
         ModelError: the tokenizer writes tokens differently together than one by one (word pieces, say).
     """
-    tokenizer = getattr(lm, "tokenizer", None)
-    if tokenizer is None:
-        return [text.encode() for text in lm.decode(_singles(lm.vocab_size))]
+    tokenizer: Any = getattr(lm, "tokenizer", None)
+    if not hasattr(tokenizer, "added_tokens_decoder"):
+        # A tokenizer of somebody's own: what it says of each token is all that is known.
+        written = [text.encode() for text in lm.decode(list(torch.arange(lm.vocab_size).split(1)))]
+        _check(lm, written)
+        return written
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
     names = tokenizer.convert_ids_to_tokens(list(range(min(lm.vocab_size, len(tokenizer)))))
@@ -29,14 +34,8 @@ def token_bytes(lm: BaseLM) -> list[bytes]:
         b"" if name is None or number in special else name.encode() if number in added else _written(name, byte_of)
         for number, name in enumerate(names)
     ]
-    _check(tokenizer, found)
+    _check(lm, found)
     return found + [b""] * (lm.vocab_size - len(found))
-
-
-def _singles(vocab_size: int) -> Any:
-    import torch
-
-    return list(torch.arange(vocab_size).split(1))
 
 
 def _is_byte_level(tokenizer: Any) -> bool:
@@ -58,13 +57,12 @@ def _bytes_of_letters() -> dict[str, int]:
     return {chr(byte): byte for byte in printed} | {chr(256 + k): byte for k, byte in enumerate(others)}
 
 
-def _check(tokenizer: Any, found: list[bytes]) -> None:
+def _check(lm: BaseLM, found: list[bytes]) -> None:
     """Refuse a tokenizer by which texts are not their tokens' bytes one after the other."""
     known = [number for number, text in enumerate(found) if text]
     chosen = [known[(k * 7919) % len(known)] for k in range(CHECKED)] if known else []
-    for number in range(0, len(chosen), 8):
-        tokens = chosen[number : number + 8]
-        text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    several = [chosen[at : at + 8] for at in range(0, len(chosen), 8)]
+    for tokens, text in zip(several, lm.decode([torch.tensor(tokens) for tokens in several]), strict=True):
         expected = b"".join(found[token] for token in tokens).decode(errors="replace")
         if text.lstrip() != expected.lstrip():
             raise ModelError(

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from twistlm.potentials.conditions import is_conditional
+from twistlm.potentials.constraint import constraints_in
 from twistlm.potentials.prefixes import scores_prefixes
 from twistlm.sampling.target import Target
 
@@ -33,7 +34,8 @@ def automatic(target: Target) -> dict[str, Any]:
         logger.info("method auto: dpg on the proposal's draws, since φ differs by its condition")
         return {"method": "dpg", "target_source": "proposal"}
     if not scores_prefixes(potential):
-        source = "pool" if potential.log_upper_bound is None else "draws"
+        collected = potential.log_upper_bound is not None and not constraints_in(potential)
+        source = "draws" if collected else "pool"
         logger.info("method auto: gkl on %s, since φ says nothing of unfinished texts", source)
         return {"method": "gkl", "source": source}
     if target.num_tokens > LONGEST:

@@ -17,6 +17,7 @@ from twistlm.core.processes import Processes
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.potentials.conditions import is_conditional
+from twistlm.potentials.constraint import constraints_in
 from twistlm.runs.automatic import AUTO, automatic
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
@@ -210,9 +211,14 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
 
 
 def default_config(target: Target) -> RunConfig:
-    """Settings where none are given: collected draws if φ has an upper bound, else fresh ones of the proposal."""
+    """Settings where none are given: collected draws if φ has an upper bound, else fresh ones of the proposal.
+
+    Under a hard constraint, too, the proposal's: they satisfy it, and those that are collected know nothing of what is
+    likely to come.
+    """
     bounded = target.potential.log_upper_bound is not None
-    sources: dict[str, Any] = {**training_sources("draws" if bounded else "proposal")}
+    collected = bounded and not constraints_in(target.potential)
+    sources: dict[str, Any] = {**training_sources("draws" if collected else "proposal")}
     count = len(target.prompts)
     config = RunConfig(
         num_draws=max(RunConfig.num_draws, DRAWS_OF_A_PROMPT * count) if bounded else 0,

@@ -97,8 +97,8 @@ class TwistedLM:
     ) -> None:
         if eos not in ("absorb", "ignore"):
             raise ConfigError(f"eos must be 'absorb' or 'ignore', not {eos!r}")
-        self.lm, self.twist, self.eos, self.proposal_twist = lm, twist, eos, proposal_twist
-        self.constraint = constraint
+        self.lm, self.twist, self.eos = lm, twist, eos
+        self.proposal_twist, self.constraint = proposal_twist, constraint
         self.absorbing = lm.eos_token_id if eos == "absorb" else None
         self._scratch = Scratch()
 
@@ -106,6 +106,10 @@ class TwistedLM:
     def base(self) -> "TwistedLM":
         """p₀ alone."""
         return TwistedLM(self.lm, None, self.eos) if self._twists else self
+
+    def constrained(self, constraint: Twist | None) -> "TwistedLM":
+        """p₀ with a constraint's twist alone."""
+        return TwistedLM(self.lm, None, self.eos, constraint=constraint)
 
     @property
     def keeps_cache(self) -> bool:
@@ -325,9 +329,8 @@ class TwistedLM:
 
     def _states(self, samples: Samples) -> Tensor | None:
         """What the constraint reads before each token [B, T, …]; None if there is none."""
-        if self.constraint is None or self.constraint.decoder is None:
-            return None
-        return self.constraint.decoder.features(samples.prompts, samples.tokens)
+        reads = None if self.constraint is None else self.constraint.decoder
+        return None if reads is None else reads.features(samples.prompts, samples.tokens)
 
     def _log_normaliser(self, samples: Samples, features: Tensor, states: Tensor | None) -> Tensor:
         assert self.twist is not None

@@ -42,7 +42,6 @@ from twistlm.sampling.proposals import twist_induced
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import NOTHING, Keep
-from twistlm.sampling.twisted import TwistedLM
 from twistlm.sampling.workplace import Workers, Workplace
 
 # Between saves of a collection in progress: a kill costs no more than that, and files with features are large.
@@ -202,8 +201,7 @@ def base_draws(
         raise ConfigError("infilling needs sequences of a fixed length: set eos='ignore'")
     free = replace(sampler.base, potential=None, num_steps=num_steps + following)
     if ruled_out is not None:
-        model = TwistedLM(free.model.lm, None, free.model.eos, constraint=ruled_out.twist)
-        free = replace(free, model=model, proposal=twist_induced)
+        free = replace(free, model=free.model.constrained(ruled_out.twist), proposal=twist_induced)
         # Siblings are those of p₀.
         keep = Keep(keep.features)
     # Siblings serve an expectation over many draws of one target.

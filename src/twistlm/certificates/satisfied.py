@@ -1,0 +1,179 @@
+"""How likely is it that a text satisfies hard constraints? Nothing is learned for it but what their automaton can use.
+
+Half of the draws are by the exact twist of the constraints, which knows what is likely to come; half by what earlier
+draws have not ruled out (`twistlm.sampling.exact.ruled_out`). Weighed against the mixture of the two, every draw's
+p₀/q̄ is at most 2U, with U the bound on the probability that holds for certain: so the interval allows for all that
+was never drawn, and is narrow where the twist is good.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from twistlm.certificates.effort import Effort, Search
+from twistlm.certificates.events import Event, chosen
+from twistlm.certificates.probability import Probability, PromptProbability
+from twistlm.core.errors import ConfigError
+from twistlm.core.estimates import CONFIDENCE, Estimate, mean
+from twistlm.core.logmath import ess
+from twistlm.core.progress import bar
+from twistlm.core.rng import Rng
+from twistlm.potentials.constraint import Constraint
+from twistlm.potentials.protocol import Potential
+from twistlm.sampling.cases import Case, shares_of
+from twistlm.sampling.exact.ruled_out import RuledOut
+from twistlm.sampling.sampler import BATCH, Sampler
+from twistlm.sampling.samples import Samples
+from twistlm.sampling.smc import Keep
+from twistlm.sampling.target import Target
+
+# The first batch of draws that rule out; each is twice as large as the one before, up to `BATCH`.
+FIRST = 32
+# Of a round's draws those that rule out before any estimate; and fresh ones of each, unless it is said how many.
+RULING = 0.25
+
+
+def only_constraints(potential: Potential) -> bool:
+    """Whether φ is 1 where constraints that samplers keep to are satisfied, and 0 elsewhere."""
+    parts = getattr(potential, "parts", (potential,))
+    return all(isinstance(part, Constraint) and part.constrain for part in parts)
+
+
+def satisfied(
+    target: Target, thresholds: Sequence[float], search: Search, seed: int, report: Callable[[str], None] | None
+) -> list[Probability]:
+    """P[a text satisfies the constraints], for each threshold the same.
+
+    Args:
+        target: whose φ is made of constraints alone.
+        thresholds: above 0; φ is 0 or 1.
+        search: how many draws: a quarter of `num_draws` rule out, and `num_samples` (by default `num_draws`) estimate.
+        seed: of everything random.
+        report: is told what it will take, and what was ruled out.
+
+    Raises:
+        ConfigError: a threshold is above 1, or the constraints cannot be met.
+    """
+    if max(thresholds) > 1:
+        raise ConfigError(f"threshold = {max(thresholds):g} is never reached: a constraint's φ is 0 or 1")
+    count = search.num_draws if search.num_samples is None else search.num_samples
+    num_fresh = max(2, Effort.of(replace(search, num_samples=count), len(target.cases)).samples_each // 2)
+    ruling = max(FIRST, round(RULING * search.num_draws / len(target.cases)))
+    tell = report or (lambda line: None)
+    total = len(target.cases) * (2 * num_fresh + ruling)
+    tell(f"price: {total:,} draws of at most {target.num_tokens} tokens")
+    rng, together = Rng(seed, ("satisfied",)), 1 - (1 - CONFIDENCE) / len(target.cases)
+    found: list[tuple[PromptProbability, Tensor, float]] = []
+    with bar(f"drawing {total:,} texts", total) as progress:
+        work = _Work(target, search, lambda done: progress(done, ""))
+        for number, (case, name) in enumerate(zip(target.cases, target.prompts.names, strict=True)):
+            found.append(work.at(rng.fork(number), case, name, (ruling, num_fresh), together))
+            most = found[-1][2]
+            tell(f"{name or 'prompt'}: at most {most:.3g}, for certain, by {ruling:,} draws")
+    return [_over(target, found, threshold, total) for threshold in thresholds]
+
+
+class _Work:
+    """Draws at one prompt after another."""
+
+    def __init__(self, target: Target, search: Search, done: Callable[[int], None]) -> None:
+        self.target, self.search, self.done, self.drawn = target, search, done, 0
+        assert target.constraint is not None
+        self.steered = replace(target.sampler(), potential=None)
+        start = target.lm.logits(target.lm.start([target.cases[0].prompt]).features)
+        self.dtype = start.dtype
+
+    def at(
+        self, rng: Rng, case: Case, name: str, counts: tuple[int, int], together: float
+    ) -> tuple[PromptProbability, Tensor, float]:
+        """What is found at a prompt, the weights of its fresh draws, and the certain bound."""
+        ruling, count = counts
+        most, ruled = self._ruled(rng.fork("ruling"), case, ruling)
+        draw = partial(self._draw, case=case, count=count)
+        drawn = Samples.concatenate([draw(rng.fork("steered"), self.steered), draw(rng.fork("ruled"), ruled)])
+        log_q = torch.stack([_log_q(sampler, drawn) for sampler in (self.steered, ruled)])
+        log_w = drawn.log_p.sum(-1) - torch.logsumexp(log_q, 0) + math.log(2)
+        weights = log_w.exp()
+        limited = partial(_estimate, weights, most)
+        events = self._events(rng.fork("events"), drawn, log_w)
+        share = float(shares_of([case])[0])
+        return (
+            PromptProbability(
+                name, share, limited(2 * most), limited(float(weights.max())), limited(2 * most, together),
+                len(drawn), len(drawn), events,
+            ),
+            log_w,
+            most,
+        )  # fmt: skip
+
+    def _ruled(self, rng: Rng, case: Case, count: int) -> tuple[float, Sampler]:
+        """The certain bound after so many draws, and the sampler of what is left."""
+        constraint = self.target.constraint
+        assert constraint is not None
+        ruled_out, done, size = RuledOut.of(constraint, self.dtype), 0, FIRST
+
+        def sampler() -> Sampler:
+            return replace(self.steered, model=self.steered.model.constrained(ruled_out.twist))
+
+        while done < count:
+            drawn = self._draw(rng.fork(done), sampler(), case, min(size, count - done), features=False)
+            ruled_out.learn(replace(drawn, log_phi=torch.zeros_like(drawn.log_phi)), 0.0)
+            done, size = done + len(drawn), min(2 * size, BATCH)
+        return math.exp(ruled_out.log_upper(case.prompt)), sampler()
+
+    def _draw(self, rng: Rng, sampler: Sampler, case: Case, count: int, *, features: bool = True) -> Samples:
+        before = self.drawn
+        drawn = sampler.draw(
+            rng, [case], count, keep=Keep(features=features), done=lambda so_far: self.done(before + so_far)
+        )
+        self.drawn += count
+        return drawn
+
+    def _events(self, rng: Rng, drawn: Samples, log_w: Tensor) -> tuple[Event, ...]:
+        if self.search.num_events == 0:
+            return ()
+        index, weights = chosen(rng, drawn.tokens, log_w, self.search.num_events)
+        texts, log_p = self.target.lm.decode(list(drawn.tokens[index])), drawn.log_p[index].sum(-1)
+        return tuple(Event(text, float(w), 0.0, float(p)) for text, w, p in zip(texts, weights, log_p, strict=True))
+
+
+def _log_q(sampler: Sampler, drawn: Samples) -> Tensor:
+    """log q of whole sequences [n], a batch at a time."""
+    parts = [drawn.select(rows) for rows in torch.arange(len(drawn)).split(BATCH)]
+    return torch.cat([sampler.densities(part).log_q.sum(-1) for part in parts])
+
+
+def _estimate(weights: Tensor, most: float, highest: float, level: float = CONFIDENCE) -> Estimate:
+    """The mean of weights that are none above `highest`; their mean is none above `most`."""
+    return mean(weights, low=0.0, high=highest, level=level).clipped(most=min(1.0, most))
+
+
+def _over(
+    target: Target, found: Sequence[tuple[PromptProbability, Tensor, float]], threshold: float, total: int
+) -> Probability:
+    """Over all prompts by their shares."""
+    shares = shares_of(target.cases)
+    by_prompt = tuple(
+        replace(each, share=float(share)) for (each, _, _), share in zip(found, shares.tolist(), strict=True)
+    )
+    factors = shares * len(found)
+    log_w = torch.stack([log_w for _, log_w, _ in found]) + factors.log().unsqueeze(-1)
+    uppers = torch.tensor([most for _, _, most in found], dtype=torch.float64)
+    whole, most = log_w.exp().flatten(), float((shares * uppers).sum())
+    return Probability(
+        threshold=threshold,
+        value=_estimate(whole, most, 2 * float((factors * uppers).max())),
+        seen=_estimate(whole, most, float(whole.max())),
+        self_normalised=float(whole.mean()),
+        log_upper=None,
+        hits=whole.numel(),
+        num_draws=whole.numel(),
+        ess=float(ess(log_w.flatten())),
+        num_tokens=total * target.num_tokens,
+        rounds=0,
+        by_prompt=by_prompt,
+    )
