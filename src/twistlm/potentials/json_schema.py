@@ -16,12 +16,13 @@ from twistlm.potentials.constraint import Constraint
 class JsonSchema(Constraint):
     """φ = 1 if the text of the new tokens is JSON that a schema allows, else 0.
 
-    What cannot be said by a regular expression (recursion, `uniqueItems`, bounds of numbers) is not supported; where a
-    schema leaves the properties of an object or the length of a text open, texts may be of any length.
+    Properties come in the schema's order. What cannot be said by a regular expression (recursion, `uniqueItems`, bounds
+    of numbers) is not supported.
 
     Attributes:
         schema: a JSON schema, as text or as what `json.loads` makes of it.
         before: a pattern of what may stand before the JSON: most answers begin with a space.
+        whitespace: a pattern of what may stand between its parts; by default all that JSON allows.
         constrain: samplers keep to it; False makes it a potential like any other.
 
     Raises:
@@ -30,6 +31,7 @@ class JsonSchema(Constraint):
 
     schema: str
     before: str = r"\s?"
+    whitespace: str = r"[ \t\n\r]*"
     constrain: bool = True
 
     def __post_init__(self) -> None:
@@ -53,6 +55,6 @@ class JsonSchema(Constraint):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"schema is not JSON ({error}): {str(self.schema)[:80]!r}") from error
         try:
-            return str(build_regex_from_schema(self.schema))
+            return str(build_regex_from_schema(self.schema, self.whitespace))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"schema is not supported: {error}") from error

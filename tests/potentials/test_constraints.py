@@ -1,0 +1,152 @@
+"""What each constraint means, by Python's own means; and what is refused."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from twistlm.core.errors import ConfigError, PotentialError
+from twistlm.core.identity import digest
+from twistlm.models.huggingface import load
+from twistlm.potentials import JsonSchema, Length, Regex, Words, evaluate
+from twistlm.potentials.base import Potential
+
+TEXTS = [
+    "", "a cat", "cat", "Cat!", "the cats sat", "concatenate", "cat_1", "a cat and a dog", "dog\ncat", "naïve cat", "é",
+    "中文 cat", "One. Two!", "One... two?", "Three 3.5 points.", "no end", " spaced  out ", "a b c d e", "dog", "doggy cat.",
+]  # fmt: skip
+
+
+def has(word: str, text: str, flags: int = 0) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, flags) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (Words(("cat",)), lambda text: has("cat", text)),
+        (Words(("cat", "dog")), lambda text: has("cat", text) and has("dog", text)),
+        (Words(any_of=("cat", "dog")), lambda text: has("cat", text) or has("dog", text)),
+        (Words(none_of=("cat", "dog")), lambda text: not has("cat", text) and not has("dog", text)),
+        (Words("cat", match_case=False), lambda text: has("cat", text, re.IGNORECASE)),
+        (Words(("a cat",), none_of=("dog",)), lambda text: has("a cat", text) and not has("dog", text)),
+        (Words(("3.5",)), lambda text: has("3.5", text)),
+    ],
+)
+def test_words(words: Words, expected) -> None:  # type: ignore[no-untyped-def]
+    automaton = words.automaton()
+    assert [automaton.accepts(text) for text in TEXTS] == [expected(text) for text in TEXTS]
+
+
+def sentences(text: str) -> int | None:
+    """How many there are; None where the text does not end with one."""
+    found = re.findall(r"[^.!?]+[.!?]+", text)
+    return len(found) if "".join(found) == text.rstrip() and found else None
+
+
+@pytest.mark.parametrize(("least", "most"), [(1, 2), (2, None), (3, 3), (1, None)])
+def test_lengths(least: int, most: int | None) -> None:
+    words, whole = Length(least, most).automaton(), Length(least, most, "sentences").automaton()
+    high = float("inf") if most is None else most
+    for text in TEXTS:
+        assert words.accepts(text) == (least <= len(text.split()) <= high), text
+        count = sentences(text)
+        assert whole.accepts(text) == (count is not None and least <= count <= high), text
+    assert Length(least, most, "tokens").lengths == (least, high)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 4}, "age": {"type": "integer"}, "ok": {"type": "boolean"}},
+    "required": ["name", "age", "ok"],
+}
+
+
+def test_json_schema() -> None:
+    automaton = JsonSchema(SCHEMA).automaton()  # type: ignore[arg-type]
+    for text, valid in [
+        ('{"name":"Ann","age":3,"ok":true}', True),
+        (' {"name": "Ann", "age": -30, "ok": false}', True),
+        ('{\n  "name": "Ann",\n\t"age":  3,\n  "ok": true\n}', True),
+        ('{"name":"é\\n","age":0,"ok":true}', True),
+        ('{"name":"Annette","age":3,"ok":true}', False),
+        ('{"name":"Ann","age":3.5,"ok":true}', False),
+        ('{"name":"Ann","age":03,"ok":true}', False),
+        ('{"name":"Ann","age":3}', False),
+        ('{"name":"Ann","age":3,"ok":true} ', False),
+    ]:
+        assert automaton.accepts(text) == valid, text
+        if valid:
+            json.loads(text)
+    assert JsonSchema(SCHEMA) == JsonSchema(json.dumps(SCHEMA))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "how", "texts"),
+    [
+        ("ca+t", {"mode": "search"}, {"a caat b": 0, "ct": 1}),
+        ("ca+t", {"mode": "fullmatch"}, {"caat": 0, "a cat": 1}),
+        ("ca+t", {"mode": "search", "negate": True}, {"caat": 1, "dog": 0}),
+        ("ca+t", {"mode": "fullmatch", "flags": re.IGNORECASE}, {"CAT": 0, "dog": 1}),
+        ("a.b", {"mode": "fullmatch", "flags": re.DOTALL}, {"a\nb": 0}),
+        ("a.b", {"mode": "fullmatch"}, {"a\nb": 1, "axb": 0}),
+    ],
+)
+def test_patterns(pattern: str, how: dict, texts: dict[str, int]) -> None:  # type: ignore[type-arg]
+    potential = Regex(pattern, constrain=True, **how)
+    plain = Regex(pattern, of="continuation", **how)
+    for text, impossible in texts.items():
+        assert potential.automaton().accepts(text) == (not impossible)
+        # Python's own reading of the text is the same.
+        assert float(plain.log_phi_texts([text])[0]) == (-torch.inf if impossible else 0.0)
+
+
+def test_of_tokens_it_reads_the_new_text_alone() -> None:
+    lm = load("stories")
+    eos = lm.eos_token_id
+    assert eos is not None
+    prompt = lm.encode("The cat")
+    rows = [lm.encode(text) for text in (" a cat", " a dog", " a cat")]
+    rows[2] = torch.cat([rows[2], torch.tensor([eos, eos])])
+    length = max(map(len, rows))
+    tokens = torch.stack([torch.cat([row, torch.full((length - len(row),), eos)]) for row in rows])
+    assert evaluate(Words(("cat",)).bind(lm), [prompt] * 3, tokens).tolist() == [0.0, -torch.inf, 0.0]
+    # After EOS nothing else may come.
+    tokens[0, -2], tokens[0, -1] = eos, 7
+    assert evaluate(Words(("cat",)).bind(lm), [prompt], tokens[:1]).tolist() == [-torch.inf]
+    with pytest.raises(PotentialError, match="not bound to a model"):
+        Words(("cat",)).log_phi([prompt], tokens[:1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Words(), "no word is given"),
+        (lambda: Words(("a", " ")), "all_of holds an empty word"),
+        (lambda: Length(0), "min must be at least 1"),
+        (lambda: Length(3, 2), "max at least min"),
+        (lambda: Length(1, 2, "letters"), "unit must be"),  # type: ignore[arg-type]
+        (lambda: JsonSchema("{"), "schema is not JSON"),
+        (lambda: JsonSchema('{"type": "strange"}'), "schema is not supported"),
+        (lambda: JsonSchema('{"not": {"type": "string"}}'), "schema is not supported"),
+        (lambda: Regex("a", constrain=True, eps=0.1), "eps must be 0"),
+        (lambda: Regex("a", constrain=True, of="text"), "of must be 'continuation'"),
+        (lambda: Regex("a", constrain=True, flags=re.MULTILINE), "flags .* are not known"),
+        (lambda: Regex("(?<=a)b", constrain=True), "look-around"),
+        (lambda: Regex("a)(?:b", constrain=True), "does not compile"),
+    ],
+)
+def test_what_is_refused(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_identity() -> None:
+    """How it is sampled is not what it is; who reads a pattern is."""
+
+    def of(potential: Potential) -> str:
+        return digest(potential)
+
+    assert of(Words(("a",))) == of(Words(("a",), constrain=False))
+    assert of(Regex("a", of="continuation")) != of(Regex("a", of="continuation", constrain=True))
