@@ -14,7 +14,8 @@ from twistlm.potentials.base import Potential
 
 TEXTS = [
     "", "a cat", "cat", "Cat!", "the cats sat", "concatenate", "cat_1", "a cat and a dog", "dog\ncat", "naïve cat", "é",
-    "中文 cat", "One. Two!", "One... two?", "Three 3.5 points.", "no end", " spaced  out ", "a b c d e", "dog", "doggy cat.",
+    "中文 cat",
+    "One. Two!", "One... two?", "Three 3.5 points.", "no end", " spaced  out ", "a b c d e", "dog", "doggy cat.",
 ]  # fmt: skip
 
 

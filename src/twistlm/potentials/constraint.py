@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from twistlm.automata import cache
 from twistlm.automata.automaton import Automaton
 from twistlm.automata.tokens import TokenAutomaton
 from twistlm.core.errors import ConfigError
@@ -87,7 +88,7 @@ def compiled(constraints: Sequence[Constraint], lm: BaseLM) -> TokenAutomaton:
     fewest, most = max(each.lengths[0] for each in constraints), min(each.lengths[1] for each in constraints)
     if automaton.is_empty or fewest > most:
         raise ConfigError(f"no text satisfies {_named(constraints)}; {_remedy(constraints)}")
-    found = TokenAutomaton.of(automaton, token_bytes(lm), lm.eos_token_id, (fewest, most))
+    found = cache.compiled(automaton, token_bytes(lm), lm.eos_token_id, (fewest, most))
     if found.is_empty:
         raise ConfigError(
             f"no text of this model's tokens satisfies {_named(constraints)}: a letter that it needs is in none of them"
