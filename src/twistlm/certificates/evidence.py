@@ -19,8 +19,7 @@ class Evidence:
         exact: exact samples that took no part in training; None leaves KL(σ‖q) out, and bounds log Z from below only
             unless a witness bounds it from above.
         witnesses: of log Z, beside a sampler's own weights and SMC: draws apart from the exact samples, say.
-        acceptance: share of base draws that rejection accepts, the mean of φ / sup φ (of draws under a constraint, the
-            mean chance of being accepted); None if that is not known.
+        acceptance: share of base draws that rejection accepts, the mean of φ / sup φ; None if that is not known.
         most: what log Z is at most, for certain, by what a constraint's visited prefixes have ruled out; None without.
     """
 
@@ -38,9 +37,9 @@ class Evidence:
 
 
 def acceptance(collection: Collection) -> Estimate | None:
-    """The mean chance of being accepted."""
-    share = collection.log_shares.exp().clamp_max(1.0)
-    return mean(share, low=0.0, high=1.0) if len(share) else None
+    """The mean of φ / sup φ of base draws; None where there are none."""
+    share = collection.log_shares.exp()
+    return mean(share, low=0.0, high=1.0) if len(share) and collection.are_base_draws else None
 
 
 def ruled_out(collection: Collection) -> float | None:

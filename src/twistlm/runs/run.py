@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from twistlm.certificates.bounds import METHODS
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import certify
-from twistlm.certificates.evidence import Evidence, ruled_out
+from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.log_Z import Witness, of_draws
 from twistlm.certificates.over_prompts import certify_prompts
 from twistlm.certificates.spending import Spending
@@ -318,12 +319,12 @@ class Run:
                 where = evidence.at_prompts(self, prompts, draws, num_draws, Opened(team))
                 return certify_prompts(rng, here, where.names, where.evidence, spending, team)
         evaluation, spare = self.fold("evaluation"), self.fold("training") if before else None
-        exact = None if evaluation is None else evaluation.exact
+        known = Evidence() if evaluation is None else replace(Evidence.of(evaluation), acceptance=None)
         return certify(
             rng,
             sampler,
             self.target.cases[0],
-            Evidence(exact, self.witnesses, most=None if evaluation is None else ruled_out(evaluation)),
+            replace(known, witnesses=self.witnesses),
             spending,
             # The base model's own draws are there already.
             drawn=spare.draws if spare is not None and _drawn_by_base(spare) else None,
