@@ -1,32 +1,23 @@
-"""twistlm on a hard constraint that single tokens do not decide: `Regex` judges whole texts only, so p₀ proposes."""
+"""twistlm on a hard constraint that single tokens do not decide: its automaton's exact twist proposes and weighs."""
 
 from measure import Outcome, Sampler, Settings, measure
 from problem import CONSTRAINT, CONSTRAINT_PROMPT, ESS_THRESHOLD
 
-from twistlm.core.errors import DeadParticlesError
+from twistlm import Target
 from twistlm.core.logmath import ess
 from twistlm.core.rng import Rng
-from twistlm.models.huggingface import load as load_lm
-from twistlm.potentials.lexical import Regex
-from twistlm.sampling import sampler as twisted
-from twistlm.sampling.cases import Case
-from twistlm.sampling.proposals import base
-from twistlm.sampling.twisted import TwistedLM
+from twistlm.potentials import Regex
 
 
 def load(settings: Settings) -> Sampler:
-    """The sampler."""
-    lm = load_lm(str(settings.model), dtype=settings.dtype)
-    potential = Regex(CONSTRAINT, mode="fullmatch", of="continuation").bind(lm)
-    model = TwistedLM(lm, eos="ignore")
-    prompt = lm.encode(CONSTRAINT_PROMPT)
+    """The sampler. The table of its twist, from 128 draws that are always the same, is made before anything is timed."""
+    phi = Regex(CONSTRAINT, mode="fullmatch", constrain=True)
+    options = {"eos": "ignore", "dtype": settings.dtype}
+    target = Target(str(settings.model), phi, CONSTRAINT_PROMPT, settings.tokens, **options)
+    sampler = target.sampler(ess_threshold=ESS_THRESHOLD)
 
     def sample(seed: int, num_particles: int, num_tokens: int) -> Outcome:
-        try:
-            sampler = twisted.Sampler(model, potential, num_tokens, proposal=base, ess_threshold=ESS_THRESHOLD)
-            result = sampler.smc(Rng(seed), [Case(prompt)], num_particles)
-        except DeadParticlesError:
-            return Outcome(float("-inf"), {"ess": 0.0})
+        result = sampler.smc(Rng(seed), target.cases, num_particles)
         return Outcome(float(result.log_Z_hat), {"ess": float(ess(result.particles.log_w))})
 
     return sample

@@ -14,6 +14,7 @@ from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Length, Regex, Words
 from twistlm.potentials.base import Potential
 from twistlm.potentials.constraint import compiled, constraints_in
+from twistlm.sampling.explored import Explored
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import IMPOSSIBLE, TwistedLM
 from twistlm.testing import Enumeration, enumerate_paths
@@ -189,10 +190,29 @@ def test_a_text_that_cannot_end_early() -> None:
         Target(lm, full("01"), "1", 3, eos="ignore").twisted()
 
 
-def test_the_same_draws_show_the_same(tmp_path: object) -> None:
+def test_the_same_draws_show_the_same() -> None:
     def values() -> Tensor:
-        found = target(full("[01]*1")).constraint
-        assert found is not None
-        return found.head(torch.tensor([[0, 0], [1, 0]]))
+        of = target(full("[01]*1"))
+        assert of.constraint is not None
+        assert of.constraint.decoder is not None
+        return of.constraint.head(of.constraint.decoder.features([of.prompt_tokens], torch.tensor([[0, 1, 1]])))
 
     assert torch.equal(values(), values())
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_beginnings_that_were_drawn_are_known(pattern: str) -> None:
+    """The more draws, the nearer q is to σ; at every moment it is positive where σ is, and there alone."""
+    of = target(full(pattern), num_tokens=4)
+    exact = truth(of)
+    explored = Explored(twists.build(compiled(constraints_in(of.potential), of.lm), 4), torch.float64, bounds=False)
+    distances = []
+    for number in range(8):
+        model = TwistedLM(of.lm, None, of.eos, constraint=explored.twist)
+        log_q = exact.log_q(model)
+        assert torch.equal(log_q.isfinite(), exact.log_sigma.isfinite())
+        distances.append(exact.kl_target_q(model))
+        sampler = Sampler(model, None, 4, ess_threshold=0.0)
+        explored.learn(sampler.draw_at_once(Rng(number), of.cases, 32), 0.0)
+    assert distances[-1] < 0.02
+    assert explored.log_value(of.prompt_tokens) == pytest.approx(float(exact.log_Z), abs=0.02)

@@ -25,7 +25,7 @@ from twistlm.core.rng import Rng
 from twistlm.potentials.constraint import Constraint
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case, shares_of
-from twistlm.sampling.exact.ruled_out import RuledOut
+from twistlm.sampling.explored import Explored
 from twistlm.sampling.sampler import BATCH, Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
@@ -114,7 +114,7 @@ class _Work:
         """The certain bound after so many draws, and the sampler of what is left."""
         constraint = self.target.constraint
         assert constraint is not None
-        ruled_out, done, size = RuledOut.of(constraint, self.dtype), 0, FIRST
+        ruled_out, done, size = Explored(constraint, self.dtype, bounds=True), 0, FIRST
 
         def sampler() -> Sampler:
             return replace(self.steered, model=self.steered.model.constrained(ruled_out.twist))
@@ -123,7 +123,7 @@ class _Work:
             drawn = self._draw(rng.fork(done), sampler(), case, min(size, count - done), features=False)
             ruled_out.learn(replace(drawn, log_phi=torch.zeros_like(drawn.log_phi)), 0.0)
             done, size = done + len(drawn), min(2 * size, BATCH)
-        return math.exp(ruled_out.log_upper(case.prompt)), sampler()
+        return math.exp(ruled_out.log_value(case.prompt)), sampler()
 
     def _draw(self, rng: Rng, sampler: Sampler, case: Case, count: int, *, features: bool = True) -> Samples:
         before = self.drawn

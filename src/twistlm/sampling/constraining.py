@@ -1,7 +1,6 @@
 """The exact twist of a target's hard constraints, with a proxy of p₀ that draws have shown."""
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from twistlm.models.base import BaseLM
 from twistlm.potentials.constraint import compiled, constraints_in
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Cases
+from twistlm.sampling.explored import Explored
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
@@ -19,14 +19,15 @@ from twistlm.sampling.twisted import TwistedLM
 from twistlm.twists import automaton as twists
 from twistlm.twists.base import Twist
 
-# Rounds of so many draws, over so many prompts at most: each is made with what the ones before have shown.
-ROUNDS, DRAWS, PROMPTS = 2, 64, 8
+# Draws of each round, over so many prompts at most: first of the table, then of the beginnings of texts.
+TABLE, BEGINNINGS, PROMPTS = (64, 64), (32, 32, 64, 128, 256), 8
 
 
 def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens: int, eos: str) -> Twist | None:
     """ψ of the constraints in φ that samplers are to keep to; None if there are none.
 
-    The draws that its proxy of p₀ rests on are always the same.
+    Two rounds of draws show how likely each class of tokens is in each state of the automaton; further ones, what that
+    table does not know of beginnings that are likely (`sampling.explored`). The draws are always the same.
 
     Raises:
         ConfigError: the constraints cannot be met at all, or not within so many tokens.
@@ -34,33 +35,42 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
     constraints = constraints_in(potential)
     if not constraints:
         return None
-    automaton, rng = compiled(constraints, lm), Rng(0, ("constraint",))
+    automaton, rng, some = compiled(constraints, lm), Rng(0, ("constraint",)), cases[:PROMPTS]
     build = partial(twists.build, automaton, num_tokens, absorbing=eos == "absorb")
-    twist = build()
-    counts = torch.zeros(automaton.following.shape, dtype=torch.float64)
-    some = cases[:PROMPTS]
-    for number in range(ROUNDS):
-        how: dict[str, Any] = {"potential": None, "num_steps": num_tokens, "ess_threshold": 0.0}
-        sampler = Sampler(TwistedLM(lm, None, eos, constraint=twist), **how)
-        drawn = sampler.draw_at_once(rng.fork(number), some, max(1, DRAWS // len(some)), keep=Keep(features=True))
-        counts += _seen(lm, automaton, drawn)
-        overall = counts.sum(0) / counts.sum()
-        twist = build(twists.smoothed(counts, overall))
-    return twist
+
+    def drawn(name: str, number: int, twist: Twist, count: int) -> Samples:
+        model = TwistedLM(lm, None, eos, constraint=twist)
+        sampler = Sampler(model, None, num_tokens, ess_threshold=0.0)
+        each = max(1, count // len(some))
+        return sampler.draw_at_once(rng.fork(name, number), some, each, keep=Keep(features=True))
+
+    twist, counts = build(), torch.zeros(automaton.following.shape, dtype=torch.float64)
+    dtype = torch.float64
+    for number, count in enumerate(TABLE):
+        samples = drawn("table", number, twist, count)
+        seen, dtype = _seen(lm, automaton, samples)
+        counts += seen
+        twist = build(twists.smoothed(counts, counts.sum(0) / counts.sum()))
+    explored = Explored(twist, dtype, bounds=False)
+    for number, count in enumerate(BEGINNINGS):
+        explored.learn(drawn("beginnings", number, explored.twist, count), 0.0)
+    return explored.twist
 
 
-def _seen(lm: BaseLM, automaton: TokenAutomaton, drawn: Samples) -> Tensor:
-    """Σ p₀(class | prefix) over the prefixes in each state, float64 [S + 2, C]."""
+def _seen(lm: BaseLM, automaton: TokenAutomaton, drawn: Samples) -> tuple[Tensor, torch.dtype]:
+    """Σ p₀(class | prefix) over the prefixes in each state, float64 [S + 2, C], and the precision of the model."""
     num_states, num_classes = automaton.following.shape
     counts = torch.zeros((num_states, num_classes), dtype=torch.float64)
     assert drawn.features is not None
     states, token_class = automaton.walk(drawn.tokens)[:, :-1], automaton.token_class
+    dtype = torch.float64
     # One step of all sequences at a time: [B, V].
     for t in range(drawn.tokens.shape[1]):
         on = drawn.mask[:, t]
         if not bool(on.any()):
             continue
-        p = torch.softmax(lm.logits(drawn.features[on, t]).float(), -1).cpu()
+        logits = lm.logits(drawn.features[on, t])
+        dtype, p = logits.dtype, torch.softmax(logits.float(), -1).cpu()
         by_class = torch.zeros((len(p), num_classes)).index_add_(1, token_class, p)
         counts.index_add_(0, states[on.cpu(), t], by_class.double())
-    return counts
+    return counts, dtype

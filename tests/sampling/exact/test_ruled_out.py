@@ -13,7 +13,8 @@ from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Regex
 from twistlm.sampling.exact.collection import Collection, load
-from twistlm.sampling.exact.ruled_out import MOST_BETWEEN, RuledOut, next_look
+from twistlm.sampling.exact.ruled_out import MOST_BETWEEN, next_look
+from twistlm.sampling.explored import Explored
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import Enumeration
@@ -43,13 +44,13 @@ def test_the_bound_is_never_below_and_ends_at_z(pattern: str, eos: str) -> None:
     """Before and after every batch; weights never exceed it, and their mean is Z: q is positive where σ is."""
     of = target(pattern, eos)
     assert of.constraint is not None
-    enumeration, ruled_out = truth(of), RuledOut.of(of.constraint, torch.float64)
+    enumeration, ruled_out = truth(of), Explored(of.constraint, torch.float64, bounds=True)
     log_Z, before = float(enumeration.log_Z), 0.0
     for number in range(40):
         model = TwistedLM(of.lm, None, eos, constraint=ruled_out.twist)
         drawn = Sampler(model, of.bound_potential, 4).draw_at_once(Rng(number), of.cases, 16)
         log_w = (drawn.log_p - drawn.log_q).sum(-1) + drawn.log_phi
-        most = ruled_out.log_upper(of.prompt_tokens)
+        most = ruled_out.log_value(of.prompt_tokens)
         assert log_Z <= most <= before
         assert float(log_w.max()) <= most + 1e-6
         # log ψ and q of given sequences are those that they were drawn with.
@@ -60,7 +61,7 @@ def test_the_bound_is_never_below_and_ends_at_z(pattern: str, eos: str) -> None:
         assert bool(log_q[enumeration.log_sigma.isfinite()].isfinite().all())
         ruled_out.learn(drawn, 0.0)
         before = most
-    assert ruled_out.log_upper(of.prompt_tokens) == pytest.approx(log_Z, abs=0.01)
+    assert ruled_out.log_value(of.prompt_tokens) == pytest.approx(log_Z, abs=0.01)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -129,7 +130,7 @@ def test_looks_are_few() -> None:
 
 def test_no_more_prefixes_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not remembered only keeps the bound from falling."""
-    monkeypatch.setattr("twistlm.sampling.exact.ruled_out.MOST_PREFIXES", 6)
+    monkeypatch.setattr("twistlm.sampling.explored.MOST_PREFIXES", 6)
     of = target(PATTERNS[2])
     collection = of.collect(Rng(4), max_draws=2000, chunk=100)
     assert collection.log_most_of(of.cases[0]) >= float(truth(of).log_Z)

@@ -37,7 +37,8 @@ from twistlm.sampling.cases import Case, Cases
 from twistlm.sampling.exact.budget import WAVE, Budget, Chunk, Counts, Plan
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream, accepts
-from twistlm.sampling.exact.ruled_out import Learner, RuledOut, next_look
+from twistlm.sampling.exact.ruled_out import Learner, next_look
+from twistlm.sampling.explored import Explored
 from twistlm.sampling.proposals import twist_induced
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
@@ -55,7 +56,7 @@ class DrawChunk:
     rng: Rng
     chunk: Chunk
     keep: Keep
-    ruled_out: RuledOut | None = None
+    ruled_out: Explored | None = None
 
     def __call__(self, at: Workplace) -> "tuple[DrawChunk, Samples]":
         """Do it."""
@@ -160,7 +161,7 @@ def _judged(made: tuple[DrawChunk, Samples], here: Workplace, bound: float, targ
     uniforms = source.uniforms() if draws.conditions is None else None
     most = None
     if piece.ruled_out is not None:
-        by_case = [piece.ruled_out.log_upper(here.cases[r].prompt) for r in piece.chunk.rows]
+        by_case = [piece.ruled_out.log_value(here.cases[r].prompt) for r in piece.chunk.rows]
         most = torch.tensor(by_case, dtype=torch.float64).repeat_interleave(piece.chunk.each)
     made_of = Collection(draws, torch.zeros(len(draws), dtype=torch.bool), bound, target, (source,), uniforms, most)
     return replace(made_of, accepted=accepts(made_of.log_shares, uniforms))
@@ -183,7 +184,7 @@ def bound_of(potential: Potential | None) -> float:
 
 
 def base_draws(
-    rng: Rng, sampler: Sampler, cases: Cases, count: int, keep: Keep = NOTHING, ruled_out: RuledOut | None = None
+    rng: Rng, sampler: Sampler, cases: Cases, count: int, keep: Keep = NOTHING, ruled_out: Explored | None = None
 ) -> Samples:
     """`count` base draws of each case's prompt with φ; under a constraint, draws of what is not `ruled_out`.
 

@@ -1,0 +1,209 @@
+"""Values of prefixes that were drawn: what the automaton of a constraint cannot tell one prefix from another by.
+
+A prefix's value U is 1 or what the automaton's twist says of it where nothing more is known, that of φ where a text has
+ended, and, once the prefix was visited,
+
+    U(s) = Σ_v p₀(v | s) U(s v),
+
+which is the normaliser that the proposal q(v | s) ∝ p₀(v | s) U(s v) had there. Two uses are made of it. As an upper
+bound on the mean of φ / sup φ over completions, from 1 downwards, it gives exact samples and bounds Z for certain
+(`exact.ruled_out`). As an estimate, from the automaton's value, it is a twist that knows the beginnings of texts well.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from twistlm.models.base import DecoderState, Prompts
+from twistlm.sampling.samples import Samples
+from twistlm.twists.automaton import AutomatonDecoder, AutomatonHead
+from twistlm.twists.base import Twist
+
+UNKNOWN = -1
+# Prefixes that are remembered, at 300 bytes or so each; those that come later count for nothing.
+MOST_PREFIXES = 500_000
+# Rounding by which p₀ of one prefix differs from batch to batch, by the precision of the model.
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+
+
+@dataclass(slots=True)
+class _Prefix:
+    """A prefix that was drawn.
+
+    Attributes:
+        p: p₀ of its last token.
+        value: U.
+        rest: Σ p₀U over the tokens that may follow and have not been drawn.
+        children: places of the prefixes that are one token longer.
+    """
+
+    p: float
+    value: float
+    rest: float = 0.0
+    children: dict[int, int] = field(default_factory=dict)
+
+
+class Explored:
+    """Every prefix that was drawn at any of several prompts, with its value.
+
+    Args:
+        constraint: an automaton's twist, explored or not.
+        dtype: the model's precision, up to whose rounding p₀ is known.
+        bounds: values are upper bounds; otherwise estimates that start from the twist's.
+    """
+
+    def __init__(self, constraint: Twist, dtype: torch.dtype, *, bounds: bool) -> None:
+        head = constraint.head.automaton if isinstance(constraint.head, _Head) else constraint.head
+        assert isinstance(head, AutomatonHead)
+        self.automaton, log_values = head.automaton, head.log_values
+        if bounds:
+            log_values = torch.where(log_values.isfinite(), 0.0, -torch.inf)
+        self.bounds, self.rounding = bounds, ROUNDING[dtype]
+        self.prefixes: list[_Prefix] = []
+        self.roots: dict[tuple[int, ...], int] = {}
+        self._values = log_values.double().exp()
+        self._parts = AutomatonDecoder(self.automaton), AutomatonHead(self.automaton, log_values)
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def log_value(self, prompt: Tensor) -> float:
+        """log U of the empty prefix after a prompt."""
+        root = self.roots.get(tuple(prompt.tolist()))
+        return float(self._values[0, 0].log()) if root is None else _log(self.prefixes[root].value)
+
+    @property
+    def twist(self) -> Twist:
+        """ψ = U of the prefix, as of now: it changes with what is learned."""
+        head = _Head(self, self._parts[1])
+        return Twist(head, head, _Decoder(self, self._parts[0]))
+
+    def learn(self, draws: Samples, log_sup_phi: float) -> None:
+        """What draws by `twist`, as it is now, have shown.
+
+        Args:
+            draws: n sequences with log p₀, log q and log φ.
+            log_sup_phi: log sup φ.
+        """
+        # Σ p₀U at each prefix when it was visited.
+        measured: dict[int, float] = {}
+        ratio = (draws.log_p - draws.log_q).exp().cpu()
+        states = self.automaton.walk(draws.tokens)
+        times = torch.arange(states.shape[1]).expand_as(states)
+        plain = self._values[times, states][:, 1:]
+        rows = zip(
+            draws.prompts, draws.tokens.tolist(), draws.mask.sum(1).tolist(), draws.log_phi.tolist(),
+            draws.log_p.exp().tolist(), ratio.tolist(), plain.tolist(), strict=True,
+        )  # fmt: skip
+        for prompt, tokens, length, log_phi, p, ratios, values in rows:
+            place = self._root(tuple(prompt.tolist()))
+            for t, token in enumerate(tokens[:length]):
+                prefix, child = self.prefixes[place], self.prefixes[place].children.get(token)
+                if place not in measured:
+                    old = [self.prefixes[each] for each in prefix.children.values()]
+                    before = self.prefixes[child].value if child is not None else values[t]
+                    measured[place] = ratios[t] * before
+                    prefix.rest = measured[place] - sum(each.p * each.value for each in old)
+                if child is None:
+                    if len(self.prefixes) >= MOST_PREFIXES:
+                        break
+                    child = prefix.children[token] = len(self.prefixes)
+                    self.prefixes.append(_Prefix(p[t], values[t]))
+                    prefix.rest -= p[t] * values[t]
+                place = child
+            else:
+                # The whole text: nothing follows it, and its φ is known.
+                measured[place] = 0.0
+                self.prefixes[place].rest = math.exp(min(0.0, log_phi - log_sup_phi))
+        # Those that are longer came later.
+        for place in sorted(measured, reverse=True):
+            prefix = self.prefixes[place]
+            prefix.rest = max(prefix.rest, self.rounding * measured[place])
+            below = sum(self.prefixes[each].p * self.prefixes[each].value for each in prefix.children.values())
+            found = prefix.rest + below
+            prefix.value = min(prefix.value, found) if self.bounds else found
+        self._known.clear()
+
+    def after(self, place: int, token: int) -> int:
+        """Where a prefix leads with a token more."""
+        return UNKNOWN if place == UNKNOWN else self.prefixes[place].children.get(token, UNKNOWN)
+
+    def known(self, place: int) -> tuple[Tensor, Tensor]:
+        """The tokens after a prefix that have been drawn, and log U after each."""
+        if place not in self._known:
+            children = {} if place == UNKNOWN else self.prefixes[place].children
+            values = [_log(self.prefixes[each].value) for each in children.values()]
+            self._known[place] = torch.tensor(list(children), dtype=torch.long), torch.tensor(values)
+        return self._known[place]
+
+    def _root(self, prompt: tuple[int, ...]) -> int:
+        if prompt not in self.roots:
+            self.roots[prompt] = len(self.prefixes)
+            self.prefixes.append(_Prefix(1.0, float(self._values[0, 0])))
+        return self.roots[prompt]
+
+
+class _Decoder(nn.Module):
+    """Features are (tokens so far, state, place of the prefix) [U, 3], integers."""
+
+    def __init__(self, explored: Explored, automaton: AutomatonDecoder) -> None:
+        super().__init__()
+        self.explored, self.automaton = explored, automaton
+
+    def start(self, prompts: Prompts, capacity: tuple[int, int] = (0, 0)) -> DecoderState:
+        states = self.automaton.start(prompts).features
+        roots = [self.explored.roots.get(tuple(prompt.tolist()), UNKNOWN) for prompt in prompts]
+        return DecoderState(torch.cat([states, torch.tensor(roots, device=states.device).unsqueeze(-1)], 1))
+
+    def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
+        states = self.automaton.advance(DecoderState(state.features[:, :2]), parents, tokens).features
+        before = state.features[parents, 2].tolist()
+        places = [self.explored.after(*each) for each in zip(before, tokens.tolist(), strict=True)]
+        return DecoderState(torch.cat([states, torch.tensor(places, device=states.device).unsqueeze(-1)], 1))
+
+    def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
+        state, columns = self.start(prompts), []
+        everyone = torch.arange(len(tokens), device=tokens.device)
+        for t in range(tokens.shape[1]):
+            columns.append(state.features)
+            state = self.advance(state, everyone, tokens[:, t])
+        return torch.stack(columns, 1)
+
+
+class _Head(nn.Module):
+    """log U of what each token leads to."""
+
+    shrinkage: Tensor
+
+    def __init__(self, explored: Explored, automaton: AutomatonHead) -> None:
+        super().__init__()
+        self.register_buffer("shrinkage", torch.ones(()), persistent=False)
+        self.explored, self.automaton = explored, automaton
+
+    def forward(self, features: Tensor) -> Tensor:
+        log_psi: Tensor = self.automaton(features[..., :2])
+        rows = log_psi.view(-1, log_psi.shape[-1])
+        for row, place in enumerate(features[..., 2].reshape(-1).tolist()):
+            tokens, log_values = self.explored.known(place)
+            if len(tokens):
+                rows[row, tokens.to(rows.device)] = log_values.to(rows.device, rows.dtype)
+        return log_psi
+
+    def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """log U after the chosen tokens [...]."""
+        features = features.expand(*tokens.shape, 3)
+        pairs = zip(features[..., 2].reshape(-1).tolist(), tokens.reshape(-1).tolist(), strict=True)
+        places = [self.explored.after(*pair) for pair in pairs]
+        values = [math.nan if place == UNKNOWN else _log(self.explored.prefixes[place].value) for place in places]
+        found = torch.tensor(values, device=tokens.device).view(tokens.shape)
+        plain: Tensor = self.automaton.gather(features[..., :2], tokens)
+        return torch.where(found.isnan(), plain, found.to(plain.dtype))
+
+    def start_at(self, log_psi: float) -> None:
+        """Nothing: it is never trained."""
+
+    log_normaliser = AutomatonHead.log_normaliser
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
