@@ -25,6 +25,7 @@ from twistlm.core.rng import Rng
 from twistlm.potentials.constraint import Constraint
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case, shares_of
+from twistlm.sampling.constraining import NUM_DRAWS
 from twistlm.sampling.explored import Explored
 from twistlm.sampling.sampler import BATCH, Sampler
 from twistlm.sampling.samples import Samples
@@ -65,7 +66,8 @@ def satisfied(
     ruling = max(FIRST, round(RULING * search.num_draws / len(target.cases)))
     tell = report or (lambda line: None)
     total = len(target.cases) * (2 * num_fresh + ruling)
-    tell(f"price: {total:,} draws of at most {target.num_tokens} tokens")
+    spent = total + NUM_DRAWS
+    tell(f"price: {spent:,} draws of at most {target.num_tokens} tokens, {NUM_DRAWS} of them to fit the twist")
     rng, together = Rng(seed, ("satisfied",)), 1 - (1 - CONFIDENCE) / len(target.cases)
     found: list[tuple[PromptProbability, Tensor, float]] = []
     with bar(f"drawing {total:,} texts", total) as progress:
@@ -74,7 +76,7 @@ def satisfied(
             found.append(work.at(rng.fork(number), case, name, (ruling, num_fresh), together))
             most = found[-1][2]
             tell(f"{name or 'prompt'}: at most {most:.3g}, for certain, by {ruling:,} draws")
-    return [_over(target, found, threshold, total) for threshold in thresholds]
+    return [_over(target, found, threshold, spent) for threshold in thresholds]
 
 
 class _Work:

@@ -21,6 +21,7 @@ from twistlm.twists.base import Twist
 
 # Draws of each round, over so many prompts at most: first of the table, then of the beginnings of texts.
 TABLE, BEGINNINGS, PROMPTS = (64, 64), (32, 32, 64, 128, 256), 8
+NUM_DRAWS = sum(TABLE) + sum(BEGINNINGS)
 
 
 def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens: int, eos: str) -> Twist | None:
