@@ -13,7 +13,7 @@ from twistlm.certificates.effort import Search
 from twistlm.certificates.rare_events import probability
 from twistlm.core.rng import Rng
 from twistlm.core.work import Engine
-from twistlm.potentials import Classifier
+from twistlm.potentials import Classifier, Regex
 from twistlm.runs.train import default_config
 from twistlm.sampling import mixture
 
@@ -38,6 +38,19 @@ def test_collections_of_a_set_of_prompts(engines: dict[str, Engine], tmp_path: P
     target(12).collect(Rng(0), path=tmp_path / "here", **asked)
     for name, each in engines.items():
         target(12).collect(Rng(0), path=tmp_path / name, engine=each, **asked)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "here").read_bytes(), name
+
+
+def test_collections_under_a_constraint(engines: dict[str, Engine], tmp_path: Path) -> None:
+    """What has been ruled out goes along with every chunk."""
+    phi = Regex(" [a-z]+ (girl|boy|cat)", mode="fullmatch", constrain=True)
+    prompts = Prompts(("Once upon a time, there was a", "One day, there was a"), names=("a", "b"))
+    of = Target("stories", phi, prompts=prompts, num_tokens=3)
+    asked = {"max_draws": 640, "chunk": 32}
+    collected = of.collect(Rng(0), path=tmp_path / "here", **asked)
+    assert max(collected.log_uppers.values()) < -1.0
+    for name, each in engines.items():
+        of.collect(Rng(0), path=tmp_path / name, engine=each, **asked)
         assert (tmp_path / name).read_bytes() == (tmp_path / "here").read_bytes(), name
 
 
