@@ -1,6 +1,7 @@
 """Hard constraints in the sampler, against exact enumeration."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from twistlm import Target
+from twistlm.automata.automaton import Automaton
+from twistlm.automata.tokens import TokenAutomaton
 from twistlm.core.errors import ConfigError
 from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
@@ -16,6 +19,7 @@ from twistlm.potentials.base import Potential
 from twistlm.potentials.constraint import compiled, constraints_in
 from twistlm.sampling.explored import Explored
 from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import IMPOSSIBLE, TwistedLM
 from twistlm.testing import Enumeration, enumerate_paths
 from twistlm.twists import automaton as twists
@@ -216,3 +220,22 @@ def test_beginnings_that_were_drawn_are_known(pattern: str) -> None:
         explored.learn(sampler.draw_at_once(Rng(number), of.cases, 32), 0.0)
     assert distances[-1] < 0.02
     assert explored.log_value(of.prompt_tokens) == pytest.approx(float(exact.log_Z), abs=0.02)
+
+
+def test_values_smaller_than_any_number() -> None:
+    """A text of 300 tokens, each of which the model makes a thousandth as likely, is worth e⁻²⁰⁷²."""
+    automaton = TokenAutomaton.of(Automaton.of_pattern("a{300}"), [b"a", b"b"], None)
+    thousandth = torch.full(automaton.following.shape, 1e-3, dtype=torch.float64)
+    explored = Explored(twists.build(automaton, 300, thousandth), torch.float64, bounds=False)
+    prompt, tokens = torch.tensor([1]), torch.zeros((2, 300), dtype=torch.long)
+    everywhere = torch.ones((2, 300), dtype=torch.float64)
+    log_p = everywhere * torch.tensor(2e-3, dtype=torch.float64).log()
+    drawn = Samples([prompt] * 2, tokens, everywhere.bool(), log_p, 0 * everywhere, torch.zeros(2).double())
+    before = explored.log_value(prompt)
+    explored.learn(drawn, 0.0)
+    assert before == pytest.approx(300 * math.log(1e-3))
+    # Twice as likely at each token as the table had it.
+    assert explored.log_value(prompt) == pytest.approx(300 * math.log(2e-3))
+    assert explored.twist.decoder is not None
+    features = explored.twist.decoder.features([prompt] * 2, tokens)
+    assert bool(explored.twist.head.gather(features, tokens).isfinite().all())

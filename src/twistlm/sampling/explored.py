@@ -5,7 +5,8 @@ ended, and, once the prefix was visited,
 
     U(s) = Σ_v p₀(v | s) U(s v),
 
-which is the normaliser that the proposal q(v | s) ∝ p₀(v | s) U(s v) had there. Two uses are made of it. As an upper
+which is the normaliser that the proposal q(v | s) ∝ p₀(v | s) U(s v) had there. (Kept as a ratio to what the automaton
+says, which for a long text may be less than any number.) Two uses are made of it. As an upper
 bound on the mean of φ / sup φ over completions, from 1 downwards, it gives exact samples and bounds Z for certain
 (`exact.ruled_out`). As an estimate, from the automaton's value, it is a twist that knows the beginnings of texts well.
 """
@@ -33,14 +34,14 @@ class _Prefix:
     """A prefix that was drawn.
 
     Attributes:
-        p: p₀ of its last token.
-        value: U.
-        rest: Σ p₀U over the tokens that may follow and have not been drawn.
+        share: p₀ of its last token, times what the automaton says of it by what it says without that token.
+        value: U by what the automaton says.
+        rest: Σ of shares of the tokens that may follow and have not been drawn.
         children: places of the prefixes that are one token longer.
     """
 
-    p: float
-    value: float
+    share: float
+    value: float = 1.0
     rest: float = 0.0
     children: dict[int, int] = field(default_factory=dict)
 
@@ -63,14 +64,14 @@ class Explored:
         self.bounds, self.rounding = bounds, ROUNDING[dtype]
         self.prefixes: list[_Prefix] = []
         self.roots: dict[tuple[int, ...], int] = {}
-        self._values = log_values.double().exp()
+        self._log_values = log_values.double()
         self._parts = AutomatonDecoder(self.automaton), AutomatonHead(self.automaton, log_values)
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def log_value(self, prompt: Tensor) -> float:
         """log U of the empty prefix after a prompt."""
         root = self.roots.get(tuple(prompt.tolist()))
-        return float(self._values[0, 0].log()) if root is None else _log(self.prefixes[root].value)
+        return float(self._log_values[0, 0]) + (0.0 if root is None else _log(self.prefixes[root].value))
 
     @property
     def twist(self) -> Twist:
@@ -85,41 +86,41 @@ class Explored:
             draws: n sequences with log p₀, log q and log φ.
             log_sup_phi: log sup φ.
         """
-        # Σ p₀U at each prefix when it was visited.
+        # Σ p₀U at each prefix when it was visited, by what the automaton says of it.
         measured: dict[int, float] = {}
-        ratio = (draws.log_p - draws.log_q).exp().cpu()
-        states = self.automaton.walk(draws.tokens)
-        times = torch.arange(states.shape[1]).expand_as(states)
-        plain = self._values[times, states][:, 1:]
+        states, length = self.automaton.walk(draws.tokens), draws.mask.sum(1).cpu()
+        plain = self._log_values[torch.arange(states.shape[1]).expand_as(states), states]
+        log_p, log_q = draws.log_p.cpu(), draws.log_q.cpu()
+        shares = (log_p + plain.diff(dim=1)).exp()
+        ends = draws.log_phi.cpu() - log_sup_phi - plain.gather(1, length.unsqueeze(1)).squeeze(1)
         rows = zip(
-            draws.prompts, draws.tokens.tolist(), draws.mask.sum(1).tolist(), draws.log_phi.tolist(),
-            draws.log_p.exp().tolist(), ratio.tolist(), plain.tolist(), strict=True,
+            draws.prompts, draws.tokens.tolist(), length.tolist(), ends.exp().tolist(), shares.tolist(),
+            (shares * (-log_q).exp()).tolist(), strict=True,
         )  # fmt: skip
-        for prompt, tokens, length, log_phi, p, ratios, values in rows:
+        for prompt, tokens, count, end, share, ratios in rows:
             place = self._root(tuple(prompt.tolist()))
-            for t, token in enumerate(tokens[:length]):
+            for t, token in enumerate(tokens[:count]):
                 prefix, child = self.prefixes[place], self.prefixes[place].children.get(token)
                 if place not in measured:
                     old = [self.prefixes[each] for each in prefix.children.values()]
-                    before = self.prefixes[child].value if child is not None else values[t]
-                    measured[place] = ratios[t] * before
-                    prefix.rest = measured[place] - sum(each.p * each.value for each in old)
+                    measured[place] = ratios[t] * (1.0 if child is None else self.prefixes[child].value)
+                    prefix.rest = measured[place] - sum(each.share * each.value for each in old)
                 if child is None:
                     if len(self.prefixes) >= MOST_PREFIXES:
                         break
                     child = prefix.children[token] = len(self.prefixes)
-                    self.prefixes.append(_Prefix(p[t], values[t]))
-                    prefix.rest -= p[t] * values[t]
+                    self.prefixes.append(_Prefix(share[t]))
+                    prefix.rest -= share[t]
                 place = child
             else:
                 # The whole text: nothing follows it, and its φ is known.
                 measured[place] = 0.0
-                self.prefixes[place].rest = math.exp(min(0.0, log_phi - log_sup_phi))
+                self.prefixes[place].rest = end
         # Those that are longer came later.
         for place in sorted(measured, reverse=True):
             prefix = self.prefixes[place]
             prefix.rest = max(prefix.rest, self.rounding * measured[place])
-            below = sum(self.prefixes[each].p * self.prefixes[each].value for each in prefix.children.values())
+            below = sum(self.prefixes[each].share * self.prefixes[each].value for each in prefix.children.values())
             found = prefix.rest + below
             prefix.value = min(prefix.value, found) if self.bounds else found
         self._known.clear()
@@ -129,7 +130,7 @@ class Explored:
         return UNKNOWN if place == UNKNOWN else self.prefixes[place].children.get(token, UNKNOWN)
 
     def known(self, place: int) -> tuple[Tensor, Tensor]:
-        """The tokens after a prefix that have been drawn, and log U after each."""
+        """The tokens after a prefix that have been drawn, and log of each one's value."""
         if place not in self._known:
             children = {} if place == UNKNOWN else self.prefixes[place].children
             values = [_log(self.prefixes[each].value) for each in children.values()]
@@ -139,7 +140,7 @@ class Explored:
     def _root(self, prompt: tuple[int, ...]) -> int:
         if prompt not in self.roots:
             self.roots[prompt] = len(self.prefixes)
-            self.prefixes.append(_Prefix(1.0, float(self._values[0, 0])))
+            self.prefixes.append(_Prefix(1.0))
         return self.roots[prompt]
 
 
@@ -186,7 +187,7 @@ class _Head(nn.Module):
         for row, place in enumerate(features[..., 2].reshape(-1).tolist()):
             tokens, log_values = self.explored.known(place)
             if len(tokens):
-                rows[row, tokens.to(rows.device)] = log_values.to(rows.device, rows.dtype)
+                rows[row, tokens.to(rows.device)] += log_values.to(rows.device, rows.dtype)
         return log_psi
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
@@ -194,10 +195,9 @@ class _Head(nn.Module):
         features = features.expand(*tokens.shape, 3)
         pairs = zip(features[..., 2].reshape(-1).tolist(), tokens.reshape(-1).tolist(), strict=True)
         places = [self.explored.after(*pair) for pair in pairs]
-        values = [math.nan if place == UNKNOWN else _log(self.explored.prefixes[place].value) for place in places]
-        found = torch.tensor(values, device=tokens.device).view(tokens.shape)
+        values = [0.0 if place == UNKNOWN else _log(self.explored.prefixes[place].value) for place in places]
         plain: Tensor = self.automaton.gather(features[..., :2], tokens)
-        return torch.where(found.isnan(), plain, found.to(plain.dtype))
+        return plain + torch.tensor(values, device=tokens.device).view(tokens.shape)
 
     def start_at(self, log_psi: float) -> None:
         """Nothing: it is never trained."""
