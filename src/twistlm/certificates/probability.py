@@ -203,9 +203,11 @@ def one_in(chance: Estimate) -> str:
 
 
 def _one_in(chance: float) -> str:
-    """Three digits, as whole numbers where they are large: "1 in 2,150", "1 in 1.6"."""
+    """Three digits, as whole numbers where they are large: "1 in 2,150", "1 in 1.6", and "1 in 7.69e+34"."""
     number = 1 / chance
     if number < 10:
         return f"1 in {number:.2g}"
+    if number >= 1e12:
+        return f"1 in {number:.2e}"
     digits = max(0, math.floor(math.log10(number)) - 2)
     return f"1 in {round(number, -digits):,.0f}"

@@ -83,7 +83,7 @@ def probability(
             the rounds. Where φ is made of hard constraints alone there are none (`certificates.satisfied`).
         state: folder where every round and every part of the fresh draws is saved; what is there already, of the same
             target, thresholds, search and seed, is gone on from.
-        engine: who draws; by default this process.
+        engine: who draws; by default this process, which does for constraints alone whatever the engine.
 
     Raises:
         ConfigError: the target differs by a condition, a threshold is not above 0 or can never be reached, or

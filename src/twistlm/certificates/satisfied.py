@@ -75,7 +75,8 @@ def satisfied(
         for number, (case, name) in enumerate(zip(target.cases, target.prompts.names, strict=True)):
             found.append(work.at(rng.fork(number), case, name, (ruling, num_fresh), together))
             most = found[-1][2]
-            tell(f"{name or 'prompt'}: at most {most:.3g}, for certain, by {ruling:,} draws")
+            where = "" if len(target.cases) == 1 else f"prompt {name!r}: "
+            tell(f"{where}at most {most:.3g}, for certain, by {ruling:,} draws")
     return [_over(target, found, threshold, spent) for threshold in thresholds]
 
 

@@ -169,6 +169,10 @@ def places(place: Place) -> str:
     return str(place.best) if place.is_known else f"{place.best}–{place.worst}"
 
 
+# An interval that is so many times as wide as its estimate says nothing but its upper end.
+FAR = 10.0
+
+
 def _probability_cells(each: Probability, num_tokens: int) -> list[str]:
     value, low, high = each.log10
     chance, events, tokens = each.value, f"{each.ess:.0f} of {each.num_draws:,}", f"{each.num_tokens:,}"
@@ -177,7 +181,11 @@ def _probability_cells(each: Probability, num_tokens: int) -> list[str]:
 
     def counting(estimate: Estimate) -> str:
         plain = plain_tokens(estimate, num_tokens)
-        return f"{plain:.2g} tokens,\n{plain / each.num_tokens:.1f} times as many"
+        times = plain / each.num_tokens
+        # What counting would know of an event from so few draws, too, is no comparison.
+        if estimate.half_width > FAR * estimate.value:
+            return "—"
+        return f"{plain:.2g} tokens,\n{f'{times:.1f}' if times < 1e6 else f'{times:.2g}'} times as many"
 
     return [
         each.headline.replace(" (", "\n("),
