@@ -10,7 +10,7 @@ from twistlm.potentials import Regex
 
 
 def load(settings: Settings) -> Sampler:
-    """The sampler. The table of its twist, from 128 draws that are always the same, is made before anything is timed."""
+    """The sampler. Its twist is fitted, to 640 draws that are always the same, before anything is timed."""
     phi = Regex(CONSTRAINT, mode="fullmatch", constrain=True)
     options = {"eos": "ignore", "dtype": settings.dtype}
     target = Target(str(settings.model), phi, CONSTRAINT_PROMPT, settings.tokens, **options)
