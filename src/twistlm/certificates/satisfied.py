@@ -61,6 +61,8 @@ def satisfied(
     """
     if max(thresholds) > 1:
         raise ConfigError(f"threshold = {max(thresholds):g} is never reached: a constraint's φ is 0 or 1")
+    # Refused, if it cannot be met, before anything is said of what it will take.
+    assert target.constraint is not None
     count = search.num_draws if search.num_samples is None else search.num_samples
     num_fresh = max(2, Effort.of(replace(search, num_samples=count), len(target.cases)).samples_each // 2)
     ruling = max(FIRST, round(RULING * search.num_draws / len(target.cases)))
@@ -85,7 +87,6 @@ class _Work:
 
     def __init__(self, target: Target, search: Search, done: Callable[[int], None]) -> None:
         self.target, self.search, self.done, self.drawn = target, search, done, 0
-        assert target.constraint is not None
         self.steered = replace(target.sampler(), potential=None)
         start = target.lm.logits(target.lm.start([target.cases[0].prompt]).features)
         self.dtype = start.dtype
