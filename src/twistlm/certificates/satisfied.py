@@ -97,9 +97,9 @@ class _Work:
         """What is found at a prompt, the weights of its fresh draws, and the certain bound."""
         ruling, count = counts
         most, ruled = self._ruled(rng.fork("ruling"), case, ruling)
-        draw = partial(self._draw, case=case, count=count)
-        drawn = Samples.concatenate([draw(rng.fork("steered"), self.steered), draw(rng.fork("ruled"), ruled)])
-        log_q = torch.stack([_log_q(sampler, drawn) for sampler in (self.steered, ruled)])
+        both = (self.steered, ruled)
+        parts = [self._fresh(rng.fork("fresh", number), both, number, case, count) for number in range(len(both))]
+        drawn, log_q = Samples.concatenate([part for part, _ in parts]), torch.cat([each for _, each in parts], 1)
         log_w = drawn.log_p.sum(-1) - torch.logsumexp(log_q, 0) + math.log(2)
         weights = log_w.exp()
         limited = partial(_estimate, weights, most)
@@ -129,7 +129,17 @@ class _Work:
             done, size = done + len(drawn), min(2 * size, BATCH)
         return math.exp(ruled_out.log_value(case.prompt)), sampler()
 
-    def _draw(self, rng: Rng, sampler: Sampler, case: Case, count: int, *, features: bool = True) -> Samples:
+    def _fresh(self, rng: Rng, both: Sequence[Sampler], number: int, case: Case, count: int) -> tuple[Samples, Tensor]:
+        """Draws of one of two samplers, and log q of each by either [2, n]."""
+        drawn, log_q = [], []
+        for at in range(0, count, BATCH):
+            part = self._draw(rng.fork(at), both[number], case, min(BATCH, count - at), features=True)
+            log_q.append(torch.stack([sampler.densities(part).log_q.sum(-1) for sampler in both]))
+            # What was kept for that alone is large.
+            drawn.append(part.bare())
+        return Samples.concatenate(drawn), torch.cat(log_q, 1)
+
+    def _draw(self, rng: Rng, sampler: Sampler, case: Case, count: int, *, features: bool) -> Samples:
         before = self.drawn
         drawn = sampler.draw(
             rng, [case], count, keep=Keep(features=features), done=lambda so_far: self.done(before + so_far)
@@ -145,15 +155,10 @@ class _Work:
         return tuple(Event(text, float(w), 0.0, float(p)) for text, w, p in zip(texts, weights, log_p, strict=True))
 
 
-def _log_q(sampler: Sampler, drawn: Samples) -> Tensor:
-    """log q of whole sequences [n], a batch at a time."""
-    parts = [drawn.select(rows) for rows in torch.arange(len(drawn)).split(BATCH)]
-    return torch.cat([sampler.densities(part).log_q.sum(-1) for part in parts])
-
-
 def _estimate(weights: Tensor, most: float, highest: float, level: float = CONFIDENCE) -> Estimate:
-    """The mean of weights that are none above `highest`; their mean is none above `most`."""
-    return mean(weights, low=0.0, high=highest, level=level).clipped(most=min(1.0, most))
+    """The mean of weights that are none above `highest`, but for rounding; their mean is none above `most`."""
+    high = max(highest, float(weights.max()))
+    return mean(weights, low=0.0, high=high, level=level).clipped(most=min(1.0, most))
 
 
 def _over(
