@@ -48,6 +48,24 @@ def test_at_once_where_nothing_is_held(number: signal.Signals) -> None:
     assert type(stopped(work)) is (KeyboardInterrupt if number == signal.SIGINT else Terminated)
 
 
+def test_not_in_a_finaliser_which_would_swallow_it(number: signal.Signals) -> None:
+    done = []
+
+    class Ends:
+        def __del__(self) -> None:
+            tell(number)
+            done.append("finaliser")
+
+    def work() -> None:
+        ends = Ends()
+        del ends
+        threading.Event().wait(10.0)
+        done.append("after")
+
+    assert type(stopped(work)) is (KeyboardInterrupt if number == signal.SIGINT else Terminated)
+    assert done == ["finaliser"]
+
+
 def test_what_is_held_ends_first(number: signal.Signals) -> None:
     done = []
 

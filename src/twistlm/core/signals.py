@@ -25,6 +25,19 @@ STOPS: tuple[type[BaseException], ...] = (KeyboardInterrupt, Terminated)
 SAME = 0.5
 
 
+# What is raised in a `__del__` (the collector runs thousands of them in one go) is swallowed: the signal comes again
+# after so many seconds.
+SOON = 0.01
+
+
+def _in_finaliser(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
 class _Handler:
     """Raises at once, or where something is held when that has ended; a second signal does not wait.
 
@@ -37,6 +50,11 @@ class _Handler:
         self._waiting: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _in_finaliser(frame):
+            again = threading.Timer(SOON, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         now = time.monotonic()
         if self._first is not None and (self.once or now - self._first < SAME):
             return
