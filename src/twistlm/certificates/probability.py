@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from scipy.special import ndtri
+from torch import Tensor
 
 from twistlm.certificates.events import Event
-from twistlm.core.estimates import CONFIDENCE, Estimate
+from twistlm.core.estimates import CONFIDENCE, Estimate, mean
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,11 @@ class Probability:
             ),
             **{name: fields[name] for name in numbers},
         )
+
+
+def chance(weights: Tensor, highest: float, level: float = CONFIDENCE, most: float = 1.0) -> Estimate:
+    """A probability: the mean of weights p₀/q̄ on the event, none of which exceeds `highest`; itself at most `most`."""
+    return mean(weights, low=0.0, high=highest, level=level).clipped(most=most)
 
 
 def plain_tokens(estimate: Estimate, num_steps: int) -> float:

@@ -30,10 +30,10 @@ from twistlm.certificates.events import Event, chosen, spans_of
 from twistlm.certificates.fresh import FRESH, Fresh, draw_fresh
 from twistlm.certificates.levels import chances, levels_of
 from twistlm.certificates.price import price
-from twistlm.certificates.probability import Probability, PromptProbability
+from twistlm.certificates.probability import Probability, PromptProbability, chance
 from twistlm.certificates.satisfied import only_constraints, satisfied
 from twistlm.core.errors import ConfigError
-from twistlm.core.estimates import CONFIDENCE, Estimate, mean
+from twistlm.core.estimates import CONFIDENCE, Estimate
 from twistlm.core.logmath import ess
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
@@ -305,9 +305,9 @@ class Climb:
             PromptProbability(
                 name=name,
                 share=float(share),
-                value=_mean(values, most),
+                value=chance(values, most),
                 seen=_seen(values),
-                simultaneous=_mean(values, most, together),
+                simultaneous=chance(values, most, together),
                 hits=int(event.sum()),
                 num_draws=count,
             )
@@ -321,7 +321,7 @@ class Climb:
         total = fresh.log_w.numel()
         return Probability(
             threshold=threshold,
-            value=_mean(whole, most * float(factors.max())),
+            value=chance(whole, most * float(factors.max())),
             seen=_seen(whole),
             self_normalised=float((shares * (weighted.sum(1) / weights.sum(1))).sum()),
             log_upper=_upper(fresh) if len(self.cases) == 1 else None,
@@ -371,13 +371,9 @@ def report_of(report: Callable[[int, str], None]) -> Callable[[int], None]:
     return lambda completed: report(completed, "")
 
 
-def _mean(values: Tensor, most: float, level: float = CONFIDENCE) -> Estimate:
-    return mean(values, low=0.0, high=most, level=level).clipped(most=1.0)
-
-
 def _seen(values: Tensor) -> Estimate | None:
     """With what was seen for all there is; None if that is nothing."""
-    return _mean(values, float(values.max())) if bool((values > 0).any()) else None
+    return chance(values, float(values.max())) if bool((values > 0).any()) else None
 
 
 def _upper(fresh: Fresh) -> Estimate | None:

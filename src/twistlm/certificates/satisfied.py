@@ -8,17 +8,16 @@ was never drawn, and is narrow where the twist is good.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from twistlm.certificates.effort import Effort, Search
 from twistlm.certificates.events import Event, chosen
-from twistlm.certificates.probability import Probability, PromptProbability
+from twistlm.certificates.probability import Probability, PromptProbability, chance
 from twistlm.core.errors import ConfigError
-from twistlm.core.estimates import CONFIDENCE, Estimate, mean
+from twistlm.core.estimates import CONFIDENCE, Estimate
 from twistlm.core.logmath import ess
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
@@ -26,7 +25,7 @@ from twistlm.potentials.constraint import Constraint
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case, shares_of
 from twistlm.sampling.constraining import NUM_DRAWS
-from twistlm.sampling.explored import Explored
+from twistlm.sampling.explored import Explored, precision
 from twistlm.sampling.sampler import BATCH, Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
@@ -70,16 +69,27 @@ def satisfied(
     total = len(target.cases) * (2 * num_fresh + ruling)
     spent = total + NUM_DRAWS
     tell(f"price: {spent:,} draws of at most {target.num_tokens} tokens, {NUM_DRAWS} of them to fit the twist")
-    rng, together = Rng(seed, ("satisfied",)), 1 - (1 - CONFIDENCE) / len(target.cases)
-    found: list[tuple[PromptProbability, Tensor, float]] = []
+    rng, found = Rng(seed, ("satisfied",)), list[_Found]()
     with bar(f"drawing {total:,} texts", total) as progress:
         work = _Work(target, search, lambda done: progress(done, ""))
         for number, (case, name) in enumerate(zip(target.cases, target.prompts.names, strict=True)):
-            found.append(work.at(rng.fork(number), case, name, (ruling, num_fresh), together))
-            most = found[-1][2]
+            found.append(work.at(rng.fork(number), case, ruling, num_fresh))
             where = "" if len(target.cases) == 1 else f"prompt {name!r}: "
-            tell(f"{where}at most {most:.3g}, for certain, by {ruling:,} draws")
+            tell(f"{where}at most {found[-1].most:.3g}, for certain, by {ruling:,} draws")
     return [_over(target, found, threshold, spent) for threshold in thresholds]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """At one prompt: log p₀/q̄ of the fresh draws [n], the bound that holds for certain, and some of the texts."""
+
+    log_w: Tensor
+    most: float
+    events: tuple[Event, ...]
+
+    def chance(self, level: float = CONFIDENCE) -> Estimate:
+        """With an interval that allows for all that was never drawn."""
+        return _chance(self.log_w, 2 * self.most, self.most, level)
 
 
 class _Work:
@@ -88,31 +98,16 @@ class _Work:
     def __init__(self, target: Target, search: Search, done: Callable[[int], None]) -> None:
         self.target, self.search, self.done, self.drawn = target, search, done, 0
         self.steered = replace(target.sampler(), potential=None)
-        start = target.lm.logits(target.lm.start([target.cases[0].prompt]).features)
-        self.dtype = start.dtype
+        self.dtype = precision(target.lm, target.prompt_tokens)
 
-    def at(
-        self, rng: Rng, case: Case, name: str, counts: tuple[int, int], together: float
-    ) -> tuple[PromptProbability, Tensor, float]:
-        """What is found at a prompt, the weights of its fresh draws, and the certain bound."""
-        ruling, count = counts
+    def at(self, rng: Rng, case: Case, ruling: int, count: int) -> _Found:
+        """What so many draws rule out at a prompt, and so many fresh ones of either kind say."""
         most, ruled = self._ruled(rng.fork("ruling"), case, ruling)
         both = (self.steered, ruled)
         parts = [self._fresh(rng.fork("fresh", number), both, number, case, count) for number in range(len(both))]
         drawn, log_q = Samples.concatenate([part for part, _ in parts]), torch.cat([each for _, each in parts], 1)
         log_w = drawn.log_p.sum(-1) - torch.logsumexp(log_q, 0) + math.log(2)
-        weights = log_w.exp()
-        limited = partial(_estimate, weights, most)
-        events = self._events(rng.fork("events"), drawn, log_w)
-        share = float(shares_of([case])[0])
-        return (
-            PromptProbability(
-                name, share, limited(2 * most), limited(float(weights.max())), limited(2 * most, together),
-                len(drawn), len(drawn), events,
-            ),
-            log_w,
-            most,
-        )  # fmt: skip
+        return _Found(log_w, most, self._events(rng.fork("events"), drawn, log_w))
 
     def _ruled(self, rng: Rng, case: Case, count: int) -> tuple[float, Sampler]:
         """The certain bound after so many draws, and the sampler of what is left."""
@@ -125,7 +120,7 @@ class _Work:
 
         while done < count:
             drawn = self._draw(rng.fork(done), sampler(), case, min(size, count - done), features=False)
-            ruled_out.learn(replace(drawn, log_phi=torch.zeros_like(drawn.log_phi)), 0.0)
+            ruled_out.learn(drawn, 0.0)
             done, size = done + len(drawn), min(2 * size, BATCH)
         return math.exp(ruled_out.log_value(case.prompt)), sampler()
 
@@ -155,34 +150,41 @@ class _Work:
         return tuple(Event(text, float(w), 0.0, float(p)) for text, w, p in zip(texts, weights, log_p, strict=True))
 
 
-def _estimate(weights: Tensor, most: float, highest: float, level: float = CONFIDENCE) -> Estimate:
-    """The mean of weights that are none above `highest`, but for rounding; their mean is none above `most`."""
-    high = max(highest, float(weights.max()))
-    return mean(weights, low=0.0, high=high, level=level).clipped(most=min(1.0, most))
+def _chance(log_w: Tensor, highest: float, most: float, level: float = CONFIDENCE) -> Estimate:
+    """The mean of weights that are none above `highest`, but for rounding."""
+    weights = log_w.exp()
+    return chance(weights, max(highest, float(weights.max())), level, min(1.0, most))
 
 
-def _over(
-    target: Target, found: Sequence[tuple[PromptProbability, Tensor, float]], threshold: float, total: int
-) -> Probability:
-    """Over all prompts by their shares."""
-    shares = shares_of(target.cases)
+def _over(target: Target, found: Sequence[_Found], threshold: float, num_draws: int) -> Probability:
+    """At each prompt, and over all of them by their shares."""
+    shares, together = shares_of(target.cases), 1 - (1 - CONFIDENCE) / len(found)
     by_prompt = tuple(
-        replace(each, share=float(share)) for (each, _, _), share in zip(found, shares.tolist(), strict=True)
+        PromptProbability(
+            name=name,
+            share=share,
+            value=each.chance(),
+            seen=_chance(each.log_w, 0.0, each.most),
+            simultaneous=each.chance(together),
+            hits=each.log_w.numel(),
+            num_draws=each.log_w.numel(),
+            events=each.events,
+        )
+        for each, name, share in zip(found, target.prompts.names, shares.tolist(), strict=True)
     )
-    factors = shares * len(found)
-    log_w = torch.stack([log_w for _, log_w, _ in found]) + factors.log().unsqueeze(-1)
-    uppers = torch.tensor([most for _, _, most in found], dtype=torch.float64)
-    whole, most = log_w.exp().flatten(), float((shares * uppers).sum())
+    factors, uppers = shares * len(found), torch.tensor([each.most for each in found], dtype=torch.float64)
+    log_w = (torch.stack([each.log_w for each in found]) + factors.log().unsqueeze(-1)).flatten()
+    most = float((shares * uppers).sum())
     return Probability(
         threshold=threshold,
-        value=_estimate(whole, most, 2 * float((factors * uppers).max())),
-        seen=_estimate(whole, most, float(whole.max())),
-        self_normalised=float(whole.mean()),
+        value=_chance(log_w, 2 * float((factors * uppers).max()), most),
+        seen=_chance(log_w, 0.0, most),
+        self_normalised=float(log_w.exp().mean()),
         log_upper=None,
-        hits=whole.numel(),
-        num_draws=whole.numel(),
-        ess=float(ess(log_w.flatten())),
-        num_tokens=total * target.num_tokens,
+        hits=log_w.numel(),
+        num_draws=log_w.numel(),
+        ess=float(ess(log_w)),
+        num_tokens=num_draws * target.num_tokens,
         rounds=0,
         by_prompt=by_prompt,
     )

@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -12,6 +13,8 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # What SentencePiece writes for a space.
 METASPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 CHECKED = 200
+# Every constraint on a model asks, and the answer takes a moment.
+_KNOWN: WeakKeyDictionary[BaseLM, list[bytes]] = WeakKeyDictionary()
 
 
 def token_bytes(lm: BaseLM) -> list[bytes]:
@@ -20,6 +23,12 @@ def token_bytes(lm: BaseLM) -> list[bytes]:
     Raises:
         ModelError: the tokenizer writes tokens differently together than one by one (word pieces, say).
     """
+    if lm not in _KNOWN:
+        _KNOWN[lm] = _token_bytes(lm)
+    return _KNOWN[lm]
+
+
+def _token_bytes(lm: BaseLM) -> list[bytes]:
     tokenizer: Any = getattr(lm, "tokenizer", None)
     if not hasattr(tokenizer, "added_tokens_decoder"):
         # A tokenizer of somebody's own: what it says of each token is all that is known.

@@ -6,6 +6,7 @@ from typing import Any
 from twistlm.potentials.conditions import is_conditional
 from twistlm.potentials.constraint import constraints_in
 from twistlm.potentials.prefixes import scores_prefixes
+from twistlm.potentials.protocol import Potential
 from twistlm.sampling.target import Target
 
 logger = logging.getLogger("twistlm")
@@ -27,6 +28,15 @@ DENSE: dict[str, Any] = {
 LONGEST = 64
 
 
+def collected_draws_teach(potential: Potential) -> bool:
+    """Whether draws that are collected are worth training on.
+
+    They need a bound of φ. Under a hard constraint they know nothing of what is likely to come, and the proposal's own
+    draws satisfy it, too.
+    """
+    return potential.log_upper_bound is not None and not constraints_in(potential)
+
+
 def automatic(target: Target) -> dict[str, Any]:
     """Settings, as `RunConfig.changed` takes them, for a target; says which and why."""
     potential = target.potential
@@ -34,8 +44,7 @@ def automatic(target: Target) -> dict[str, Any]:
         logger.info("method auto: dpg on the proposal's draws, since φ differs by its condition")
         return {"method": "dpg", "target_source": "proposal"}
     if not scores_prefixes(potential):
-        collected = potential.log_upper_bound is not None and not constraints_in(potential)
-        source = "draws" if collected else "pool"
+        source = "draws" if collected_draws_teach(potential) else "pool"
         logger.info("method auto: gkl on %s, since φ says nothing of unfinished texts", source)
         return {"method": "gkl", "source": source}
     if target.num_tokens > LONGEST:

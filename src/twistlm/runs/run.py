@@ -319,12 +319,12 @@ class Run:
                 where = evidence.at_prompts(self, prompts, draws, num_draws, Opened(team))
                 return certify_prompts(rng, here, where.names, where.evidence, spending, team)
         evaluation, spare = self.fold("evaluation"), self.fold("training") if before else None
-        known = Evidence() if evaluation is None else replace(Evidence.of(evaluation), acceptance=None)
+        known = Evidence() if evaluation is None else Evidence.of(evaluation)
         return certify(
             rng,
             sampler,
             self.target.cases[0],
-            replace(known, witnesses=self.witnesses),
+            replace(known, witnesses=self.witnesses, acceptance=None),
             spending,
             # The base model's own draws are there already.
             drawn=spare.draws if spare is not None and _drawn_by_base(spare) else None,

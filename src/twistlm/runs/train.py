@@ -17,8 +17,7 @@ from twistlm.core.processes import Processes
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.potentials.conditions import is_conditional
-from twistlm.potentials.constraint import constraints_in
-from twistlm.runs.automatic import AUTO, automatic
+from twistlm.runs.automatic import AUTO, automatic, collected_draws_teach
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
@@ -211,14 +210,10 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
 
 
 def default_config(target: Target) -> RunConfig:
-    """Settings where none are given: collected draws if φ has an upper bound, else fresh ones of the proposal.
-
-    Under a hard constraint, too, the proposal's: they satisfy it, and those that are collected know nothing of what is
-    likely to come.
-    """
+    """Settings where none are given: collected draws where those teach, else fresh ones of the proposal."""
     bounded = target.potential.log_upper_bound is not None
-    collected = bounded and not constraints_in(target.potential)
-    sources: dict[str, Any] = {**training_sources("draws" if collected else "proposal")}
+    teach = collected_draws_teach(target.potential)
+    sources: dict[str, Any] = {**training_sources("draws" if teach else "proposal")}
     count = len(target.prompts)
     config = RunConfig(
         num_draws=max(RunConfig.num_draws, DRAWS_OF_A_PROMPT * count) if bounded else 0,

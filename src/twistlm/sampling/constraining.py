@@ -1,7 +1,5 @@
 """The exact twist of a target's hard constraints, with a proxy of p₀ that draws have shown."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from twistlm.models.base import BaseLM
 from twistlm.potentials.constraint import compiled, constraints_in
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Cases
-from twistlm.sampling.explored import Explored
+from twistlm.sampling.explored import Explored, precision
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
@@ -24,6 +22,18 @@ TABLE, BEGINNINGS, PROMPTS = (64, 64), (32, 32, 64, 128, 256), 8
 NUM_DRAWS = sum(TABLE) + sum(BEGINNINGS)
 
 
+def possible(lm: BaseLM, potential: Potential, num_tokens: int, eos: str) -> Twist | None:
+    """ψ by the automaton of the constraints in φ alone: what they rule out, before any draw; None if there are none.
+
+    Raises:
+        ConfigError: the constraints cannot be met at all, or not within so many tokens.
+    """
+    constraints = constraints_in(potential)
+    if not constraints:
+        return None
+    return twists.build(compiled(constraints, lm), num_tokens, absorbing=eos == "absorb")
+
+
 def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens: int, eos: str) -> Twist | None:
     """ψ of the constraints in φ that samplers are to keep to; None if there are none.
 
@@ -33,11 +43,11 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
     Raises:
         ConfigError: the constraints cannot be met at all, or not within so many tokens.
     """
-    constraints = constraints_in(potential)
-    if not constraints:
+    twist = possible(lm, potential, num_tokens, eos)
+    if twist is None:
         return None
-    automaton, rng, some = compiled(constraints, lm), Rng(0, ("constraint",)), cases[:PROMPTS]
-    build = partial(twists.build, automaton, num_tokens, absorbing=eos == "absorb")
+    assert isinstance(twist.head, twists.AutomatonHead)
+    automaton, rng, some = twist.head.automaton, Rng(0, ("constraint",)), cases[:PROMPTS]
 
     def drawn(name: str, number: int, twist: Twist, count: int) -> Samples:
         model = TwistedLM(lm, None, eos, constraint=twist)
@@ -45,33 +55,29 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
         each = max(1, count // len(some))
         return sampler.draw_at_once(rng.fork(name, number), some, each, keep=Keep(features=True))
 
-    twist, counts = build(), torch.zeros(automaton.following.shape, dtype=torch.float64)
-    dtype = torch.float64
+    counts = torch.zeros(automaton.following.shape, dtype=torch.float64)
     for number, count in enumerate(TABLE):
-        samples = drawn("table", number, twist, count)
-        seen, dtype = _seen(lm, automaton, samples)
-        counts += seen
-        twist = build(twists.smoothed(counts, counts.sum(0) / counts.sum()))
-    explored = Explored(twist, dtype, bounds=False)
+        counts += _seen(lm, automaton, drawn("table", number, twist, count))
+        shown = twists.smoothed(counts, counts.sum(0) / counts.sum())
+        twist = twists.build(automaton, num_tokens, shown, absorbing=eos == "absorb")
+    explored = Explored(twist, precision(lm, some[0].prompt), bounds=False)
     for number, count in enumerate(BEGINNINGS):
         explored.learn(drawn("beginnings", number, explored.twist, count), 0.0)
     return explored.twist
 
 
-def _seen(lm: BaseLM, automaton: TokenAutomaton, drawn: Samples) -> tuple[Tensor, torch.dtype]:
-    """Σ p₀(class | prefix) over the prefixes in each state, float64 [S + 2, C], and the precision of the model."""
+def _seen(lm: BaseLM, automaton: TokenAutomaton, drawn: Samples) -> Tensor:
+    """Σ p₀(class | prefix) over the prefixes in each state, float64 [S + 2, C]."""
     num_states, num_classes = automaton.following.shape
     counts = torch.zeros((num_states, num_classes), dtype=torch.float64)
     assert drawn.features is not None
     states, token_class = automaton.walk(drawn.tokens)[:, :-1], automaton.token_class
-    dtype = torch.float64
     # One step of all sequences at a time: [B, V].
     for t in range(drawn.tokens.shape[1]):
         on = drawn.mask[:, t]
         if not bool(on.any()):
             continue
-        logits = lm.logits(drawn.features[on, t])
-        dtype, p = logits.dtype, torch.softmax(logits.float(), -1).cpu()
+        p = torch.softmax(lm.logits(drawn.features[on, t]).float(), -1).cpu()
         by_class = torch.zeros((len(p), num_classes)).index_add_(1, token_class, p)
         counts.index_add_(0, states[on.cpu(), t], by_class.double())
-    return counts, dtype
+    return counts

@@ -6,9 +6,9 @@ ended, and, once the prefix was visited,
     U(s) = Σ_v p₀(v | s) U(s v),
 
 which is the normaliser that the proposal q(v | s) ∝ p₀(v | s) U(s v) had there. (Kept as a ratio to what the automaton
-says, which for a long text may be less than any number.) Two uses are made of it. As an upper
-bound on the mean of φ / sup φ over completions, from 1 downwards, it gives exact samples and bounds Z for certain
-(`exact.ruled_out`). As an estimate, from the automaton's value, it is a twist that knows the beginnings of texts well.
+says, which for a long text may be less than any number.) Two uses are made of it. As an upper bound on the mean of
+φ / sup φ over completions, from 1 downwards, it gives exact samples and bounds Z for certain (`exact.ruled_out`). As an
+estimate, from the automaton's value, it is a twist that knows the beginnings of texts well.
 """
 
 import math
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from twistlm.models.base import DecoderState, Prompts
+from twistlm.models.base import BaseLM, DecoderState, Prompts
 from twistlm.sampling.samples import Samples
 from twistlm.twists.automaton import AutomatonDecoder, AutomatonHead
 from twistlm.twists.base import Twist
@@ -44,6 +44,11 @@ class _Prefix:
     value: float = 1.0
     rest: float = 0.0
     children: dict[int, int] = field(default_factory=dict)
+
+
+def precision(lm: BaseLM, prompt: Tensor) -> torch.dtype:
+    """That in which a model knows p₀."""
+    return lm.logits(lm.start([prompt]).features).dtype
 
 
 class Explored:

@@ -1,13 +1,13 @@
 """A sampler: a model, the potential, and how the two are sampled. Everything that draws or certifies takes one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from twistlm.core.errors import ConfigError
+from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.logmath import ess
 from twistlm.core.memory import MEMORY_ERRORS, is_out_of_memory, say_smaller
 from twistlm.core.rng import Rng
@@ -300,6 +300,19 @@ class Sampler:
 
 def _repeated(cases: Cases, num_particles: int) -> list[Tensor]:
     return [prompt for prompt in prompts_of(cases) for _ in range(num_particles)]
+
+
+def check_room(model: TwistedLM, cases: Cases, names: Sequence[str], num_steps: int) -> None:
+    """Refuse prompts that leave no room for `num_steps` new tokens.
+
+    Raises:
+        PromptError: which of them, how long, and what would fit.
+    """
+    for case, name in zip(cases, names, strict=True):
+        try:
+            model.check([case.prompt], num_steps)
+        except PromptError as error:
+            raise PromptError(str(error) if len(cases) == 1 else f"prompt {name!r}: {error}") from error
 
 
 def in_batches(cases: Cases, num_particles: int, batch: int = BATCH) -> Iterator[tuple[int, Cases]]:

@@ -28,7 +28,7 @@ from twistlm.potentials.base import evaluate
 from twistlm.potentials.conditions import condition, conditioned, num_following
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case
-from twistlm.sampling.constraining import constraint_twist
+from twistlm.sampling.constraining import constraint_twist, possible
 from twistlm.sampling.description import Loading, TargetFields, named_models, prompts_in, refuse_downloads
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
@@ -36,7 +36,7 @@ from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection, load
 from twistlm.sampling.exact.provenance import check
 from twistlm.sampling.prompts import Entry, Prompts, content
 from twistlm.sampling.proposals import base
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, check_room
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import NOTHING, Keep
 from twistlm.sampling.twisted import TwistedLM
@@ -203,7 +203,8 @@ class Target:
         """
         check_same_tokens(lm, self.lm, self.model_name)
         model = TwistedLM(lm, None, self.eos)
-        return Sampler(model, self.bound_potential, self.num_tokens, proposal=base, reference=self.twisted().base)
+        reference = self.workplace().sampler.model.base
+        return Sampler(model, self.bound_potential, self.num_tokens, proposal=base, reference=reference)
 
     def check_model(self, other: "Target", what: str) -> None:
         """Refuse what was made with another base model.
@@ -220,11 +221,7 @@ class Target:
     def twisted(self, twist: Twist | None = None, proposal_twist: Twist | None = None) -> TwistedLM:
         """The base model with a twist, checked for length; `proposal_twist` if another one is to propose."""
         model = TwistedLM(self.lm, twist, self.eos, proposal_twist, self.constraint)
-        for case, name in zip(self.cases, self.prompts.names, strict=True):
-            try:
-                model.check([case.prompt], self.num_tokens)
-            except PromptError as error:
-                raise PromptError(str(error) if len(self.cases) == 1 else f"prompt {name!r}: {error}") from error
+        check_room(model, self.cases, self.prompts.names, self.num_tokens)
         return model
 
     def check(self) -> None:
@@ -378,8 +375,11 @@ class Target:
             return collect(rng, here, Budget(max_draws, num_samples, chunk), target=self.fingerprint, **how)
 
     def workplace(self) -> Workplace:
-        """Where base draws are made: what a worker in another process makes for itself."""
-        return Workplace(self.sampler(), self.cases)
+        """Where draws are collected, by p₀ and what is possible: what a worker in another process makes for itself."""
+        constraint = possible(self.lm, self.bound_potential, self.num_tokens, self.eos)
+        model = TwistedLM(self.lm, None, self.eos, constraint=constraint)
+        check_room(model, self.cases, self.prompts.names, self.num_tokens)
+        return Workplace(Sampler(model, self.bound_potential, self.num_tokens), self.cases)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is sent to other processes: there all that has been loaded is loaded anew."""
@@ -392,7 +392,8 @@ class Target:
             ExactSamplesError: it is of another target or version, or was changed.
             RunError: it is missing, corrupt or damaged.
         """
-        return check(Rng(0, ("check",)), load(path, self.fingerprint), self.sampler(), self.cases, str(path))
+        sampler = self.workplace().sampler
+        return check(Rng(0, ("check",)), load(path, self.fingerprint), sampler, self.cases, str(path))
 
     def texts(self, samples: Samples) -> list[str]:
         """The continuations, without the prompt."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from twistlm.automata.tokens import TokenAutomaton
 from twistlm.core.errors import ConfigError
-from twistlm.core.logmath import widen
+from twistlm.core.kernels.normaliser import of_head
 from twistlm.models.base import DecoderState, Prompts
 from twistlm.twists.base import Twist
 
@@ -145,12 +145,7 @@ class AutomatonHead(nn.Module):
 
     def log_normaliser(self, features: Tensor, logits: Callable[[slice], Tensor], rows: int) -> Tensor:
         """log Σ_v p₀(v) ψ(prefix, v) [n], −inf where nothing can follow."""
-        parts = []
-        for at in range(0, len(features), rows):
-            part = slice(at, at + rows)
-            log_p = torch.log_softmax(widen(logits(part)), -1)
-            parts.append(torch.logsumexp(log_p + self(features[part]), -1))
-        return torch.cat(parts)
+        return of_head(self, features, logits, rows)
 
 
 def _too_short(automaton: TokenAutomaton, num_tokens: int) -> str:

@@ -12,8 +12,9 @@ from twistlm.core.errors import ExactSamplesError
 from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Regex
+from twistlm.sampling.exact.budget import WAVE
 from twistlm.sampling.exact.collection import Collection, load
-from twistlm.sampling.exact.ruled_out import MOST_BETWEEN, next_look
+from twistlm.sampling.exact.ruled_out import next_look
 from twistlm.sampling.explored import Explored
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
@@ -125,7 +126,7 @@ def test_looks_are_few() -> None:
     while looks[-1] < 100:
         looks.append(next_look(looks[-1]))
     assert looks == [0, 1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 112]
-    assert all(next_look(k) > k and next_look(k) - k <= MOST_BETWEEN for k in range(200))
+    assert all(next_look(k) > k and next_look(k) - k <= WAVE for k in range(200))
 
 
 def test_no_more_prefixes_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,8 @@ def collect(
                 report(enough if budget.num_samples else n, f"accepted {hits} of {n} ({hits / n:.2%})")
                 if budget.is_spent(counts):
                     break
-            if learner is None or len(cases) == 1 or sum(len(part.streams) for part in parts) % WAVE == 0:
+            # What is ruled out may be looked at within a wave, which goes on by the plan that it began with.
+            if len(cases) == 1 or sum(len(part.streams) for part in parts) % WAVE == 0:
                 before = counts
     collection = _joined(parts)
     if learner is not None:

@@ -94,7 +94,7 @@ class Collection:
         """log p₀φ / q of each [n], whose mean is Z."""
         if self.are_base_draws:
             return self.draws.log_phi
-        return self.draws.log_phi + (self.draws.log_p - self.draws.log_q).sum(-1)
+        return draws_file.log_weights(self.draws.log_p, self.draws.log_q, self.draws.log_phi)
 
     @property
     def log_shares(self) -> Tensor:

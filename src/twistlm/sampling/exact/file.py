@@ -82,6 +82,11 @@ def accepts(log_share: Tensor, uniforms: Tensor | None) -> Tensor:
     return uniforms.to(log_share.device).log() < log_share
 
 
+def log_weights(log_p: Tensor, log_q: Tensor, log_phi: Tensor) -> Tensor:
+    """log p₀φ / q of draws [n]; log φ where p₀ drew them."""
+    return log_phi + (log_p - log_q).sum(-1)
+
+
 def joined(streams: tuple[Stream, ...]) -> Tensor:
     """The uniforms of all draws, in order."""
     return torch.cat([stream.uniforms() for stream in streams])
@@ -181,10 +186,9 @@ def _values(tensors: Mapping[str, Tensor], metadata: Metadata) -> str | None:
     problem = _under_a_constraint(tensors)
     if problem is not None:
         return problem
-    uniforms, log_share = None if joint else joined(metadata.streams), log_phi - bound
-    if "log_q" in tensors:
-        log_share = log_share + (log_p - tensors["log_q"]).sum(-1) - tensors["log_most"]
-    if not tensors["accepted"].equal(accepts(log_share, uniforms)):
+    uniforms = None if joint else joined(metadata.streams)
+    weights = log_weights(log_p, tensors.get("log_q", log_p), log_phi)
+    if not tensors["accepted"].equal(accepts(weights - bound - tensors.get("log_most", 0.0), uniforms)):
         return "accepted is not what its random numbers say"
     return None
 

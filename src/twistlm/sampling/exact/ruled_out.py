@@ -9,20 +9,19 @@ rejection sampling under constraints: CARS, arXiv:2510.01902.)
 import torch
 
 from twistlm.sampling.cases import Cases
+from twistlm.sampling.exact.budget import WAVE
 from twistlm.sampling.exact.collection import Collection
-from twistlm.sampling.explored import Explored
+from twistlm.sampling.explored import Explored, precision
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 
-# Chunks of draws after which what they have ruled out is looked at, for as many workers as there may be.
-MOST_BETWEEN = 16
-
 
 def next_look(number: int) -> int:
-    """The chunk before which draws are learned from next, after `number` of them: 1, 2, 4, 8, 16, 32, 48, …"""
-    if number < MOST_BETWEEN:
-        return 1 << number.bit_length()
-    return (number // MOST_BETWEEN + 1) * MOST_BETWEEN
+    """The chunk before which draws are learned from next, after `number` of them: 1, 2, 4, 8, 16, 32, 48, …
+
+    Never in the middle of what as many workers as there may be do at once: within a wave only at the very beginning.
+    """
+    return 1 << number.bit_length() if number < WAVE else (number // WAVE + 1) * WAVE
 
 
 class Learner:
@@ -35,8 +34,8 @@ class Learner:
     def __init__(self, sampler: Sampler, cases: Cases, log_sup_phi: float, so_far: Collection | None) -> None:
         model = sampler.model
         assert model.constraint is not None
-        logits = model.lm.logits(model.lm.start([cases[0].prompt]).features)
-        self.ruled_out, self.log_sup_phi = Explored(model.constraint, logits.dtype, bounds=True), log_sup_phi
+        dtype = precision(model.lm, cases[0].prompt)
+        self.ruled_out, self.log_sup_phi = Explored(model.constraint, dtype, bounds=True), log_sup_phi
         self.cases, self.learned = cases, 0
         self.chunks: list[Samples] = []
         if so_far is not None:
