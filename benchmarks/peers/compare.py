@@ -2,6 +2,7 @@
 
     python benchmarks/peers/compare.py            # most of an hour; writes results.json and results.md beside itself
     python benchmarks/peers/compare.py --quick    # minutes, tiny runs: only shows that everything works
+    python benchmarks/peers/compare.py --only constraint --output benchmarks/peers/constraints.json
 
 Results are written after every job; --resume goes on where a call was stopped.
 Run it in twistlm's environment. Each peer has an environment of its own under `.venvs`, made at the first call (a few
@@ -22,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from floor import operations
-from problem import CONSTRAINT_PROMPT, PENALTY, make_problem
+from problem import PENALTY, make_problem
 from summary import summarise, to_markdown
+from tasks import TASKS
 from transformers import AutoTokenizer
 
 from twistlm.models.packaged import packaged_model
@@ -32,8 +34,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 VENVS = HERE / ".venvs"
 OURS, GENLM, LLAMPPL, BEST_OF_N = "twistlm", "genlm-control", "llamppl", "best-of-N"
-TRANSFORMERS, OPENVINO, LLAMA_CPP = "transformers", "openvino-genai", "llama.cpp"
-ENVIRONMENTS = (None, "genlm-control", "llamppl", "transformers", "openvino", "llama-cpp")
+TRANSFORMERS, OPENVINO, LLAMA_CPP, OUTLINES = "transformers", "openvino-genai", "llama.cpp", "outlines, masked"
+ENVIRONMENTS = (None, "genlm-control", "llamppl", "transformers", "openvino", "llama-cpp", "outlines")
 # φ of plain draws: near 1, so that the mean of a few shows whether they are draws from p₀.
 GENTLE = ("--penalty", "0.05")
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
@@ -124,9 +126,19 @@ def jobs() -> list[Job]:
     made += peers("long", 4, 8, 4, "bfloat16", "--long-prompt")
     made += [ours("long, kept", 4, 8, 6, "bfloat16", "--long-prompt", "--keep-cache")]
     made += peers("long, kept", 4, 8, 6, "bfloat16", "--long-prompt", "--keep-cache")
-    made += [Job("constraint", OURS, "constraint_ours.py", None, 40, 11, 5)]
-    made += [Job("constraint", GENLM, "constraint_genlm.py", "genlm-control", 10, 11, 5)]
-    return made
+    return made + [job for name in TASKS for job in constrained(name)]
+
+
+def constrained(name: str) -> list[Job]:
+    """A hard constraint for everybody; genlm-control has fewer particles, since each of its runs takes long."""
+    tokens, flags, scenario = TASKS[name].tokens, ("--task", name), f"constraint: {name}"
+    return [
+        Job(scenario, OURS, "constraint_ours.py", None, 40, tokens, 10, flags=flags),
+        Job(scenario, f"{GENLM}, AWRS", "constraint_genlm.py", "genlm-control", 10, tokens, 4, flags=flags),
+        Job(scenario, GENLM, "constraint_genlm.py", "genlm-control", 10, tokens, 4, flags=(*flags, "--direct")),
+        Job(scenario, OUTLINES, "constraint_generate.py", "outlines", 40, tokens, 4, flags=(*flags, "--masked")),
+        Job(scenario, BEST_OF_N, "constraint_generate.py", "outlines", 100, tokens, 2, flags=flags),
+    ]
 
 
 def main() -> None:
@@ -135,16 +147,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny runs, only to see that everything works")
     parser.add_argument("--rounds", type=int, default=3, help="times that each job is measured")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier call was stopped")
-    parser.add_argument("--only", nargs="*", help="these scenarios alone")
+    parser.add_argument("--only", nargs="*", help="these scenarios alone; 'constraint' is all of them")
     parser.add_argument("--output", type=Path, default=HERE / "results.json", help="a .md is written beside it")
     options = parser.parse_args()
     model = packaged_model("smollm2")
-    todo = [job for job in jobs() if not options.only or job.scenario in options.only]
+    wanted = set(options.only or ())
+    todo = [job for job in jobs() if not wanted or wanted & {job.scenario, job.scenario.split(":")[0]}]
     if options.quick:
         options.rounds = 1
         todo = [replace(job, particles=min(job.particles, 4), tokens=min(job.tokens, 3), repeats=2) for job in todo]
-    wanted = {job.environment for job in todo} | {"transformers"}
-    interpreters = {name: interpreter(name) for name in ENVIRONMENTS if name in wanted}
+    needed = {job.environment for job in todo} | ({"transformers"} if any(map(is_exact, todo)) else set())
+    interpreters = {name: interpreter(name) for name in ENVIRONMENTS if name in needed}
     start, load = time.perf_counter(), os.getloadavg()
     known = json.loads(options.output.read_text()) if options.resume and options.output.exists() else {"records": []}
     # The machine can do what it ever did: a moment without others shows it.
@@ -153,7 +166,7 @@ def main() -> None:
     if known["records"] and known["jobs"] != [json.loads(json.dumps(asdict(job))) for job in todo]:
         sys.exit(f"{options.output} is of other jobs; leave --resume out to start again")
     exact = known.get("exact", [])
-    if not exact and any(job.scenario == "exact" for job in todo):
+    if not exact and any(map(is_exact, todo)):
         for dtype in EXACT_DTYPES:
             arguments = ["--dtype", dtype, *(["--tolerance", "0.5"] if options.quick else [])]
             exact.append(call(interpreters["transformers"], "exact.py", model, arguments))
@@ -166,8 +179,8 @@ def main() -> None:
         arguments = ["--particles", str(job.particles), "--tokens", str(job.tokens), "--dtype", job.dtype]
         arguments += ["--repeats", str(job.repeats), "--seed", str(1000 * turn), *job.flags]
         record = call(interpreters[job.environment], job.script, model, arguments)
-        needed = operations(config, lengths[prompt_of(job)], job.particles, job.tokens)
-        records.append({"scenario": job.scenario, **record, "system": job.system, "operations": needed})
+        operated = operations(config, lengths[prompt_of(job)], job.particles, job.tokens)
+        records.append({"scenario": job.scenario, **record, "system": job.system, "operations": operated})
         minutes = (time.perf_counter() - start) / 60
         results = {
             "machine": {**describe_machine(), "load_average": [load, os.getloadavg()], "minutes": minutes},
@@ -221,16 +234,23 @@ def machine_rates() -> dict[str, float]:
     return rates
 
 
+def is_exact(job: Job) -> bool:
+    """Whether Z is known there."""
+    return job.scenario == "exact"
+
+
 def prompt_of(job: Job) -> str:
     """Which prompt a job reads."""
-    return "constraint" if job.scenario == "constraint" else "long" if "--long-prompt" in job.flags else "short"
+    constraint = job.scenario.removeprefix("constraint: ")
+    return constraint if constraint in TASKS else "long" if "--long-prompt" in job.flags else "short"
 
 
 def prompt_lengths(model: Path) -> dict[str, int]:
     """Tokens of every prompt."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     made = {name: make_problem(tokenizer, long_prompt=name == "long").prompt for name in ("short", "long")}
-    return {"constraint": len(tokenizer.encode(CONSTRAINT_PROMPT)), **{name: len(each) for name, each in made.items()}}
+    made |= {name: tokenizer.encode(task.prompt) for name, task in TASKS.items()}
+    return {name: len(prompt) for name, prompt in made.items()}
 
 
 def describe_machine() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import problem
 import torch
+from tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,11 @@ class Settings:
         seed: of the first run; the others count up from it.
         dtype: precision of the network.
         penalty: λ of the target.
+        task: which of the constraints is the target instead.
         long_prompt: the long prompt instead of the short one.
         keep_cache: what a system can keep from one run to the next (the prompt's keys and values, results), it keeps.
+        masked: let outlines mask what would break the constraint.
+        direct: weigh every next token by the constraint instead of adaptive rejection.
         defaults: leave batching and caching as a system's first example has them, instead of its fastest way.
         threads: of torch.
         json: where to write the result.
@@ -50,8 +54,11 @@ class Settings:
     seed: int
     dtype: str
     penalty: float
+    task: str
     long_prompt: bool
     keep_cache: bool
+    masked: bool
+    direct: bool
     defaults: bool
     threads: int
     json: Path
@@ -79,8 +86,11 @@ def parse() -> Settings:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=sorted(problem.DTYPES), default="bfloat16")
     parser.add_argument("--penalty", type=float, default=problem.PENALTY)
+    parser.add_argument("--task", choices=sorted(TASKS), default="date")
     parser.add_argument("--long-prompt", action="store_true")
     parser.add_argument("--keep-cache", action="store_true")
+    parser.add_argument("--masked", action="store_true")
+    parser.add_argument("--direct", action="store_true")
     parser.add_argument("--defaults", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, required=True)

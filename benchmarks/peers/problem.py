@@ -23,11 +23,6 @@ a clerk who had lost his post, and the children were certain that he was both. H
 first Monday of the month, paid in coins, and walked home along the dyke before the tide turned. In winter, when the
 fog lay on the water for days, one could hear the horn as far as the mill, and people set their clocks by it. """
 
-# Another target, whose constraint single tokens do not decide: exactly so many tokens, and together they match.
-CONSTRAINT_PROMPT = "The next meeting will take place on"
-CONSTRAINT = r" \d{4}-\d{2}-\d{2}"
-CONSTRAINT_TOKENS = 11
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

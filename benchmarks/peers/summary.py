@@ -1,8 +1,12 @@
 """From single measurements to the tables: speeds, memory, log Z with its spread, and best-of-N at equal quality."""
 
+from itertools import chain
 from math import exp, inf, sqrt
 from statistics import fmean, median, stdev, variance
 from typing import Any
+
+from constrained import constraint_table, judge
+from tasks import TASKS
 
 OURS, BEST_OF_N = "twistlm", "best-of-N"
 TITLES = {
@@ -15,7 +19,7 @@ TITLES = {
     "prior": "base sampling, 100 × 20",
     "prior, long": "base sampling, 32 × 200",
     "prior, single": "base sampling, 1 × 40",
-    "constraint": "a date in digits, 11 tokens: p₀ hardly ever writes one",
+    **{f"constraint: {name}": f"{task.title}, at most {task.tokens} tokens" for name, task in TASKS.items()},
 }
 
 Row = dict[str, Any]
@@ -41,6 +45,9 @@ def summarise(records: list[Row], exact: list[Row], rates: dict[str, float]) -> 
             continue
         row["slower_than_twistlm"] = base["tokens_per_s"] / row["tokens_per_s"]
         row["z"] = _z(row, base, exact)
+        if row["scenario"].startswith("constraint: "):
+            judge(row, base)
+            continue
         if row["system"] == BEST_OF_N and base["Z_hat_se"] is not None:
             row["equal_quality"] = equal_quality(row, base, by_key.get(("doubled", "bfloat16", OURS)))
     return rows
@@ -73,13 +80,13 @@ def _row(scenario: str, dtype: str, system: str, group: list[Row]) -> Row:
         "log_Z_hat_sd": stdev(alive) if len(alive) > 1 else None,
         "Z_hat_mean": fmean(Z_hat),
         "Z_hat_se": _standard_error(Z_hat, extra, settings["particles"]),
-        "extra_mean": {name: fmean(each[name] for each in extra) for name in (extra[0] if extra else ())},
+        "extra_mean": {name: fmean(each[name] for each in extra if name in each) for name in sorted({*chain(*extra)})},
     }
 
 
 def _standard_error(Z_hat: list[float], extra: list[Row], particles: int) -> float | None:
     """Of the mean of Ẑ: from single weights where runs are means of independent ones, else from the runs."""
-    if extra:
+    if extra and "phi_mean" in extra[0]:
         mean = fmean(each["phi_mean"] for each in extra)
         spread = fmean(each["phi_square_mean"] for each in extra) - mean**2
         return sqrt(max(spread, 0.0) / (particles * len(Z_hat)))
@@ -143,7 +150,8 @@ def to_markdown(results: Row) -> str:
     for scenario, title in TITLES.items():
         rows = [row for row in results["rows"] if row["scenario"] == scenario]
         if rows:
-            lines += ["", f"## {title}", "", *_table(rows)]
+            constrained = scenario.startswith("constraint: ")
+            lines += ["", f"## {title}", "", *(constraint_table(rows) if constrained else _table(rows))]
     qualities = [row for row in results["rows"] if "equal_quality" in row]
     if qualities:
         lines += ["", "## Best-of-N at the quality of one run of twistlm", "", *_quality_table(qualities)]

@@ -120,6 +120,8 @@ def test_the_probability_of_an_event_in_real_stories(tmp_path: Path, capsys: pyt
         (["probability", "x", "--pattern", "[a-z]{200}", "--num-tokens", "3"], "and num_tokens is 3; raise num_tokens"),
         (["probability", "x", "--json-schema", "no.json"], "neither a schema nor a file that can be read"),
         (["probability", "x", "--json-schema", '{"type": "any thing"}'], "schema is not supported"),
+        (["probability", "x", "--grammar", "no.lark"], "neither a grammar nor a file that can be read"),
+        (["probability", "x", "--grammar", "start: ("], "the grammar does not compile"),
         (["evaluate", "no-such-run"], "does not exist; is this a run folder?"),
         (["sample", "no-such-run", "--num-samples", "0"], "num_samples must be at least 1, not 0"),
         (["collect", "toxicity", "--out", "x", "--max-draws", "0"], "max_draws must be at least 1"),

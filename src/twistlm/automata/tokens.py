@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twistlm.automata.automaton import DEAD, Automaton
+from twistlm.automata.grammar import Grammar
 
 # Elements of [states, V] that are walked at a time.
 WALKED = 4_000_000
@@ -29,6 +30,7 @@ class TokenAutomaton:
         token_class: the class of each token [V].
         eos: the class of EOS, None if there is none.
         lengths: the least and the greatest number of tokens before EOS.
+        grammars: what a text must be of besides, beyond what states can say.
     """
 
     following: Tensor
@@ -36,6 +38,7 @@ class TokenAutomaton:
     token_class: Tensor
     eos: int | None
     lengths: tuple[int, float] = (0, float("inf"))
+    grammars: tuple[Grammar, ...] = ()
 
     @staticmethod
     def of(
@@ -111,7 +114,11 @@ class TokenAutomaton:
         states = self.walk(tokens)
         length = (states[:, 1:] != self.ended).sum(1)
         fewest, most = self.lengths
-        return self.accepting[states[:, -1]] & (length >= fewest) & (length <= most)
+        found = self.accepting[states[:, -1]] & (length >= fewest) & (length <= most)
+        for row in found.nonzero().flatten().tolist() if self.grammars else ():
+            text = tokens[row, : int(length[row])].tolist()
+            found[row] = all(grammar.accepts(text) for grammar in self.grammars)
+        return found
 
 
 class _Walk:

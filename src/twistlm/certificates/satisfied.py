@@ -97,7 +97,7 @@ class _Work:
 
     def __init__(self, target: Target, search: Search, done: Callable[[int], None]) -> None:
         self.target, self.search, self.done, self.drawn = target, search, done, 0
-        self.steered = replace(target.sampler(), potential=None)
+        self.steered = target.sampler()
         self.dtype = precision(target.lm, target.prompt_tokens)
 
     def at(self, rng: Rng, case: Case, ruling: int, count: int) -> _Found:
@@ -106,7 +106,8 @@ class _Work:
         both = (self.steered, ruled)
         parts = [self._fresh(rng.fork("fresh", number), both, number, case, count) for number in range(len(both))]
         drawn, log_q = Samples.concatenate([part for part, _ in parts]), torch.cat([each for _, each in parts], 1)
-        log_w = drawn.log_p.sum(-1) - torch.logsumexp(log_q, 0) + math.log(2)
+        # φ is 1, but where a grammar was cut off by the limit.
+        log_w = drawn.log_p.sum(-1) + drawn.log_phi - torch.logsumexp(log_q, 0) + math.log(2)
         return _Found(log_w, most, self._events(rng.fork("events"), drawn, log_w))
 
     def _ruled(self, rng: Rng, case: Case, count: int) -> tuple[float, Sampler]:
@@ -143,7 +144,7 @@ class _Work:
         return drawn
 
     def _events(self, rng: Rng, drawn: Samples, log_w: Tensor) -> tuple[Event, ...]:
-        if self.search.num_events == 0:
+        if self.search.num_events == 0 or not bool(log_w.isfinite().any()):
             return ()
         index, weights = chosen(rng, drawn.tokens, log_w, self.search.num_events)
         texts, log_p = self.target.lm.decode(list(drawn.tokens[index])), drawn.log_p[index].sum(-1)
@@ -156,6 +157,11 @@ def _chance(log_w: Tensor, highest: float, most: float, level: float = CONFIDENC
     return chance(weights, max(highest, float(weights.max())), level, min(1.0, most))
 
 
+def _seen(log_w: Tensor, most: float) -> Estimate | None:
+    """With what was seen for all there is; None if that is nothing."""
+    return _chance(log_w, 0.0, most) if bool(log_w.isfinite().any()) else None
+
+
 def _over(target: Target, found: Sequence[_Found], threshold: float, num_draws: int) -> Probability:
     """At each prompt, and over all of them by their shares."""
     shares, together = shares_of(target.cases), 1 - (1 - CONFIDENCE) / len(found)
@@ -164,9 +170,9 @@ def _over(target: Target, found: Sequence[_Found], threshold: float, num_draws: 
             name=name,
             share=share,
             value=each.chance(),
-            seen=_chance(each.log_w, 0.0, each.most),
+            seen=_seen(each.log_w, each.most),
             simultaneous=each.chance(together),
-            hits=each.log_w.numel(),
+            hits=int(each.log_w.isfinite().sum()),
             num_draws=each.log_w.numel(),
             events=each.events,
         )
@@ -178,10 +184,10 @@ def _over(target: Target, found: Sequence[_Found], threshold: float, num_draws: 
     return Probability(
         threshold=threshold,
         value=_chance(log_w, 2 * float((factors * uppers).max()), most),
-        seen=_chance(log_w, 0.0, most),
+        seen=_seen(log_w, most),
         self_normalised=float(log_w.exp().mean()),
         log_upper=None,
-        hits=log_w.numel(),
+        hits=int(log_w.isfinite().sum()),
         num_draws=log_w.numel(),
         ess=float(ess(log_w)),
         num_tokens=num_draws * target.num_tokens,

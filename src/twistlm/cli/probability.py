@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # How an event may be given.
-WAYS = ("potential", "classifier", "regex", "pattern", "json_schema", "function")
+WAYS = ("potential", "classifier", "regex", "pattern", "json_schema", "grammar", "function")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class OfEvent:
     ] = None
     json_schema: Annotated[
         Text | None, arg(help="The answer is JSON by this schema: a file, or the schema itself. Draws keep to it.")
+    ] = None
+    grammar: Annotated[
+        Text | None,
+        arg(help="The answer is of this grammar: a file in Lark's syntax with a rule start. Draws keep to it."),
     ] = None
     function: Annotated[
         Text | None, arg(help="module:function of a list of texts that returns log φ of each (φ is the score).")
@@ -88,7 +92,9 @@ class OfEvent:
         if self.pattern is not None:
             return from_spec({"name": "regex", "pattern": self.pattern, "mode": "fullmatch", "constrain": True})
         if self.json_schema is not None:
-            return from_spec({"name": "json_schema", "schema": _read(self.json_schema)})
+            return from_spec({"name": "json_schema", "schema": _read(self.json_schema, "--json-schema")})
+        if self.grammar is not None:
+            return from_spec({"name": "grammar", "grammar": _read(self.grammar, "--grammar")})
         if self.function is not None:
             return from_spec({"name": "function", "function": {"import": self.function}}, (self.function,))
         return from_spec(
@@ -96,20 +102,19 @@ class OfEvent:
         )
 
 
-def _read(schema: str) -> str:
-    """A schema, or the content of the file of that name.
+def _read(given: str, option: str) -> str:
+    """A schema or grammar, or the content of the file of that name.
 
     Raises:
         ConfigError: it is neither.
     """
-    if schema.lstrip().startswith("{"):
-        return schema
+    if given.lstrip().startswith("{") or "start:" in given:
+        return given
     try:
-        return Path(schema).read_text(encoding="utf-8")
+        return Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--json-schema {schema!r} is neither a schema nor a file that can be read: {error}"
-        ) from error
+        what = option.rsplit("-", 1)[-1]
+        raise ConfigError(f"{option} {given!r} is neither a {what} nor a file that can be read: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from twistlm.potentials.classes import Classes
 from twistlm.potentials.classifier import Classifier
 from twistlm.potentials.continuation import Continuation
 from twistlm.potentials.function import Function
+from twistlm.potentials.grammar import Grammar
 from twistlm.potentials.infilling import Infilling
 from twistlm.potentials.jigsaw import Jigsaw
 from twistlm.potentials.json_schema import JsonSchema
@@ -27,6 +28,7 @@ __all__ = [
     "Contains",
     "Continuation",
     "Function",
+    "Grammar",
     "Infilling",
     "Jigsaw",
     "JsonSchema",

@@ -7,6 +7,7 @@ the exact twist of its automaton multiplies every other (`twistlm.twists.automat
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import and_
 from typing import Self
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from twistlm.automata import cache
 from twistlm.automata.automaton import Automaton
+from twistlm.automata.grammar import Grammar
 from twistlm.automata.tokens import TokenAutomaton
 from twistlm.core.errors import ConfigError
 from twistlm.models.base import BaseLM, Prompts
@@ -45,6 +47,11 @@ class Constraint(BasePotential):
     def lengths(self) -> tuple[int, float]:
         """The least and the greatest number of tokens, EOS not counted."""
         return ANY_LENGTH
+
+    @property
+    def grammars(self) -> tuple[str, ...]:
+        """What the text must be of besides, as `twistlm.automata.grammar` reads it."""
+        return ()
 
     def bind(self, lm: BaseLM) -> Self:
         """A copy that reads this model's tokens.
@@ -93,7 +100,8 @@ def compiled(constraints: Sequence[Constraint], lm: BaseLM) -> TokenAutomaton:
         raise ConfigError(
             f"no text of this model's tokens satisfies {_named(constraints)}: a letter that it needs is in none of them"
         )
-    return found
+    written = [text for each in constraints for text in each.grammars]
+    return replace(found, grammars=tuple(Grammar(text, token_bytes(lm), lm.eos_token_id) for text in written))
 
 
 def _named(constraints: Sequence[Constraint]) -> str:

@@ -17,7 +17,7 @@ class JsonSchema(Constraint):
     """φ = 1 if the text of the new tokens is JSON that a schema allows, else 0.
 
     Properties come in the schema's order. What cannot be said by a regular expression (recursion, `uniqueItems`, bounds
-    of numbers) is not supported.
+    of numbers) is not supported; `Grammar(…, syntax="json_schema")` takes more, and knows less of what is to come.
 
     Attributes:
         schema: a JSON schema, as text or as what `json.loads` makes of it.
@@ -57,4 +57,6 @@ class JsonSchema(Constraint):
         try:
             return str(build_regex_from_schema(self.schema, self.whitespace))
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"schema is not supported: {error}") from error
+            raise ConfigError(
+                f"schema is not supported: {error}; Grammar(…, syntax='json_schema') may take it"
+            ) from error

@@ -16,6 +16,7 @@ from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.twists import automaton as twists
 from twistlm.twists.base import Twist
+from twistlm.twists.grammar import unmasked
 
 # Draws of each round, over so many prompts at most: first of the table, then of the beginnings of texts.
 TABLE, BEGINNINGS, PROMPTS = (64, 64), (32, 32, 64, 128, 256), 8
@@ -46,8 +47,9 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
     twist = possible(lm, potential, num_tokens, eos)
     if twist is None:
         return None
-    assert isinstance(twist.head, twists.AutomatonHead)
-    automaton, rng, some = twist.head.automaton, Rng(0, ("constraint",)), cases[:PROMPTS]
+    head = unmasked(twist).head
+    assert isinstance(head, twists.AutomatonHead)
+    automaton, rng, some = head.automaton, Rng(0, ("constraint",)), cases[:PROMPTS]
 
     def drawn(name: str, number: int, twist: Twist, count: int) -> Samples:
         model = TwistedLM(lm, None, eos, constraint=twist)

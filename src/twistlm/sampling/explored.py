@@ -21,6 +21,7 @@ from twistlm.models.base import BaseLM, DecoderState, Prompts
 from twistlm.sampling.samples import Samples
 from twistlm.twists.automaton import AutomatonDecoder, AutomatonHead
 from twistlm.twists.base import Twist
+from twistlm.twists.grammar import masked, unmasked
 
 UNKNOWN = -1
 # Prefixes that are remembered, at 300 bytes or so each; those that come later count for nothing.
@@ -61,7 +62,8 @@ class Explored:
     """
 
     def __init__(self, constraint: Twist, dtype: torch.dtype, *, bounds: bool) -> None:
-        head = constraint.head.automaton if isinstance(constraint.head, _Head) else constraint.head
+        inner = unmasked(constraint).head
+        head = inner.automaton if isinstance(inner, _Head) else inner
         assert isinstance(head, AutomatonHead)
         self.automaton, log_values = head.automaton, head.log_values
         if bounds:
@@ -82,7 +84,8 @@ class Explored:
     def twist(self) -> Twist:
         """ψ = U of the prefix, as of now: it changes with what is learned."""
         head = _Head(self, self._parts[1])
-        return Twist(head, head, _Decoder(self, self._parts[0]))
+        twist = Twist(head, head, _Decoder(self, self._parts[0]))
+        return masked(twist, self.automaton.grammars, len(self._log_values) - 1)
 
     def learn(self, draws: Samples, log_sup_phi: float) -> None:
         """What draws by `twist`, as it is now, have shown.

@@ -19,6 +19,7 @@ from twistlm.core.errors import ConfigError
 from twistlm.core.kernels.normaliser import of_head
 from twistlm.models.base import DecoderState, Prompts
 from twistlm.twists.base import Twist
+from twistlm.twists.grammar import masked
 
 # What no draw has shown is as likely as the whole vocabulary makes it, by so many draws' worth of weight.
 PRIOR = 1.0
@@ -47,7 +48,7 @@ def build(
     if log_values[0, 0].isneginf():
         raise ConfigError(_too_short(automaton, num_tokens))
     head = AutomatonHead(automaton, log_values)
-    return Twist(head, head, AutomatonDecoder(automaton))
+    return masked(Twist(head, head, AutomatonDecoder(automaton)), automaton.grammars, num_tokens)
 
 
 def completions(automaton: TokenAutomaton, num_tokens: int, frequencies: Tensor, *, absorbing: bool = True) -> Tensor:

@@ -1,0 +1,78 @@
+"""transformers' `generate` under a hard constraint: p₀ as it is (best-of-N), or masked by outlines (`--masked`).
+
+Weights p₀φ/q, by the logits before and after the mask, make both importance samplers: Ẑ is their mean.
+"""
+
+import time
+from typing import Any
+
+import torch
+from measure import Outcome, Sampler, Settings, measure
+from problem import DTYPES
+from tasks import TASKS, Potential
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
+
+
+def load(settings: Settings) -> Sampler:
+    """The sampler. `prepare_s` is what outlines takes to compile the pattern."""
+    task = TASKS[settings.task]
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=DTYPES[settings.dtype]).eval()
+    prompt, eos = torch.tensor([tokenizer.encode(task.prompt)]), tokenizer.eos_token_id
+    start = time.perf_counter()
+    processor = masks(model, tokenizer, task.pattern) if settings.masked else None
+    prepare_s, phi = time.perf_counter() - start, Potential(task)
+
+    @torch.inference_mode()
+    def sample(seed: int, num_samples: int, num_tokens: int) -> Outcome:
+        torch.manual_seed(seed)
+        if processor is not None:
+            processor.reset()
+        made = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=num_tokens,
+            num_return_sequences=num_samples,
+            eos_token_id=eos,
+            pad_token_id=eos,
+            logits_processor=LogitsProcessorList([] if processor is None else [processor]),
+            return_dict_in_generate=True,
+            output_scores=processor is not None,
+            output_logits=processor is not None,
+        )
+        tokens = made.sequences[:, prompt.shape[1] :]
+        ended = (tokens == eos).cumsum(1)
+        mask = ended - (tokens == eos).long() == 0
+        texts = [tokenizer.decode(row[: int(n)]) for row, n in zip(tokens, (ended == 0).sum(1), strict=True)]
+        log_phi = phi.log_phi(texts)
+        excess = torch.zeros(num_samples, dtype=torch.float64)
+        if processor is not None:
+            for t, (after, before) in enumerate(zip(made.scores, made.logits, strict=True)):
+                column = tokens[:, t : t + 1]
+                log_ratio = after.double().log_softmax(-1) - before.double().log_softmax(-1)
+                excess += log_ratio.gather(1, column).squeeze(1) * mask[:, t]
+        log_w = log_phi - excess
+        alive, weights = log_phi.isfinite(), log_w.exp()
+        extra = {"prepare_s": prepare_s, "satisfied": float(alive.double().mean())}
+        if bool(alive.any()):
+            extra["ess"] = float(weights.sum() ** 2 / weights.square().sum()) / num_samples
+            extra["excess"] = float(-log_w[alive].mean())
+        return Outcome(float(weights.mean().log()), extra)
+
+    return sample
+
+
+def masks(model: Any, tokenizer: Any, pattern: str) -> Any:
+    """The logits processor of outlines for a pattern."""
+    import outlines  # type: ignore[import-not-found]
+    from outlines.backends.outlines_core import OutlinesCoreBackend  # type: ignore[import-not-found]
+
+    return OutlinesCoreBackend(outlines.from_transformers(model, tokenizer)).get_regex_logits_processor(pattern)
+
+
+if __name__ == "__main__":
+    measure("transformers", load, ("outlines", "outlines-core"))
