@@ -151,3 +151,32 @@ def test_identity() -> None:
 
     assert of(Words(("a",))) == of(Words(("a",), constrain=False))
     assert of(Regex("a", of="continuation")) != of(Regex("a", of="continuation", constrain=True))
+
+
+CONTINUED = ["cat", " cat", "s cat.", "s", "_cat", ".cat", "é cat", "", " a dog and a cat", "cat cat"]
+
+
+@pytest.mark.parametrize("words", [Words(("cat",)), Words(any_of=("cat", "dog")), Words(none_of=("cat",))])
+def test_words_after_a_prompt_that_ends_inside_one(words: Words) -> None:
+    """The text that a user sees counts: what a prompt's last word goes on with is not a word by itself."""
+    lm = load("stories")
+    for before in ("con", "I love my", "He said: ", "The 3", "!"):
+        bound, prompt = words.bind(lm), lm.encode(before)
+        for text in CONTINUED:
+            tokens = lm.encode(text) if text else torch.zeros(0, dtype=torch.long)
+            padded = torch.cat([tokens, torch.tensor([lm.eos_token_id])]).unsqueeze(0)
+            whole = before + text
+            # Words of the prompt alone do not count.
+            found = {
+                word: any(each.start() >= len(before) for each in occurrences(word, whole)) for word in ("cat", "dog")
+            }
+            expected = (
+                all(found[word] for word in words.all_of)
+                and (not words.any_of or any(found[word] for word in words.any_of))
+                and not any(found[word] for word in words.none_of)
+            )
+            assert bool(bound.log_phi([prompt], padded).isfinite()) == expected, (before, text)
+
+
+def occurrences(word: str, text: str) -> list[re.Match[str]]:
+    return list(re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text))

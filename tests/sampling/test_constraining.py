@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from twistlm.potentials import Function, Length, Regex, Words
 from twistlm.potentials.base import Potential
 from twistlm.potentials.constraint import compiled, constraints_in
 from twistlm.sampling.explored import Explored
+from twistlm.sampling.prompts import Prompts
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import IMPOSSIBLE, TwistedLM
@@ -239,3 +241,30 @@ def test_values_smaller_than_any_number() -> None:
     assert explored.twist.decoder is not None
     features = explored.twist.decoder.features([prompt] * 2, tokens)
     assert bool(explored.twist.head.gather(features, tokens).isfinite().all())
+
+
+def test_prompts_that_end_inside_a_word_and_others() -> None:
+    """In one batch, each begins in a state of its own, and a word is never a piece of one."""
+    # Letters alone: nothing of them ends the prompt's word.
+    letters = Words(("cat",)) * Regex("[a-z]*", mode="fullmatch", constrain=True)
+    with pytest.raises(ConfigError, match="after a prompt that ends inside a word"):
+        Target("stories", letters, "I saw my", 6).check()
+    Target("stories", letters, "I saw: ", 6).check()
+    of = Target("stories", Words(("cat",)), prompts=Prompts(("I saw my", "I saw: ")), num_tokens=6)
+    drawn = of.sampler().draw_at_once(Rng(0), of.cases, 24)
+    texts = of.lm.decode([torch.cat(pair) for pair in zip(drawn.prompts, drawn.tokens, strict=True)])
+    assert all(re.search(r"(?<!\w)cat(?!\w)", text) for text in texts), texts
+    assert bool(drawn.log_phi.isfinite().all())
+    again = of.sampler().densities(drawn)
+    torch.testing.assert_close(again.log_q, drawn.log_q, rtol=0, atol=1e-5)
+
+
+def test_a_prompt_that_ends_inside_a_token() -> None:
+    """The text that is seen satisfies the pattern, letter by letter, whatever its tokens would have been together."""
+    pattern = r"me, there (was|lived) [a-z ]{3,20}"
+    of = Target("stories", full(pattern), "Once upon a ti", num_tokens=10)
+    particles = of.sampler().smc(Rng(0), of.cases, 16).particles
+    for row in particles.tokens[0]:
+        ended = row.tolist().index(of.lm.eos_token_id) if of.lm.eos_token_id in row else len(row)
+        (text,) = of.lm.decode([row[:ended]])
+        assert re.fullmatch(pattern, text), text

@@ -20,6 +20,7 @@ from twistlm.core.errors import ConfigError
 # from an accepting state to one that does not accept ("(ab)*" is "ab" alone). No text with this byte is accepted.
 MARK, MARK_PATTERN = 0, r"\x00"
 BYTES = 256
+LINK = 0xFE
 DEAD = -1
 MOST_STATES = 100_000
 
@@ -94,6 +95,18 @@ class Automaton:
         following = np.vstack([self.following, np.full((1, BYTES), DEAD, dtype=np.int32)])
         following[following == DEAD] = num_states
         return Automaton(following, np.append(~self.accepting, True)) & Automaton.of_pattern("(?s:.*)")
+
+    def beside(self, other: Automaton) -> tuple[Automaton, int]:
+        """Both as one automaton with the fewest states, and where strings of the other begin, `DEAD` if it has none."""
+        here = len(self.accepting)
+        shifted = np.where(other.following == DEAD, DEAD, other.following + here)
+        following = np.vstack([self.following, shifted]).astype(np.int32)
+        # No text has this byte: a way from the one beginning to the other, for as long as states are merged.
+        following[0, LINK] = here
+        both = Automaton(following, np.append(self.accepting, other.accepting)).minimal()
+        begins = int(both.following[0, LINK])
+        both.following[:, LINK] = DEAD
+        return both, begins
 
     def minimal(self) -> Automaton:
         """The same set with the fewest states."""

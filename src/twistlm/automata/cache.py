@@ -18,26 +18,26 @@ from twistlm.core.errors import TwistError
 from twistlm.core.storage import cache_folder, load_tensors, save_tensors
 
 # Another one whenever what is compiled, or how it is kept, changes.
-FORMAT = 1
+FORMAT = 2
 # Of all files together; what was not used for longest goes first.
 MOST_BYTES = 256_000_000
 SUFFIX = ".safetensors"
 
 
 def compiled(
-    automaton: Automaton, tokens: Sequence[bytes], eos: int | None, lengths: tuple[int, float]
+    automaton: Automaton, tokens: Sequence[bytes], eos: int | None, lengths: tuple[int, float], inside: int = 0
 ) -> TokenAutomaton:
     """`TokenAutomaton.of`, from the cache if it is there."""
-    path = cache_folder() / "automata" / (_key(automaton, tokens, eos) + SUFFIX)
+    path = cache_folder() / "automata" / (_key(automaton, tokens, eos, inside) + SUFFIX)
     found = _read(path)
     if found is None:
-        found = TokenAutomaton.of(automaton, tokens, eos)
+        found = TokenAutomaton.of(automaton, tokens, eos, inside=inside)
         _write(path, found)
     return replace(found, lengths=lengths)
 
 
-def _key(automaton: Automaton, tokens: Sequence[bytes], eos: int | None) -> str:
-    whole = hashlib.sha256(f"{FORMAT} {eos} {automaton.following.shape} {len(tokens)}".encode())
+def _key(automaton: Automaton, tokens: Sequence[bytes], eos: int | None, inside: int) -> str:
+    whole = hashlib.sha256(f"{FORMAT} {eos} {inside} {automaton.following.shape} {len(tokens)}".encode())
     whole.update(automaton.following.tobytes())
     whole.update(automaton.accepting.tobytes())
     for token in tokens:
@@ -50,8 +50,9 @@ def _read(path: Path) -> TokenAutomaton | None:
         tensors, said = load_tensors(path)
         os.utime(path)
         return TokenAutomaton(
-            tensors["following"].long(), tensors["accepting"], tensors["token_class"].long(), said["eos"]
-        )
+            tensors["following"].long(), tensors["accepting"], tensors["token_class"].long(), said["eos"],
+            inside=said["inside"],
+        )  # fmt: skip
     except (TwistError, OSError, KeyError):
         return None
 
@@ -64,7 +65,7 @@ def _write(path: Path, found: TokenAutomaton) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(path, tensors, {"eos": found.eos})
+        save_tensors(path, tensors, {"eos": found.eos, "inside": found.inside})
         _tidy(path.parent)
     except (TwistError, OSError):
         pass

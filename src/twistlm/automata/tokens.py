@@ -5,6 +5,7 @@ of a text count. Tokens that lead from every state to the same one are one class
 of them, and everything that follows is done once per class.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from twistlm.automata.automaton import DEAD, Automaton
 from twistlm.automata.grammar import Grammar
 
+# Bytes of a letter in UTF-8, at most.
+LONGEST_LETTER = 4
 # Elements of [states, V] that are walked at a time.
 WALKED = 4_000_000
 
@@ -31,6 +34,8 @@ class TokenAutomaton:
         eos: the class of EOS, None if there is none.
         lengths: the least and the greatest number of tokens before EOS.
         grammars: what a text must be of besides, beyond what states can say.
+        inside: the state in which a text begins that goes on inside a word of its prompt; others begin in the first.
+        tokens: the bytes of each token, by which it is seen how a prompt ends; none if that makes no difference.
     """
 
     following: Tensor
@@ -39,6 +44,8 @@ class TokenAutomaton:
     eos: int | None
     lengths: tuple[int, float] = (0, float("inf"))
     grammars: tuple[Grammar, ...] = ()
+    inside: int = 0
+    tokens: Sequence[bytes] = ()
 
     @staticmethod
     def of(
@@ -46,10 +53,11 @@ class TokenAutomaton:
         tokens: Sequence[bytes],
         eos: int | None,
         lengths: tuple[int, float] = (0, float("inf")),
+        inside: int = 0,
     ) -> "TokenAutomaton":
         """That of a vocabulary; tokens without bytes are never allowed, but for `eos`, which ends the text."""
         walk = _Walk(automaton, tokens)
-        states, tag = walk.reachable()
+        states, tag = walk.reachable([0, inside] if inside > 0 else [0])
         if eos is not None:
             # No other token does what EOS does.
             tag[eos] = 0
@@ -65,7 +73,8 @@ class TokenAutomaton:
         if eos is not None:
             end = int(classes.reshape(-1)[eos])
             following[:, end] = torch.where(accepting, ended, dead)
-        return TokenAutomaton(following, accepting, torch.from_numpy(classes.reshape(-1)), end, lengths)
+        begins = dead if inside == DEAD else int(inside > 0)
+        return TokenAutomaton(following, accepting, torch.from_numpy(classes.reshape(-1)), end, lengths, inside=begins)
 
     @property
     def num_states(self) -> int:
@@ -87,11 +96,12 @@ class TokenAutomaton:
         """Whether no text of any length satisfies it."""
         return not bool(self.accepting[: self.ended].any())
 
-    def fewest_tokens(self) -> int | None:
-        """The length of the shortest text that it accepts, of those that its `lengths` allow; None if there is none."""
+    def fewest_tokens(self, begin: int = 0) -> int | None:
+        """The fewest tokens of a text from a state on, of the lengths that are allowed; None if there is no such text."""
         fewest, most = self.lengths
         now = torch.zeros(self.num_states, dtype=torch.bool)
-        now[0] = True
+        now[begin] = True
+        now[self.ended :] = False
         # Longer than this, states come again, and so do lengths.
         for length in range(fewest + 2 * self.num_states):
             if fewest <= length <= most and bool((now & self.accepting)[: self.ended].any()):
@@ -102,16 +112,33 @@ class TokenAutomaton:
             now[self.ended :] = False
         return None
 
-    def walk(self, tokens: Tensor) -> Tensor:
-        """The states [B, T + 1] that tokens [B, T] lead to, the first one before any of them."""
-        states = [torch.zeros(len(tokens), dtype=torch.long)]
+    def begin(self, prompts: Sequence[Tensor]) -> Tensor:
+        """The state in which the text after each prompt begins [B]."""
+        if not self.inside:
+            return torch.zeros(len(prompts), dtype=torch.long)
+        by_identity = {id(prompt): prompt for prompt in prompts}
+        known = {key: self.inside if self._ends_inside(prompt) else 0 for key, prompt in by_identity.items()}
+        return torch.tensor([known[id(prompt)] for prompt in prompts], dtype=torch.long)
+
+    def _ends_inside(self, prompt: Tensor) -> bool:
+        """Whether a prompt ends with a letter, digit or underscore. A token without bytes is a border."""
+        written = b""
+        for token in reversed(prompt.tolist()):
+            if not self.tokens[token] or len(written) >= LONGEST_LETTER:
+                break
+            written = self.tokens[token] + written
+        return re.search(r"\w$", written.decode(errors="ignore")) is not None
+
+    def walk(self, tokens: Tensor, begin: Tensor | None = None) -> Tensor:
+        """The states [B, T + 1] that tokens [B, T] lead to, from the one in which each begins [B] (the first) on."""
+        states = [torch.zeros(len(tokens), dtype=torch.long) if begin is None else begin]
         for column in self.token_class[tokens.cpu()].T:
             states.append(self.following[states[-1], column])
         return torch.stack(states, 1)
 
-    def satisfied(self, tokens: Tensor) -> Tensor:
-        """Whether each of the texts [B, T] satisfies the constraint [B]."""
-        states = self.walk(tokens)
+    def satisfied(self, tokens: Tensor, begin: Tensor | None = None) -> Tensor:
+        """Whether each of the texts [B, T] satisfies the constraint [B]; `begin` as for `walk`."""
+        states = self.walk(tokens, begin)
         length = (states[:, 1:] != self.ended).sum(1)
         fewest, most = self.lengths
         found = self.accepting[states[:, -1]] & (length >= fewest) & (length <= most)
@@ -150,14 +177,14 @@ class _Walk:
         back = np.argsort(self.order[columns]) if chosen is None else np.searchsorted(columns, place[chosen])
         return now[:, back]
 
-    def reachable(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """The states that tokens lead to, the first one first, and a tag of each token: equal for equal columns."""
+    def reachable(self, begin: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """The states that tokens lead to from some, those first, and a tag of each token: equal for equal columns."""
         multiplier = np.random.default_rng(0).integers(1, 2**63, self.num_states + 1, dtype=np.uint64)
         tag = np.ones(len(self.order), dtype=np.uint64)
         known = np.zeros(self.num_states + 1, dtype=np.bool_)
         known[self.dead] = True
-        frontier = np.zeros(1, dtype=np.int64)
-        known[0] = True
+        frontier = np.array(begin, dtype=np.int64)
+        known[frontier] = True
         found = [frontier]
         while len(frontier):
             new = []

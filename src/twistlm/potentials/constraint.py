@@ -43,6 +43,10 @@ class Constraint(BasePotential):
             ConfigError: there is no such automaton, with the argument that is wrong.
         """
 
+    def continued(self) -> Automaton:
+        """The texts that satisfy it where the prompt ends with a letter, digit or underscore."""
+        return self.automaton()
+
     @property
     def lengths(self) -> tuple[int, float]:
         """The least and the greatest number of tokens, EOS not counted."""
@@ -72,7 +76,7 @@ class Constraint(BasePotential):
         """
         self.bound_lm()
         automaton: TokenAutomaton = self._tokens  # type: ignore[attr-defined]
-        satisfied = automaton.satisfied(tokens).to(tokens.device)
+        satisfied = automaton.satisfied(tokens, automaton.begin(prompts)).to(tokens.device)
         return torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device).masked_fill(~satisfied, -torch.inf)
 
 
@@ -92,16 +96,21 @@ def compiled(constraints: Sequence[Constraint], lm: BaseLM) -> TokenAutomaton:
         ConfigError: no text satisfies them all.
     """
     automaton = reduce(and_, [each.automaton() for each in constraints])
+    inside = 0
+    if any(type(each).continued is not Constraint.continued for each in constraints):
+        automaton, inside = automaton.beside(reduce(and_, [each.continued() for each in constraints]))
     fewest, most = max(each.lengths[0] for each in constraints), min(each.lengths[1] for each in constraints)
     if automaton.is_empty or fewest > most:
         raise ConfigError(f"no text satisfies {_named(constraints)}; {_remedy(constraints)}")
-    found = cache.compiled(automaton, token_bytes(lm), lm.eos_token_id, (fewest, most))
+    tokens = token_bytes(lm)
+    found = cache.compiled(automaton, tokens, lm.eos_token_id, (fewest, most), inside)
     if found.is_empty:
         raise ConfigError(
             f"no text of this model's tokens satisfies {_named(constraints)}: a letter that it needs is in none of them"
         )
     written = [text for each in constraints for text in each.grammars]
-    return replace(found, grammars=tuple(Grammar(text, token_bytes(lm), lm.eos_token_id) for text in written))
+    grammars = tuple(Grammar(text, tokens, lm.eos_token_id) for text in written)
+    return replace(found, grammars=grammars, tokens=tokens)
 
 
 def _named(constraints: Sequence[Constraint]) -> str:

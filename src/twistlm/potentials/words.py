@@ -16,8 +16,8 @@ from twistlm.potentials.constraint import Constraint
 class Words(Constraint):
     """φ = 1 if the text of the new tokens has all of some words, any of others, and none of others still, else 0.
 
-    A word is found where no letter, digit or underscore is beside it: "cat" is not in "concatenate". The text begins
-    and ends at such a place. Phrases ("New York") count as they are written.
+    A word is found where no letter, digit or underscore is beside it, the prompt's last one included: "cat" is not in
+    "concatenate". The text ends at such a place. Phrases ("New York") count as they are written.
 
     Attributes:
         all_of: each of them must be there.
@@ -49,13 +49,20 @@ class Words(Constraint):
 
     def automaton(self) -> Automaton:
         """The texts with these words."""
-        parts = [self._with(word) for word in self.all_of]
-        parts += [self._with(*self.any_of)] if self.any_of else []
-        parts += [~self._with(*self.none_of)] if self.none_of else []
+        return self._all(r"(?:.*\W)?")
+
+    def continued(self) -> Automaton:
+        """The texts with these words, after a letter: what they begin with is the end of a word."""
+        return self._all(r".*\W")
+
+    def _all(self, before: str) -> Automaton:
+        parts = [self._with(before, word) for word in self.all_of]
+        parts += [self._with(before, *self.any_of)] if self.any_of else []
+        parts += [~self._with(before, *self.none_of)] if self.none_of else []
         return reduce(and_, parts)
 
-    def _with(self, *words: str) -> Automaton:
-        """Texts that have any of the words."""
+    def _with(self, before: str, *words: str) -> Automaton:
+        """Texts that have any of the words, after what may stand before it."""
         flags = "s" if self.match_case else "si"
         either = "|".join(re.escape(word) for word in words)
-        return Automaton.of_pattern(rf"(?{flags}:(?:.*\W)?(?:{either})(?:\W.*)?)")
+        return Automaton.of_pattern(rf"(?{flags}:{before}(?:{either})(?:\W.*)?)")

@@ -8,7 +8,7 @@ from twistlm.core.rng import Rng
 from twistlm.models.base import BaseLM
 from twistlm.potentials.constraint import compiled, constraints_in
 from twistlm.potentials.protocol import Potential
-from twistlm.sampling.cases import Cases
+from twistlm.sampling.cases import Cases, prompts_of
 from twistlm.sampling.explored import Explored, precision
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
@@ -23,7 +23,7 @@ TABLE, BEGINNINGS, PROMPTS = (64, 64), (32, 32, 64, 128, 256), 8
 NUM_DRAWS = sum(TABLE) + sum(BEGINNINGS)
 
 
-def possible(lm: BaseLM, potential: Potential, num_tokens: int, eos: str) -> Twist | None:
+def possible(lm: BaseLM, potential: Potential, cases: Cases, num_tokens: int, eos: str) -> Twist | None:
     """ψ by the automaton of the constraints in φ alone: what they rule out, before any draw; None if there are none.
 
     Raises:
@@ -32,7 +32,8 @@ def possible(lm: BaseLM, potential: Potential, num_tokens: int, eos: str) -> Twi
     constraints = constraints_in(potential)
     if not constraints:
         return None
-    return twists.build(compiled(constraints, lm), num_tokens, absorbing=eos == "absorb")
+    automaton = compiled(constraints, lm)
+    return twists.build(automaton, num_tokens, absorbing=eos == "absorb", begin=automaton.begin(prompts_of(cases)))
 
 
 def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens: int, eos: str) -> Twist | None:
@@ -44,7 +45,7 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
     Raises:
         ConfigError: the constraints cannot be met at all, or not within so many tokens.
     """
-    twist = possible(lm, potential, num_tokens, eos)
+    twist = possible(lm, potential, cases, num_tokens, eos)
     if twist is None:
         return None
     head = unmasked(twist).head
@@ -73,7 +74,7 @@ def _seen(lm: BaseLM, automaton: TokenAutomaton, drawn: Samples) -> Tensor:
     num_states, num_classes = automaton.following.shape
     counts = torch.zeros((num_states, num_classes), dtype=torch.float64)
     assert drawn.features is not None
-    states, token_class = automaton.walk(drawn.tokens)[:, :-1], automaton.token_class
+    states, token_class = automaton.walk(drawn.tokens, automaton.begin(drawn.prompts))[:, :-1], automaton.token_class
     # One step of all sequences at a time: [B, V].
     for t in range(drawn.tokens.shape[1]):
         on = drawn.mask[:, t]

@@ -78,7 +78,8 @@ class Explored:
     def log_value(self, prompt: Tensor) -> float:
         """log U of the empty prefix after a prompt."""
         root = self.roots.get(tuple(prompt.tolist()))
-        return float(self._log_values[0, 0]) + (0.0 if root is None else _log(self.prefixes[root].value))
+        plain = self._log_values[0, int(self.automaton.begin([prompt]))]
+        return float(plain) + (0.0 if root is None else _log(self.prefixes[root].value))
 
     @property
     def twist(self) -> Twist:
@@ -96,7 +97,8 @@ class Explored:
         """
         # Σ p₀U at each prefix when it was visited, by what the automaton says of it.
         measured: dict[int, float] = {}
-        states, length = self.automaton.walk(draws.tokens), draws.mask.sum(1).cpu()
+        states = self.automaton.walk(draws.tokens, self.automaton.begin(draws.prompts))
+        length = draws.mask.sum(1).cpu()
         plain = self._log_values[torch.arange(states.shape[1]).expand_as(states), states]
         log_p, log_q = draws.log_p.cpu(), draws.log_q.cpu()
         shares = (log_p + plain.diff(dim=1)).exp()

@@ -376,7 +376,7 @@ class Target:
 
     def workplace(self) -> Workplace:
         """Where draws are collected, by p₀ and what is possible: what a worker in another process makes for itself."""
-        constraint = possible(self.lm, self.bound_potential, self.num_tokens, self.eos)
+        constraint = possible(self.lm, self.bound_potential, self.cases, self.num_tokens, self.eos)
         model = TwistedLM(self.lm, None, self.eos, constraint=constraint)
         check_room(model, self.cases, self.prompts.names, self.num_tokens)
         return Workplace(Sampler(model, self.bound_potential, self.num_tokens), self.cases)

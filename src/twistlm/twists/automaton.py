@@ -28,7 +28,12 @@ LEAST = 1e-12
 
 
 def build(
-    automaton: TokenAutomaton, num_tokens: int, frequencies: Tensor | None = None, *, absorbing: bool = True
+    automaton: TokenAutomaton,
+    num_tokens: int,
+    frequencies: Tensor | None = None,
+    *,
+    absorbing: bool = True,
+    begin: Tensor | None = None,
 ) -> Twist:
     """The twist of a constraint on at most `num_tokens` tokens.
 
@@ -37,6 +42,7 @@ def build(
         num_tokens: T.
         frequencies: p̂ [S + 2, C], positive; None for as likely as a class has tokens.
         absorbing: after EOS nothing is drawn any more; False where it is drawn again and again.
+        begin: the states in which the texts of a target's prompts begin [n]; None for the first.
 
     Raises:
         ConfigError: the constraint cannot be met within so many tokens; the message says how many it takes.
@@ -45,8 +51,9 @@ def build(
         sizes = torch.bincount(automaton.token_class, minlength=automaton.following.shape[1]).double()
         frequencies = (sizes / sizes.sum()).expand(automaton.following.shape)
     log_values = completions(automaton, num_tokens, frequencies, absorbing=absorbing)
-    if log_values[0, 0].isneginf():
-        raise ConfigError(_too_short(automaton, num_tokens))
+    for state in [0] if begin is None else begin.unique().tolist():
+        if log_values[0, state].isneginf():
+            raise ConfigError(_too_short(automaton, num_tokens, state))
     head = AutomatonHead(automaton, log_values)
     return masked(Twist(head, head, AutomatonDecoder(automaton)), automaton.grammars, num_tokens)
 
@@ -99,8 +106,9 @@ class AutomatonDecoder(nn.Module):
         self.automaton = automaton
 
     def start(self, prompts: Prompts, capacity: tuple[int, int] = (0, 0)) -> DecoderState:
-        """Nothing has been written yet, whatever the prompt."""
-        return DecoderState(torch.zeros((len(prompts), 2), dtype=torch.long, device=prompts[0].device))
+        """Nothing has been written yet."""
+        begin = self.automaton.begin(prompts)
+        return DecoderState(torch.stack([torch.zeros_like(begin), begin], 1).to(prompts[0].device))
 
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
         """One token further."""
@@ -112,7 +120,7 @@ class AutomatonDecoder(nn.Module):
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """(tokens before, state before) each of tokens [B, T]: [B, T, 2]."""
-        states = self.automaton.walk(tokens)[:, :-1].to(tokens.device)
+        states = self.automaton.walk(tokens, self.automaton.begin(prompts))[:, :-1].to(tokens.device)
         return torch.stack([torch.arange(tokens.shape[1], device=tokens.device).expand_as(states), states], -1)
 
 
@@ -149,14 +157,16 @@ class AutomatonHead(nn.Module):
         return of_head(self, features, logits, rows)
 
 
-def _too_short(automaton: TokenAutomaton, num_tokens: int) -> str:
+def _too_short(automaton: TokenAutomaton, num_tokens: int, begin: int) -> str:
     """Why nothing of `num_tokens` tokens satisfies the constraint."""
     fewest, most = automaton.lengths
     if automaton.is_empty:
         return "nothing satisfies the constraint with this tokenizer; check its pattern, or the parts that contradict"
     if fewest > num_tokens:
         return f"the constraint asks for at least {fewest} tokens and num_tokens is {num_tokens}; raise num_tokens"
-    needed = automaton.fewest_tokens()
+    if begin == automaton.dead:
+        return "nothing satisfies the constraint after a prompt that ends inside a word; end it with a space, say"
+    needed = automaton.fewest_tokens(begin)
     if needed is None or needed > most:
         return f"nothing of {fewest} to {most:g} tokens satisfies the constraint; allow other lengths"
     if needed > num_tokens:
