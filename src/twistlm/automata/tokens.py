@@ -97,7 +97,7 @@ class TokenAutomaton:
         return not bool(self.accepting[: self.ended].any())
 
     def fewest_tokens(self, begin: int = 0) -> int | None:
-        """The fewest tokens of a text from a state on, of the lengths that are allowed; None if there is no such text."""
+        """The fewest tokens of a text from a state on, of the lengths that are allowed; None if there is none."""
         fewest, most = self.lengths
         now = torch.zeros(self.num_states, dtype=torch.bool)
         now[begin] = True
