@@ -15,9 +15,11 @@ from benchmarks.suite.machine import MB
 from benchmarks.suite.options import DTYPES, ROOT
 from benchmarks.suite.record import Record, Row
 
-# Tables of `benchmarks/peers/compare.py`, by marker: everything that samples posteriors, and engines that sample p₀.
+# Tables of `benchmarks/peers/compare.py`, by marker: everything that samples posteriors, hard constraints, and engines
+# that sample p₀.
 PEERS = {
     "peers": ROOT / "benchmarks" / "peers" / "results.md",
+    "constraints": ROOT / "benchmarks" / "peers" / "constraints.md",
     "engines": ROOT / "benchmarks" / "peers" / "engines.md",
 }
 MODELS = {

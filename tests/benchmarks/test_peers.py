@@ -35,7 +35,6 @@ def test_the_judge_of_all_systems() -> None:
     )
     log_phi = both.log_phi([good, bad, "neither"])
     assert log_phi[0] > log_phi[1] > log_phi[2] == -torch.inf
-    assert float(log_phi[0].exp()) > 0.5
 
 
 def row(system: str, Z: float, se: float, **extra: float) -> dict[str, object]:

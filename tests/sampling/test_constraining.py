@@ -250,13 +250,13 @@ def test_prompts_that_end_inside_a_word_and_others() -> None:
     with pytest.raises(ConfigError, match="after a prompt that ends inside a word"):
         Target("stories", letters, "I saw my", 6).check()
     Target("stories", letters, "I saw: ", 6).check()
-    of = Target("stories", Words(("cat",)), prompts=Prompts(("I saw my", "I saw: ")), num_tokens=6)
+    of = Target("stories", Words(("cat",)), prompts=Prompts(("I saw my", "I saw: ")), num_tokens=6, dtype="float32")
     drawn = of.sampler().draw_at_once(Rng(0), of.cases, 24)
     texts = of.lm.decode([torch.cat(pair) for pair in zip(drawn.prompts, drawn.tokens, strict=True)])
     assert all(re.search(r"(?<!\w)cat(?!\w)", text) for text in texts), texts
     assert bool(drawn.log_phi.isfinite().all())
     again = of.sampler().densities(drawn)
-    torch.testing.assert_close(again.log_q, drawn.log_q, rtol=0, atol=1e-5)
+    torch.testing.assert_close(again.log_q, drawn.log_q, rtol=0, atol=1e-4)
 
 
 def test_a_prompt_that_ends_inside_a_token() -> None:

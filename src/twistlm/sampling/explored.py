@@ -105,12 +105,15 @@ class Explored:
         ends = draws.log_phi.cpu() - log_sup_phi - plain.gather(1, length.unsqueeze(1)).squeeze(1)
         rows = zip(
             draws.prompts, draws.tokens.tolist(), length.tolist(), ends.exp().tolist(), shares.tolist(),
-            (shares * (-log_q).exp()).tolist(), strict=True,
+            (shares * (-log_q).exp()).tolist(), self._stuck(draws), strict=True,
         )  # fmt: skip
-        for prompt, tokens, count, end, share, ratios in rows:
+        for prompt, tokens, count, end, share, ratios, stuck in rows:
             place = self._root(tuple(prompt.tolist()))
             for t, token in enumerate(tokens[:count]):
                 prefix, child = self.prefixes[place], self.prefixes[place].children.get(token)
+                if t == stuck:
+                    measured[place] = prefix.rest = 0.0
+                    break
                 if place not in measured:
                     old = [self.prefixes[each] for each in prefix.children.values()]
                     measured[place] = ratios[t] * (1.0 if child is None else self.prefixes[child].value)
@@ -134,6 +137,20 @@ class Explored:
             found = prefix.rest + below
             prefix.value = min(prefix.value, found) if self.bounds else found
         self._known.clear()
+
+    def _stuck(self, draws: Samples) -> list[int]:
+        """Where each text could not go on, so that what follows is no draw from q; T if it never was.
+
+        Under an automaton that looks ahead this does not happen; a grammar does not look ahead.
+        """
+        length = draws.tokens.shape[1]
+        if not self.automaton.grammars:
+            return [length] * len(draws)
+        twist = self.twist
+        assert twist.decoder is not None
+        log_psi = twist.head.gather(twist.decoder.features(draws.prompts, draws.tokens), draws.tokens)
+        forbidden = torch.cat([log_psi.isneginf().cpu(), torch.ones((len(draws), 1), dtype=torch.bool)], 1)
+        return forbidden.int().argmax(1).tolist()
 
     def after(self, place: int, token: int) -> int:
         """Where a prefix leads with a token more."""

@@ -211,8 +211,9 @@ class Sampler:
         frames: list[Tensor] = []
         families: list[Siblings] = []
         log_phi, own = None, particles.log_psi
-        # Where nothing is resampled, weights are looked at in the end alone.
+        # Where nothing is resampled, weights are looked at in the end alone, or not at all.
         informed = self.informed if self.ess_threshold > 0 else None
+        independent = self.ess_threshold == 0 and self.potential is None
         for t in range(self.num_steps):
             particles, ancestors, resampled = smc.resample(
                 rng, particles, self.resampler, self.ess_threshold, retained is not None
@@ -235,7 +236,7 @@ class Sampler:
                 own = torch.where(ended, select(own, ancestors), drawn.log_psi)
                 drawn = replace(drawn, log_psi=self._log_psi(informed, cases, particles, drawn, own))
             particles, log_increment = smc.weigh(particles, drawn, log_phi)
-            smc.refuse_dead(particles, self.num_steps, retained is not None)
+            smc.refuse_dead(particles, self.num_steps, retained is not None, independent)
             infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled, particles.tokens[:, :, t]))
         assert log_phi is not None
         if frames or families:

@@ -171,8 +171,11 @@ def _put(values: Tensor, t: int, column: Tensor) -> Tensor:
     return values
 
 
-def refuse_dead(particles: Particles, num_steps: int, retained: bool) -> None:
-    """Raises DeadParticlesError where a run, or a retained sequence, has no weight; ModelError where one is NaN."""
+def refuse_dead(particles: Particles, num_steps: int, retained: bool, may_die: bool) -> None:
+    """Raises DeadParticlesError where a run, or a retained sequence, has no weight; ModelError where one is NaN.
+
+    `may_die`: every particle stands for itself, and a run may have none with a weight.
+    """
     if retained and not particles.log_w[:, 0].isfinite().all():
         raise DeadParticlesError(
             f"at step {particles.length} of {num_steps} the twist or the potential gives weight zero to a retained "
@@ -184,7 +187,7 @@ def refuse_dead(particles: Particles, num_steps: int, retained: bool) -> None:
             "broken; train it again, or restore its files"
         )
     dead = log_mean_exp(particles.log_w).isneginf()
-    if dead.any():
+    if dead.any() and not may_die:
         run_number = int(dead.nonzero()[0, 0])
         cause = "the potential is −inf (φ = 0)" if particles.length == num_steps else "the weight is zero"
         raise DeadParticlesError(

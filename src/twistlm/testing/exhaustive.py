@@ -47,16 +47,19 @@ class ExhaustiveRng(Rng):
         return values
 
     def categorical(self, table: CategoricalTable, rows: Tensor) -> Tensor:
-        """One outcome of each distribution, by script."""
-        probabilities = table.probabilities()
-        return torch.tensor([self._choose(probabilities[row].tolist()) for row in rows.tolist()], dtype=torch.long)
+        """One outcome of each distribution, by script; the first where nothing is possible, as of a dead particle."""
+        probabilities = [table.probabilities()[row].tolist() for row in rows.tolist()]
+        return torch.tensor([self._choose(each) if _possible(each) else 0 for each in probabilities], dtype=torch.long)
 
     def _choose(self, probabilities: list[float]) -> int:
         at = len(self.choices)
-        possible = [k for k, p in enumerate(probabilities) if p > 1e-15]
-        outcome = self.script[at] if at < len(self.script) else possible[0]
+        outcome = self.script[at] if at < len(self.script) else _possible(probabilities)[0]
         self.choices.append((outcome, probabilities))
         return outcome
+
+
+def _possible(probabilities: list[float]) -> list[int]:
+    return [k for k, p in enumerate(probabilities) if p > 1e-15]
 
 
 def enumerate_paths(function: Callable[[Rng], T]) -> list[tuple[float, T]]:
