@@ -32,7 +32,7 @@ def constraint_table(rows: list[Row]) -> list[str]:
     """The table of one constraint."""
     lines = [
         "| system | N | s to prepare | s a run | satisfied | log of mean Ẑ (± se of it) | sd of Ẑ / Ẑ, runs "
-        "| KL(q ‖ σ) | s to ± 10 % | twistlm is faster by | MB above model | z |",
+        "| KL(q ‖ σ) | s to ± 10 % | twistlm is faster by | peak MB | z |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     ours = next((row.get("seconds_to_tenth") for row in rows if row["system"] == "twistlm"), None)
@@ -48,6 +48,6 @@ def constraint_table(rows: list[Row]) -> list[str]:
             f"| {row['system']} | {row['particles']} | {extra.get('prepare_s', 0.0):.1f} | {row['median_s']:.3g} "
             f"| {extra['satisfied']:.0%} | {f'{log(found):.2f}{spread}' if found else 'none'} | {relative} "
             f"| {divergence} | {'' if seconds is None else f'{seconds:,.3g}'} | {ratio} "
-            f"| {row['above_model_mb']:.0f} | {z} |"
+            f"| {row['peak_mb']:.0f} | {z} |"
         )
     return lines

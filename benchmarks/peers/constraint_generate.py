@@ -10,7 +10,8 @@ import torch
 from measure import Outcome, Sampler, Settings, measure
 from problem import DTYPES
 from tasks import TASKS, Potential
-from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 
 def load(settings: Settings) -> Sampler:
@@ -20,14 +21,14 @@ def load(settings: Settings) -> Sampler:
     model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=DTYPES[settings.dtype]).eval()
     prompt, eos = torch.tensor([tokenizer.encode(task.prompt)]), tokenizer.eos_token_id
     start = time.perf_counter()
-    processor = masks(model, tokenizer, task.pattern) if settings.masked else None
+    processor = Masked(model, tokenizer, task.pattern) if settings.masked else None
     prepare_s, phi = time.perf_counter() - start, Potential(task)
 
     @torch.inference_mode()
     def sample(seed: int, num_samples: int, num_tokens: int) -> Outcome:
         torch.manual_seed(seed)
         if processor is not None:
-            processor.reset()
+            processor.begin()
         made = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -40,21 +41,16 @@ def load(settings: Settings) -> Sampler:
             eos_token_id=eos,
             pad_token_id=eos,
             logits_processor=LogitsProcessorList([] if processor is None else [processor]),
-            return_dict_in_generate=True,
-            output_scores=processor is not None,
-            output_logits=processor is not None,
         )
-        tokens = made.sequences[:, prompt.shape[1] :]
+        tokens: Tensor = made[:, prompt.shape[1] :]
         ended = (tokens == eos).cumsum(1)
         mask = ended - (tokens == eos).long() == 0
         texts = [tokenizer.decode(row[: int(n)]) for row, n in zip(tokens, (ended == 0).sum(1), strict=True)]
         log_phi = phi.log_phi(texts)
+        # q is p₀ over the mass that the mask leaves, at each token.
         excess = torch.zeros(num_samples, dtype=torch.float64)
         if processor is not None:
-            for t, (after, before) in enumerate(zip(made.scores, made.logits, strict=True)):
-                column = tokens[:, t : t + 1]
-                log_ratio = after.double().log_softmax(-1) - before.double().log_softmax(-1)
-                excess += log_ratio.gather(1, column).squeeze(1) * mask[:, t]
+            excess = -(torch.stack(processor.log_mass, 1).double() * mask).sum(1)
         log_w = log_phi - excess
         alive, weights = log_phi.isfinite(), log_w.exp()
         extra = {"prepare_s": prepare_s, "satisfied": float(alive.double().mean())}
@@ -66,12 +62,27 @@ def load(settings: Settings) -> Sampler:
     return sample
 
 
-def masks(model: Any, tokenizer: Any, pattern: str) -> Any:
-    """The logits processor of outlines for a pattern."""
-    import outlines  # type: ignore[import-not-found]
-    from outlines.backends.outlines_core import OutlinesCoreBackend  # type: ignore[import-not-found]
+class Masked(LogitsProcessor):
+    """The logits processor of outlines for a pattern, and how much of p₀ it leaves at every token."""
 
-    return OutlinesCoreBackend(outlines.from_transformers(model, tokenizer)).get_regex_logits_processor(pattern)
+    def __init__(self, model: Any, tokenizer: Any, pattern: str) -> None:
+        import outlines  # type: ignore[import-not-found]
+        from outlines.backends.outlines_core import OutlinesCoreBackend  # type: ignore[import-not-found]
+
+        backend = OutlinesCoreBackend(outlines.from_transformers(model, tokenizer))
+        self.masks, self.log_mass = backend.get_regex_logits_processor(pattern), list[Tensor]()
+
+    def begin(self) -> None:
+        """A new batch."""
+        self.masks.reset()
+        self.log_mass = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Masked logits. outlines masks in place."""
+        total = scores.logsumexp(-1)
+        scores = self.masks(input_ids, scores)
+        self.log_mass.append(scores.logsumexp(-1) - total)
+        return scores
 
 
 if __name__ == "__main__":
