@@ -133,11 +133,11 @@ def constrained(name: str) -> list[Job]:
     """A hard constraint for everybody; genlm-control has fewer particles, since each of its runs takes long."""
     tokens, flags, scenario = TASKS[name].tokens, ("--task", name), f"constraint: {name}"
     return [
-        Job(scenario, OURS, "constraint_ours.py", None, 40, tokens, 10, flags=flags),
-        Job(scenario, f"{GENLM}, AWRS", "constraint_genlm.py", "genlm-control", 10, tokens, 4, flags=flags),
-        Job(scenario, GENLM, "constraint_genlm.py", "genlm-control", 10, tokens, 4, flags=(*flags, "--direct")),
+        Job(scenario, OURS, "constraint_ours.py", None, 40, tokens, 16, flags=flags),
+        Job(scenario, f"{GENLM}, AWRS", "constraint_genlm.py", "genlm-control", 10, tokens, 5, flags=flags),
+        Job(scenario, GENLM, "constraint_genlm.py", "genlm-control", 10, tokens, 5, flags=(*flags, "--direct")),
         Job(scenario, OUTLINES, "constraint_generate.py", "outlines", 40, tokens, 4, flags=(*flags, "--masked")),
-        Job(scenario, BEST_OF_N, "constraint_generate.py", "outlines", 100, tokens, 2, flags=flags),
+        Job(scenario, BEST_OF_N, "constraint_generate.py", "outlines", 100, tokens, 1, flags=flags),
     ]
 
 

@@ -62,7 +62,7 @@ def load(settings: Settings) -> Sampler:
     return sample
 
 
-class Masked(LogitsProcessor):
+class Masked(LogitsProcessor):  # type: ignore[misc]
     """The logits processor of outlines for a pattern, and how much of p₀ it leaves at every token."""
 
     def __init__(self, model: Any, tokenizer: Any, pattern: str) -> None:

@@ -1,6 +1,7 @@
 """The constraints that all systems are compared on, and what is made of their runs."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def test_the_judge_of_all_systems() -> None:
 def row(system: str, Z: float, se: float, **extra: float) -> dict[str, object]:
     return {
         "system": system, "particles": 10, "runs": 4, "median_s": 2.0, "Z_hat_mean": Z, "Z_hat_se": se,
-        "peak_mb": 1.0, "extra_mean": {"satisfied": 1.0, "prepare_s": 1.0, **extra},
+        "peak_mb": 1.0, "log_Z_hat_mean": math.log(Z) if Z else None, "extra_mean": {"satisfied": 1.0, "prepare_s": 1.0, **extra},
     }  # fmt: skip
 
 
@@ -52,7 +53,10 @@ def test_times_at_equal_error() -> None:
     assert ours["seconds_to_tenth"] == pytest.approx(1.0 + 4 * 2.0)
     assert other["seconds_to_tenth"] == pytest.approx(1.0 + 16 * 2.0)
     assert best["seconds_to_tenth"] == pytest.approx(9900 / 10 * 2.0)
-    assert ours["divergence"] == pytest.approx(5.0 + torch.tensor(0.01).log().item(), abs=1e-6)
+    assert ours["divergence"] == pytest.approx(5.0 + math.log(0.01))
+    rare = {**row("rare", 0.01, 0.001), "log_Z_hat_mean": math.log(0.01) - 2.0}
+    judge(rare, ours)
+    assert rare["seconds_to_tenth"] == pytest.approx(1.0 + 100 * (math.exp(4.0) - 1) * 2.0)
     table = constraint_table([ours, other, best])
     assert len(table) == 5
     assert "3.7×" in table[3]

@@ -24,7 +24,7 @@ from twistlm.core.rng import Rng
 from twistlm.potentials.constraint import Constraint
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case, shares_of
-from twistlm.sampling.constraining import NUM_DRAWS
+from twistlm.sampling.constraining import num_fitted
 from twistlm.sampling.explored import Explored, precision
 from twistlm.sampling.sampler import BATCH, Sampler
 from twistlm.sampling.samples import Samples
@@ -67,8 +67,9 @@ def satisfied(
     ruling = max(FIRST, round(RULING * search.num_draws / len(target.cases)))
     tell = report or (lambda line: None)
     total = len(target.cases) * (2 * num_fresh + ruling)
-    spent = total + NUM_DRAWS
-    tell(f"price: {spent:,} draws of at most {target.num_tokens} tokens, {NUM_DRAWS} of them to fit the twist")
+    fitted = num_fitted(target.constraint)
+    spent = total + fitted
+    tell(f"price: {spent:,} draws of at most {target.num_tokens} tokens, {fitted:,} of them to fit the twist")
     rng, found = Rng(seed, ("satisfied",)), list[_Found]()
     with bar(f"drawing {total:,} texts", total) as progress:
         work = _Work(target, search, lambda done: progress(done, ""))

@@ -1,15 +1,19 @@
 """The exact twist of a target's hard constraints, with a proxy of p₀ that draws have shown."""
 
+import math
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from twistlm.automata.tokens import TokenAutomaton
+from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.models.base import BaseLM
 from twistlm.potentials.constraint import compiled, constraints_in
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Cases, prompts_of
-from twistlm.sampling.explored import Explored, precision
+from twistlm.sampling.explored import Explored, ExploredHead, precision
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
@@ -20,7 +24,9 @@ from twistlm.twists.grammar import unmasked
 
 # Draws of each round, over so many prompts at most: first of the table, then of the beginnings of texts.
 TABLE, BEGINNINGS, PROMPTS = (64, 64), (32, 32, 64, 128, 256), 8
-NUM_DRAWS = sum(TABLE) + sum(BEGINNINGS)
+# Further rounds like the last one follow until two have moved what is known of log Z by less than so many nats, or
+# after so many.
+SETTLED, MOST_ROUNDS = 0.05, 16
 
 
 def possible(lm: BaseLM, potential: Potential, cases: Cases, num_tokens: int, eos: str) -> Twist | None:
@@ -40,7 +46,8 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
     """ψ of the constraints in φ that samplers are to keep to; None if there are none.
 
     Two rounds of draws show how likely each class of tokens is in each state of the automaton; further ones, what that
-    table does not know of beginnings that are likely (`sampling.explored`). The draws are always the same.
+    table does not know of beginnings that are likely (`sampling.explored`), until nothing new is found. The draws are
+    always the same.
 
     Raises:
         ConfigError: the constraints cannot be met at all, or not within so many tokens.
@@ -52,21 +59,35 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
     assert isinstance(head, twists.AutomatonHead)
     automaton, rng, some = head.automaton, Rng(0, ("constraint",)), cases[:PROMPTS]
 
-    def drawn(name: str, number: int, twist: Twist, count: int) -> Samples:
+    def drawn(name: str, number: int, twist: Twist, count: int, *, features: bool) -> Samples:
         model = TwistedLM(lm, None, eos, constraint=twist)
         sampler = Sampler(model, None, num_tokens, ess_threshold=0.0)
         each = max(1, count // len(some))
-        return sampler.draw_at_once(rng.fork(name, number), some, each, keep=Keep(features=True))
+        return sampler.draw_at_once(rng.fork(name, number), some, each, keep=Keep(features=features))
 
     counts = torch.zeros(automaton.following.shape, dtype=torch.float64)
     for number, count in enumerate(TABLE):
-        counts += _seen(lm, automaton, drawn("table", number, twist, count))
+        counts += _seen(lm, automaton, drawn("table", number, twist, count, features=True))
         shown = twists.smoothed(counts, counts.sum(0) / counts.sum())
         twist = twists.build(automaton, num_tokens, shown, absorbing=eos == "absorb")
-    explored = Explored(twist, precision(lm, some[0].prompt), bounds=False)
-    for number, count in enumerate(BEGINNINGS):
-        explored.learn(drawn("beginnings", number, explored.twist, count), 0.0)
+    explored, found = Explored(twist, precision(lm, some[0].prompt), bounds=False), [-math.inf]
+    with bar("finding what the constraint leaves likely", len(BEGINNINGS) + MOST_ROUNDS) as progress:
+        for number in range(len(BEGINNINGS) + MOST_ROUNDS):
+            count = BEGINNINGS[min(number, len(BEGINNINGS) - 1)]
+            explored.learn(drawn("beginnings", number, explored.twist, count, features=False), 0.0)
+            found.append(sum(explored.log_value(case.prompt) for case in some) / len(some))
+            progress(number + 1, f"log Z about {found[-1]:.2f}")
+            moved = [abs(after - before) for before, after in pairwise(found[-3:])]
+            if number > len(BEGINNINGS) and max(moved) < SETTLED:
+                break
     return explored.twist
+
+
+def num_fitted(twist: Twist) -> int:
+    """Draws that the twist of a constraint was fitted to."""
+    head = unmasked(twist).head
+    assert isinstance(head, ExploredHead)
+    return sum(TABLE) + head.explored.num_draws
 
 
 def _seen(lm: BaseLM, automaton: TokenAutomaton, drawn: Samples) -> Tensor:

@@ -63,13 +63,14 @@ class Explored:
 
     def __init__(self, constraint: Twist, dtype: torch.dtype, *, bounds: bool) -> None:
         inner = unmasked(constraint).head
-        head = inner.automaton if isinstance(inner, _Head) else inner
+        head = inner.automaton if isinstance(inner, ExploredHead) else inner
         assert isinstance(head, AutomatonHead)
         self.automaton, log_values = head.automaton, head.log_values
         if bounds:
             log_values = torch.where(log_values.isfinite(), 0.0, -torch.inf)
         self.bounds, self.rounding = bounds, ROUNDING[dtype]
         self.prefixes: list[_Prefix] = []
+        self.num_draws = 0
         self.roots: dict[tuple[int, ...], int] = {}
         self._log_values = log_values.double()
         self._parts = AutomatonDecoder(self.automaton), AutomatonHead(self.automaton, log_values)
@@ -84,7 +85,7 @@ class Explored:
     @property
     def twist(self) -> Twist:
         """ψ = U of the prefix, as of now: it changes with what is learned."""
-        head = _Head(self, self._parts[1])
+        head = ExploredHead(self, self._parts[1])
         twist = Twist(head, head, _Decoder(self, self._parts[0]))
         return masked(twist, self.automaton.grammars, len(self._log_values) - 1)
 
@@ -95,6 +96,7 @@ class Explored:
             draws: n sequences with log p₀, log q and log φ.
             log_sup_phi: log sup φ.
         """
+        self.num_draws += len(draws)
         # Σ p₀U at each prefix when it was visited, by what the automaton says of it.
         measured: dict[int, float] = {}
         states = self.automaton.walk(draws.tokens, self.automaton.begin(draws.prompts))
@@ -198,7 +200,7 @@ class _Decoder(nn.Module):
         return torch.stack(columns, 1)
 
 
-class _Head(nn.Module):
+class ExploredHead(nn.Module):
     """log U of what each token leads to."""
 
     shrinkage: Tensor
@@ -209,6 +211,7 @@ class _Head(nn.Module):
         self.explored, self.automaton = explored, automaton
 
     def forward(self, features: Tensor) -> Tensor:
+        """log ψ [..., V]."""
         log_psi: Tensor = self.automaton(features[..., :2])
         rows = log_psi.view(-1, log_psi.shape[-1])
         for row, place in enumerate(features[..., 2].reshape(-1).tolist()):
