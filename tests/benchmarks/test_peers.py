@@ -41,7 +41,8 @@ def test_the_judge_of_all_systems() -> None:
 def row(system: str, Z: float, se: float, **extra: float) -> dict[str, object]:
     return {
         "system": system, "particles": 10, "runs": 4, "median_s": 2.0, "Z_hat_mean": Z, "Z_hat_se": se,
-        "peak_mb": 1.0, "log_Z_hat_mean": math.log(Z) if Z else None, "extra_mean": {"satisfied": 1.0, "prepare_s": 1.0, **extra},
+        "peak_mb": 1.0, "log_Z_hat_mean": math.log(Z) if Z else None,
+        "extra_mean": {"satisfied": 1.0, "prepare_s": 1.0, **extra},
     }  # fmt: skip
 
 
