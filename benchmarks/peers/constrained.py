@@ -14,8 +14,8 @@ def judge(row: Row, base: Row) -> None:
     `seconds_to_tenth` is the time to prepare plus that of so many runs that the mean of Ẑ has a relative standard error
     of a tenth (a number of runs below one counts: fewer particles would do). The relative variance of a run is the
     greater of two: what the runs show, which is never more than their number, and exp(2 gap) − 1, which it would be
-    were log Ẑ normal, with the gap that the mean of log Ẑ leaves to log Z: a rare run that finds what all others miss is
-    seldom among a few. Best-of-N has hardly ever seen the event: its number of draws follows from twistlm's Z.
+    were log Ẑ normal, with the gap that the mean of log Ẑ leaves to log Z: a rare run that finds what all others miss
+    is seldom among a few. Best-of-N has hardly ever seen the event: its number of draws follows from twistlm's Z.
     `divergence` is KL(q ‖ σ) of what a proposal draws by itself, given that it satisfies the constraint.
     """
     extra, Z = row["extra_mean"], base["Z_hat_mean"]
@@ -49,10 +49,20 @@ def constraint_table(rows: list[Row]) -> list[str]:
         divergence = f"{row['divergence']:.2f}" if "divergence" in row else ""
         ratio = f"{seconds / ours:.1f}×" if seconds and ours and row["system"] != "twistlm" else ""
         z = "" if row.get("z") is None else f"{row['z']:+.1f}"
-        lines.append(
-            f"| {row['system']} | {row['particles']} | {extra.get('prepare_s', 0.0):.1f} "
-            f"| {row['median_s']:.3g}, {row['runs']} | {extra['satisfied']:.0%} | {f'{log(found):.2f}{spread}' if found else 'none'} | {typical} | {relative} "
-            f"| {divergence} | {'' if seconds is None else f'{seconds:,.3g}'} | {ratio} "
-            f"| {row['peak_mb']:.0f} | {z} |"
-        )
+        cells = [
+            row["system"],
+            str(row["particles"]),
+            f"{extra.get('prepare_s', 0.0):.1f}",
+            f"{row['median_s']:.3g}, {row['runs']}",
+            f"{extra['satisfied']:.0%}",
+            f"{log(found):.2f}{spread}" if found else "none",
+            typical,
+            relative,
+            divergence,
+            "" if seconds is None else f"{seconds:,.3g}",
+            ratio,
+            f"{row['peak_mb']:.0f}",
+            z,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
