@@ -6,6 +6,7 @@ from typing import Any
 Row = dict[str, Any]
 # Relative standard error of Ẑ that everybody is brought to.
 TENTH = 0.1
+MOST = 1e6
 
 
 def judge(row: Row, base: Row) -> None:
@@ -44,10 +45,10 @@ def constraint_table(rows: list[Row]) -> list[str]:
         extra, seconds = row["extra_mean"], row.get("seconds_to_tenth")
         found = row["Z_hat_mean"]
         spread = f" ± {row['Z_hat_se'] / found:.2f}" if found and row["Z_hat_se"] else ""
-        relative = f"{row['relative_sd']:.2g}" if "relative_sd" in row else ""
+        relative = _rounded(row.get("relative_sd"))
         typical = "" if row["log_Z_hat_mean"] is None else f"{row['log_Z_hat_mean']:.2f}"
         divergence = f"{row['divergence']:.2f}" if "divergence" in row else ""
-        ratio = f"{seconds / ours:.1f}×" if seconds and ours and row["system"] != "twistlm" else ""
+        ratio = f"{_rounded(seconds / ours)}×" if seconds and ours and row["system"] != "twistlm" else ""
         z = "" if row.get("z") is None else f"{row['z']:+.1f}"
         cells = [
             row["system"],
@@ -59,10 +60,19 @@ def constraint_table(rows: list[Row]) -> list[str]:
             typical,
             relative,
             divergence,
-            "" if seconds is None else f"{seconds:,.3g}",
+            _rounded(seconds),
             ratio,
             f"{row['peak_mb']:.0f}",
             z,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _rounded(value: float | None) -> str:
+    """Two digits; what is beyond all use is not told apart."""
+    if value is None:
+        return ""
+    if value > MOST:
+        return f"> {MOST:,.0f}"
+    return f"{value:.2g}" if value < 10 else f"{float(f'{value:.2g}'):,.0f}"

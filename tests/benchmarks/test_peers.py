@@ -61,6 +61,7 @@ def test_times_at_equal_error() -> None:
     table = constraint_table([ours, other, best])
     assert len(table) == 5
     assert "3.7×" in table[3]
+    assert "> 1,000,000" in constraint_table([ours, {**other, "seconds_to_tenth": 1e9}])[3]
     assert "none" in table[4]
 
 
