@@ -8,6 +8,7 @@ from twistlm.potentials import (
     Classes,
     Classifier,
     Continuation,
+    Grammar,
     Infilling,
     Jigsaw,
     JsonSchema,
@@ -36,6 +37,7 @@ WRITTEN = [
     (r"continuation:continuation= and then\, he=x", Continuation(" and then, he=x")),
     ("infilling:num_condition=3", Infilling(3)),
     ("regex:pattern= [0-9]{4},mode=fullmatch,constrain=yes", Regex(" [0-9]{4}", mode="fullmatch", constrain=True)),
+    ('grammar:grammar=start: "a" start "b" | "x"', Grammar('start: "a" start "b" | "x"')),
     (
         'json_schema:schema={"type": "object", "required": ["a", "b"]}',
         JsonSchema('{"type": "object", "required": ["a", "b"]}'),
