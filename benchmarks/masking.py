@@ -22,6 +22,7 @@ from twistlm import Target
 from twistlm.automata.tokens import TokenAutomaton
 from twistlm.certificates.effort import Search
 from twistlm.certificates.rare_events import probability
+from twistlm.core.errors import NoneAcceptedError
 from twistlm.core.rng import Rng
 from twistlm.potentials import Regex
 from twistlm.potentials.constraint import compiled, constraints_in
@@ -119,7 +120,10 @@ def measure(model: str, prompt: str, pattern: str, num_tokens: int) -> dict[str,
 
 def _bounds(of: Target) -> dict[str, object]:
     """What is said of Z after `DRAWS` draws of every kind, most of them exact by then."""
-    collection = of.collect(Rng(0), max_draws=DRAWS)
+    try:
+        collection = of.collect(Rng(0), max_draws=DRAWS)
+    except NoneAcceptedError as error:
+        collection = error.collection
     (said,) = probability(of, [0.5], search=Search(num_draws=DRAWS, num_samples=DRAWS, num_events=0))
     return {
         "draws": DRAWS,
