@@ -6,9 +6,9 @@ another sampler; with a φ that is rare it is found too small until the samples 
 """
 
 import torch
+from generate import draws
 from measure import Outcome, Sampler, Settings, measure
 from problem import DTYPES, make_problem
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -21,19 +21,7 @@ def load(settings: Settings) -> Sampler:
 
     def sample(seed: int, num_samples: int, num_tokens: int) -> Outcome:
         torch.manual_seed(seed)
-        made: Tensor = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=num_tokens,
-            num_return_sequences=num_samples,
-            eos_token_id=problem.eos_token_id,
-            pad_token_id=problem.eos_token_id,
-        )
-        phi = problem.log_phi(made[:, prompt.shape[1] :]).exp()
+        phi = problem.log_phi(draws(model, prompt, num_samples, num_tokens, problem.eos_token_id)).exp()
         return Outcome(
             float(phi.mean().log()),
             {"phi_mean": float(phi.mean()), "phi_square_mean": float(phi.square().mean())},

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from generate import draws
 from measure import Outcome, Sampler, Settings, measure
 from problem import DTYPES
 from tasks import TASKS, Potential
@@ -29,20 +30,8 @@ def load(settings: Settings) -> Sampler:
         torch.manual_seed(seed)
         if processor is not None:
             processor.begin()
-        made = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=num_tokens,
-            num_return_sequences=num_samples,
-            eos_token_id=eos,
-            pad_token_id=eos,
-            logits_processor=LogitsProcessorList([] if processor is None else [processor]),
-        )
-        tokens: Tensor = made[:, prompt.shape[1] :]
+        masking = LogitsProcessorList([] if processor is None else [processor])
+        tokens = draws(model, prompt, num_samples, num_tokens, eos, logits_processor=masking)
         ended = (tokens == eos).cumsum(1)
         mask = ended - (tokens == eos).long() == 0
         texts = [tokenizer.decode(row[: int(n)]) for row, n in zip(tokens, (ended == 0).sum(1), strict=True)]

@@ -194,6 +194,11 @@ def chance(weights: Tensor, highest: float, level: float = CONFIDENCE, most: flo
     return mean(weights, low=0.0, high=highest, level=level).clipped(most=most)
 
 
+def seen(weights: Tensor, most: float = 1.0) -> Estimate | None:
+    """The same with what was seen for all there is; None if that is nothing."""
+    return chance(weights, float(weights.max()), most=most) if bool((weights > 0).any()) else None
+
+
 def plain_tokens(estimate: Estimate, num_steps: int) -> float:
     """Tokens that counting events among base draws of `num_steps` tokens would need for an interval as narrow."""
     p, half = estimate.value, estimate.half_width

@@ -30,7 +30,7 @@ from twistlm.certificates.events import Event, chosen, spans_of
 from twistlm.certificates.fresh import FRESH, Fresh, draw_fresh
 from twistlm.certificates.levels import chances, levels_of
 from twistlm.certificates.price import price
-from twistlm.certificates.probability import Probability, PromptProbability, chance
+from twistlm.certificates.probability import Probability, PromptProbability, chance, seen
 from twistlm.certificates.satisfied import only_constraints, satisfied
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import CONFIDENCE, Estimate
@@ -306,7 +306,7 @@ class Climb:
                 name=name,
                 share=float(share),
                 value=chance(values, most),
-                seen=_seen(values),
+                seen=seen(values),
                 simultaneous=chance(values, most, together),
                 hits=int(event.sum()),
                 num_draws=count,
@@ -322,7 +322,7 @@ class Climb:
         return Probability(
             threshold=threshold,
             value=chance(whole, most * float(factors.max())),
-            seen=_seen(whole),
+            seen=seen(whole),
             self_normalised=float((shares * (weighted.sum(1) / weights.sum(1))).sum()),
             log_upper=_upper(fresh) if len(self.cases) == 1 else None,
             hits=int(fresh.event.sum()),
@@ -369,11 +369,6 @@ CLIMB = "climb.safetensors"
 def report_of(report: Callable[[int, str], None]) -> Callable[[int], None]:
     """A bar's report without a note."""
     return lambda completed: report(completed, "")
-
-
-def _seen(values: Tensor) -> Estimate | None:
-    """With what was seen for all there is; None if that is nothing."""
-    return chance(values, float(values.max())) if bool((values > 0).any()) else None
 
 
 def _upper(fresh: Fresh) -> Estimate | None:

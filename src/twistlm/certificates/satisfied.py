@@ -15,7 +15,7 @@ from torch import Tensor
 
 from twistlm.certificates.effort import Effort, Search
 from twistlm.certificates.events import Event, chosen
-from twistlm.certificates.probability import Probability, PromptProbability, chance
+from twistlm.certificates.probability import Probability, PromptProbability, chance, seen
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import CONFIDENCE, Estimate
 from twistlm.core.logmath import ess
@@ -158,11 +158,6 @@ def _chance(log_w: Tensor, highest: float, most: float, level: float = CONFIDENC
     return chance(weights, max(highest, float(weights.max())), level, min(1.0, most))
 
 
-def _seen(log_w: Tensor, most: float) -> Estimate | None:
-    """With what was seen for all there is; None if that is nothing."""
-    return _chance(log_w, 0.0, most) if bool(log_w.isfinite().any()) else None
-
-
 def _over(target: Target, found: Sequence[_Found], threshold: float, num_draws: int) -> Probability:
     """At each prompt, and over all of them by their shares."""
     shares, together = shares_of(target.cases), 1 - (1 - CONFIDENCE) / len(found)
@@ -171,7 +166,7 @@ def _over(target: Target, found: Sequence[_Found], threshold: float, num_draws: 
             name=name,
             share=share,
             value=each.chance(),
-            seen=_seen(each.log_w, each.most),
+            seen=seen(each.log_w.exp(), min(1.0, each.most)),
             simultaneous=each.chance(together),
             hits=int(each.log_w.isfinite().sum()),
             num_draws=each.log_w.numel(),
@@ -185,7 +180,7 @@ def _over(target: Target, found: Sequence[_Found], threshold: float, num_draws: 
     return Probability(
         threshold=threshold,
         value=_chance(log_w, 2 * float((factors * uppers).max()), most),
-        seen=_seen(log_w, most),
+        seen=seen(log_w.exp(), min(1.0, most)),
         self_normalised=float(log_w.exp().mean()),
         log_upper=None,
         hits=int(log_w.isfinite().sum()),
