@@ -1,7 +1,6 @@
 """Hard constraints in the sampler, against exact enumeration."""
 
 import itertools
-import math
 import re
 from dataclasses import replace
 
@@ -9,46 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.constrained import EOS, PATTERNS, full, learned, target, truth
 from twistlm import Target
-from twistlm.automata.automaton import Automaton
-from twistlm.automata.tokens import TokenAutomaton
 from twistlm.core.errors import ConfigError
 from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Length, Regex, Words
 from twistlm.potentials.base import Potential
 from twistlm.potentials.constraint import compiled, constraints_in
-from twistlm.sampling.explored import Explored
 from twistlm.sampling.prompts import Prompts
 from twistlm.sampling.sampler import Sampler
-from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import IMPOSSIBLE, TwistedLM
-from twistlm.testing import Enumeration, enumerate_paths
+from twistlm.testing import enumerate_paths
 from twistlm.twists import automaton as twists
-from twistlm.twists.tabular import TabularHead
-
-EOS = 2
-PATTERNS = ["(01)*", "[01]*1", "0?1?", "[01]{3}", "1.*"]
-
-
-def full(pattern: str) -> Regex:
-    return Regex(pattern, mode="fullmatch", constrain=True)
-
-
-def target(potential: Potential, num_tokens: int = 3, eos: str = "absorb", seed: int = 3) -> Target:
-    """Tokens 0 and 1 are written so, and 2 is EOS."""
-    return Target(TabularLM.random(3, num_tokens + 1, seed, eos_token_id=EOS), potential, "1", num_tokens, eos=eos)
-
-
-def truth(of: Target) -> Enumeration:
-    return Enumeration.of(TwistedLM(of.lm, None, of.eos), of.bound_potential, of.prompt_tokens, of.num_tokens)
-
-
-def learned(of: Target, seed: int = 1) -> TwistedLM:
-    """A wrong twist beside the constraint's."""
-    assert isinstance(of.lm, TabularLM)
-    table = torch.randn(of.lm.table.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return of.twisted(TabularHead.twist(table))
 
 
 @pytest.mark.parametrize("eos", ["absorb", "ignore"])
@@ -204,43 +176,6 @@ def test_the_same_draws_show_the_same() -> None:
         return of.constraint.head(of.constraint.decoder.features([of.prompt_tokens], torch.tensor([[0, 1, 1]])))
 
     assert torch.equal(values(), values())
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_beginnings_that_were_drawn_are_known(pattern: str) -> None:
-    """The more draws, the nearer q is to σ; at every moment it is positive where σ is, and there alone."""
-    of = target(full(pattern), num_tokens=4)
-    exact = truth(of)
-    explored = Explored(twists.build(compiled(constraints_in(of.potential), of.lm), 4), torch.float64, bounds=False)
-    distances = []
-    for number in range(8):
-        model = TwistedLM(of.lm, None, of.eos, constraint=explored.twist)
-        log_q = exact.log_q(model)
-        assert torch.equal(log_q.isfinite(), exact.log_sigma.isfinite())
-        distances.append(exact.kl_target_q(model))
-        sampler = Sampler(model, None, 4, ess_threshold=0.0)
-        explored.learn(sampler.draw_at_once(Rng(number), of.cases, 32), 0.0)
-    assert distances[-1] < 0.02
-    assert explored.log_value(of.prompt_tokens) == pytest.approx(float(exact.log_Z), abs=0.02)
-
-
-def test_values_smaller_than_any_number() -> None:
-    """A text of 300 tokens, each of which the model makes a thousandth as likely, is worth e⁻²⁰⁷²."""
-    automaton = TokenAutomaton.of(Automaton.of_pattern("a{300}"), [b"a", b"b"], None)
-    thousandth = torch.full(automaton.following.shape, 1e-3, dtype=torch.float64)
-    explored = Explored(twists.build(automaton, 300, thousandth), torch.float64, bounds=False)
-    prompt, tokens = torch.tensor([1]), torch.zeros((2, 300), dtype=torch.long)
-    everywhere = torch.ones((2, 300), dtype=torch.float64)
-    log_p = everywhere * torch.tensor(2e-3, dtype=torch.float64).log()
-    drawn = Samples([prompt] * 2, tokens, everywhere.bool(), log_p, 0 * everywhere, torch.zeros(2).double())
-    before = explored.log_value(prompt)
-    explored.learn(drawn, 0.0)
-    assert before == pytest.approx(300 * math.log(1e-3))
-    # Twice as likely at each token as the table had it.
-    assert explored.log_value(prompt) == pytest.approx(300 * math.log(2e-3))
-    assert explored.twist.decoder is not None
-    features = explored.twist.decoder.features([prompt] * 2, tokens)
-    assert bool(explored.twist.head.gather(features, tokens).isfinite().all())
 
 
 def test_prompts_that_end_inside_a_word_and_others() -> None:

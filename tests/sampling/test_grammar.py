@@ -8,22 +8,19 @@ from typing import Literal
 import pytest
 import torch
 
+from tests.constrained import EOS, learned, target, truth
 from twistlm import Target
 from twistlm.automata.grammar import Grammar as Parser
 from twistlm.certificates.effort import Search
 from twistlm.certificates.rare_events import probability
 from twistlm.core.errors import ConfigError, DeadParticlesError
 from twistlm.core.rng import Rng
-from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Grammar, Length, Regex
-from twistlm.potentials.base import Potential
 from twistlm.sampling.explored import Explored
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.testing import Enumeration, enumerate_paths
-from twistlm.twists.tabular import TabularHead
+from twistlm.testing import enumerate_paths
 
-EOS = 2
 # As many 0s as 1s, the 0s first: no automaton knows it.
 NESTED = 'start: "0" start "1" | "0" "1"'
 LISTS = 'start: "[" item ("," item)* "]"\nitem: start | "1" | "2"'
@@ -38,21 +35,6 @@ TREE = {
 
 def nested(text: str) -> bool:
     return re.fullmatch("0+1+", text) is not None and text.count("0") == text.count("1")
-
-
-def target(potential: Potential, num_tokens: int = 4, eos: str = "absorb", seed: int = 3) -> Target:
-    """Tokens 0 and 1 are written so, and 2 is EOS."""
-    return Target(TabularLM.random(3, num_tokens + 1, seed, eos_token_id=EOS), potential, "1", num_tokens, eos=eos)
-
-
-def truth(of: Target) -> Enumeration:
-    return Enumeration.of(TwistedLM(of.lm, None, of.eos), of.bound_potential, of.prompt_tokens, of.num_tokens)
-
-
-def learned(of: Target) -> TwistedLM:
-    assert isinstance(of.lm, TabularLM)
-    table = torch.randn(of.lm.table.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return of.twisted(TabularHead.twist(table))
 
 
 # Two tokens of the same bytes, one of several letters, one without bytes, one that is in no text, and EOS.

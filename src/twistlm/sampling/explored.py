@@ -8,7 +8,9 @@ ended, and, once the prefix was visited,
 which is the normaliser that the proposal q(v | s) ∝ p₀(v | s) U(s v) had there. (Kept as a ratio to what the automaton
 says, which for a long text may be less than any number.) Two uses are made of it. As an upper bound on the mean of
 φ / sup φ over completions, from 1 downwards, it gives exact samples and bounds Z for certain (`exact.ruled_out`). As an
-estimate, from the automaton's value, it is a twist that knows the beginnings of texts well.
+estimate, from the automaton's value, it is a twist that knows the beginnings of texts well. But where the automaton
+thinks too little of what was never drawn, q would all but never draw it, and SMC's runs agree on a Z that lacks it. So
+a share of q is kept for it at each prefix: ψ of the tokens that have not been drawn there is raised by one factor.
 """
 
 import math
@@ -26,6 +28,10 @@ from twistlm.twists.grammar import masked, unmasked
 UNKNOWN = -1
 # Prefixes that are remembered, at 300 bytes or so each; those that come later count for nothing.
 MOST_PREFIXES = 500_000
+# Of q over a whole text, what is kept for beginnings that were not drawn.
+UNDRAWN = 0.1
+# What is undrawn is not raised by more than that: where nothing is left, rounding is all that could be raised.
+MOST_RAISED = 1e6
 # Rounding by which p₀ of one prefix differs from batch to batch, by the precision of the model.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 
@@ -69,12 +75,13 @@ class Explored:
         if bounds:
             log_values = torch.where(log_values.isfinite(), 0.0, -torch.inf)
         self.bounds, self.rounding = bounds, ROUNDING[dtype]
+        self.undrawn = 0.0 if bounds else UNDRAWN / (len(log_values) - 1)
         self.prefixes: list[_Prefix] = []
         self.num_draws = 0
         self.roots: dict[tuple[int, ...], int] = {}
         self._log_values = log_values.double()
         self._parts = AutomatonDecoder(self.automaton), AutomatonHead(self.automaton, log_values)
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._known: dict[int, tuple[Tensor, Tensor, float]] = {}
 
     def log_value(self, prompt: Tensor) -> float:
         """log U of the empty prefix after a prompt."""
@@ -97,8 +104,8 @@ class Explored:
             log_sup_phi: log sup φ.
         """
         self.num_draws += len(draws)
-        # Σ p₀U at each prefix when it was visited, by what the automaton says of it.
-        measured: dict[int, float] = {}
+        # What is left of each prefix that was visited is known up to so much.
+        known_to: dict[int, float] = {}
         states = self.automaton.walk(draws.tokens, self.automaton.begin(draws.prompts))
         length = draws.mask.sum(1).cpu()
         plain = self._log_values[torch.arange(states.shape[1]).expand_as(states), states]
@@ -114,12 +121,14 @@ class Explored:
             for t, token in enumerate(tokens[:count]):
                 prefix, child = self.prefixes[place], self.prefixes[place].children.get(token)
                 if t == stuck:
-                    measured[place] = prefix.rest = 0.0
+                    known_to[place] = prefix.rest = 0.0
                     break
-                if place not in measured:
-                    old = [self.prefixes[each] for each in prefix.children.values()]
-                    measured[place] = ratios[t] * (1.0 if child is None else self.prefixes[child].value)
-                    prefix.rest = measured[place] - sum(each.share * each.value for each in old)
+                if place not in known_to:
+                    # q's normaliser there: Σ p₀U by what the automaton says of the prefix, with what is raised in it.
+                    raised = self._raised(prefix)
+                    normaliser = ratios[t] * (raised if child is None else self.prefixes[child].value)
+                    prefix.rest = (normaliser - self._drawn(prefix)) / raised
+                    known_to[place] = self.rounding * normaliser / raised
                 if child is None:
                     if len(self.prefixes) >= MOST_PREFIXES:
                         break
@@ -129,14 +138,13 @@ class Explored:
                 place = child
             else:
                 # The whole text: nothing follows it, and its φ is known.
-                measured[place] = 0.0
+                known_to[place] = 0.0
                 self.prefixes[place].rest = end
         # Those that are longer came later.
-        for place in sorted(measured, reverse=True):
+        for place in sorted(known_to, reverse=True):
             prefix = self.prefixes[place]
-            prefix.rest = max(prefix.rest, self.rounding * measured[place])
-            below = sum(self.prefixes[each].share * self.prefixes[each].value for each in prefix.children.values())
-            found = prefix.rest + below
+            prefix.rest = max(prefix.rest, known_to[place])
+            found = prefix.rest + self._drawn(prefix)
             prefix.value = min(prefix.value, found) if self.bounds else found
         self._known.clear()
 
@@ -158,13 +166,30 @@ class Explored:
         """Where a prefix leads with a token more."""
         return UNKNOWN if place == UNKNOWN else self.prefixes[place].children.get(token, UNKNOWN)
 
-    def known(self, place: int) -> tuple[Tensor, Tensor]:
-        """The tokens after a prefix that have been drawn, and log of each one's value."""
+    def log_ratio(self, place: int, token: int) -> float:
+        """log of what ψ of a prefix with a token more is, to what the automaton says of it."""
+        after = self.after(place, token)
+        return self.known(place)[2] if after == UNKNOWN else _log(self.prefixes[after].value)
+
+    def known(self, place: int) -> tuple[Tensor, Tensor, float]:
+        """The tokens that have been drawn after a prefix, log of each one's value, and of what others are raised by."""
         if place not in self._known:
-            children = {} if place == UNKNOWN else self.prefixes[place].children
-            values = [_log(self.prefixes[each].value) for each in children.values()]
-            self._known[place] = torch.tensor(list(children), dtype=torch.long), torch.tensor(values)
+            prefix = self.prefixes[place] if place != UNKNOWN else _Prefix(1.0)
+            values = torch.tensor([_log(self.prefixes[each].value) for each in prefix.children.values()])
+            tokens = torch.tensor(list(prefix.children), dtype=torch.long)
+            self._known[place] = tokens, values, math.log(self._raised(prefix))
         return self._known[place]
+
+    def _drawn(self, prefix: _Prefix) -> float:
+        """Σ p₀U of the tokens that have been drawn after a prefix, by what the automaton says of it."""
+        return sum(self.prefixes[each].share * self.prefixes[each].value for each in prefix.children.values())
+
+    def _raised(self, prefix: _Prefix) -> float:
+        """What U of the tokens that have not been drawn is multiplied by in q, so that they have their share of it."""
+        drawn = self._drawn(prefix)
+        if drawn <= 0 or prefix.rest <= 0:
+            return 1.0
+        return min(MOST_RAISED, max(1.0, self.undrawn / (1 - self.undrawn) * drawn / prefix.rest))
 
     def _root(self, prompt: tuple[int, ...]) -> int:
         if prompt not in self.roots:
@@ -215,17 +240,18 @@ class ExploredHead(nn.Module):
         log_psi: Tensor = self.automaton(features[..., :2])
         rows = log_psi.view(-1, log_psi.shape[-1])
         for row, place in enumerate(features[..., 2].reshape(-1).tolist()):
-            tokens, log_values = self.explored.known(place)
+            tokens, log_values, raised = self.explored.known(place)
+            if raised:
+                rows[row] += raised
             if len(tokens):
-                rows[row, tokens.to(rows.device)] += log_values.to(rows.device, rows.dtype)
+                rows[row, tokens.to(rows.device)] += log_values.to(rows.device, rows.dtype) - raised
         return log_psi
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log U after the chosen tokens [...]."""
         features = features.expand(*tokens.shape, 3)
         pairs = zip(features[..., 2].reshape(-1).tolist(), tokens.reshape(-1).tolist(), strict=True)
-        places = [self.explored.after(*pair) for pair in pairs]
-        values = [0.0 if place == UNKNOWN else _log(self.explored.prefixes[place].value) for place in places]
+        values = [self.explored.log_ratio(*pair) for pair in pairs]
         plain: Tensor = self.automaton.gather(features[..., :2], tokens)
         return plain + torch.tensor(values, device=tokens.device).view(tokens.shape)
 
