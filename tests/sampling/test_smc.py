@@ -114,6 +114,18 @@ def test_weighted_samples_estimate_expectations_under_the_target(tiny_case: Case
     torch.testing.assert_close(estimate, (truth.log_sigma + truth.log_Z).exp(), rtol=0, atol=1e-12)
 
 
+def test_a_chosen_sequence_is_properly_weighted(tiny_case: Case) -> None:
+    """E[Ẑ 1[s]] = p₀φ(s) of the one sequence that each run gives, over every random path."""
+    sampler, exact = Sampler(tiny_case.twisted, tiny_case.potential, 2), tiny_case.truth
+
+    def weighted(rng: Rng) -> torch.Tensor:
+        chosen = sampler.choose(rng, [tiny_case.at], 2)
+        return (exact.tokens == chosen.samples.tokens).all(-1) * chosen.log_Z_hat.exp()
+
+    mean = sum(p * value for p, value in enumerate_paths(weighted))
+    torch.testing.assert_close(mean, (exact.log_sigma + exact.log_Z).exp(), rtol=1e-9, atol=0)
+
+
 def test_log_z_hat_is_the_log_mean_weight_at_every_step(case: Case) -> None:
     # Replays the recorded increments: resampling must leave the estimate where it was.
     result = Sampler(case.twisted, case.potential, case.num_steps, ess_threshold=0.9).smc(Rng(3), [case.at] * 20, 4)

@@ -1,17 +1,19 @@
 """A certificate: what is known about a sampler and its target, every number with its interval."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from twistlm.certificates.bounds import Bounds, main_bounds, width
 from twistlm.certificates.divergences import Divergences
 from twistlm.certificates.log_Z import Source
 from twistlm.core.estimates import Estimate
+from twistlm.core.exports import frame
+from twistlm.core.html import table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificate:
     """Bounds on log Z and divergences of one sampler.
 
@@ -63,21 +65,77 @@ class Certificate:
         """The upper bound that counts; None without exact samples."""
         return main_bounds(self.bounds).upper
 
+    @property
+    def estimates(self) -> dict[str, Estimate | None]:
+        """Every number but those of single sandwiches, by its name in `as_dict`; None where it is not known."""
+        kls = self.divergences
+        return {
+            "log_Z_lower": self.log_Z_lower,
+            "log_Z_upper": self.log_Z_upper,
+            "log_Z": kls.log_Z,
+            "f": kls.f,
+            "g": kls.g,
+            "kl_q_target": kls.kl_q_target,
+            "kl_target_q": kls.kl_target_q,
+            "kl_q_prior": kls.kl_q_prior,
+            "log_phi": kls.log_phi,
+            "phi": kls.phi,
+            "acceptance": self.acceptance,
+        }
+
+    @property
+    def log_Z(self) -> Estimate:
+        """log Z, by all the evidence there is."""
+        return self.divergences.log_Z
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each number that is known: prompt ("" for the whole), quantity, bound and num_particles (the method
+        of a sandwich and its N), value, low, high, n."""
+        named = [("", self), *((each.name, each.certificate) for each in self.by_prompt)]
+        columns = ("prompt", "quantity", "bound", "num_particles")
+        return [
+            dict(zip(columns, (prompt, *about), strict=True)) | asdict(estimate)
+            for prompt, certificate in named
+            for *about, estimate in certificate._numbers()
+        ]
+
+    def _numbers(self) -> Iterator[tuple[str, str, int | None, Estimate]]:
+        for name, estimate in self.estimates.items():
+            if estimate is not None:
+                yield name, "", None, estimate
+        for each in self.bounds:
+            yield "log_Z_lower", each.method, each.num_particles, each.lower
+            if each.upper is not None:
+                yield "log_Z_upper", each.method, each.num_particles, each.upper
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` of `rows`.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return frame(self.rows())
+
+    def summary(self) -> str:
+        """What it says in plain words: how close the sampler is, how well log Z is known, what is wrong."""
+        from twistlm.certificates.verdict import verdict
+
+        return "\n".join(verdict(self))
+
+    def __repr__(self) -> str:
+        kls = self.divergences
+        return f"Certificate(log Z {kls.log_Z}, KL(q‖σ) {kls.kl_q_target}, KL(σ‖q) {kls.kl_target_q or 'not known'})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        rows = [(name, str(estimate)) for name, estimate in self.estimates.items() if estimate is not None]
+        return table("Certificate (nats; 95 % intervals)", (), rows, note=self.summary())
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values, each estimate with its interval."""
-        kls = self.divergences
         described = {
-            "log_Z_lower": self.log_Z_lower.as_dict(),
-            "log_Z_upper": _optional(self.log_Z_upper),
-            "log_Z": kls.log_Z.as_dict(),
+            **{name: _optional(estimate) for name, estimate in self.estimates.items()},
             "log_Z_source": str(self.log_Z_source),
-            "f": kls.f.as_dict(),
-            "g": _optional(kls.g),
-            "kl_q_target": kls.kl_q_target.as_dict(),
-            "kl_target_q": _optional(kls.kl_target_q),
-            "kl_q_prior": kls.kl_q_prior.as_dict(),
-            "log_phi": kls.log_phi.as_dict(),
-            "phi": kls.phi.as_dict(),
             "ess_fraction": self.ess_fraction,
             "bounds": [
                 {
@@ -92,7 +150,6 @@ class Certificate:
             "num_sequences": self.num_sequences,
             "num_tokens": self.num_tokens,
             "stopped": self.stopped,
-            "acceptance": _optional(self.acceptance),
             "alarm": self.alarm,
             "seconds": self.seconds,
         }

@@ -30,6 +30,7 @@ from twistlm.cli.plot import plot
 from twistlm.cli.probability import probability
 from twistlm.cli.report import report
 from twistlm.cli.sample import sample
+from twistlm.cli.serve import serve
 from twistlm.cli.sweep import sweep
 from twistlm.cli.table import table
 from twistlm.cli.train import train
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Command] = {
     "certify": certify,
     "probability": probability,
     "sample": sample,
+    "serve": serve,
     "report": report,
     "gallery": gallery,
     "sweep": sweep,

@@ -54,10 +54,12 @@ def samples_at_prompts(
             points = rng.fork("choose", number).uniform((1, num_samples))
             chosen = drawn.select(at[invert(normalise(log_w).unsqueeze(0), points).squeeze(0).cpu()])
             weights = torch.full((num_samples,), 1 / num_samples, dtype=torch.float64)
-            texts = run.as_texts(chosen, weights, float(log_mean_exp(log_w)), run.moves(chosen))
+            texts = TextSamples.of(run.target, chosen, weights, float(log_mean_exp(log_w)), run.moves(chosen))
             made[TWIST].append(_at(texts, name, entry))
         own = base.select(torch.arange(num_samples) + number * num_samples)
-        texts = run.as_texts(own, normalise(own.log_phi), float(log_mean_exp(own.log_phi)), run.moves(own))
+        texts = TextSamples.of(
+            run.target, own, normalise(own.log_phi), float(log_mean_exp(own.log_phi)), run.moves(own)
+        )
         made[BASE].append(_at(texts, name, entry))
     return made
 

@@ -37,7 +37,7 @@ def certify(
     target: Target | Run,
     proposal: str | Path | Run | BaseLM = "base",
     *,
-    draws: str | Path | None = None,
+    draws: str | Path | Collection | None = None,
     num_draws: int = 4096,
     seed: int = 1,
     trust_functions: Sequence[str] = (),
@@ -50,7 +50,8 @@ def certify(
         target: what should be sampled; a run stands for its target, and brings the draws that it kept for evaluation.
         proposal: "base"; a run, or its folder; a causal language model with the base model's tokenizer, by folder, hub
             name or loaded.
-        draws: file of `twistlm collect` for the target. They must not have trained the proposal.
+        draws: file of `twistlm collect` for the target, or what `Target.collect` returned. They must not have trained
+            the proposal.
         num_draws: base draws, over all prompts, to collect for exact samples where neither a run nor a file brings
             them; 0 for none, which leaves lower bounds and one-sided statements.
         seed: of everything random.
@@ -140,14 +141,22 @@ def _of_run(run: Run) -> Evidence:
 
 
 def _collected(
-    goal: Target, rng: Rng, path: str | Path | None, num_draws: int, seen: Collection | None, engine: Engine
+    goal: Target,
+    rng: Rng,
+    given: str | Path | Collection | None,
+    num_draws: int,
+    seen: Collection | None,
+    engine: Engine,
 ) -> Collection | None:
-    """Draws of a file, which must not be those `seen` before, or new ones; None if there are to be none."""
-    if path is not None:
-        with opened(path, write=False) as file:
-            collection = goal.draws(file)
+    """Draws that are given, which must not be those `seen` before, or new ones; None if there are to be none."""
+    if given is not None:
+        if isinstance(given, Collection):
+            collection, name = given, "draws"
+        else:
+            with opened(given, write=False) as file:
+                collection, name = goal.draws(file), str(given)
         if seen is not None:
-            refuse_seen(collection, seen, str(path))
+            refuse_seen(collection, seen, name)
         return collection
     if num_draws == 0:
         return None

@@ -1,6 +1,5 @@
 """A run: a target with a trained twist, its samples, its certificate."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -17,7 +16,6 @@ from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.log_Z import Witness, of_draws
 from twistlm.certificates.over_prompts import certify_prompts
 from twistlm.certificates.spending import Spending
-from twistlm.core.errors import ConfigError
 from twistlm.core.logmath import log_mean_exp, normalise
 from twistlm.core.places import opened
 from twistlm.core.registry import lookup
@@ -25,19 +23,18 @@ from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
 from twistlm.core.work import Engine, InThisProcess, Opened
-from twistlm.models.token_texts import token_texts_of
 from twistlm.runs import evidence
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.folder import RunFolder
+from twistlm.runs.published import Publishable
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling import smc
 from twistlm.sampling.cases import Cases
 from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.exact.collection import Collection
-from twistlm.sampling.particles import SMCResult
 from twistlm.sampling.prompts import Entry, Prompts, shown
 from twistlm.sampling.proposals import get_proposal
-from twistlm.sampling.sampler import Sampler, in_batches
+from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.target import Target
 from twistlm.sampling.workplace import Workplace
@@ -49,7 +46,7 @@ from twistlm.twists.informed import Informed
 JUDGING_DRAWS = 256
 
 
-class Run:
+class Run(Publishable):
     """A target with a trained twist."""
 
     def __init__(
@@ -66,29 +63,40 @@ class Run:
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.model = target.twisted(twist)
         self.collection, self.informed = collection, informed
+        self.certificate: Certificate | None = None
+
+    def __repr__(self) -> str:
+        place = "in memory" if self.folder is None else str(self.folder.path)
+        return f"Run({place}: {self.config.training.loss} with twist {self.config.twist!r} on {self.target!r})"
 
     @staticmethod
-    def load(path: str | Path, target: Target | None = None, *, trust_functions: Sequence[str] = ()) -> "Run":
+    def load(
+        path: str | Path,
+        target: Target | None = None,
+        *,
+        model: str | Path | None = None,
+        trust_functions: Sequence[str] = (),
+    ) -> "Run":
         """Open a finished run. That runs no code of the folder's choice and downloads nothing.
 
         Args:
             path: its folder, or a URL of it in a store, as s3://bucket/run.
             target: needed only if the potential could not be written to the folder (a lambda, a loaded model).
+            model: where the base model's folder is now; one that is not where it was is also looked for in the run's
+                folder and beside it.
             trust_functions: functions, as "module:name", that the folder's potential may import and run.
 
         Raises:
             RunError: no run is there, it has not finished, it is corrupt or of another version.
             ConfigError: its potential is a function that is not trusted.
-            ModelError: its model or classifier is not on this machine.
+            ModelError: its model or classifier is not on this machine, or another one than it was made with.
         """
         with opened(path, write=False) as here:
             folder = RunFolder.open(here)
             described = folder.load_description()
             config = described.run
             if target is None:
-                if described.target is None:
-                    raise ConfigError(f"the potential of {path} has no JSON form; pass target=… to Run.load")
-                target = Target.from_spec(dataclasses.asdict(described.target), tuple(trust_functions))
+                target = described.target_at(here, model, trust_functions)
             tensors, informed = folder.load_twist()
             twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
             check_tensors(tensors, twist.module.state_dict(keep_vars=True), str(folder.twist))
@@ -202,12 +210,42 @@ class Run:
             samples, moves, results = sampler.samples_of(result, [case]), smc.increments(result), [result]
             weights = result.weights[0]
         else:
-            check_sizes(TOKEN_BYTES * self.target.num_tokens, num_particles=num_particles)
-            samples, moves, results = _chosen(rng, sampler, [case] * num_samples, num_particles)
+            chosen = sampler.choose(rng, [case] * num_samples, num_particles)
+            samples, moves, results = chosen.samples, chosen.log_w_moves, list(chosen.results)
             weights = torch.full((num_samples,), 1 / num_samples)
         estimate = float(torch.cat([result.log_Z_hat for result in results]).mean())
-        found = self.as_texts(samples, weights.double(), estimate, moves, Diagnostics.of(results, self.target.lm))
+        found = TextSamples.of(
+            self.target, samples, weights.double(), estimate, moves, Diagnostics.of(results, self.target.lm)
+        )
         return self._placed(found, prompt)
+
+    def to_datatree(
+        self,
+        num_samples: int = 64,
+        *,
+        num_runs: int = 4,
+        prompt: Entry | None = None,
+        condition: str | Tensor | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Any:
+        """Samples of the target as an `xarray.DataTree` for ArviZ (`SMCResult.to_datatree`), with their texts.
+
+        Args:
+            num_samples: particles of each run of SMC: draws.
+            num_runs: independent runs: chains.
+            prompt: as for `sample`, as are the others.
+            condition: what the target is given, if targets differ.
+            seed: of the samples.
+            **options: of `sampler`.
+
+        Raises:
+            ConfigError: ArviZ is not installed.
+        """
+        check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples, num_runs=num_runs)
+        cases, sampler = [self.target.case(condition, prompt)] * num_runs, self.sampler(**options)
+        result = sampler.smc(Rng(seed, ("datatree",)), cases, num_samples)
+        return result.to_datatree(self.target.texts(sampler.samples_of(result, cases)), seed=seed)
 
     def base_samples(
         self,
@@ -228,7 +266,9 @@ class Run:
         check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples)
         case = self.target.case(condition, prompt)
         drawn = self.sampler(before=True).base.draw(Rng(seed, ("base_samples",)), [case], num_samples)
-        found = self.as_texts(drawn, normalise(drawn.log_phi), float(log_mean_exp(drawn.log_phi)), self.moves(drawn))
+        found = TextSamples.of(
+            self.target, drawn, normalise(drawn.log_phi), float(log_mean_exp(drawn.log_phi)), self.moves(drawn)
+        )
         return self._placed(found, prompt)
 
     def moves(self, drawn: Samples) -> Tensor:
@@ -245,31 +285,8 @@ class Run:
         prompts = self.target.prompts
         known = prompts.index(prompt) if isinstance(prompt, str) else None
         if known is None:
-            return dataclasses.replace(drawn, prompt=shown(prompts.alike(prompt)))
-        return dataclasses.replace(drawn, prompt=shown(prompts.entries[known]), prompt_name=prompts.names[known])
-
-    def as_texts(
-        self,
-        samples: Samples,
-        weights: Tensor,
-        log_Z_hat: float,
-        log_w_moves: Tensor,
-        diagnostics: Diagnostics | None = None,
-    ) -> TextSamples:
-        """Samples as a user wants them; arguments as the attributes of `TextSamples`."""
-        # By the definition of the increments, log w_t = log p₀ + log ψ_t − log ψ_{t−1} − log q_t.
-        log_psi_moves = log_w_moves - samples.log_p + samples.log_q
-        return TextSamples(
-            self.target.texts(samples),
-            weights,
-            samples.log_phi,
-            samples.log_p.sum(-1),
-            log_Z_hat,
-            token_texts_of(self.target.lm, samples.tokens),
-            log_psi_moves,
-            log_w_moves,
-            diagnostics,
-        )
+            return replace(drawn, prompt=shown(prompts.alike(prompt)))
+        return replace(drawn, prompt=shown(prompts.entries[known]), prompt_name=prompts.names[known])
 
     def evaluate(
         self,
@@ -282,7 +299,7 @@ class Run:
         prompts: Prompts | Entry | Iterable[Entry] | None = None,
         **options: Any,
     ) -> Certificate:
-        """Certify the run's proposal and SMC: sandwiches of log Z, KL both ways.
+        """Certify the run's proposal and SMC: sandwiches of log Z, KL both ways. `certificate` remembers the last.
 
         Of a set of prompts it certifies each, and the mean over them; every number below is for each prompt then.
 
@@ -317,10 +334,11 @@ class Run:
             with engine.open(place, here := place()) as team:
                 draws = Rng(seed, ("evaluate", "draws"))
                 where = evidence.at_prompts(self, prompts, draws, num_draws, Opened(team))
-                return certify_prompts(rng, here, where.names, where.evidence, spending, team)
+                found = certify_prompts(rng, here, where.names, where.evidence, spending, team)
+                return self._remembered(found, own=not before and prompts in (None, evidence.ALL))
         evaluation, spare = self.fold("evaluation"), self.fold("training") if before else None
         known = Evidence() if evaluation is None else Evidence.of(evaluation)
-        return certify(
+        found = certify(
             rng,
             sampler,
             self.target.cases[0],
@@ -329,6 +347,11 @@ class Run:
             # The base model's own draws are there already.
             drawn=spare.draws if spare is not None and _drawn_by_base(spare) else None,
         )
+        return self._remembered(found, own=not before)
+
+    def _remembered(self, found: Certificate, own: bool) -> Certificate:
+        self.certificate = found if own else self.certificate
+        return found
 
     @property
     def witnesses(self) -> tuple[Witness, ...]:
@@ -357,18 +380,6 @@ def _elsewhere(target: Target, config: RunConfig, state: Mapping[str, Tensor], i
 def _workplace(run: Run, prompts: Prompts | Entry | Iterable[Entry] | None, options: Mapping[str, Any]) -> Workplace:
     """Where a run is certified at prompts."""
     return Workplace(run.sampler(**options), evidence.where(run, prompts)[0])
-
-
-def _chosen(rng: Rng, sampler: Sampler, cases: Cases, num_particles: int) -> tuple[Samples, Tensor, list[SMCResult]]:
-    """One sequence of each case, chosen by weight from a run of SMC; how each token moved log w; and the runs."""
-    samples, moves, results = [], [], []
-    for at, some in in_batches(cases, num_particles):
-        result = sampler.smc(rng.fork(at), some, num_particles)
-        index = smc.choose(rng.fork(at, "choose"), result) + num_particles * torch.arange(len(some))
-        samples.append(sampler.samples_of(result, some).select(index))
-        moves.append(smc.increments(result)[index])
-        results.append(result)
-    return Samples.concatenate(samples), torch.cat(moves), results
 
 
 def build_twist(target: Target, config: RunConfig, rng: Rng, *, blank: bool = False) -> Twist:

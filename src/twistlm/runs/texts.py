@@ -3,17 +3,28 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from twistlm.core.html import table
+from twistlm.core.logmath import ess
+from twistlm.models.token_texts import token_texts_of
 from twistlm.sampling.diagnostics import Diagnostics
+from twistlm.sampling.samples import Samples
+from twistlm.sampling.target import Target
+
+# Samples that a notebook shows.
+MOST_SHOWN = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextSamples:
     """Samples as a user wants them.
 
     Attributes:
         texts: continuations, without the prompt.
+        tokens: what was drawn [n, T].
+        finished: whether each ended with EOS [n].
         weights: normalised weights [n].
         log_phi: log φ [n].
         log_p: log p₀ of each continuation [n].
@@ -28,6 +39,8 @@ class TextSamples:
     """
 
     texts: list[str]
+    tokens: Tensor
+    finished: Tensor
     weights: Tensor
     log_phi: Tensor
     log_p: Tensor
@@ -38,6 +51,48 @@ class TextSamples:
     diagnostics: Diagnostics | None = None
     prompt: str = ""
     prompt_name: str = ""
+
+    @staticmethod
+    def of(
+        target: Target,
+        samples: Samples,
+        weights: Tensor,
+        log_Z_hat: float,
+        log_w_moves: Tensor,
+        diagnostics: Diagnostics | None = None,
+    ) -> "TextSamples":
+        """Samples of a target; arguments as the attributes."""
+        absorbing = target.lm.eos_token_id if target.eos == "absorb" else None
+        ended = torch.zeros_like(samples.mask) if absorbing is None else samples.tokens == absorbing
+        return TextSamples(
+            target.texts(samples),
+            samples.tokens,
+            ended.any(-1),
+            weights,
+            samples.log_phi,
+            samples.log_p.sum(-1),
+            log_Z_hat,
+            token_texts_of(target.lm, samples.tokens),
+            # By the definition of the increments, log w_t = log p₀ + log ψ_t − log ψ_{t−1} − log q_t.
+            log_w_moves - samples.log_p + samples.log_q,
+            log_w_moves,
+            diagnostics,
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        return f"TextSamples({len(self)} texts, log Ẑ = {self.log_Z_hat:.3f}, ESS {float(ess(self.weights.log())):.1f})"
+
+    def _repr_html_(self) -> str:
+        """The likeliest under the target first, for notebooks."""
+        order = self.weights.argsort(descending=True)[:MOST_SHOWN].tolist()
+        rows = [
+            [float(self.weights[i]), f"{self.log_phi[i]:.2f}", f"{self.log_p[i]:.1f}", self.texts[i]] for i in order
+        ]
+        note, more = f"after {self.prompt!r}" if self.prompt else "", len(self) - len(order)
+        return table(repr(self), ("weight", "log φ", "log p₀", "text"), rows, note=note, more=more)
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON object per sample."""

@@ -1,7 +1,8 @@
 """A target as JSON, and what such a description may name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 from twistlm.core.errors import ModelError
@@ -68,6 +69,13 @@ def refuse_downloads(described: TargetFields) -> None:
                     f"the {kind} {name!r} is no registered name, no folder, and has not been downloaded before; a run "
                     "folder downloads nothing by itself: if you trust that name, fetch it with `hf download` first"
                 )
+
+
+def to_download(models: Sequence[str], potential: Mapping[str, Any]) -> list[str]:
+    """Which of the models, and of those in the description of a potential, are not registered and no folders."""
+    local = available("model").keys() | available("classifier").keys()
+    names = dict.fromkeys([*models, *named_models(potential)])
+    return [name for name in names if name not in local and not Path(name).exists()]
 
 
 def named_models(described: Mapping[str, Any]) -> list[str]:

@@ -5,12 +5,19 @@ B sequences (R·N flattened, run-major), U distinct prefixes among them, d width
 Log quantities are in nats; those per particle are float64.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from twistlm.core.exports import tree
 from twistlm.core.logmath import log_mean_exp, normalise
+from twistlm.core.rng import Rng
+from twistlm.sampling.resampling import systematic
 from twistlm.sampling.samples import Siblings
 
 
@@ -127,3 +134,52 @@ class SMCResult:
     def weights(self) -> Tensor:
         """Normalised weights [R, N]."""
         return normalise(self.particles.log_w)
+
+    def to_datatree(self, texts: Sequence[str] | None = None, *, seed: int = 0) -> Any:
+        """All of it as an `xarray.DataTree` for ArviZ: runs are chains, particles draws.
+
+        ArviZ's plots and summaries know nothing of weights. So `posterior`, `log_prior` (log p₀) and `log_likelihood`
+        (log φ) hold particles that were drawn anew by weight, each worth the same. The particles as they are, with
+        log weights, log q and their tokens, are in `particles`; who descends from whom, increments and effective sample
+        sizes in `steps`. log Ẑ of each run is the attribute `log_Z_hat`.
+
+        Args:
+            texts: of the R·N sequences, run-major; None leaves them out.
+            seed: of what is drawn by weight.
+
+        Raises:
+            ConfigError: ArviZ is not installed.
+        """
+        cells, steps = ("chain", "draw"), ("chain", "step")
+        particles = self.particles
+        values = {
+            "tokens": ((*cells, "token"), particles.tokens),
+            "log_p": (cells, particles.log_p.sum(-1)),
+            "log_phi": (cells, self.log_phi),
+        }
+        index = systematic(Rng(seed, ("datatree",)), self.weights)
+        drawn = {name: (axes, select(x, index).cpu().numpy()) for name, (axes, x) in values.items()}
+        as_they_are = values | {"log_q": (cells, particles.log_q.sum(-1)), "log_weight": (cells, particles.log_w)}
+        written = {} if texts is None else {"text": (cells, _grid(texts, index))}
+        groups = {
+            "posterior": {"tokens": drawn["tokens"], **written},
+            "log_prior": {"p0": drawn["log_p"]},
+            "log_likelihood": {"phi": drawn["log_phi"]},
+            "particles": {name: (axes, x.cpu().numpy()) for name, (axes, x) in as_they_are.items()},
+            "steps": {
+                name: ((*steps, *slot), torch.stack([getattr(info, name) for info in self.infos], 1).cpu().numpy())
+                for name, slot in (
+                    ("ess", ()),
+                    ("resampled", ()),
+                    ("ancestors", ("slot",)),
+                    ("log_increment", ("slot",)),
+                )
+            },
+        }
+        attributes = {"log_Z_hat": self.log_Z_hat.tolist(), "inference_library": "twistlm"}
+        return tree(groups, attributes, {"steps": steps})
+
+
+def _grid(texts: Sequence[str], index: Tensor) -> NDArray[np.str_]:
+    """Texts of R·N sequences at the particles `index` [R, N] of each run."""
+    return np.take_along_axis(np.array(texts).reshape(tuple(index.shape)), index.cpu().numpy(), 1)

@@ -263,6 +263,22 @@ class Sampler:
             conditions=None if conditions is None else conditions.repeat_interleave(num_particles, 0),
         )
 
+    def choose(self, rng: Rng, cases: Cases, num_particles: int) -> "Chosen":
+        """A sequence of each case, chosen by weight from a run of SMC of its own with so many particles.
+
+        Together with the Ẑ of its run each is properly weighted: the mean of Ẑ f over such sequences has the
+        expectation Σ p₀φ f, for any number of particles (Naesseth, Lindsten and Schön, 2015).
+        """
+        check_sizes(TOKEN_BYTES * self.num_steps, num_particles=num_particles)
+        samples, moves, results = [], [], []
+        for at, some in in_batches(cases, num_particles):
+            result = self.smc(rng.fork(at), some, num_particles)
+            index = smc.choose(rng.fork(at, "choose"), result) + num_particles * torch.arange(len(some))
+            samples.append(self.samples_of(result, some).select(index))
+            moves.append(smc.increments(result)[index])
+            results.append(result)
+        return Chosen(Samples.concatenate(samples), torch.cat(moves), tuple(results))
+
     def _log_phi(self, cases: Cases, tokens: Tensor, conditions: Tensor | None) -> Tensor:
         """log φ of tokens [R, N, T], float64 [R, N]."""
         num_runs, num_particles, _ = tokens.shape
@@ -297,6 +313,26 @@ class Sampler:
         shape = (num_cases, self.num_steps)
         if retained is not None and tuple(retained.shape) != shape:
             raise ConfigError(f"retained must have shape [R, T] = {list(shape)}, not {list(retained.shape)}")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One sequence of each of n runs of SMC, drawn by weight.
+
+    Attributes:
+        samples: n of them.
+        log_w_moves: how much each token moved log w [n, T].
+        results: the runs, in batches.
+    """
+
+    samples: Samples
+    log_w_moves: Tensor
+    results: tuple[SMCResult, ...]
+
+    @property
+    def log_Z_hat(self) -> Tensor:
+        """Each run's estimate of log Z [n]: the log weight of its sequence."""
+        return torch.cat([result.log_Z_hat for result in self.results])
 
 
 def _repeated(cases: Cases, num_particles: int) -> list[Tensor]:

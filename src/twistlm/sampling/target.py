@@ -29,7 +29,7 @@ from twistlm.potentials.conditions import condition, conditioned, num_following
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case
 from twistlm.sampling.constraining import constraint_twist, possible
-from twistlm.sampling.description import Loading, TargetFields, named_models, prompts_in, refuse_downloads
+from twistlm.sampling.description import Loading, TargetFields, prompts_in, refuse_downloads, to_download
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection, load
@@ -102,6 +102,9 @@ class Target:
         self.num_tokens, self.eos = num_tokens, eos
         self.dtype, self.device = loading.get("dtype", "auto"), loading.get("device", "cpu")
 
+    def __repr__(self) -> str:
+        return f"Target({self.model_name!r}, {self.potential!r}, {self.prompts}, num_tokens={self.num_tokens})"
+
     @cached_property
     def lm(self) -> BaseLM:
         """The base model, loaded at first use."""
@@ -135,7 +138,7 @@ class Target:
             ModelError: the model reads no chats.
         """
         made = tuple(
-            Case(self._encoded(entry), weight=share)
+            Case(self.encode(entry), weight=share)
             for entry, share in zip(self.prompts.entries, self.prompts.shares, strict=True)
         )
         first: dict[tuple[int, ...], str] = {}
@@ -145,7 +148,8 @@ class Target:
                 raise PromptError(f"prompts {other!r} and {name!r} have the same tokens; take one of them out")
         return made
 
-    def _encoded(self, entry: Entry) -> Tensor:
+    def encode(self, entry: Entry) -> Tensor:
+        """Token ids [P] of a prompt, a text or a chat, as the model reads it."""
         return self.lm.encode(entry) if isinstance(entry, str) else encode_chat(self.lm, entry)
 
     def case(self, given: str | Tensor | None = None, prompt: Entry | None = None) -> Case:
@@ -290,17 +294,12 @@ class Target:
 
     @cached_property
     def downloads(self) -> list[str]:
-        """Names of models that would come from the hub: neither registered, nor bundled, nor a folder.
-
-        As far as is known: a potential without a JSON form (a lambda) does not say what it loads.
-        """
-        local = available("model").keys() | available("classifier").keys()
+        """Names of models that would come from the hub; a potential without a JSON form does not say what it loads."""
         try:
             described = spec(self.potential)
         except ConfigError:
             described = {}
-        names = [*([] if self._lm is not None else [self.model_name]), *named_models(described)]
-        return [name for name in dict.fromkeys(names) if name not in local and not Path(name).exists()]
+        return to_download([] if self._lm is not None else [self.model_name], described)
 
     @staticmethod
     def from_spec(fields: Mapping[str, Any], trust_functions: Sequence[str] = ()) -> "Target":

@@ -56,7 +56,8 @@ def test_where_the_mark_is_damaged_the_certificate_stays(folder: RunFolder, text
 def test_samples_come_back_as_they_were(folder: RunFolder) -> None:
     moves = torch.tensor([[1.0, -math.inf]])
     weight, log_phi, log_p = torch.ones(1), torch.tensor([-math.inf]), torch.tensor([-3.0])
-    drawn = TextSamples([" a b"], weight, log_phi, log_p, -1.0, [[" a", " b"]], moves, moves)
+    tokens, ended = torch.tensor([[0, 1]]), torch.tensor([False])
+    drawn = TextSamples([" a b"], tokens, ended, weight, log_phi, log_p, -1.0, [[" a", " b"]], moves, moves)
     folder.save_samples(drawn, drawn)
     (row,), (base,) = folder.load_samples()
     assert row == base

@@ -227,3 +227,17 @@ def test_pictures_of_two_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("mild", "dpg", "1.0"), ("mild", "mc_squared", "1.0"), ("strong", "ctl", "5.0")
     ]  # fmt: skip
     assert not (tmp_path / "mild" / "table.md").exists()
+
+
+def test_every_number_of_every_run_as_a_data_frame(tmp_path: Path) -> None:
+    found = {("ctl", 0): certificate(-4.0, -2.0, -3.5, -2.5), ("dpg", 1): certificate(-4.5, None, -3.5, None)}
+    frame = fabricate(tmp_path / "sweep", found, 2).to_pandas()
+    assert set(frame.method) == {"ctl", "dpg"}
+    assert set(frame.sampler) == {"after", "every_step"}
+    of = frame[(frame.method == "ctl") & (frame.seed == 0) & (frame["sampler"] == "after")]
+    (g,) = of[of.quantity == "g"].itertuples()
+    assert (g.value, g.low, g.high, g.n) == pytest.approx((-2.0, -2.3, -1.7, 2))
+    sandwich = of[(of.bound == "smc") & (of.num_particles == 8)].set_index("quantity")
+    assert sandwich.value.to_dict() == {"log_Z_lower": -3.5, "log_Z_upper": -2.5}
+    # What is not known has no row.
+    assert "g" not in set(frame[frame.method == "dpg"].quantity)

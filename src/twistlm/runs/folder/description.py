@@ -2,17 +2,18 @@
 
 import json
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from twistlm.core.errors import RunError
+from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.core.plugins import distributions
 from twistlm.core.storage import STRICT, as_type, load_json
 from twistlm.runs.config import BEFORE, RunConfig
 from twistlm.sampling.description import TargetFields
+from twistlm.sampling.target import Target
 
 NAME = "config.json"
 FORMAT = 1
@@ -50,6 +51,7 @@ class Described:
         run: the settings.
         versions: of everything that results depend on.
         plugins: what tells parts of others from their later versions.
+        fingerprint: of the target, in folders that were made to be used elsewhere.
     """
 
     __pydantic_config__ = STRICT
@@ -59,6 +61,33 @@ class Described:
     run: RunConfig
     versions: Mapping[str, str]
     plugins: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str | None = None
+
+    def target_at(self, run: Path, model: str | Path | None, trust_functions: Sequence[str]) -> Target:
+        """The target of the run in that folder.
+
+        Args:
+            run: the folder.
+            model: where the base model's folder is now; None looks where it was, in the run's folder and beside it.
+            trust_functions: as for `Target.from_spec`.
+
+        Raises:
+            ConfigError: the potential has no JSON form, or is a function that is not trusted.
+            ModelError: model or classifier is not on this machine, or another one than the run was made with.
+        """
+        if self.target is None:
+            raise ConfigError(f"the potential of {run} has no JSON form; pass target=… to Run.load")
+        fields = asdict(self.target)
+        was = Path(fields["model"])
+        near = [] if not was.is_absolute() or was.is_dir() else [run / was.name, run.parent / was.name]
+        fields["model"] = str(next((each for each in near if each.is_dir()), was) if model is None else model)
+        target = Target.from_spec(fields, tuple(trust_functions))
+        if self.fingerprint is not None and target.fingerprint != self.fingerprint:
+            raise ModelError(
+                f"{fields['model']!r}, or a classifier of {run}, is not what the run was made with; give the folder "
+                "that is, model=…, or train it again"
+            )
+        return target
 
 
 @dataclass(frozen=True)

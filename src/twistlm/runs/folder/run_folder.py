@@ -12,7 +12,7 @@ from twistlm.core.errors import ConfigError, RunError, StorageError, TwistError
 from twistlm.core.folders import writing
 from twistlm.core.storage import as_type, load_tensors, remove_temporary, save_json, save_tensors, share
 from twistlm.runs.folder import description, history, samples
-from twistlm.runs.folder.description import AskedRun, Described, Outline
+from twistlm.runs.folder.description import AskedRun, Described, Outline, versions
 from twistlm.runs.folder.evaluations import Evaluations
 from twistlm.runs.folder.history import History
 from twistlm.runs.folder.place import Place, check_policy
@@ -93,7 +93,7 @@ class RunFolder(Place):
             ConfigError: unknown policy.
         """
         RunFolder.check(path, exists)
-        whole = {**asked.as_dict(), "versions": description.versions()}
+        whole = {**asked.as_dict(), "versions": versions()}
         with writing(path, replace=exists == "overwrite", goes_on=partial(_is_of, whole)) as draft:
             # Somebody else may have been quicker.
             RunFolder.check(path, exists)
@@ -117,6 +117,24 @@ class RunFolder(Place):
                 "started with, or choose another --out"
             )
         return RunFolder(path)
+
+    @staticmethod
+    def keep(
+        path: Path, asked: AskedRun, fingerprint: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    ) -> "RunFolder":
+        """A folder with what using a run needs, and nothing of its training.
+
+        Args:
+            path: the folder.
+            asked: what made the run.
+            fingerprint: of its target, which is compared wherever it is opened.
+            tensors: the twist.
+            metadata: as for `save_twist`.
+        """
+        save_json(path / description.NAME, {**asked.as_dict(), "fingerprint": fingerprint, "versions": versions()})
+        folder = RunFolder(path)
+        folder.save_twist(tensors, metadata)
+        return folder
 
     def _check_complete(self) -> None:
         """Raises StorageError where a finished run lacks a file."""

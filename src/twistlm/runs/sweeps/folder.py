@@ -24,6 +24,7 @@ from annotated_types import Interval, MinLen, Predicate
 from twistlm.certificates.certificate import Certificate
 from twistlm.core import holds
 from twistlm.core.errors import RunError, TwistError
+from twistlm.core.exports import frame
 from twistlm.core.folders import Draft, is_occupied, writing
 from twistlm.core.storage import as_type, load_json, load_typed, remove_temporary, save_json
 from twistlm.core.work import Failure
@@ -278,6 +279,24 @@ class SweepFolder:
         else:
             self._failures.unlink(missing_ok=True)
             holds.removed(self._failures)
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` with a row for each number of each finished run: method, seed, sampler ("after",
+        "every_step", "before"), and the columns of `Certificate.to_pandas`.
+
+        Raises:
+            RunError: a file is damaged.
+            ConfigError: pandas is not installed.
+        """
+        return frame(
+            [
+                {"method": cell.method, "seed": cell.seed, "sampler": name, **row}
+                for cell in self.cells
+                if self.finished(cell)
+                for name, certificate in self.run(cell).evaluations.finished().certificates.items()
+                for row in certificate.rows()
+            ]
+        )
 
     def load_reference(self) -> Reference | None:
         """log Z where the target differs by condition; None elsewhere, and until it is there.

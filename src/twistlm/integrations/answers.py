@@ -1,0 +1,92 @@
+"""Posterior samples for whoever asks with prompts and takes texts: servers and evaluation tools."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from twistlm.core.errors import ConfigError
+from twistlm.core.rng import Rng
+from twistlm.runs.run import Run
+from twistlm.sampling.cases import Case
+from twistlm.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A sequence, and what is known of it.
+
+    Attributes:
+        text: the new tokens.
+        num_tokens: how many, EOS included.
+        finished: whether it ended with EOS.
+        log_weight: log Ẑ of the run of SMC that it was chosen from: weighted by exp of it, averages over the answers
+            to one prompt are unbiased for p₀φ.
+        log_phi, log_p: log φ, and log p₀ of the new tokens.
+    """
+
+    text: str
+    num_tokens: int
+    finished: bool
+    log_weight: float
+    log_phi: float
+    log_p: float
+
+    @property
+    def known(self) -> dict[str, float]:
+        """What stands beside the text, wherever it is sent."""
+        return {"log_weight": self.log_weight, "log_phi": self.log_phi, "log_p": self.log_p}
+
+
+def sampler_of(run: Run, **options: Any) -> Sampler:
+    """The sampler of a run, for prompts without conditions; `options` of `Run.sampler`.
+
+    Raises:
+        ConfigError: its target is given a condition, which nobody who asks with a prompt has.
+    """
+    sampler = run.sampler(**options)
+    if sampler.is_conditional:
+        raise ConfigError("this run's target is given a condition, for which this interface has no field")
+    # Chats among the target's own prompts are known by their tokens from here on.
+    _ = run.target.cases
+    return sampler
+
+
+def answered(run: Run, sampler: Sampler, rng: Rng, prompts: Sequence[Tensor], num_particles: int) -> list[Answer]:
+    """A sequence after each of B prompts [P], chosen by weight from a run of SMC of its own.
+
+    Raises:
+        PromptError: a prompt is empty or too long.
+        DeadParticlesError: every particle of one has weight zero.
+    """
+    chosen = sampler.choose(rng, [Case(prompt) for prompt in prompts], num_particles)
+    samples, end = chosen.samples, sampler.model.absorbing
+    rows = zip(
+        run.target.texts(samples),
+        samples.mask.sum(1).tolist(),
+        [end is not None and end in row for row in samples.tokens.tolist()],
+        chosen.log_Z_hat.tolist(),
+        samples.log_phi.tolist(),
+        samples.log_p.sum(-1).tolist(),
+        strict=True,
+    )
+    return [Answer(*row) for row in rows]
+
+
+def changed(asked: dict[str, Any], neutral: dict[str, tuple[Any, ...]], num_tokens: int) -> tuple[str, str] | None:
+    """The first field that asks for another distribution than the posterior, and what to do about it.
+
+    Args:
+        asked: fields and values; None for those that were not given.
+        neutral: fields that would change what is sampled, with the values that change nothing.
+        num_tokens: of the target's texts, which max_tokens must be, if it is given.
+    """
+    for field, value in asked.items():
+        if value is None:
+            continue
+        if field in ("max_tokens", "max_completion_tokens") and value != num_tokens:
+            return field, f"{field} = {value}, and this run's texts have {num_tokens}; leave it out"
+        if field in neutral and value not in neutral[field]:
+            return field, f"{field} = {value!r} would not be the posterior that this run samples; leave it out"
+    return None

@@ -1,0 +1,178 @@
+"""Runs as repositories of the hub: what is in one, its card, and how it is opened again.
+
+    config.json          the target and the settings, with what identifies the target's content
+    twist.safetensors    the twist
+    certificate.json     bounds and divergences, if it was certified
+    README.md            the card, written from them
+    custom_generate/     `model.generate(custom_generate="this repository")`
+
+There is nothing of the training in it, and no code that `from_pretrained` would run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+
+from twistlm.core.errors import RunError
+from twistlm.core.folders import is_occupied, writing
+from twistlm.runs.folder import AskedRun, RunFolder, versions
+from twistlm.sampling.prompts import quoted
+
+if TYPE_CHECKING:
+    from twistlm.certificates.certificate import Certificate
+    from twistlm.runs.run import Run
+    from twistlm.sampling.target import Target
+
+TEMPLATE = Path(__file__).with_name("card.md")
+# Prompts that a card quotes.
+MOST_PROMPTS = 5
+# transformers runs this with `trust_remote_code=True`, and never otherwise.
+GENERATE = '''"""Samples of the posterior of this repository's run, for `generate` of transformers."""
+
+from functools import lru_cache
+
+
+@lru_cache(1)
+def opened(place):
+    import twistlm
+
+    return twistlm.Run.from_pretrained(place)
+
+
+def generate(model, run=None, **given):
+    from twistlm.integrations import generate as posterior
+
+    run = opened({place!r}) if run is None else run
+    return type(model).generate(model, custom_generate=posterior, run=run, **given)
+'''
+
+
+class Publishable:
+    """What a run can do as a repository."""
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write what using the run needs into a folder: twist, target, certificate and a card, no draws.
+
+        Args:
+            folder: new or empty.
+            overwrite: replace what is there, once the new one is complete.
+
+        Raises:
+            RunError: something is there.
+            ConfigError: the potential has no JSON form (a lambda), so that nobody could open it.
+        """
+        place = Path(folder)
+        if is_occupied(place) and not overwrite:
+            raise RunError(f"{place} is not empty, so it is left alone; choose another folder, or overwrite=True")
+        with writing(place, replace=overwrite) as draft:
+            _Repository(self._run, str(place.resolve())).save_pretrained(draft.path)
+            draft.take_place()
+        return place
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """The same as a repository of the hub; returns the commit's address.
+
+        Args:
+            repo_id: "name/of-it".
+            **options: of `huggingface_hub.ModelHubMixin.push_to_hub`: private, token, commit_message, branch, ….
+        """
+        return str(_Repository(self._run, repo_id).push_to_hub(repo_id, **options))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        model: str | Path | None = None,
+        target: "Target | None" = None,
+        trust_functions: Sequence[str] = (),
+        **options: Any,
+    ) -> Self:
+        """A run from a folder, or from a repository of the hub, which is downloaded. It runs no code from there.
+
+        Args:
+            name: of either.
+            model: as for `Run.load`, as are the next two.
+            target: see there.
+            trust_functions: see there.
+            **options: of `huggingface_hub.snapshot_download`: revision, token, cache_dir, local_files_only, ….
+
+        Raises:
+            RunError: it is no run, or damaged.
+            ModelError: its base model is not on this machine.
+            ConfigError: its potential is a function that is not trusted.
+        """
+        from twistlm.runs.run import Run
+
+        path = name if Path(name).is_dir() else snapshot_download(str(name), **options)
+        opened: Any = Run.load(path, target, model=model, trust_functions=trust_functions)
+        return opened  # type: ignore[no-any-return]
+
+    @property
+    def _run(self) -> "Run":
+        run: Any = self
+        return run  # type: ignore[no-any-return]
+
+
+class _Repository(ModelHubMixin):
+    """A run on its way to a folder; `place` is how it will be asked for."""
+
+    def __init__(self, run: "Run", place: str) -> None:
+        self.run, self.place = run, place
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        run, asked = self.run, AskedRun(self.run.target.spec(), self.run.config)
+        twist, about = run.model.twist, {} if run.informed is None else {"informed": run.informed.as_dict()}
+        assert twist is not None
+        folder = RunFolder.keep(save_directory, asked, run.target.fingerprint, twist.module.state_dict(), about)
+        if (certificate := self._certificate) is not None:
+            folder.evaluations.add({"after": certificate}, {})
+        code = save_directory / "custom_generate"
+        code.mkdir(exist_ok=True)
+        (code / "generate.py").write_text(GENERATE.replace("{place!r}", repr(self.place)), encoding="utf-8")
+        (code / "requirements.txt").write_text("twistlm\n", encoding="utf-8")
+
+    @property
+    def _certificate(self) -> "Certificate | None":
+        """The last one of this very twist."""
+        if self.run.certificate is not None or self.run.folder is None:
+            return self.run.certificate
+        evaluations = self.run.folder.evaluations
+        current = evaluations.current()
+        return (
+            None if current is None or not evaluations.is_of_this_twist(current) else current.certificates.get("after")
+        )
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """From what is known of the run."""
+        run, certificate = self.run, self._certificate
+        described, prompts = run.target.spec(), run.target.prompts
+        model = run.target.model_name
+        data = ModelCardData(
+            library_name="twistlm",
+            pipeline_tag="text-generation",
+            tags=["twisted-smc", "posterior-sampling"],
+            # A name of the hub, and no folder nor what the package brings.
+            base_model=model if "/" in model and not Path(model).exists() else None,
+        )
+        estimates = {} if certificate is None else certificate.estimates
+        card: ModelCard = ModelCard.from_template(
+            data,
+            template_path=str(TEMPLATE),
+            title=self.place.rstrip("/").rpartition("/")[2],
+            place=self.place,
+            model=model,
+            **{name: described[name] for name in ("potential", "num_tokens", "eos")},
+            twist=run.config.twist,
+            loss=run.config.training.loss,
+            seed=run.config.seed,
+            num_prompts=len(prompts),
+            prompts=[f"`{quoted(entry)}`" for entry in prompts.entries[:MOST_PROMPTS]],
+            certificate=certificate,
+            summary="" if certificate is None else certificate.summary(),
+            estimates=[(name, str(each)) for name, each in estimates.items() if each is not None],
+            versions=", ".join(f"{name} {version}" for name, version in versions().items()),
+        )
+        return card

@@ -1,0 +1,62 @@
+"""The examples of integrations, at a size that takes seconds."""
+
+import math
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+import twistlm
+from examples.integrations import arviz_tree, client, generate, grpo, publish
+from twistlm import Target
+from twistlm.integrations.server.app import application
+from twistlm.potentials import Classifier
+
+
+def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
+    generate.main(num_updates=2)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) >= 11
+    assert '"age"' in "".join(said[10:])
+
+
+def test_publish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish.main(tmp_path / "published", num_updates=2)
+    said = capsys.readouterr().out
+    assert "library_name: twistlm" in said
+    assert "kl_q_target" in said
+
+
+def test_arviz(capsys: pytest.CaptureFixture[str]) -> None:
+    arviz_tree.main(num_updates=2)
+    said = capsys.readouterr().out
+    assert "kl_q_target" in said
+    assert "log_likelihood" in said
+
+
+def test_client(capsys: pytest.CaptureFixture[str]) -> None:
+    target = Target("stories", Classifier("sentiment", "positive"), "Once upon a time, there was a", 5)
+    run = twistlm.train(target, num_updates=2, num_draws=64, num_particles=8, twist="lexical")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(application(run, "demo"), log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        client.main(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", n=8)
+        server.should_exit = True
+        thread.join(60)
+    assert 0 < float(capsys.readouterr().out.splitlines()[-1].split()[-1]) < 1
+
+
+def test_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    callback: Any = grpo.main(steps=2, every=1, num_draws=256)
+    assert sorted(callback.certificates) == [0, 1, 2]
+    rows = [row for row in callback.trainer.state.log_history if "twistlm/kl_q_target" in row]
+    assert len(rows) == 3
+    assert all(math.isfinite(row["twistlm/kl_q_target_low"]) for row in rows)
+    # Before a step has been made the policy is p₀.
+    assert callback.certificates[0].divergences.kl_q_prior.value == pytest.approx(0, abs=2e-2)

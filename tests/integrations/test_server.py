@@ -1,0 +1,196 @@
+"""`twistlm serve`: OpenAI's own client against the real server on the bundled model."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import uvicorn
+
+import twistlm
+from twistlm import Run, Target
+from twistlm.cli import main
+from twistlm.core.errors import ConfigError
+from twistlm.integrations.server.app import application
+from twistlm.integrations.server.desk import Limits
+from twistlm.potentials import Function
+
+PROMPTS = ["Once upon a time, there was a", "The old man saw a big", "Lily and her dog", "Tom wanted to"]
+KEY = "sesame"
+SMALL: dict[str, Any] = {"twist": "low_rank", "num_updates": 2, "num_draws": 64, "num_particles": 8, "seed": 0}
+
+
+def same_letter(prompts: list[str], texts: list[str]) -> list[float]:
+    """log φ: three letters of the continuation should be the prompt's first."""
+    return [-0.5 * abs(3 - text.lower().count(prompt[0].lower())) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    target = Target("stories", Function(same_letter, on="pair", log_upper_bound=0.0), prompts=PROMPTS[:2], num_tokens=6)
+    return twistlm.train(target, out=tmp_path_factory.mktemp("serve") / "letters", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def address(run: Run) -> Iterator[str]:
+    limits = Limits(num_particles=4, most_particles=16, most_samples=8, most_waiting=60, most_bytes=10_000, timeout=60)
+    app = application(run, "letters", limits=limits, api_key=KEY)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+
+def test_completions(client: openai.OpenAI, run: Run) -> None:
+    found = client.completions.create(model="letters", prompt=PROMPTS[:2], n=3, extra_body={"num_particles": 8})
+    assert [choice.index for choice in found.choices] == list(range(6))
+    assert found.usage is not None
+    lengths = [len(run.target.lm.encode(prompt)) for prompt in PROMPTS[:2]]
+    assert found.usage.prompt_tokens == sum(lengths)
+    assert found.usage.completion_tokens <= 6 * 6
+    for choice in found.choices:
+        own: Any = choice.model_extra
+        expected = same_letter([PROMPTS[choice.index // 3]], [choice.text])[0]
+        assert own["twistlm"]["log_phi"] == pytest.approx(expected)
+        assert own["twistlm"]["log_weight"] < 5
+        assert own["twistlm"]["log_p"] < 0
+        assert choice.finish_reason in ("stop", "length")
+    assert [model.id for model in client.models.list()] == ["letters"]
+
+
+def test_a_seed_gives_the_same_whoever_else_asks(client: openai.OpenAI) -> None:
+    def asked(seed: int | None) -> Any:
+        return client.completions.create(model="letters", prompt=PROMPTS[2], n=2, seed=seed)
+
+    alone = [choice.text for choice in asked(7).choices]
+    with ThreadPoolExecutor(8) as pool:
+        crowd = list(pool.map(asked, [None, 7, None, None, 7, None, 3, None]))
+    for number in (1, 4):
+        assert [choice.text for choice in crowd[number].choices] == alone
+    assert len({choice.text for answer in crowd for choice in answer.choices}) > 4
+
+
+def test_fifty_clients_at_once(client: openai.OpenAI, address: str) -> None:
+    """Each has an answer of its own prompt: φ, which the server says, knows the prompt by its first letter."""
+
+    def asked(number: int) -> tuple[int, Any]:
+        return number, client.completions.create(
+            model="letters", prompt=PROMPTS[number % len(PROMPTS)], n=1 + number % 2
+        )
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(asked, range(50)))
+    for number, answer in answers:
+        assert len(answer.choices) == 1 + number % 2
+        for choice in answer.choices:
+            expected = same_letter([PROMPTS[number % len(PROMPTS)]], [choice.text])[0]
+            assert choice.model_extra["twistlm"]["log_phi"] == pytest.approx(expected), (number, choice.text)
+    metrics = _read(f"{address}/metrics", KEY)
+    served = float(re.search(r'twistlm_requests_total\{status="200"\} (\S+)', metrics).group(1))  # type: ignore[union-attr]
+    batches = float(re.search(r"(?m)^twistlm_batches (\S+)", metrics).group(1))  # type: ignore[union-attr]
+    assert served >= 50
+    # They were answered together.
+    assert batches < served / 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "message"),
+    [
+        ({"temperature": 0.7}, 400, "temperature = 0.7 would not be the posterior"),
+        ({"stop": ["."]}, 400, "stop = "),
+        ({"stream": True}, 400, "stream = True"),
+        ({"max_tokens": 99}, 400, "max_tokens = 99, and this run's texts have 6"),
+        ({"n": 0}, 400, "n: Input should be greater than or equal to 1"),
+        ({"n": 9}, 400, "at most 8 sequences"),
+        ({"prompt": []}, 400, "prompt"),
+        ({"prompt": ""}, 400, "empty"),
+        ({"model": "gpt"}, 404, "there is no model 'gpt' here; this is 'letters'"),
+        ({"extra_body": {"num_particles": 17}}, 400, "num_particles is at most 16"),
+        ({"prompt": "a" * 20_000}, 413, "more than 10,000 bytes"),
+    ],
+)
+def test_what_is_not_to_be_had_is_refused(
+    client: openai.OpenAI, asked: dict[str, Any], status: int, message: str
+) -> None:
+    with pytest.raises(openai.APIStatusError, match=re.escape(message)) as refused:
+        client.completions.create(**{"model": "letters", "prompt": PROMPTS[0], **asked})
+    assert refused.value.status_code == status
+
+
+def test_keys_and_addresses(client: openai.OpenAI, address: str) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="another").models.list()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        _read(f"{address}/metrics", "")
+    # Whether it is alive, anybody may know.
+    assert '"status":"ok"' in _read(f"{address}/health", "")
+    # A model without a chat template reads no chats.
+    with pytest.raises(openai.BadRequestError, match="no chat template"):
+        client.chat.completions.create(model="letters", messages=[{"role": "user", "content": "Hello"}])
+
+
+def _read(url: str, key: str) -> str:
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(asked, timeout=60) as answered:
+        text: str = answered.read().decode()
+        return text
+
+
+def test_the_command(run: Run, tmp_path: Path) -> None:
+    """It starts, answers, and ends when it is told to, with what was asked before answered."""
+    assert run.folder is not None
+    trusted = f"{same_letter.__module__}:same_letter"
+    environment = {**os.environ, "PYTHONPATH": f"{Path.cwd()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    started = subprocess.Popen(
+        [sys.executable, "-m", "twistlm", "serve", str(run.folder.path), "--port", "0", "--trust-function", trusted],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    )  # fmt: skip
+    assert started.stdout is not None
+    said = ""
+    for line in started.stdout:
+        said += line
+        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+            break
+    else:
+        pytest.fail(said)
+    client = openai.OpenAI(base_url=f"{found.group(1)}/v1", api_key="none needed", max_retries=0, timeout=60)
+    answers: list[Any] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(client.completions.create(model="letters", prompt=PROMPTS[0], n=64))
+    )
+    asking.start()
+    time.sleep(0.3)
+    started.send_signal(signal.SIGTERM)
+    asking.join(60)
+    assert started.wait(60) == 128 + signal.SIGTERM
+    assert len(answers[0].choices) == 64
+
+
+def test_nobody_else_gets_in_without_a_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TWISTLM_API_KEY", raising=False)
+    assert main(["serve", "somewhere", "--host", "0.0.0.0"]) == 2
+    assert "give --api-key" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="raise the latter"):
+        Limits(num_particles=64, most_particles=32)

@@ -1,0 +1,51 @@
+"""How runs, targets and samples show themselves: in one line, and in notebooks."""
+
+import pytest
+import torch
+
+import twistlm
+from twistlm import Run, Target
+from twistlm.potentials import Classifier
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    target = Target("stories", Classifier("sentiment", "positive"), "Once upon a time, there was a", 5)
+    return twistlm.train(target, twist="lexical", num_updates=2, num_draws=64, num_particles=8, seed=0)
+
+
+def test_one_line_each(run: Run) -> None:
+    drawn, certificate = run.sample(8), run.evaluate(4, num_samples=32, budget=16)
+    for shown, said in (
+        (run.target, "num_tokens=5"),
+        (run, "Run(in memory: ctl"),
+        (drawn, "TextSamples(8 texts, log Ẑ = "),
+        (certificate, "KL(q‖σ)"),
+    ):
+        assert said in repr(shown)
+        assert "\n" not in repr(shown)
+    assert certificate.log_Z == certificate.divergences.log_Z
+    assert "KL(q‖σ)" in certificate.summary()
+    html = certificate._repr_html_()
+    assert html.count("<tr>") == sum(each is not None for each in certificate.estimates.values())
+
+
+def test_tokens_and_ends(run: Run) -> None:
+    drawn, eos = run.sample(64, seed=1), run.target.lm.eos_token_id
+    assert drawn.tokens.shape == (64, 5)
+    assert drawn.finished.equal((drawn.tokens == eos).any(-1))
+    assert run.target.lm.decode(list(drawn.tokens)) == drawn.texts
+
+
+def test_what_a_model_wrote_is_escaped(run: Run) -> None:
+    drawn = run.sample(4)
+    bad = twistlm.runs.texts.TextSamples(
+        ["<script>alert(1)</script>"] * 30, *[getattr(drawn, name) for name in ("tokens", "finished")],
+        torch.full((30,), 1 / 30), torch.zeros(30), torch.zeros(30), -1.0, drawn.pieces, drawn.log_psi_moves,
+        drawn.log_w_moves, prompt="<b>",
+    )  # fmt: skip
+    html = bad._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "<b>" not in html
+    assert "10 more" in html
