@@ -1,10 +1,13 @@
 """How runs, targets and samples show themselves: in one line, and in notebooks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import twistlm
 from twistlm import Run, Target
+from twistlm.core.errors import RunError
 from twistlm.potentials import Classifier
 
 
@@ -49,3 +52,14 @@ def test_what_a_model_wrote_is_escaped(run: Run) -> None:
     assert "&lt;script&gt;" in html
     assert "<b>" not in html
     assert "10 more" in html
+
+
+def test_sampling_needs_no_draws(tmp_path: Path, run: Run) -> None:
+    config = {"twist": "lexical", "num_updates": 1, "num_draws": 64, "num_particles": 8, "seed": 0}
+    made = twistlm.train(run.target, out=tmp_path / "run", **config)
+    (tmp_path / "run" / "draws.safetensors").write_bytes(b"nothing that anyone could read")
+    opened = Run.load(tmp_path / "run", draws=False)
+    assert opened.collection is None
+    assert opened.sample(4).texts == made.sample(4).texts
+    with pytest.raises(RunError):
+        Run.load(tmp_path / "run")

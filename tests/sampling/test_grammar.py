@@ -65,7 +65,7 @@ def _begins(text: str) -> bool:
 @pytest.mark.parametrize("eos", ["absorb", "ignore"])
 def test_nothing_is_missed(eos: str) -> None:
     """φ is what the grammar says of each text, and q positive wherever it is 1."""
-    of = target(Grammar(NESTED), eos=eos)
+    of = target(Grammar(NESTED), num_tokens=4, eos=eos)
     exact = truth(of)
     for tokens, log_sigma in zip(exact.tokens.tolist(), exact.log_sigma.tolist(), strict=True):
         ended = tokens.index(EOS) if EOS in tokens else len(tokens)
@@ -177,7 +177,9 @@ def test_what_cannot_be_is_refused(make, message: str) -> None:  # type: ignore[
 def test_left_alone() -> None:
     """Without `constrain` it is a potential like any other, and beside an automaton both hold."""
     assert target(Grammar(NESTED, constrain=False)).constraint is None
-    both = target(Grammar(NESTED) * Regex("0*1*", mode="fullmatch", constrain=True) * Length(4, 4, "tokens"))
+    both = target(
+        Grammar(NESTED) * Regex("0*1*", mode="fullmatch", constrain=True) * Length(4, 4, "tokens"), num_tokens=4
+    )
     drawn = both.sampler().draw_at_once(Rng(0), both.cases, 32)
     alive = drawn.tokens[drawn.log_phi.isfinite()].tolist()
     assert {"".join(map(str, row)) for row in alive} == {"0011"}

@@ -7,7 +7,7 @@ is which tokens keep it possible, and whether the text is complete there.
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ MOST_BYTES = 64_000_000
 MARKER = b"\xff"
 
 
+@lru_cache(64)
 def check(grammar: str) -> str:
     """A grammar as it is, if the parser takes it.
 
@@ -35,6 +36,7 @@ def check(grammar: str) -> str:
     return grammar
 
 
+@lru_cache(64)
 def of_json_schema(schema: str) -> str:
     """The grammar of what a JSON schema allows, recursive or not.
 
@@ -92,36 +94,29 @@ class Grammar:
         return self._masks[prefix]
 
     def _next(self, prefix: tuple[int, ...]) -> NDArray[np.uint8]:
-        mask = np.zeros(len(self._tokens) // 8 + 1, dtype=np.uint8)
+        allowed, complete = np.zeros(len(self._tokens), dtype=np.bool_), False
         if self.eos is not None and self.eos in prefix:
             complete = self.accepts(prefix[: prefix.index(self.eos)])
         elif self._read(list(prefix)):
             complete = bool(self._matcher.is_accepting())
-            forced = self._matcher.compute_ff_bytes()
-            mask |= self._after(forced) if forced else self._said()
-        else:
-            complete = False
+            if forced := self._matcher.compute_ff_bytes():
+                allowed[self._after(forced)] = True
+            else:
+                allowed = self._said()
         if complete and self.eos is not None:
-            mask[self.eos >> 3] |= np.uint8(1 << (self.eos & 7))
-        return mask
+            allowed[self.eos] = True
+        return np.packbits(allowed, bitorder="little")
 
-    def _said(self) -> NDArray[np.uint8]:
+    def _said(self) -> NDArray[np.bool_]:
         """The parser's own mask, without its end of text, which is no token of the model."""
-        end = len(self._tokens)
-        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)[: end // 8 + 1].copy()
-        mask[end >> 3] &= ~np.uint8(1 << (end & 7))
-        return mask
+        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        return np.unpackbits(mask, count=len(self._tokens), bitorder="little").astype(np.bool_)
 
-    def _after(self, forced: bytes) -> NDArray[np.uint8]:
+    def _after(self, forced: bytes) -> list[int]:
         """The tokens that may come where the next bytes are certain, of which the parser names but one tokenization."""
-        mask = np.zeros(len(self._tokens) // 8 + 1, dtype=np.uint8)
-        for end in range(1, len(forced) + 1):
-            for token in self._by_bytes.get(forced[:end], ()):
-                mask[token >> 3] |= np.uint8(1 << (token & 7))
-        for token in self._longer(forced):
-            if self._matcher.validate_tokens([token]) == 1:
-                mask[token >> 3] |= np.uint8(1 << (token & 7))
-        return mask
+        beginnings = (forced[:end] for end in range(1, len(forced) + 1))
+        short = [token for written in beginnings for token in self._by_bytes.get(written, ())]
+        return short + [token for token in self._longer(forced) if self._matcher.validate_tokens([token]) == 1]
 
     def _longer(self, beginning: bytes) -> Iterator[int]:
         """The tokens that begin so and go on."""

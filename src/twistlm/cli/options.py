@@ -249,7 +249,7 @@ class OfSMC(Group):
 
         if self.proposal_run is None:
             return self.given
-        return self.given | {"proposal_run": Run.load(self.proposal_run, trust_functions=trust_functions)}
+        return self.given | {"proposal_run": Run.load(self.proposal_run, trust_functions=trust_functions, draws=False)}
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def sample(
     from twistlm.runs.run import Run
     from twistlm.sampling.diagnostics import findings
 
-    opened = Run.load(run, trust_functions=trust_function)
+    opened = Run.load(run, trust_functions=trust_function, draws=False)
     drawn = opened.sample(
         num_samples,
         num_particles=num_particles,

@@ -69,7 +69,7 @@ def serve(
     if address.host not in LOCAL and key is None:
         raise ConfigError(f"host {address.host} is open to others; give --api-key, or set {KEY}")
     limits = Limits(**requests.given)
-    opened = Run.load(run, trust_functions=trust_function)
+    opened = Run.load(run, trust_functions=trust_function, draws=False)
     name = address.name or run.name
     app = application(opened, name, limits=limits, api_key=key, seed=seed, **smc.for_run(trust_function))
     print(f"{name}: texts of {opened.target.num_tokens} tokens after any prompt; Ctrl-C ends it", flush=True)

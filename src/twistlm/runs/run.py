@@ -76,6 +76,7 @@ class Run(Publishable):
         *,
         model: str | Path | None = None,
         trust_functions: Sequence[str] = (),
+        draws: bool = True,
     ) -> "Run":
         """Open a finished run. That runs no code of the folder's choice and downloads nothing.
 
@@ -85,6 +86,7 @@ class Run(Publishable):
             model: where the base model's folder is now; one that is not where it was is also looked for in the run's
                 folder and beside it.
             trust_functions: functions, as "module:name", that the folder's potential may import and run.
+            draws: read and check its base draws, which evaluation needs; False is enough to sample.
 
         Raises:
             RunError: no run is there, it has not finished, it is corrupt or of another version.
@@ -101,7 +103,7 @@ class Run(Publishable):
             twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
             check_tensors(tensors, twist.module.state_dict(keep_vars=True), str(folder.twist))
             twist.module.load_state_dict(tensors)
-            collection = target.draws(folder.draws) if folder.draws.exists() else None
+            collection = target.draws(folder.draws) if draws and folder.draws.exists() else None
             return Run(target, config, twist, folder, collection, folder.metrics(), informed)
 
     def __reduce__(self) -> tuple[Any, ...]:
