@@ -31,6 +31,8 @@ def test_one_line_each(run: Run) -> None:
     assert "KL(q‖σ)" in certificate.summary()
     html = certificate._repr_html_()
     assert html.count("<tr>") == sum(each is not None for each in certificate.estimates.values())
+    assert "Once upon a time" in run.target._repr_html_()
+    assert "KL(q‖σ)" in run._repr_html_()
 
 
 def test_tokens_and_ends(run: Run) -> None:

@@ -27,6 +27,7 @@ from twistlm.runs import evidence
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.published import Publishable
+from twistlm.runs.shown import Shown
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling import smc
 from twistlm.sampling.cases import Cases
@@ -46,7 +47,7 @@ from twistlm.twists.informed import Informed
 JUDGING_DRAWS = 256
 
 
-class Run(Publishable):
+class Run(Shown, Publishable):
     """A target with a trained twist."""
 
     def __init__(
@@ -64,10 +65,6 @@ class Run(Publishable):
         self.model = target.twisted(twist)
         self.collection, self.informed = collection, informed
         self.certificate: Certificate | None = None
-
-    def __repr__(self) -> str:
-        place = "in memory" if self.folder is None else str(self.folder.path)
-        return f"Run({place}: {self.config.training.loss} with twist {self.config.twist!r} on {self.target!r})"
 
     @staticmethod
     def load(
@@ -220,34 +217,6 @@ class Run(Publishable):
             self.target, samples, weights.double(), estimate, moves, Diagnostics.of(results, self.target.lm)
         )
         return self._placed(found, prompt)
-
-    def to_datatree(
-        self,
-        num_samples: int = 64,
-        *,
-        num_runs: int = 4,
-        prompt: Entry | None = None,
-        condition: str | Tensor | None = None,
-        seed: int = 0,
-        **options: Any,
-    ) -> Any:
-        """Samples of the target as an `xarray.DataTree` for ArviZ (`SMCResult.to_datatree`), with their texts.
-
-        Args:
-            num_samples: particles of each run of SMC: draws.
-            num_runs: independent runs: chains.
-            prompt: as for `sample`, as are the others.
-            condition: what the target is given, if targets differ.
-            seed: of the samples.
-            **options: of `sampler`.
-
-        Raises:
-            ConfigError: ArviZ is not installed.
-        """
-        check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples, num_runs=num_runs)
-        cases, sampler = [self.target.case(condition, prompt)] * num_runs, self.sampler(**options)
-        result = sampler.smc(Rng(seed, ("datatree",)), cases, num_samples)
-        return result.to_datatree(self.target.texts(sampler.samples_of(result, cases)), seed=seed)
 
     def base_samples(
         self,

@@ -5,12 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from twistlm.core.errors import ModelError
+from twistlm.core.errors import ConfigError, ModelError
+from twistlm.core.html import table
 from twistlm.core.registry import available
 from twistlm.core.storage import STRICT
 from twistlm.models.chats import Chat, Message
 from twistlm.models.local import is_here
-from twistlm.sampling.prompts import Prompts
+from twistlm.potentials import spec
+from twistlm.potentials.protocol import Potential
+from twistlm.sampling.prompts import Prompts, quoted
+
+# Prompts that a notebook shows.
+MOST_PROMPTS = 5
 
 
 class Loading(TypedDict, total=False):
@@ -71,11 +77,26 @@ def refuse_downloads(described: TargetFields) -> None:
                 )
 
 
-def to_download(models: Sequence[str], potential: Mapping[str, Any]) -> list[str]:
-    """Which of the models, and of those in the description of a potential, are not registered and no folders."""
+def as_html(target: Any) -> str:
+    """A `Target` for notebooks."""
+    first = [quoted(entry) for entry in target.prompts.entries[:MOST_PROMPTS]]
+    rows = [
+        ("base model p₀", target.model_name),
+        ("potential φ", repr(target.potential)),
+        ("prompts", "\n".join(first)),
+        ("new tokens", f"{target.num_tokens}, " + ("up to EOS" if target.eos == "absorb" else "EOS like any other")),
+    ]
+    return table("Target σ ∝ p₀φ", (), rows, more=len(target.prompts) - len(first))
+
+
+def to_download(models: Sequence[str], potential: Potential) -> list[str]:
+    """Which of the models, and of those that a potential says it loads, are not registered and no folders."""
+    try:
+        named = named_models(spec(potential))
+    except ConfigError:
+        named = []
     local = available("model").keys() | available("classifier").keys()
-    names = dict.fromkeys([*models, *named_models(potential)])
-    return [name for name in names if name not in local and not Path(name).exists()]
+    return [name for name in dict.fromkeys([*models, *named]) if name not in local and not Path(name).exists()]
 
 
 def named_models(described: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ from twistlm.potentials.conditions import condition, conditioned, num_following
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case
 from twistlm.sampling.constraining import constraint_twist, possible
-from twistlm.sampling.description import Loading, TargetFields, prompts_in, refuse_downloads, to_download
+from twistlm.sampling.description import Loading, TargetFields, as_html, prompts_in, refuse_downloads, to_download
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection, load
@@ -104,6 +104,8 @@ class Target:
 
     def __repr__(self) -> str:
         return f"Target({self.model_name!r}, {self.potential!r}, {self.prompts}, num_tokens={self.num_tokens})"
+
+    _repr_html_ = as_html
 
     @cached_property
     def lm(self) -> BaseLM:
@@ -295,11 +297,7 @@ class Target:
     @cached_property
     def downloads(self) -> list[str]:
         """Names of models that would come from the hub; a potential without a JSON form does not say what it loads."""
-        try:
-            described = spec(self.potential)
-        except ConfigError:
-            described = {}
-        return to_download([] if self._lm is not None else [self.model_name], described)
+        return to_download([] if self._lm is not None else [self.model_name], self.potential)
 
     @staticmethod
     def from_spec(fields: Mapping[str, Any], trust_functions: Sequence[str] = ()) -> "Target":
