@@ -80,6 +80,7 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
             moved = [abs(after - before) for before, after in pairwise(found[-3:])]
             if number > len(BEGINNINGS) and max(moved) < SETTLED:
                 break
+    explored.finish()
     return explored.twist
 
 

@@ -28,10 +28,10 @@ from twistlm.twists.grammar import masked, unmasked
 UNKNOWN = -1
 # Prefixes that are remembered, at 300 bytes or so each; those that come later count for nothing.
 MOST_PREFIXES = 500_000
-# Of q over a whole text, what is kept for beginnings that were not drawn.
-UNDRAWN = 0.1
-# What is undrawn is not raised by more than that: where nothing is left, rounding is all that could be raised.
-MOST_RAISED = 1e6
+# Of q over a whole text, what is kept for beginnings that were not drawn: while exploring, and afterwards.
+EXPLORING, EXPLORED = 0.1, 0.02
+# What is undrawn is not raised by more than that.
+MOST_RAISED = 1e15
 # Rounding by which p₀ of one prefix differs from batch to batch, by the precision of the model.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 
@@ -74,8 +74,11 @@ class Explored:
         self.automaton, log_values = head.automaton, head.log_values
         if bounds:
             log_values = torch.where(log_values.isfinite(), 0.0, -torch.inf)
-        self.bounds, self.rounding = bounds, ROUNDING[dtype]
-        self.undrawn = 0.0 if bounds else UNDRAWN / (len(log_values) - 1)
+        self.bounds, self.rounding, self.undrawn = bounds, ROUNDING[dtype], 0.0
+        if not bounds:
+            self.undrawn = EXPLORING / (len(log_values) - 1)
+            # An estimate of what is left may be too small: where nothing is seen of it, each visit raises it threefold.
+            self.rounding = min(self.rounding, self.undrawn / 3)
         self.prefixes: list[_Prefix] = []
         self.num_draws = 0
         self.roots: dict[tuple[int, ...], int] = {}
@@ -88,6 +91,11 @@ class Explored:
         root = self.roots.get(tuple(prompt.tolist()))
         plain = self._log_values[0, int(self.automaton.begin([prompt]))]
         return float(plain) + (0.0 if root is None else _log(self.prefixes[root].value))
+
+    def finish(self) -> None:
+        """No more is to be learned: less of q is kept for what was not drawn."""
+        self.undrawn *= EXPLORED / EXPLORING
+        self._known.clear()
 
     @property
     def twist(self) -> Twist:
@@ -241,10 +249,11 @@ class ExploredHead(nn.Module):
         rows = log_psi.view(-1, log_psi.shape[-1])
         for row, place in enumerate(features[..., 2].reshape(-1).tolist()):
             tokens, log_values, raised = self.explored.known(place)
-            if raised:
-                rows[row] += raised
             if len(tokens):
-                rows[row, tokens.to(rows.device)] += log_values.to(rows.device, rows.dtype) - raised
+                tokens = tokens.to(rows.device)
+                drawn = rows[row, tokens] + log_values.to(rows.device, rows.dtype)
+                rows[row] += raised
+                rows[row, tokens] = drawn
         return log_psi
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
