@@ -37,7 +37,7 @@ def test_what_the_methods_write() -> None:
 @weights
 def test_red_team_a_chat_model() -> None:
     shown = run("red_team.ipynb")
-    assert "Target('smollm2'" in shown[3]
+    assert "smollm2" in shown[3]
     assert "1 in " in shown[5] or "no event" in shown[5]
     assert shown[5].count(" to ") >= 3
 
