@@ -1,16 +1,14 @@
 """The examples of integrations, at a size that takes seconds."""
 
 import math
-import socket
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 import twistlm
 from examples.integrations import arviz_tree, client, generate, grpo, publish
+from tests.serving import serving
 from twistlm import Target
 from twistlm.integrations.server.app import application
 from twistlm.potentials import Classifier
@@ -40,14 +38,8 @@ def test_arviz(capsys: pytest.CaptureFixture[str]) -> None:
 def test_client(capsys: pytest.CaptureFixture[str]) -> None:
     target = Target("stories", Classifier("sentiment", "positive"), "Once upon a time, there was a", 5)
     run = twistlm.train(target, num_updates=2, num_draws=64, num_particles=8, twist="lexical")
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(application(run, "demo"), log_level="error"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        client.main(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", n=8)
-        server.should_exit = True
-        thread.join(60)
+    with serving(application(run, "demo")) as address:
+        client.main(f"{address}/v1", n=8)
     assert 0 < float(capsys.readouterr().out.splitlines()[-1].split()[-1]) < 1
 
 

@@ -1,7 +1,6 @@
 """`generate` of transformers itself, with the posterior as its way of decoding."""
 
 import re
-from pathlib import Path
 from queue import Queue
 from typing import Any
 
@@ -13,10 +12,10 @@ import twistlm
 from twistlm import Run, Target
 from twistlm.core.errors import ConfigError, ModelError
 from twistlm.integrations import PosteriorOutput, generate
-from twistlm.models import bundled
+from twistlm.models.bundled import folder
 from twistlm.potentials import Classifier, Infilling, Regex
 
-FOLDER = Path(bundled.__file__).parent / "stories"
+FOLDER = folder("stories")
 SEVERAL = {"do_sample": True, "top_k": 0, "custom_generate": generate, "num_particles": 4}
 PROMPTS = ["Once upon a time, there was a", "The old man"]
 

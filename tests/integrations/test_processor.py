@@ -1,7 +1,6 @@
 """A twist among the logits processors of transformers."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +12,10 @@ from tests.constrained import full, target, truth
 from twistlm import Target
 from twistlm.core.errors import ConfigError
 from twistlm.integrations import TwistProcessor
-from twistlm.models import bundled
+from twistlm.models.bundled import folder
 from twistlm.potentials import Classifier, Regex
 
-FOLDER = Path(bundled.__file__).parent / "stories"
+FOLDER = folder("stories")
 PROMPTS = ["Once upon a time, there was a", "The old man saw"]
 
 

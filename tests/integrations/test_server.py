@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,14 +16,14 @@ from typing import Any
 
 import openai
 import pytest
-import uvicorn
 
 import twistlm
+from tests.serving import serving
 from twistlm import Run, Target
 from twistlm.cli import main
 from twistlm.core.errors import ConfigError
 from twistlm.integrations.server.app import application
-from twistlm.integrations.server.desk import Limits
+from twistlm.integrations.server.limits import Limits
 from twistlm.potentials import Function
 
 PROMPTS = ["Once upon a time, there was a", "The old man saw a big", "Lily and her dog", "Tom wanted to"]
@@ -46,16 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def address(run: Run) -> Iterator[str]:
     limits = Limits(num_particles=4, most_particles=16, most_samples=8, most_waiting=60, most_bytes=10_000, timeout=60)
-    app = application(run, "letters", limits=limits, api_key=KEY)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
+    with serving(application(run, "letters", limits=limits, api_key=KEY)) as at:
+        yield at
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from twistlm.models import bundled
 from twistlm.potentials import Classifier, Function
 
 PROMPT = "Once upon a time, there was a"
-STORIES = Path(bundled.__file__).parent / "stories"
+STORIES = bundled.folder("stories")
 SMALL: dict[str, Any] = {"twist": "lexical", "num_updates": 2, "num_draws": 64, "num_particles": 8, "seed": 0}
 
 

@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 from twistlm.cli.options import Count, Group, Positive, RunPath, Seed, SMCOptions, Text, TrustFunction
 from twistlm.core.errors import ConfigError
+from twistlm.integrations.server.limits import Limits
 
 KEY = "TWISTLM_API_KEY"
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -30,12 +31,16 @@ class OfAddress(Group):
 class OfRequests(Group):
     """What one request may ask for, and how much may wait."""
 
-    num_particles: Annotated[Count, arg(help="Particles of the run of SMC of each sequence, unless asked.")] = 32
-    most_particles: Annotated[Count, arg(help="So many at most.")] = 1024
-    most_samples: Annotated[Count, arg(help="Sequences of one request at most.")] = 128
-    most_waiting: Annotated[Count, arg(help="Requests that may wait; more are told to try again (429).")] = 256
-    most_bytes: Annotated[Count, arg(help="Bytes of a request.")] = 1_000_000
-    timeout: Annotated[Positive, arg(help="Seconds until a request is given up (504).")] = 120.0
+    num_particles: Annotated[Count, arg(help="Particles of the run of SMC of each sequence, unless asked.")] = (
+        Limits.num_particles
+    )
+    most_particles: Annotated[Count, arg(help="So many at most.")] = Limits.most_particles
+    most_samples: Annotated[Count, arg(help="Sequences of one request at most.")] = Limits.most_samples
+    most_waiting: Annotated[Count, arg(help="Requests that may wait; more are told to try again (429).")] = (
+        Limits.most_waiting
+    )
+    most_bytes: Annotated[Count, arg(help="Bytes of a request.")] = Limits.most_bytes
+    timeout: Annotated[Positive, arg(help="Seconds until a request is given up (504).")] = Limits.timeout
 
 
 def serve(
@@ -62,7 +67,6 @@ def serve(
         from twistlm.integrations.server.app import application
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}: pip install 'twistlm[serve]'") from error
-    from twistlm.integrations.server.desk import Limits
     from twistlm.runs.run import Run
 
     key = address.api_key or os.environ.get(KEY) or None

@@ -11,6 +11,8 @@ from twistlm.core.rng import Rng
 from twistlm.runs.run import Run
 from twistlm.sampling.cases import Case
 from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.samples import ended
+from twistlm.sampling.target import Target
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,24 @@ class Answer:
         return {"log_weight": self.log_weight, "log_phi": self.log_phi, "log_p": self.log_p}
 
 
-def sampler_of(run: Run, **options: Any) -> Sampler:
-    """The sampler of a run, for prompts without conditions; `options` of `Run.sampler`.
+def target_of(run: Run | Target) -> Target:
+    """The target of a run; a target is its own."""
+    return run if isinstance(run, Target) else run.target
+
+
+def sampler_of(run: Run | Target, **options: Any) -> Sampler:
+    """The sampler of a run, or of a target by its constraints alone, for prompts without conditions.
+
+    `options` are those of `Run.sampler`.
 
     Raises:
         ConfigError: its target is given a condition, which nobody who asks with a prompt has.
     """
     sampler = run.sampler(**options)
     if sampler.is_conditional:
-        raise ConfigError("this run's target is given a condition, for which this interface has no field")
+        raise ConfigError("this target is given a condition, for which there is no field here; use run.sample(…)")
     # Chats among the target's own prompts are known by their tokens from here on.
-    _ = run.target.cases
+    _ = target_of(run).cases
     return sampler
 
 
@@ -61,11 +70,11 @@ def answered(run: Run, sampler: Sampler, rng: Rng, prompts: Sequence[Tensor], nu
         DeadParticlesError: every particle of one has weight zero.
     """
     chosen = sampler.choose(rng, [Case(prompt) for prompt in prompts], num_particles)
-    samples, end = chosen.samples, sampler.model.absorbing
+    samples = chosen.samples
     rows = zip(
         run.target.texts(samples),
         samples.mask.sum(1).tolist(),
-        [end is not None and end in row for row in samples.tokens.tolist()],
+        ended(samples.tokens, sampler.model.absorbing).tolist(),
         chosen.log_Z_hat.tolist(),
         samples.log_phi.tolist(),
         samples.log_p.sum(-1).tolist(),

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from twistlm.core.errors import ConfigError, ModelError
 from twistlm.core.rng import Rng
+from twistlm.integrations.answers import sampler_of, target_of
 from twistlm.sampling.cases import Case
 from twistlm.sampling.target import Target
 
@@ -82,23 +83,18 @@ def generate(
     streamer, config = _streamer(), generation_config or GenerationConfig()
     if run is None:
         raise ConfigError("run is missing: generate(…, custom_generate=twistlm.integrations.generate, run=run)")
-    target = run if isinstance(run, Target) else run.target
-    sampler = run.sampler()
+    target, sampler = target_of(run), sampler_of(run)
     _refuse(config, given.get("logits_processor", ()), given.get("stopping_criteria", ()), target)
-    if sampler.is_conditional:
-        raise ConfigError("this target is given a condition, for which `generate` has no option; use run.sample(…)")
     if streamer is not None and len(input_ids) > 1:
         raise ConfigError(f"a streamer takes one sequence, and {len(input_ids)} were asked for")
     mask = given.get("attention_mask")
     rows = [row if mask is None else row[mask[at].bool()] for at, row in enumerate(input_ids)]
-    prompts = {tuple(row.tolist()): row.cpu() for row in rows}
-    # Chats among the target's own prompts are known by their tokens from here on.
-    _ = target.cases
+    keys = [tuple(row.tolist()) for row in rows]
+    prompts = dict(zip(keys, (row.cpu() for row in rows), strict=True))
     sampler.model.check(list(prompts.values()), sampler.num_steps)
-    _check_same(model, target, next(iter(prompts.values())))
+    _check_same(model, target, prompts[keys[0]])
     seed = int(torch.randint(2**31, (1,))) if seed is None else seed
-    cases = [Case(prompts[tuple(row.tolist())]) for row in rows]
-    chosen = sampler.choose(Rng(seed, ("generate",)), cases, num_particles)
+    chosen = sampler.choose(Rng(seed, ("generate",)), [Case(prompts[key]) for key in keys], num_particles)
     tokens = _padded(chosen.samples.tokens, sampler.model.absorbing, config).to(input_ids.device)
     if streamer is not None:
         # What a particle has written is not known before the last resampling.

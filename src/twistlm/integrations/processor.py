@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from twistlm.core.errors import ConfigError
+from twistlm.integrations.answers import target_of
 from twistlm.models.base import Decoder, DecoderState
 from twistlm.sampling.target import Target
 from twistlm.twists.base import Head, Twist
@@ -31,9 +32,8 @@ class TwistProcessor(LogitsProcessor):
     """
 
     def __init__(self, run: "Run | Target", pad_token_id: int | None = None) -> None:
-        target = run if isinstance(run, Target) else run.target
         model = run.sampler().model
-        self.num_tokens, self.pad_token_id = target.num_tokens, pad_token_id
+        self.num_tokens, self.pad_token_id = target_of(run).num_tokens, pad_token_id
         self._parts = [_part(twist) for twist in (model.twist, model.constraint) if twist is not None]
         if not self._parts:
             raise ConfigError("this target has no constraint, and so nothing to add to logits; give a run")

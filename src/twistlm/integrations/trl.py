@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from twistlm.certificates.certificate import Certificate
 from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.rng import Rng
+from twistlm.integrations.answers import sampler_of, target_of
 from twistlm.models.base import BaseLM
 from twistlm.models.chats import Chat
 from twistlm.models.loaded import as_base_lm
@@ -43,9 +44,7 @@ def reward(target: Target, *, least: float = LEAST) -> Reward:
     """
 
     def log_phi(prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-        known: dict[str, Tensor] = {}
-        encoded = [known.setdefault(str(prompt), _tokens(target, prompt)) for prompt in prompts]
-        values = evaluate(target.bound_potential, encoded, _whole(target, completion_ids))
+        values = evaluate(target.bound_potential, _encoded(target, prompts), _whole(target, completion_ids))
         found: list[float] = values.clamp_min(least).tolist()
         return found
 
@@ -66,17 +65,13 @@ class Rollouts:
     """
 
     def __init__(self, run: Run | Target, *, num_particles: int = 32, seed: int = 0) -> None:
-        self.target: Target = run.target if isinstance(run, Run) else run
-        self.sampler, self.num_particles = run.sampler(), num_particles
+        self.target, self.sampler, self.num_particles = target_of(run), sampler_of(run), num_particles
         self.rng, self.calls = Rng(seed, ("rollouts",)), 0
-        if self.sampler.is_conditional:
-            raise ConfigError("this target is given a condition, which TRL does not have")
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, list[Any]]:
         """What TRL asks for, one completion for each prompt, repeated as they are."""
         self.calls += 1
-        known: dict[str, Tensor] = {}
-        encoded = [known.setdefault(str(prompt), _tokens(self.target, prompt)) for prompt in prompts]
+        encoded = _encoded(self.target, prompts)
         cases = [Case(prompt) for prompt in encoded]
         chosen = self.sampler.choose(self.rng.fork("call", self.calls), cases, self.num_particles)
         samples = chosen.samples
@@ -166,9 +161,11 @@ class CertifyCallback(TrainerCallback):
         return as_base_lm((policy.to(self.target.device), getattr(tokenizer, "tokenizer", tokenizer)))
 
 
-def _tokens(target: Target, prompt: Any) -> Tensor:
-    """A prompt of TRL, a text or messages, as the target's model reads it [P]."""
-    return target.encode(prompt if isinstance(prompt, str) else Chat(tuple(prompt)))
+def _encoded(target: Target, prompts: Sequence[Any]) -> list[Tensor]:
+    """Prompts of TRL, texts or messages, as the target's model reads them [P]; equal ones are one object, read once."""
+    entries = {str(prompt): prompt if isinstance(prompt, str) else Chat(tuple(prompt)) for prompt in prompts}
+    known = {key: target.encode(entry) for key, entry in entries.items()}
+    return [known[str(prompt)] for prompt in prompts]
 
 
 def _whole(target: Target, completions: Sequence[Sequence[int]]) -> Tensor:

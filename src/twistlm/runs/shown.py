@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 class Shown:
     """What a run shows of itself."""
 
+    @property
+    def _place(self: "Run") -> str:  # type: ignore[misc]
+        return "in memory" if self.folder is None else str(self.folder.path)
+
     def __repr__(self: "Run") -> str:  # type: ignore[misc]
-        place = "in memory" if self.folder is None else str(self.folder.path)
-        return f"Run({place}: {self.config.training.loss} with twist {self.config.twist!r} on {self.target!r})"
+        return f"Run({self._place}: {self.config.training.loss} with twist {self.config.twist!r} on {self.target!r})"
 
     def _repr_html_(self: "Run") -> str:  # type: ignore[misc]
         training, known = self.config.training, self.certificate
         rows = [
             ("target", repr(self.target)),
-            ("folder", "in memory" if self.folder is None else str(self.folder.path)),
+            ("folder", self._place),
             ("method, twist, seed", f"{training.loss}, {self.config.twist}, {self.config.seed}"),
             ("updates", f"{training.num_updates} of {training.num_particles} sequences"),
             ("certificate", "none yet: run.evaluate()" if known is None else known.summary()),

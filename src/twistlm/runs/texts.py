@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from twistlm.core.html import table
 from twistlm.core.logmath import ess
 from twistlm.models.token_texts import token_texts_of
 from twistlm.sampling.diagnostics import Diagnostics
-from twistlm.sampling.samples import Samples
+from twistlm.sampling.samples import Samples, ended
 from twistlm.sampling.target import Target
 
 # Samples that a notebook shows.
@@ -63,11 +62,10 @@ class TextSamples:
     ) -> "TextSamples":
         """Samples of a target; arguments as the attributes."""
         absorbing = target.lm.eos_token_id if target.eos == "absorb" else None
-        ended = torch.zeros_like(samples.mask) if absorbing is None else samples.tokens == absorbing
         return TextSamples(
             target.texts(samples),
             samples.tokens,
-            ended.any(-1),
+            ended(samples.tokens, absorbing),
             weights,
             samples.log_phi,
             samples.log_p.sum(-1),

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from twistlm.core.errors import TwistError
 from twistlm.integrations.answers import sampler_of
-from twistlm.integrations.server.desk import Desk, Limits, OverloadedError
+from twistlm.integrations.server.desk import Desk, OverloadedError
+from twistlm.integrations.server.limits import Limits
 from twistlm.integrations.server.wire import Asked, RefusedError, answer
 from twistlm.runs.run import Run
 

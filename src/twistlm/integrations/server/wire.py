@@ -9,7 +9,7 @@ from annotated_types import Interval, MinLen
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from twistlm.integrations.answers import Answer, changed
-from twistlm.integrations.server.desk import Limits
+from twistlm.integrations.server.limits import Limits
 from twistlm.models.chats import Chat
 
 # Fields that would change what is sampled, with the values that change nothing.
