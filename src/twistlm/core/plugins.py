@@ -1,4 +1,4 @@
-"""Parts that others bring: in a distribution that is installed, or in a file that is named.
+"""Parts that others bring: in a distribution that is installed, or in a file that is named::
 
     [project.entry-points."twistlm.plugins"]
     mine = "my_package.losses"

@@ -1,4 +1,4 @@
-"""`generate` of transformers, drawing from the posterior: two keywords more in a call that is there already.
+"""`generate` of transformers, drawing from the posterior: two keywords more in a call that is there already::
 
     model.generate(**inputs, custom_generate=twistlm.integrations.generate, run=run, num_particles=32)
 

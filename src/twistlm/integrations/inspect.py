@@ -1,4 +1,4 @@
-"""Inspect: runs as models (`--model twistlm/RUN`), and a task that counts an event and says how well it knows.
+"""Inspect: runs as models (`--model twistlm/RUN`), and a task that counts an event and says how well it knows::
 
     inspect eval twistlm/event_rate --model twistlm/runs/toxic -T prompts=prompts.txt
 

@@ -1,4 +1,4 @@
-"""TRL: certificates of a policy while it is trained, potentials as rewards, posterior samples as rollouts.
+"""TRL: certificates of a policy while it is trained, potentials as rewards, posterior samples as rollouts::
 
     trainer = GRPOTrainer(model, reward_funcs=reward(target), …)
     trainer.add_callback(CertifyCallback(trainer, target, every=20))

@@ -47,7 +47,7 @@ class Chat:
     """A chat that waits for an answer: it ends with the user's message.
 
     Attributes:
-        messages: as `Message`s, or as mappings {"role": …, "content": …}.
+        messages: each a `Message`, or a mapping {"role": …, "content": …}.
 
     Raises:
         PromptError: a message is wrong, or the last is not the user's.

@@ -1,4 +1,4 @@
-"""Runs as repositories of the hub: what is in one, its card, and how it is opened again.
+"""Runs as repositories of the hub: what is in one, its card, and how it is opened again::
 
     config.json          the target and the settings, with what identifies the target's content
     twist.safetensors    the twist

@@ -1,7 +1,7 @@
 """Values of prefixes that were drawn: what the automaton of a constraint cannot tell one prefix from another by.
 
 A prefix's value U is 1 or what the automaton's twist says of it where nothing more is known, that of φ where a text has
-ended, and, once the prefix was visited,
+ended, and, once the prefix was visited, ::
 
     U(s) = Σ_v p₀(v | s) U(s v),
 

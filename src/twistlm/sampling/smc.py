@@ -1,6 +1,6 @@
 """The steps of twisted sequential Monte Carlo, which `Sampler.smc` takes one after the other.
 
-At step t every particle draws s_t ~ q_t(· | s_<t) and is weighted by
+At step t every particle draws s_t ~ q_t(· | s_<t) and is weighted by ::
 
     log w_t = log p₀(s_t | s_<t) + log ψ_t(s_1:t) − log ψ_{t−1}(s_1:t−1) − log q_t(s_t | s_<t),
 

@@ -3,7 +3,7 @@
 A learned proposal wants the event at once and all along. Sequences that begin harmlessly, or that go on harmlessly once
 the event is sure, have to decline what it offers at every other step, and are rarer under it than under p₀ itself. With
 the twist on for some stretches only, some share of the draws is steered where a sequence needs it and nowhere else.
-Summed over all 2^T patterns b of on and off,
+Summed over all 2^T patterns b of on and off, ::
 
     q̄(s_1:t) = Σ_b P(b) Π_u (b_u ? q : p₀)(s_u | s_<u),
 

@@ -1,4 +1,4 @@
-"""The value of a prefix, E_p₀[φ | s_1:t] up to a factor, fitted on draws that are there: what dense labels are made of.
+"""The value of a prefix, E_p₀[φ | s_1:t] up to a factor, fitted on draws that are there; dense labels are made of it::
 
     log V_t(s_1:t) = a_t log(q/p₀)(s_1:t) + c_t log ψ_t(s_1:t) + b_t g(s_1:t) + u_t · x(s_t) + w_t · ĥ(s_<t)
 

@@ -1,4 +1,4 @@
-"""The twist of a hard constraint: what of it can be met in the tokens that are left, exactly, and how likely that is.
+"""The twist of a hard constraint: what of it can be met in the tokens that are left, exactly, and how likely that is::
 
     log ψ_t(s_1:t) = log V_t(state),   V_T(state) = 1[accepting],   V_t(state) = Σ_c p̂(c | state) V_{t+1}(state after c)
 

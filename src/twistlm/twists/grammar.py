@@ -1,4 +1,4 @@
-"""The twist of a grammar: which tokens keep the text possible. It goes around another one, that of an automaton.
+"""The twist of a grammar: which tokens keep the text possible. It goes around another one, that of an automaton::
 
     log ψ_t(s_1:t) = log ψ'_t(s_1:t) if the grammar allows a text that begins with s_1:t, else −∞
 

@@ -1,4 +1,4 @@
-"""Twists that read the base model's own hidden states: one small network, then an output layer over V.
+"""Twists that read the base model's own hidden states: one small network, then an output layer over V::
 
     log ψ(prefix, v) = (trunk(h) · W_v + b_v)
 

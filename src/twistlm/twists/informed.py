@@ -1,4 +1,4 @@
-"""What weighs beside the twist: what the potential says of a prefix, and how far the proposal has gone already.
+"""What weighs beside the twist: what the potential says of a prefix, and how far the proposal has gone already::
 
     log ψ̃_t(s_1:t) = a_t log (q/p₀)(s_1:t) + c_t log ψ_t(s_1:t) + b_t g(s_1:t)
 

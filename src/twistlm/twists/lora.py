@@ -1,4 +1,4 @@
-"""Twists with a transformer of their own at the price of adapters: its weights are the base model's and stay frozen.
+"""Twists with a transformer of their own at the price of adapters: its weights are the base model's and stay frozen::
 
     y = W x + (alpha / rank) · B A x
 

@@ -1,4 +1,4 @@
-"""Twists of few effective parameters: what a thousand samples can teach.
+"""Twists of few effective parameters: what a thousand samples can teach::
 
     log ψ(h, v) = α [(A ĥ + a) · (Bᵀ x_v) + c · x_v + b_v] + w · ĥ
 

@@ -2,7 +2,7 @@
 
 Written out for autograd, [rows, V] would be held several times over in float32 and both products with it run in the
 slowest form. Here the forward pass goes through the packed products that sampling uses, and keeps of each row only
-its softmax q ∝ p₀ψ, from which everything else follows:
+its softmax q ∝ p₀ψ, from which everything else follows::
 
     ∂/∂log ψ(v) log Σ p₀ψ = q(v)
 """

@@ -1,4 +1,4 @@
-"""The run folder: everything about a run, readable without twistlm, and safe to kill at any moment.
+"""The run folder: everything about a run, readable without twistlm, and safe to kill at any moment::
 
     config.json              what was asked, and the versions that did it
     metrics.jsonl            one JSON object per line: updates, evaluations, warnings
@@ -19,14 +19,16 @@ Every file is replaced as a whole, except metrics.jsonl: it grows line by line, 
 Only this package knows these names and what stands in the files: others hand a `RunFolder` values with types, and get
 such values back.
 
-| file | what it knows |
-|---|---|
-| run_folder.py | who may write, and the files that training makes |
-| description.py | config.json |
-| history.py | metrics.jsonl |
-| samples.py | samples.jsonl, base_samples.jsonl, diagnostics.json |
-| evaluations.py | certificate.json, evaluations/, done.json |
-| place.py | that what is written goes into the folder that was opened |
+==============  =========================================================
+file            what it knows
+==============  =========================================================
+run_folder.py   who may write, and the files that training makes
+description.py  config.json
+history.py      metrics.jsonl
+samples.py      samples.jsonl, base_samples.jsonl, diagnostics.json
+evaluations.py  certificate.json, evaluations/, done.json
+place.py        that what is written goes into the folder that was opened
+==============  =========================================================
 """
 
 from twistlm.runs.folder.description import AskedRun, Described, Outline, versions

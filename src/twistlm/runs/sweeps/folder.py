@@ -1,4 +1,4 @@
-"""The sweep folder: one target, every method with every seed, each in a run folder of its own.
+"""The sweep folder: one target, every method with every seed, each in a run folder of its own::
 
     sweep.json                       what was asked, and the versions that did it
     draws.safetensors                base draws and exact samples, collected once and shared by all runs
