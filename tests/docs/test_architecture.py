@@ -37,9 +37,8 @@ def test_the_table_and_the_picture_are_the_contract() -> None:
     assert {room for pair in arrows for room in pair} == (set(number) - {"__main__"})
 
 
-def test_the_tree_of_the_readme_names_what_is_there() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = readme[readme.index("\nsrc/twistlm/\n") : readme.index("\ntests/ ")]
+def test_the_tree_names_what_is_there() -> None:
+    tree = PAGE[PAGE.index("\nsrc/twistlm/\n") : PAGE.index("\ntests/ ")]
     folder, named = PACKAGE, 0
     for line in tree.strip().splitlines()[1:]:
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
