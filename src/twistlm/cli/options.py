@@ -87,7 +87,10 @@ Seed = Annotated[
 RunPath = Annotated[Positional[AnyPlace], arg(help=f"A run folder that `train` or `demo` has finished. {OR_URL}")]
 TrustFunction = Annotated[
     UseAppendAction[tuple[Text, ...]],
-    arg(help="A function, as module:name, that a run's potential may import and run; none other is. May be repeated."),
+    arg(
+        help="A function, as module:name, that a run's potential may import and run; none other is, and there is no "
+        "word for all. May be repeated."
+    ),
 ]
 Plugins = Annotated[
     UseAppendAction[tuple[AnyPath, ...]],

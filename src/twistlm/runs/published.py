@@ -9,7 +9,6 @@
 There is nothing of the training in it, and no code that `from_pretrained` would run.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_do
 
 from twistlm.core.errors import RunError
 from twistlm.core.folders import is_occupied, writing
+from twistlm.potentials.specs import Trust
 from twistlm.runs.folder import AskedRun, RunFolder, versions
 from twistlm.sampling.prompts import quoted
 
@@ -87,7 +87,7 @@ class Publishable:
         *,
         model: str | Path | None = None,
         target: "Target | None" = None,
-        trust_functions: Sequence[str] = (),
+        trust_functions: Trust = (),
         **options: Any,
     ) -> Self:
         """A run from a folder, or from a repository of the hub, which is downloaded. It runs no code from there.

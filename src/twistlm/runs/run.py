@@ -23,6 +23,7 @@ from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
 from twistlm.core.work import Engine, InThisProcess, Opened
+from twistlm.potentials.specs import Trust
 from twistlm.runs import evidence
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.folder import RunFolder
@@ -72,17 +73,18 @@ class Run(Shown, Publishable):
         target: Target | None = None,
         *,
         model: str | Path | None = None,
-        trust_functions: Sequence[str] = (),
+        trust_functions: Trust = (),
         draws: bool = True,
     ) -> "Run":
-        """Open a finished run. That runs no code of the folder's choice and downloads nothing.
+        """Open a finished run. That runs no code of the folder's choice, unless it is trusted, and downloads nothing.
 
         Args:
             path: its folder, or a URL of it in a store, as s3://bucket/run.
             target: needed only if the potential could not be written to the folder (a lambda, a loaded model).
             model: where the base model's folder is now; one that is not where it was is also looked for in the run's
                 folder and beside it.
-            trust_functions: functions, as "module:name", that the folder's potential may import and run.
+            trust_functions: functions, as "module:name", that the folder's potential may import and run. True trusts
+                whatever it names: opening it then runs code of its choice, from any module that is installed.
             draws: read and check its base draws, which evaluation needs; False is enough to sample.
 
         Raises:
