@@ -250,9 +250,11 @@ class OfSMC(Group):
         """What `Run.sample` and `Run.evaluate` take: the other run is loaded, if one is named."""
         from twistlm.runs.run import Run
 
+        # What is on unless it is switched off is said either way.
+        given = self.given | {"informed": self.informed}
         if self.proposal_run is None:
-            return self.given
-        return self.given | {"proposal_run": Run.load(self.proposal_run, trust_functions=trust_functions, draws=False)}
+            return given
+        return given | {"proposal_run": Run.load(self.proposal_run, trust_functions=trust_functions, draws=False)}
 
 
 @dataclass(frozen=True)

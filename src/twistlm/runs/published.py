@@ -21,7 +21,6 @@ from twistlm.runs.folder import AskedRun, RunFolder, versions
 from twistlm.sampling.prompts import quoted
 
 if TYPE_CHECKING:
-    from twistlm.certificates.certificate import Certificate
     from twistlm.runs.run import Run
     from twistlm.sampling.target import Target
 
@@ -127,27 +126,16 @@ class _Repository(ModelHubMixin):
         twist, about = run.model.twist, {} if run.informed is None else {"informed": run.informed.as_dict()}
         assert twist is not None
         folder = RunFolder.keep(save_directory, asked, run.target.fingerprint, twist.module.state_dict(), about)
-        if (certificate := self._certificate) is not None:
+        if (certificate := run.certificate) is not None:
             folder.evaluations.add({"after": certificate}, {})
         code = save_directory / "custom_generate"
         code.mkdir(exist_ok=True)
         (code / "generate.py").write_text(GENERATE.replace("{place!r}", repr(self.place)), encoding="utf-8")
         (code / "requirements.txt").write_text("twistlm\n", encoding="utf-8")
 
-    @property
-    def _certificate(self) -> "Certificate | None":
-        """The last one of this very twist."""
-        if self.run.certificate is not None or self.run.folder is None:
-            return self.run.certificate
-        evaluations = self.run.folder.evaluations
-        current = evaluations.current()
-        return (
-            None if current is None or not evaluations.is_of_this_twist(current) else current.certificates.get("after")
-        )
-
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """From what is known of the run."""
-        run, certificate = self.run, self._certificate
+        run, certificate = self.run, self.run.certificate
         described, prompts = run.target.spec(), run.target.prompts
         model = run.target.model_name
         data = ModelCardData(

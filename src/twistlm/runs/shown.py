@@ -17,17 +17,18 @@ class Shown:
     """What a run shows of itself."""
 
     @property
-    def _place(self: "Run") -> str:  # type: ignore[misc]
-        return "in memory" if self.folder is None else str(self.folder.path)
+    def place(self: "Run") -> str:  # type: ignore[misc]
+        """Its folder, or the URL of it in a store; "in memory" where there is none."""
+        return "in memory" if self.folder is None else self.folder.url or str(self.folder.path)
 
     def __repr__(self: "Run") -> str:  # type: ignore[misc]
-        return f"Run({self._place}: {self.config.training.loss} with twist {self.config.twist!r} on {self.target!r})"
+        return f"Run({self.place}: {self.config.training.loss} with twist {self.config.twist!r} on {self.target!r})"
 
     def _repr_html_(self: "Run") -> str:  # type: ignore[misc]
         training, known = self.config.training, self.certificate
         rows = [
             ("target", repr(self.target)),
-            ("folder", self._place),
+            ("folder", self.place),
             ("method, twist, seed", f"{training.loss}, {self.config.twist}, {self.config.seed}"),
             ("updates", f"{training.num_updates} of {training.num_particles} sequences"),
             ("certificate", "none yet: run.evaluate()" if known is None else known.summary()),
