@@ -6,6 +6,10 @@
     run.sample(32).texts
     run.evaluate()
 
+Options that are objects are of classes that are here: `RunConfig`, `TrainingConfig` and `EvaluationConfig` for `train`,
+`Effort` for `certify` (whose keywords are the fields of `Spending`), `Search` for `probability`, `Share` for `engine`.
+What annotations need besides is in `twistlm.types`.
+
 Everything is loaded at first use, so importing this costs next to nothing.
 """
 
@@ -15,14 +19,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from twistlm import potentials, types
     from twistlm.certificates.certificate import Certificate
+    from twistlm.certificates.effort import Search
     from twistlm.certificates.probability import Probability
+    from twistlm.certificates.spending import Effort, Spending
     from twistlm.models.chats import chat
     from twistlm.runs.certify import certify
-    from twistlm.runs.config import RunConfig
-    from twistlm.runs.engines import engine
+    from twistlm.runs.config import EvaluationConfig, RunConfig
+    from twistlm.runs.engines import Share, engine
     from twistlm.runs.probability import probability
     from twistlm.runs.run import Run
+    from twistlm.runs.texts import TextSamples
     from twistlm.runs.train import fine_tune, train
+    from twistlm.sampling.exact.collection import Collection
     from twistlm.sampling.prompts import Prompts
     from twistlm.sampling.target import Target
     from twistlm.training import losses
@@ -30,11 +38,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Certificate",
+    "Collection",
+    "Effort",
+    "EvaluationConfig",
     "Probability",
     "Prompts",
     "Run",
     "RunConfig",
+    "Search",
+    "Share",
+    "Spending",
     "Target",
+    "TextSamples",
     "TrainingConfig",
     "certify",
     "chat",
@@ -51,16 +66,23 @@ __version__ = "0.1.0"
 _HOMES = {
     "Run": "twistlm.runs.run",
     "RunConfig": "twistlm.runs.config",
+    "EvaluationConfig": "twistlm.runs.config",
     "Target": "twistlm.sampling.target",
     "train": "twistlm.runs.train",
     "Certificate": "twistlm.certificates.certificate",
     "certify": "twistlm.runs.certify",
     "Probability": "twistlm.certificates.probability",
     "probability": "twistlm.runs.probability",
+    "Search": "twistlm.certificates.effort",
+    "Effort": "twistlm.certificates.spending",
+    "Spending": "twistlm.certificates.spending",
+    "TextSamples": "twistlm.runs.texts",
     "TrainingConfig": "twistlm.training.config",
     "chat": "twistlm.models.chats",
     "engine": "twistlm.runs.engines",
+    "Share": "twistlm.runs.engines",
     "Prompts": "twistlm.sampling.prompts",
+    "Collection": "twistlm.sampling.exact.collection",
     "fine_tune": "twistlm.runs.train",
 }
 _MODULES = {"potentials": "twistlm.potentials", "losses": "twistlm.training.losses", "types": "twistlm.types"}

@@ -109,10 +109,10 @@ def test_fifty_clients_at_once(client: openai.OpenAI, address: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "status", "message"),
     [
-        ({"temperature": 0.7}, 400, "temperature = 0.7 would not be the posterior"),
+        ({"temperature": 0.7}, 400, "temperature = 0.7 is of another way of decoding"),
         ({"stop": ["."]}, 400, "stop = "),
         ({"stream": True}, 400, "stream = True"),
-        ({"max_tokens": 99}, 400, "max_tokens = 99, and this run's texts have 6"),
+        ({"max_tokens": 99}, 400, "max_tokens = 99, and this target's texts have 6"),
         ({"n": 0}, 400, "n: Input should be greater than or equal to 1"),
         ({"n": 9}, 400, "at most 8 sequences"),
         ({"prompt": []}, 400, "prompt"),

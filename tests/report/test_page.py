@@ -56,7 +56,7 @@ def other(folder: Path) -> Path:
 
 def _finish(run: Run) -> None:
     assert run.folder is not None
-    certificates = {name: run.evaluate((2, 4), num_samples=64, budget=32, before=name == "before")
+    certificates = {name: run.evaluate((2, 4), num_samples=64, budget=32, before=name == "before", save=False)
                     for name in ("before", "after")}  # fmt: skip
     run.folder.evaluations.add(certificates, {})
     # Resampled at every step, at random: with equal weights a systematic scheme keeps everyone.

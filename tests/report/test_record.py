@@ -19,7 +19,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
     run = train(tiny_target(tiny_lm()), config=CONFIG, out=path)
     assert run.folder is not None
-    certificate = run.evaluate((2,), num_samples=32, budget=16)
+    certificate = run.evaluate((2,), num_samples=32, budget=16, save=False)
     # As `twistlm demo` writes it: certificates beside other things.
     run.folder.evaluations.add({"after": certificate}, {}, improvement_kl_target_q=None, cost={"a": 1})
     run.folder.save_samples(run.sample(8))

@@ -1,13 +1,16 @@
 """How runs, targets and samples show themselves: in one line, and in notebooks."""
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 import twistlm
 from twistlm import Run, Target
-from twistlm.core.errors import RunError
+from twistlm.cli import main
+from twistlm.core.errors import ConfigError, RunError
+from twistlm.core.folders import writing
 from twistlm.potentials import Classifier
 
 
@@ -33,6 +36,11 @@ def test_one_line_each(run: Run) -> None:
     assert html.count("<tr>") == sum(each is not None for each in certificate.estimates.values())
     assert "Once upon a time" in run.target._repr_html_()
     assert "KL(q‖σ)" in run._repr_html_()
+    for shown, title in ((html, "Bounds of log Z, and both KLs"), (run._repr_html_(), "held-out criterion")):
+        chart = ElementTree.fromstring(shown[shown.index("<svg") : shown.index("</svg>") + len("</svg>")])
+        assert chart.attrib["aria-label"].startswith(title)
+    for each in certificate.bounds:
+        assert f"{each.method}, N = {each.num_particles} {each.lower}" in html
 
 
 def test_tokens_and_ends(run: Run) -> None:
@@ -65,3 +73,41 @@ def test_sampling_needs_no_draws(tmp_path: Path, run: Run) -> None:
     assert opened.sample(4).texts == made.sample(4).texts
     with pytest.raises(RunError):
         Run.load(tmp_path / "run")
+
+
+def test_a_report_is_that_of_the_command(tmp_path: Path, run: Run) -> None:
+    with pytest.raises(ConfigError, match="this run has none: train it with out="):
+        run.report()
+    config = {"twist": "lexical", "num_updates": 2, "num_draws": 64, "num_particles": 8, "seed": 0}
+    made = twistlm.train(run.target, out=tmp_path / "run", **config)
+    with pytest.raises(RunError, match="has no certificate"):
+        made.report()
+    made.evaluate(2, num_samples=16, budget=8)
+    page = made.report()
+    assert page == tmp_path / "run" / "report.html"
+    assert (tmp_path / "run" / "report" / "bounds.png").exists()
+    elsewhere = made.report(str(tmp_path / "page.html"))
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "other.html")]) == 0
+    assert elsewhere.read_bytes() == (tmp_path / "other.html").read_bytes() == page.read_bytes()
+    # Nothing is replaced unless that is asked for, and nobody is written over.
+    (tmp_path / "page.html").write_text("mine")
+    for out, error, message in (
+        (tmp_path / "page.html", RunError, "exists already"),
+        (tmp_path / "page", ConfigError, "ends in .html"),
+    ):
+        with pytest.raises(error, match=message):
+            made.report(out)
+    assert elsewhere.read_text() == "mine"
+    assert made.report(elsewhere, overwrite=True).read_bytes() == page.read_bytes()
+    with writing(tmp_path / "run"), pytest.raises(RunError, match="is being written"):
+        made.report()
+
+
+def test_a_damaged_certificate_is_said_and_the_rest_is_shown(tmp_path: Path, run: Run) -> None:
+    config = {"twist": "lexical", "num_updates": 1, "num_draws": 64, "num_particles": 8, "seed": 0}
+    made = twistlm.train(run.target, out=tmp_path / "run", **config)
+    (tmp_path / "run" / "certificate.json").write_text('{"after": {"bounds": 1}}')
+    assert "certificate.json" in made._repr_html_()
+    assert "ctl, lexical, 0" in made._repr_html_()
+    with pytest.raises(RunError, match="is damaged or of another version"):
+        _ = made.certificate

@@ -19,7 +19,7 @@ from twistlm.cli import main
 from twistlm.core.errors import ConfigError, ModelError, TwistError
 from twistlm.models.bundled import folder as bundled
 from twistlm.models.huggingface import load
-from twistlm.potentials import Classifier, Function
+from twistlm.potentials import Classifier, Function, from_spec
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.training.config import TrainingConfig
 
@@ -134,8 +134,47 @@ def test_a_function_of_a_run_is_imported_only_if_it_is_trusted_by_name(
     assert not marker.exists()
     with pytest.raises(ConfigError, match="hostile_module:score"):
         Run.load(run, trust_functions=("hostile_module:other",))
+    # A name is a name, and not where others may be found in it.
+    with pytest.raises(ConfigError, match="hostile_module:score"):
+        Run.load(run, trust_functions="hostile_module:scores")
+    assert not marker.exists()
     assert main([*arguments, "--trust-function", "math:sin", "--trust-function", "hostile_module:score"]) == 0
     assert marker.read_text() == "called"
+
+
+@pytest.mark.parametrize("trust", [True, "hostile_module:score", ["hostile_module:score"]])
+def test_a_folder_from_elsewhere_runs_what_it_names_only_if_all_is_trusted_or_its_name(
+    tmp_path: Path, marker: Path, trust: bool | str | list[str]
+) -> None:
+    score = importlib.import_module("hostile_module").score
+    train(Target("stories", Function(score, log_upper_bound=0.0), "Once", 2), config=CONFIG).save_pretrained(
+        tmp_path / "from-elsewhere"
+    )
+    described = json.loads((tmp_path / "from-elsewhere" / "config.json").read_text())["target"]
+    del sys.modules["hostile_module"]
+    marker.unlink()
+    openings = (
+        lambda **how: Run.load(tmp_path / "from-elsewhere", **how),
+        lambda **how: Run.from_pretrained(tmp_path / "from-elsewhere", **how),
+        lambda **how: Target.from_spec(described, **how),
+    )
+    for opening in openings:
+        for distrust in ({}, {"trust_functions": False}, {"trust_functions": ()}):
+            with pytest.raises(ConfigError, match=r"--trust-function .* trust_functions=True"):
+                opening(**distrust)
+            assert "hostile_module" not in sys.modules
+            assert not marker.exists()
+    for opening in openings:
+        opened = opening(trust_functions=trust)
+        assert opened.target.check() is None if isinstance(opened, Run) else opened.check() is None
+        assert marker.read_text() == "called"
+        marker.unlink()
+
+
+def test_what_names_no_function_is_one_line_even_if_all_is_trusted() -> None:
+    for path in (5, ["math:sin"], "math", ".math:sin", ":sin", "math:no_such"):
+        with pytest.raises(ConfigError, match="the potential's function"):
+            from_spec({"name": "function", "function": {"import": path}}, True)
 
 
 def test_a_run_of_a_function_of_ones_own_is_opened_with_its_name(tmp_path: Path, marker: Path) -> None:

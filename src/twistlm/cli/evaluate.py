@@ -12,9 +12,6 @@ from twistlm.core.errors import ConfigError
 if TYPE_CHECKING:
     from twistlm.sampling.prompts import Prompts
 
-# Samples that are kept of each prompt, for a reader.
-NUM_KEPT = 8
-
 
 @dataclass(frozen=True)
 class OfEvaluation(Group):
@@ -95,36 +92,28 @@ def evaluate(
     from twistlm.core.terminal import console
     from twistlm.report.tables import bounds_table, certificate_table, print_lines, prompts_table
     from twistlm.runs import evidence
-    from twistlm.runs.at_prompts import samples_at_prompts
+    from twistlm.runs.certification import Certification
     from twistlm.runs.run import Run
 
     opened = Run.load(run, trust_functions=trust_function)
-    prompts = where.read(opened.target.prompts)
+    prompts, spent = where.read(opened.target.prompts), spending.given
     if spending.num_draws is not None and prompts in (None, evidence.ALL):
         raise ConfigError("--num-draws is for a file of --prompts: of its own the run has draws; leave it out")
-    how, engine = smc.for_run(trust_function), workers.made()
-    certificates = {
-        name: opened.evaluate(
-            **spending.given, seed=seed, before=name == "before", prompts=prompts, engine=engine, **how
-        )
-        for name in ("before", "after")
-    }
-    assert opened.folder is not None
-    asked = {**spending.given, **smc.given, "seed": seed}
-    if where.prompts is not None:
-        asked["prompts"] = str(where.prompts)
-    if smc.proposal_run is not None:
-        asked["proposal_run"] = str(smc.proposal_run)
-    evaluations = opened.folder.evaluations
-    several = evidence.where(opened, prompts)[1] if certificates["after"].by_prompt else None
-    path = evaluations.add(certificates, asked, **({} if several is None else {"prompts": several.described()}))
+    options = smc.for_run(trust_function) | {"engine": workers.made()}
+    if "num_draws" in spent:
+        options["num_draws"] = spent.pop("num_draws")
+    asked = Certification(**spent, seed=seed, prompts=prompts, options=options)
+    asked.check(opened)
+    certificates = {name: asked.of(opened, before=name == "before") for name in ("before", "after")}
+    path = asked.save(opened, certificates, **({} if where.prompts is None else {"prompts": str(where.prompts)}))
     show = console()
     show.print(certificate_table(certificates))
     show.print(bounds_table(certificates))
-    if several is not None:
-        opened.folder.save_prompt_samples(samples_at_prompts(opened, prompts, NUM_KEPT, seed, **how))
-        show.print(prompts_table(certificates, several))
+    if certificates["after"].by_prompt:
+        show.print(prompts_table(certificates, evidence.where(opened, prompts)[1]))
     print_lines(show, verdict(certificates["after"], certificates["before"]))
+    assert opened.folder is not None
+    evaluations = opened.folder.evaluations
     if others := evaluations.count_others():
         print(f"{others} more in {shown(evaluations.folder)}; `twistlm report {shown(run)}` shows them all")
     print(f"Written to {shown(path)}")

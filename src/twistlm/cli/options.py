@@ -87,7 +87,10 @@ Seed = Annotated[
 RunPath = Annotated[Positional[AnyPlace], arg(help=f"A run folder that `train` or `demo` has finished. {OR_URL}")]
 TrustFunction = Annotated[
     UseAppendAction[tuple[Text, ...]],
-    arg(help="A function, as module:name, that a run's potential may import and run; none other is. May be repeated."),
+    arg(
+        help="A function, as module:name, that a run's potential may import and run; none other is, and there is no "
+        "word for all. May be repeated."
+    ),
 ]
 Plugins = Annotated[
     UseAppendAction[tuple[AnyPath, ...]],
@@ -247,9 +250,11 @@ class OfSMC(Group):
         """What `Run.sample` and `Run.evaluate` take: the other run is loaded, if one is named."""
         from twistlm.runs.run import Run
 
+        # What is on unless it is switched off is said either way.
+        given = self.given | {"informed": self.informed}
         if self.proposal_run is None:
-            return self.given
-        return self.given | {"proposal_run": Run.load(self.proposal_run, trust_functions=trust_functions, draws=False)}
+            return given
+        return given | {"proposal_run": Run.load(self.proposal_run, trust_functions=trust_functions, draws=False)}
 
 
 @dataclass(frozen=True)

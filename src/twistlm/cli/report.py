@@ -1,12 +1,11 @@
 """`twistlm report`."""
 
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from twistlm.cli.options import AnyPlace, FilePath, check_writable
-from twistlm.core.errors import ConfigError, RunError
+from twistlm.core.errors import ConfigError
 
 
 def report(
@@ -25,32 +24,16 @@ def report(
     PNG and PDF. `twistlm evaluate` makes the certificate that it needs, `twistlm sample` the samples that it shows.
     """
     from twistlm.core.places import shown
-    from twistlm.report.page import save_report
-    from twistlm.report.record import read_all
-    from twistlm.runs.folder import RunFolder
+    from twistlm.report.page import check_page
+    from twistlm.report.page import report as written
 
     if not runs:
         raise ConfigError("name at least one run folder")
     if out is not None:
-        _check(out, overwrite)
-    records = read_all(runs)
-    for path, record in zip(runs, records, strict=True):
+        check_page(out, overwrite)
+        check_writable(out)
+    made = written(runs, out, overwrite=overwrite)
+    for path, record in zip(runs, made.records, strict=True):
         if record.diagnostics is None and not record.prompt_samples:
             print(f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}")
-    path, pictures = save_report(records, RunFolder(runs[0]).report if out is None else out)
-    print(f"Report: {shown(path)}\n{len(pictures)} charts as PNG and PDF: {shown(pictures[0].parent)}/")
-
-
-def _check(out: Path, overwrite: bool) -> None:
-    """Refuse what is not a page's name, or would replace something.
-
-    Raises:
-        ConfigError: it does not end in .html, which is what tells the page from the folder of its charts.
-        RunError: the page or the folder exists.
-    """
-    if out.suffix != ".html":
-        raise ConfigError(f"--out must be the name of a file that ends in .html, not {out}")
-    for path in (out, out.with_suffix("")):
-        if path.exists() and not overwrite:
-            raise RunError(f"{path} exists already; replace it with --overwrite, or choose another --out")
-    check_writable(out)
+    print(f"Report: {shown(made.page)}\n{len(made.charts)} charts as PNG and PDF: {shown(made.charts[0].parent)}/")

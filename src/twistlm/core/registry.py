@@ -31,6 +31,7 @@ HOMES = {
     "classifier": "twistlm.models.bundled",
     "experiment": "twistlm.runs.experiments",
     "engine": "twistlm.runs.engines",
+    "report": "twistlm.report.page",
 }
 
 

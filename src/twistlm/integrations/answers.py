@@ -14,6 +14,9 @@ from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import ended
 from twistlm.sampling.target import Target
 
+# What OpenAI's interface and transformers call the number of tokens of a text.
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -84,18 +87,18 @@ def answered(run: Run, sampler: Sampler, rng: Rng, prompts: Sequence[Tensor], nu
 
 
 def changed(asked: dict[str, Any], neutral: dict[str, tuple[Any, ...]], num_tokens: int) -> tuple[str, str] | None:
-    """The first field that asks for another distribution than the posterior, and what to do about it.
+    """The first field that asks for what samples of the posterior are not, and what to do about it.
 
     Args:
         asked: fields and values; None for those that were not given.
-        neutral: fields that would change what is sampled, with the values that change nothing.
-        num_tokens: of the target's texts, which max_tokens must be, if it is given.
+        neutral: fields that would change what is sampled or returned, with the values that change nothing.
+        num_tokens: of the target's texts, which what limits them (`LENGTHS`) must be, if it is given.
     """
     for field, value in asked.items():
         if value is None:
             continue
-        if field in ("max_tokens", "max_completion_tokens") and value != num_tokens:
-            return field, f"{field} = {value}, and this run's texts have {num_tokens}; leave it out"
+        if field in LENGTHS and value != num_tokens:
+            return field, f"{field} = {value}, and this target's texts have {num_tokens}; leave it out"
         if field in neutral and value not in neutral[field]:
-            return field, f"{field} = {value!r} would not be the posterior that this run samples; leave it out"
+            return field, f"{field} = {value!r} is of another way of decoding than sampling a posterior; leave it out"
     return None

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from twistlm.core.errors import ConfigError, ModelError
 from twistlm.core.rng import Rng
-from twistlm.integrations.answers import sampler_of, target_of
+from twistlm.integrations.answers import changed, sampler_of, target_of
 from twistlm.sampling.cases import Case
 from twistlm.sampling.target import Target
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 # Total variation of two distributions over the next token from which on two models are not the same, by whether both
 # are in float32.
 SAME, SAME_ROUNDED = 1e-3, 0.05
-# Options of `generate` whose default does nothing to the distribution, and that do if they are anything else.
-NEUTRAL = {"num_beams": 1, "output_scores": False, "output_logits": False, "output_attentions": False}
+# What transformers does not hand over as a processor or criterion.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,), "output_scores": (False,), "output_logits": (False,), "output_attentions": (False,),
+}  # fmt: skip
 
 
 @dataclass
@@ -118,13 +120,9 @@ def _refuse(config: GenerationConfig, processors: Any, criteria: Any, target: Ta
     stopping = [each for each in criteria if not isinstance(each, MaxLengthCriteria | EosTokenCriteria)]
     if stopping:
         raise ConfigError(f"{type(stopping[0]).__name__} would end texts that φ wants whole; leave it out")
-    for name, neutral in NEUTRAL.items():
-        if getattr(config, name, None) not in (None, neutral):
-            raise ConfigError(f"{name} = {getattr(config, name)} is of another way of decoding; leave it out")
-    if config.max_new_tokens not in (None, target.num_tokens):
-        raise ConfigError(
-            f"max_new_tokens = {config.max_new_tokens}, and this target's texts have {target.num_tokens}; leave it out"
-        )
+    asked = {name: getattr(config, name, None) for name in (*NEUTRAL, "max_new_tokens")}
+    if (refused := changed(asked, NEUTRAL, target.num_tokens)) is not None:
+        raise ConfigError(refused[1])
     ends, own = config.eos_token_id, target.lm.eos_token_id
     ends = ends if isinstance(ends, list) or ends is None else [ends]
     if target.eos == "absorb" and ends is not None and own not in ends:

@@ -35,6 +35,7 @@ from twistlm.core.rng import Rng
 from twistlm.integrations.answers import Answer, answered, changed, sampler_of
 from twistlm.models.chats import Chat, Message
 from twistlm.potentials.named import named
+from twistlm.potentials.specs import Trust
 from twistlm.potentials.texts import TextPotential
 from twistlm.runs.run import Run
 from twistlm.sampling.prompts import Prompts, shown
@@ -73,7 +74,7 @@ class Posterior(ModelAPI):
         api_key: str | None = None,
         config: GenerateConfig = GenerateConfig(),  # noqa: B008 (as Inspect declares it)
         num_particles: int = 32,
-        trust_functions: tuple[str, ...] = (),
+        trust_functions: Trust = (),
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self.run, self.num_particles = Run.from_pretrained(model_name, trust_functions=trust_functions), num_particles

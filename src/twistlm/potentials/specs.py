@@ -10,6 +10,9 @@ from twistlm.core.errors import ConfigError
 from twistlm.core.registry import available, lookup
 from twistlm.potentials.protocol import Potential
 
+Trust = bool | Sequence[str]
+"""Functions that a description may import and run: those of these names ("module:qualname"); True: any it names."""
+
 
 def spec(potential: Potential) -> dict[str, Any]:
     """The potential as JSON values, nested where arguments are potentials; `from_spec` reads it back.
@@ -30,13 +33,13 @@ def spec(potential: Potential) -> dict[str, Any]:
     return {"name": names[0], **{name: _to_json(value) for name, value in fields.items()}}
 
 
-def from_spec(fields: Mapping[str, Any], trust_functions: Sequence[str] = ()) -> Potential:
+def from_spec(fields: Mapping[str, Any], trust_functions: Trust = ()) -> Potential:
     """The potential that `spec` described.
 
     Args:
         fields: the description, which may come from anywhere.
         trust_functions: names of functions ("module:qualname") that it may import, and run when the potential is
-            evaluated. No other is imported.
+            evaluated; no other is imported. True trusts whatever it names, so only descriptions from whom one trusts.
 
     Raises:
         ConfigError: the name is unknown, an argument does not fit, or a function is not trusted or cannot be imported.
@@ -94,7 +97,7 @@ def _to_json(value: Any) -> Any:
     raise ConfigError(f"{type(value).__name__} has no JSON form: pass the potential in code")
 
 
-def _from_json(trusted: Sequence[str], value: Any) -> Any:
+def _from_json(trusted: Trust, value: Any) -> Any:
     if isinstance(value, Mapping):
         return _trusted(trusted, value["import"]) if "import" in value else from_spec(value, trusted)
     if isinstance(value, list):
@@ -102,17 +105,22 @@ def _from_json(trusted: Sequence[str], value: Any) -> Any:
     return value
 
 
-def _trusted(trusted: Sequence[str], path: Any) -> Callable[..., Any]:
-    """The function at "module:qualname", if the user has named it.
+def _trusted(trusted: Trust, path: Any) -> Callable[..., Any]:
+    """The function at "module:qualname", if the user trusts it.
 
     Raises:
-        ConfigError: he has not, or there is none.
+        ConfigError: he does not, or there is none.
     """
-    if path not in trusted:
+    # A name by itself is one name, and no sequence of letters in which others might be found.
+    names = [trusted] if isinstance(trusted, bool | str) else trusted
+    if True not in names and path not in names:
         raise ConfigError(
             f"the potential is a function, {path!r}, which opening it would import and run: if you trust it, say so "
-            "by name, with --trust-function or Run.load(…, trust_functions=…)"
+            "by name, with --trust-function or Run.load(…, trust_functions=…); in Python trust_functions=True trusts "
+            "whatever it names"
         )
+    if not isinstance(path, str):
+        raise ConfigError(f"the potential's function must be a name, 'module:function', not {path!r}")
     return _import(path)
 
 
@@ -127,7 +135,7 @@ def _import(path: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for name in qualname.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the potential's function {path!r} cannot be imported ({error}): install its module, "
             "or pass the potential in code"

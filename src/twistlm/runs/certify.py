@@ -1,7 +1,6 @@
 """Certify any sampler of a target: a run of ours, the base model, or a language model that was tuned elsewhere."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from twistlm.core.urls import url_of
 from twistlm.core.work import Engine, InThisProcess, Opened
 from twistlm.models.base import BaseLM
 from twistlm.models.huggingface import load
+from twistlm.potentials.specs import Trust
 from twistlm.runs.evidence import of_collection, of_run
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.run import Run
@@ -40,7 +40,7 @@ def certify(
     draws: str | Path | Collection | None = None,
     num_draws: int = 4096,
     seed: int = 1,
-    trust_functions: Sequence[str] = (),
+    trust_functions: Trust = (),
     engine: Engine | None = None,
     **spending: Any,
 ) -> Certificate:
@@ -56,7 +56,8 @@ def certify(
             them; 0 for none, which leaves lower bounds and one-sided statements.
         seed: of everything random.
         engine: who draws, and certifies at the prompts of a set (`twistlm.engine`); by default this process.
-        trust_functions: functions, as "module:name", that the potential of a proposal's folder may import and run.
+        trust_functions: functions, as "module:name", that the potential of a proposal's folder may import and run;
+            True: any that it names.
         **spending: what it may cost, fields of `twistlm.certificates.spending.Spending`: num_particles (N of the
             sandwiches), num_samples (the proposal's, for KL(q‖σ)), budget (sequences spent on each bound at each N),
             methods ("iwae" and "smc"), effort (double N until the sandwich is tight enough, instead; see `Effort`).
@@ -90,7 +91,7 @@ def certify(
         return certify_prompts(rng, here, goal.prompts.names, given, asked, team)
 
 
-def _workplace(goal: Target, proposal: str | Path | Run | BaseLM, trust_functions: Sequence[str]) -> Workplace:
+def _workplace(goal: Target, proposal: str | Path | Run | BaseLM, trust_functions: Trust) -> Workplace:
     """Where the goal is drawn, and the proposal certified."""
     return Workplace(_sampler(goal, _opened(proposal, goal, trust_functions)), goal.cases)
 
@@ -103,7 +104,7 @@ def _spending(asked: dict[str, Any]) -> Spending:
     return Spending(**{**asked, **tuples})
 
 
-def _opened(proposal: str | Path | Run | BaseLM, goal: Target, trust_functions: Sequence[str]) -> Run | BaseLM | None:
+def _opened(proposal: str | Path | Run | BaseLM, goal: Target, trust_functions: Trust) -> Run | BaseLM | None:
     """The proposal, loaded; None for the base model."""
     if not isinstance(proposal, str | Path):
         return proposal

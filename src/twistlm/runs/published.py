@@ -9,7 +9,6 @@
 There is nothing of the training in it, and no code that `from_pretrained` would run.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,11 +16,11 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_do
 
 from twistlm.core.errors import RunError
 from twistlm.core.folders import is_occupied, writing
+from twistlm.potentials.specs import Trust
 from twistlm.runs.folder import AskedRun, RunFolder, versions
 from twistlm.sampling.prompts import quoted
 
 if TYPE_CHECKING:
-    from twistlm.certificates.certificate import Certificate
     from twistlm.runs.run import Run
     from twistlm.sampling.target import Target
 
@@ -87,7 +86,7 @@ class Publishable:
         *,
         model: str | Path | None = None,
         target: "Target | None" = None,
-        trust_functions: Sequence[str] = (),
+        trust_functions: Trust = (),
         **options: Any,
     ) -> Self:
         """A run from a folder, or from a repository of the hub, which is downloaded. It runs no code from there.
@@ -127,27 +126,16 @@ class _Repository(ModelHubMixin):
         twist, about = run.model.twist, {} if run.informed is None else {"informed": run.informed.as_dict()}
         assert twist is not None
         folder = RunFolder.keep(save_directory, asked, run.target.fingerprint, twist.module.state_dict(), about)
-        if (certificate := self._certificate) is not None:
+        if (certificate := run.certificate) is not None:
             folder.evaluations.add({"after": certificate}, {})
         code = save_directory / "custom_generate"
         code.mkdir(exist_ok=True)
         (code / "generate.py").write_text(GENERATE.replace("{place!r}", repr(self.place)), encoding="utf-8")
         (code / "requirements.txt").write_text("twistlm\n", encoding="utf-8")
 
-    @property
-    def _certificate(self) -> "Certificate | None":
-        """The last one of this very twist."""
-        if self.run.certificate is not None or self.run.folder is None:
-            return self.run.certificate
-        evaluations = self.run.folder.evaluations
-        current = evaluations.current()
-        return (
-            None if current is None or not evaluations.is_of_this_twist(current) else current.certificates.get("after")
-        )
-
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """From what is known of the run."""
-        run, certificate = self.run, self._certificate
+        run, certificate = self.run, self.run.certificate
         described, prompts = run.target.spec(), run.target.prompts
         model = run.target.model_name
         data = ModelCardData(

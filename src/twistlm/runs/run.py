@@ -2,28 +2,25 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from twistlm.certificates.bounds import METHODS
 from twistlm.certificates.certificate import Certificate
-from twistlm.certificates.certify import certify
-from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.log_Z import Witness, of_draws
-from twistlm.certificates.over_prompts import certify_prompts
-from twistlm.certificates.spending import Spending
 from twistlm.core.logmath import log_mean_exp, normalise
 from twistlm.core.places import opened
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
-from twistlm.core.work import Engine, InThisProcess, Opened
+from twistlm.core.urls import url_of
+from twistlm.potentials.specs import Trust
 from twistlm.runs import evidence
+from twistlm.runs.certification import Certification, kept
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.published import Publishable
@@ -38,13 +35,9 @@ from twistlm.sampling.proposals import get_proposal
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.target import Target
-from twistlm.sampling.workplace import Workplace
 from twistlm.training.losses import objective
 from twistlm.twists.base import Twist
 from twistlm.twists.informed import Informed
-
-# Base draws by which each prompt is judged that a run has none of.
-JUDGING_DRAWS = 256
 
 
 class Run(Shown, Publishable):
@@ -64,7 +57,7 @@ class Run(Shown, Publishable):
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.model = target.twisted(twist)
         self.collection, self.informed = collection, informed
-        self.certificate: Certificate | None = None
+        self._certificate: Certificate | None = None
 
     @staticmethod
     def load(
@@ -72,17 +65,18 @@ class Run(Shown, Publishable):
         target: Target | None = None,
         *,
         model: str | Path | None = None,
-        trust_functions: Sequence[str] = (),
+        trust_functions: Trust = (),
         draws: bool = True,
     ) -> "Run":
-        """Open a finished run. That runs no code of the folder's choice and downloads nothing.
+        """Open a finished run. That runs no code of the folder's choice, unless it is trusted, and downloads nothing.
 
         Args:
             path: its folder, or a URL of it in a store, as s3://bucket/run.
             target: needed only if the potential could not be written to the folder (a lambda, a loaded model).
             model: where the base model's folder is now; one that is not where it was is also looked for in the run's
                 folder and beside it.
-            trust_functions: functions, as "module:name", that the folder's potential may import and run.
+            trust_functions: functions, as "module:name", that the folder's potential may import and run. True trusts
+                whatever it names: opening it then runs code of its choice, from any module that is installed.
             draws: read and check its base draws, which evaluation needs; False is enough to sample.
 
         Raises:
@@ -92,6 +86,7 @@ class Run(Shown, Publishable):
         """
         with opened(path, write=False) as here:
             folder = RunFolder.open(here)
+            folder.url = url_of(path)
             described = folder.load_description()
             config = described.run
             if target is None:
@@ -268,9 +263,13 @@ class Run(Shown, Publishable):
         seed: int = 1,
         before: bool = False,
         prompts: Prompts | Entry | Iterable[Entry] | None = None,
+        save: bool | None = None,
         **options: Any,
     ) -> Certificate:
         """Certify the run's proposal and SMC: sandwiches of log Z, KL both ways. `certificate` remembers the last.
+
+        It is kept in the run's folder as `twistlm evaluate` keeps it: what it takes the place of moves to evaluations/,
+        a run of a sweep keeps the sweep's, and what was asked the same of the base model (`before`) stands beside it.
 
         Of a set of prompts it certifies each, and the mean over them; every number below is for each prompt then.
 
@@ -282,47 +281,45 @@ class Run(Shown, Publishable):
             before: certify the base model instead, with the same exact samples.
             prompts: at other prompts than the run's own, which training need not have seen; or "all" of its own. By
                 default those that training has not seen, if there are such.
+            save: whether it is kept. By default where the run was trained, and in no folder that was published.
             **options: methods of the sandwiches, "iwae" and "smc"; num_draws, base draws for each new prompt (256);
                 engine, where prompts are certified (`twistlm.engine`), by default here; and those of `sampler`:
                 proposal, resampler, ess_threshold, proposal_run.
-        """
-        methods, num_draws = options.pop("methods", METHODS), options.pop("num_draws", JUDGING_DRAWS)
-        engine: Engine = options.pop("engine", None) or InThisProcess()
-        settings = self.config.evaluation
-        counts = settings.num_particles if num_particles is None else num_particles
-        spending = Spending(
-            (counts,) if isinstance(counts, int) else tuple(counts),
-            settings.num_samples if num_samples is None else num_samples,
-            settings.budget if budget is None else budget,
-            tuple(methods),
-        )
-        rng, sampler = Rng(seed, ("evaluate", "before" if before else "after")), self.sampler(before=before, **options)
-        # Exact samples that bring a condition bring their prompt too: all is paired already.
-        if prompts is not None or (len(self.target.cases) > 1 and not sampler.is_conditional):
-            # Read once: they may come from a generator.
-            prompts = prompts if prompts in (None, evidence.ALL) else Prompts.of(prompts)
-            place = partial(_workplace, self, prompts, {"before": before, **options})
-            with engine.open(place, here := place()) as team:
-                draws = Rng(seed, ("evaluate", "draws"))
-                where = evidence.at_prompts(self, prompts, draws, num_draws, Opened(team))
-                found = certify_prompts(rng, here, where.names, where.evidence, spending, team)
-                return self._remembered(found, own=not before and prompts in (None, evidence.ALL))
-        evaluation, spare = self.fold("evaluation"), self.fold("training") if before else None
-        known = Evidence() if evaluation is None else Evidence.of(evaluation)
-        found = certify(
-            rng,
-            sampler,
-            self.target.cases[0],
-            replace(known, witnesses=self.witnesses, acceptance=None),
-            spending,
-            # The base model's own draws are there already.
-            drawn=spare.draws if spare is not None and _drawn_by_base(spare) else None,
-        )
-        return self._remembered(found, own=not before)
 
-    def _remembered(self, found: Certificate, own: bool) -> Certificate:
-        self.certificate = found if own else self.certificate
+        Raises:
+            ConfigError: a setting is unknown or out of range; or the run has no folder, and is to be saved.
+            RunError: somebody else is writing the folder, or it has another twist by now.
+            StorageError: it was deleted or replaced, or the system refuses.
+        """
+        asked = Certification(
+            num_particles,
+            num_samples,
+            budget,
+            seed,
+            # Read once: they may come from a generator.
+            prompts if prompts is None or prompts == evidence.ALL else Prompts.of(prompts),
+            options,
+        )
+        if save is None:
+            save = self.folder is not None and RunFolder.has_begun(self.folder.path)
+        if save:
+            asked.check(self)
+        found = asked.of(self, before=before)
+        if asked.is_own and not before:
+            self._certificate = found
+        if save:
+            asked.save(self, {"before" if before else "after": found})
         return found
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The last one at prompts of its own: what `evaluate` has found, else what is in its folder of this twist.
+
+        Raises:
+            RunError: the one in the folder is damaged.
+        """
+        known = self._certificate
+        return kept(self.folder) if known is None and self.folder is not None else known
 
     @property
     def witnesses(self) -> tuple[Witness, ...]:
@@ -336,21 +333,11 @@ class Run(Shown, Publishable):
         return (of_draws(torch.cat([part.log_weights for part in parts]), self.target.potential.log_upper_bound),)
 
 
-def _drawn_by_base(collection: Collection) -> bool:
-    """Whether its draws are what the base model samples of one target."""
-    return collection.are_base_draws and collection.draws.conditions is None
-
-
 def _elsewhere(target: Target, config: RunConfig, state: Mapping[str, Tensor], informed: Informed | None) -> Run:
     """A run in another process than its own."""
     twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
     twist.module.load_state_dict(state)
     return Run(target, config, twist, None, None, informed=informed)
-
-
-def _workplace(run: Run, prompts: Prompts | Entry | Iterable[Entry] | None, options: Mapping[str, Any]) -> Workplace:
-    """Where a run is certified at prompts."""
-    return Workplace(run.sampler(**options), evidence.where(run, prompts)[0])
 
 
 def build_twist(target: Target, config: RunConfig, rng: Rng, *, blank: bool = False) -> Twist:

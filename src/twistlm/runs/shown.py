@@ -1,12 +1,18 @@
 """How a run shows itself: in one line, in a notebook, and as data for ArviZ."""
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
 from torch import Tensor
 
-from twistlm.core.html import table
+from twistlm.core.errors import ConfigError, TwistError
+from twistlm.core.html import curve, table
+from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
+from twistlm.runs.folder.history import Look
 from twistlm.sampling.prompts import Entry
 
 if TYPE_CHECKING:
@@ -17,22 +23,58 @@ class Shown:
     """What a run shows of itself."""
 
     @property
-    def _place(self: "Run") -> str:  # type: ignore[misc]
-        return "in memory" if self.folder is None else str(self.folder.path)
+    def place(self: "Run") -> str:  # type: ignore[misc]
+        """Its folder, or the URL of it in a store; "in memory" where there is none."""
+        return "in memory" if self.folder is None else self.folder.url or str(self.folder.path)
 
     def __repr__(self: "Run") -> str:  # type: ignore[misc]
-        return f"Run({self._place}: {self.config.training.loss} with twist {self.config.twist!r} on {self.target!r})"
+        return f"Run({self.place}: {self.config.training.loss} with twist {self.config.twist!r} on {self.target!r})"
 
     def _repr_html_(self: "Run") -> str:  # type: ignore[misc]
-        training, known = self.config.training, self.certificate
+        training = self.config.training
+        try:
+            known = None if self.certificate is None else self.certificate.summary()
+        except TwistError as error:
+            # A damaged one in the folder is no reason to show nothing.
+            known = str(error)
         rows = [
             ("target", repr(self.target)),
-            ("folder", self._place),
+            ("folder", self.place),
             ("method, twist, seed", f"{training.loss}, {self.config.twist}, {self.config.seed}"),
             ("updates", f"{training.num_updates} of {training.num_particles} sequences"),
-            ("certificate", "none yet: run.evaluate()" if known is None else known.summary()),
+            ("certificate", "none yet: run.evaluate()" if known is None else known),
         ]
-        return table("Run", (), rows)
+        return table("Run", (), rows, chart=self._chart())
+
+    def _chart(self: "Run") -> Markup:  # type: ignore[misc]
+        """What training was judged by, by updates; the loss where nothing judged it."""
+        looks = [Look.of(row) for row in self.history if row["kind"] == "evaluation"]
+        if judged := curve("held-out criterion", [(look.update, look.held_out.value) for look in looks]):
+            return judged
+        return curve("loss", [(row["update"], row["loss"]) for row in self.history if row["kind"] == "update"])
+
+    def report(self: "Run", out: str | Path | None = None, *, overwrite: bool = False) -> Path:  # type: ignore[misc]
+        """Everything about the run in one HTML file, as `twistlm report` writes it; returns its path.
+
+        It is made from what is in the run's folder: the certificate that `evaluate` has left there, and what else has
+        been (`twistlm sample`). Its charts are beside it, in a folder of its name, as PNG and PDF.
+
+        Args:
+            out: a file that ends in .html; None for report.html in the run's folder.
+            overwrite: replace what is at `out`.
+
+        Raises:
+            ConfigError: the run has no folder, or `out` is no name of a page.
+            RunError: there is no certificate of this twist, `out` exists, or somebody else is writing the folder.
+            StorageError: the system refuses.
+        """
+        if self.folder is None:
+            raise ConfigError("a report is made from a run's folder, and this run has none: train it with out=…")
+        # Reports stand above runs, and so are looked up as any other part is.
+        write = lookup("report", "html").value
+        with self.folder.adding() if out is None else nullcontext():
+            page: Path = write([self.folder.path], None if out is None else Path(out), overwrite=overwrite).page
+            return page
 
     def to_datatree(  # type: ignore[misc]
         self: "Run",

@@ -16,8 +16,10 @@ from twistlm.core.places import opened
 from twistlm.core.processes import Processes
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
+from twistlm.core.urls import url_of
 from twistlm.potentials.conditions import is_conditional
 from twistlm.runs.automatic import AUTO, automatic, collected_draws_teach
+from twistlm.runs.certification import Certification
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
@@ -93,7 +95,10 @@ def train(
         if processes.is_first:
             place = None if out is None else places.enter_context(opened(out, write=True))
             file = None if draws is None else places.enter_context(opened(draws, write=False))
-        return _train(target, config, place, exists, file, start, processes)
+        run = _train(target, config, place, exists, file, start, processes)
+        if run.folder is not None and out is not None:
+            run.folder.url = url_of(out)
+        return run
 
 
 def _train(
@@ -200,7 +205,8 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
     """What is recorded of a certificate during training, with a few texts."""
     # Of its own for every seed: the scatter of certificates over seeds is to include that of evaluation.
     seed = (run.config.seed << 32) + update
-    certificate = run.evaluate(seed=seed, budget=run.config.evaluation.budget // 4, methods=("iwae",)).as_dict()
+    asked = Certification(budget=run.config.evaluation.budget // 4, seed=seed, options={"methods": ("iwae",)})
+    certificate = asked.of(run).as_dict()
     evaluation, condition = run.fold("evaluation"), None
     if evaluation is not None and evaluation.draws.conditions is not None:
         condition = evaluation.draws.conditions[0]

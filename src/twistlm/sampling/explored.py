@@ -133,9 +133,10 @@ class Explored:
                     break
                 if place not in known_to:
                     # q's normaliser there: Σ p₀U by what the automaton says of the prefix, with what is raised in it.
-                    raised = self._raised(prefix)
+                    drawn = self._drawn(prefix)
+                    raised = self._raised(prefix, drawn)
                     normaliser = ratios[t] * (raised if child is None else self.prefixes[child].value)
-                    prefix.rest = (normaliser - self._drawn(prefix)) / raised
+                    prefix.rest = (normaliser - drawn) / raised
                     known_to[place] = self.rounding * normaliser / raised
                 if child is None:
                     if len(self.prefixes) >= MOST_PREFIXES:
@@ -185,16 +186,15 @@ class Explored:
             prefix = self.prefixes[place] if place != UNKNOWN else _Prefix(1.0)
             values = torch.tensor([_log(self.prefixes[each].value) for each in prefix.children.values()])
             tokens = torch.tensor(list(prefix.children), dtype=torch.long)
-            self._known[place] = tokens, values, math.log(self._raised(prefix))
+            self._known[place] = tokens, values, math.log(self._raised(prefix, self._drawn(prefix)))
         return self._known[place]
 
     def _drawn(self, prefix: _Prefix) -> float:
         """Σ p₀U of the tokens that have been drawn after a prefix, by what the automaton says of it."""
         return sum(self.prefixes[each].share * self.prefixes[each].value for each in prefix.children.values())
 
-    def _raised(self, prefix: _Prefix) -> float:
+    def _raised(self, prefix: _Prefix, drawn: float) -> float:
         """What U of the tokens that have not been drawn is multiplied by in q, so that they have their share of it."""
-        drawn = self._drawn(prefix)
         if drawn <= 0 or prefix.rest <= 0:
             return 1.0
         return min(MOST_RAISED, max(1.0, self.undrawn / (1 - self.undrawn) * drawn / prefix.rest))

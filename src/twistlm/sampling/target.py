@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,11 @@ from twistlm.models.chats import encode_chat
 from twistlm.models.loaded import as_base_lm
 from twistlm.models.local import contents, is_here
 from twistlm.models.token_texts import check_same_tokens
-from twistlm.potentials import Function, from_spec, spec
+from twistlm.potentials import Function
 from twistlm.potentials.base import evaluate
 from twistlm.potentials.conditions import condition, conditioned, num_following
 from twistlm.potentials.protocol import Potential
+from twistlm.potentials.specs import Trust, from_spec, spec
 from twistlm.sampling.cases import Case
 from twistlm.sampling.constraining import constraint_twist, possible
 from twistlm.sampling.description import Loading, TargetFields, as_html, prompts_in, refuse_downloads, to_download
@@ -300,7 +301,7 @@ class Target:
         return to_download([] if self._lm is not None else [self.model_name], self.potential)
 
     @staticmethod
-    def from_spec(fields: Mapping[str, Any], trust_functions: Sequence[str] = ()) -> "Target":
+    def from_spec(fields: Mapping[str, Any], trust_functions: Trust = ()) -> "Target":
         """The target that `spec` described; `trust_functions` as for potentials.
 
         Raises:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.core.test_folders import SWEEP, TRAIN, contents
+from twistlm import Run
 from twistlm.cli import main
 from twistlm.runs.sweeps.folder import Cell, SweepFolder
 
@@ -89,3 +90,17 @@ def test_of_a_plain_run_the_last_evaluation_counts(tmp_path: Path, capsys: pytes
     (run / "twist.safetensors").write_bytes(twist[:-1] + bytes([twist[-1] ^ 1]))
     assert main(["report", str(run)]) == 2
     assert "has another twist than its certificate is of" in capsys.readouterr().err
+
+
+def test_from_python_too_a_sweeps_certificate_stays(sweep: Path) -> None:
+    run = sweep / "ctl" / "seed-0"
+    own, others = (run / "certificate.json").read_bytes(), set((run / "evaluations").glob("*.json"))
+    opened = Run.load(run)
+    found = opened.evaluate(2, num_samples=16, budget=8, seed=9)
+    assert (run / "certificate.json").read_bytes() == own
+    (new,) = set((run / "evaluations").glob("*.json")) - others
+    assert json.loads(new.read_text())["settings"]["seed"] == 9
+    assert opened.certificate is found
+    kept = Run.load(run).certificate
+    assert kept is not None
+    assert kept.as_dict() == json.loads(own)["after"]

@@ -37,7 +37,7 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     )
     run = train(target, config=preset.run, seed=seed, out=out, exists=exists)
     trained = time.perf_counter() - started
-    certificates = {name: run.evaluate(before=name == "before") for name in ("before", "after")}
+    certificates = {name: run.evaluate(before=name == "before", save=False) for name in ("before", "after")}
     evaluation = run.fold("evaluation")
     gain = None if evaluation is None else improvement(run.sampler(), evaluation.exact)
     columns = {

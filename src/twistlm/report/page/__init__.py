@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from twistlm.certificates.verdict import verdict
+from twistlm.core.errors import ConfigError, RunError
+from twistlm.core.registry import register
 from twistlm.core.storage import save_text
 from twistlm.report.charts import Chart, bounds, curves, divergences, smc_charts
 from twistlm.report.page.prompts import OfPrompt, prompts_of
 from twistlm.report.plots import save_charts
-from twistlm.report.record import Record
+from twistlm.report.record import Record, read_all
 from twistlm.report.style import COLOURS
 from twistlm.report.tables import certificate_rows
-from twistlm.runs.folder import Evaluation, SampleRow, versions
+from twistlm.runs.folder import Evaluation, RunFolder, SampleRow, versions
 from twistlm.sampling.description import TargetFields, prompts_in
 from twistlm.sampling.diagnostics import Diagnostics, findings
 from twistlm.sampling.prompts import shown
@@ -40,6 +42,49 @@ def page_charts(records: Sequence[Record]) -> list[Chart]:
             samplers = {"before": records[0].before, **samplers}
     by_run = {record.name: curves(record.history, record.after) for record in records}
     return [bounds(samplers), *divergences(by_run)]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was written: its page, its charts for paper, and the runs that it shows."""
+
+    page: Path
+    charts: Sequence[Path]
+    records: Sequence[Record]
+
+
+@register("report", "html")
+def report(paths: Sequence[Path], out: Path | None = None, *, overwrite: bool = False) -> Report:
+    """One HTML file that needs no network, with charts for paper beside it.
+
+    Args:
+        paths: run folders.
+        out: the page; by default report.html in the first.
+        overwrite: replace what is at `out`.
+
+    Raises:
+        ConfigError: `out` is no name of a page.
+        RunError: `out` exists; or a run cannot be read, has no certificate, or is named twice.
+        StorageError: the system refuses.
+    """
+    if out is not None:
+        check_page(out, overwrite)
+    records = read_all(paths)
+    return Report(*save_report(records, RunFolder(paths[0]).report if out is None else out), records)
+
+
+def check_page(out: Path, overwrite: bool) -> None:
+    """Refuse what is not a page's name, or would replace something.
+
+    Raises:
+        ConfigError: it does not end in .html, which is what tells the page from the folder of its charts.
+        RunError: the page or the folder exists.
+    """
+    if out.suffix != ".html":
+        raise ConfigError(f"--out must be the name of a file that ends in .html, not {out}")
+    for path in (out, out.with_suffix("")):
+        if path.exists() and not overwrite:
+            raise RunError(f"{path} exists already; replace it with --overwrite, or choose another --out")
 
 
 def save_report(records: Sequence[Record], path: Path) -> tuple[Path, list[Path]]:

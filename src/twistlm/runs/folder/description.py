@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.core.plugins import distributions
 from twistlm.core.storage import STRICT, as_type, load_json
+from twistlm.potentials.specs import Trust
 from twistlm.runs.config import BEFORE, RunConfig
 from twistlm.sampling.description import TargetFields
 from twistlm.sampling.target import Target
@@ -63,7 +64,7 @@ class Described:
     plugins: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
 
-    def target_at(self, run: Path, model: str | Path | None, trust_functions: Sequence[str]) -> Target:
+    def target_at(self, run: Path, model: str | Path | None, trust_functions: Trust) -> Target:
         """The target of the run in that folder.
 
         Args:
@@ -81,7 +82,7 @@ class Described:
         was = Path(fields["model"])
         near = [] if not was.is_absolute() or was.is_dir() else [run / was.name, run.parent / was.name]
         fields["model"] = str(next((each for each in near if each.is_dir()), was) if model is None else model)
-        target = Target.from_spec(fields, tuple(trust_functions))
+        target = Target.from_spec(fields, trust_functions)
         if self.fingerprint is not None and target.fingerprint != self.fingerprint:
             raise ModelError(
                 f"{fields['model']!r}, or a classifier of {run}, is not what the run was made with; give the folder "

@@ -70,6 +70,10 @@ class About:
     twist: str | None = None
     prompts: tuple[PromptFields, ...] = ()
 
+    def says_as(self, other: "Evaluation") -> bool:
+        """Whether another was made in the same way, of the same twist at the same prompts."""
+        return (self.settings, self.twist, self.prompts) == (other.settings, other.twist, other.prompts)
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -200,6 +204,9 @@ class Evaluations:
     def add(self, certificates: Mapping[str, Certificate], settings: Mapping[str, Any], **more: Any) -> Path:
         """Keep what was found of the run's twist; nothing that is there is lost.
 
+        What was found in the same way before, of something else, goes on standing beside it; and what is of the base
+        model alone takes no place of what is of the twist.
+
         Args:
             certificates: by what they are of.
             settings: how they were made, as JSON values.
@@ -212,10 +219,22 @@ class Evaluations:
             **{name: each.as_dict() for name, each in certificates.items()},
             **more,
         }
-        if self._is_kept():
+        there, about = self._readable(), as_type(About, json.loads(json.dumps(made)), str(self._file))
+        known = {} if there is None else {name: each.as_dict() for name, each in there.certificates.items()}
+        if is_like := there is not None and about.says_as(there):
+            # One after the other, of the twist and of the base model.
+            made = known | made
+        if self._is_kept() or ("after" in known and "after" not in made):
             return self._place.save_json(self._free(made["time"]), made)
-        self._make_room(made)
+        if not is_like or any(_timeless(made[name]) != _timeless(each) for name, each in known.items()):
+            self._make_room(made)
         return self._place.save_json(CERTIFICATE, made)
+
+    def _readable(self) -> Evaluation | None:
+        """The one that counts, if there is one that is whole."""
+        with suppress(TwistError, RecursionError):
+            return self.current()
+        return None
 
     def _is_kept(self) -> bool:
         """Whether a sweep holds to the certificate: what cannot be read may say so, and hours of work be lost."""

@@ -1,12 +1,14 @@
 """A folder that files are written to, as long as it is the one that was opened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from twistlm.core import holds
 from twistlm.core.errors import ConfigError, RunError, StorageError
-from twistlm.core.folders import is_occupied
+from twistlm.core.folders import is_occupied, writing
+from twistlm.core.places import opened
 from twistlm.core.storage import save_json
 
 POLICIES = ("refuse", "resume", "overwrite")
@@ -17,10 +19,12 @@ class Place:
 
     Attributes:
         path: where it is; it may not be there yet.
+        url: of the place in a store that it is the working copy of; None for a folder of this machine.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.url: str | None = None
         self._identity = _identity(path)
 
     def check_there(self) -> None:
@@ -28,6 +32,19 @@ class Place:
         if self._identity is not None and _identity(self.path) != self._identity:
             raise StorageError(f"{self.path} was deleted or replaced while a run was being written to it; run it again")
         holds.check(self.path)
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Hold the folder while results are added to it; where it is in a store, they are there by the end.
+
+        Raises:
+            RunError: somebody else is writing it.
+            StorageError: it was deleted or replaced, or the system refuses.
+        """
+        with opened(self.url or self.path, write=True):
+            self.check_there()
+            with writing(self.path):
+                yield
 
     def save_json(self, name: str, value: Any) -> Path:
         """A JSON file in the folder, written atomically; returns its path."""

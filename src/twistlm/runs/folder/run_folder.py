@@ -1,7 +1,7 @@
 """One run's files: who may write them, and those that training makes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from twistlm.twists.informed import Informed
 
 class RunFolder(Place):
     """One run's files. Make it with `writing` or `open`."""
+
+    # What tells the twist that was read or written here from another that took its place.
+    _stamp: tuple[int, int, int] | None = None
 
     @property
     def draws(self) -> Path:
@@ -202,6 +205,20 @@ class RunFolder(Place):
         """
         return History.of(self.metrics(), self.path / history.NAME)
 
+    # --- Results ---
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """As for any folder, as long as it has the twist that was read or written here.
+
+        Raises:
+            RunError: it has another by now, or somebody else is writing it.
+        """
+        with super().adding():
+            if self._stamp not in (None, _stamp(self.twist)):
+                raise RunError(f"{self.url or self.path} has another twist by now; open it again with Run.load")
+            yield
+
     # --- Weights ---
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -217,6 +234,7 @@ class RunFolder(Place):
         """The finished twist."""
         self.check_there()
         save_tensors(self.twist, tensors, metadata)
+        self._stamp = _stamp(self.twist)
 
     def load_twist(self) -> tuple[dict[str, Tensor], Informed | None]:
         """The finished twist, and what weighs beside it, if anything does.
@@ -226,6 +244,7 @@ class RunFolder(Place):
         """
         if not self.twist.exists():
             raise RunError(f"{self.path} has no finished twist; continue training with --resume")
+        self._stamp = _stamp(self.twist)
         tensors, about = load_tensors(self.twist)
         if about.get("informed") is None:
             return tensors, None
@@ -279,6 +298,13 @@ class RunFolder(Place):
             RunError: it is damaged.
         """
         return samples.load_diagnostics(self.path)
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    with suppress(OSError):
+        status = file.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return None
 
 
 def _is_of(whole: Mapping[str, Any], path: Path) -> bool:

@@ -229,7 +229,7 @@ class _Piece:
                 draws=self.draws,
             )
             # A seed of its own: the scatter over seeds is to include that of evaluation.
-            certificates = {name: run.evaluate(seed=cell.seed, **how) for name, how in CERTIFICATES.items()}
+            certificates = {name: run.evaluate(seed=cell.seed, save=False, **how) for name, how in CERTIFICATES.items()}
         folder.run(cell).evaluations.finish(certificates)
 
 
@@ -242,7 +242,8 @@ def _refer(request: Request, folder: SweepFolder) -> None:
     print(f"bounding log Z over all conditions by the best run ({cell})", flush=True)
     run = Run.load(folder.run(cell).path, request.chosen().target())
     particles, conditions = REFERENCE * sandwich.num_particles, run.config.evaluation.num_samples
-    certificate = run.evaluate(particles, budget=particles * conditions, seed=0, methods=(sandwich.method,))
+    budget = particles * conditions
+    certificate = run.evaluate(particles, budget=budget, seed=0, save=False, methods=(sandwich.method,))
     folder.save_reference(Reference(str(cell), certificate))
 
 

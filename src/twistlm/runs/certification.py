@@ -1,0 +1,183 @@
+"""How a run is certified, and what that leaves in its folder: for `Run.evaluate` and `twistlm evaluate` alike."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twistlm.certificates.bounds import METHODS
+from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.certify import certify
+from twistlm.certificates.evidence import Evidence
+from twistlm.certificates.over_prompts import certify_prompts
+from twistlm.certificates.spending import Spending
+from twistlm.core.errors import ConfigError
+from twistlm.core.rng import Rng
+from twistlm.core.work import Engine, InThisProcess, Opened
+from twistlm.runs import evidence
+from twistlm.runs.at_prompts import samples_at_prompts
+from twistlm.runs.folder import RunFolder
+from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.prompts import Prompts
+from twistlm.sampling.workplace import Workplace
+
+if TYPE_CHECKING:
+    from twistlm.runs.run import Run
+
+# Base draws by which each prompt is judged that a run has none of.
+JUDGING_DRAWS = 256
+# Samples that are kept of each prompt of a set, for a reader.
+NUM_KEPT = 8
+# Options that are not of `Run.sampler`.
+OWN = ("methods", "num_draws", "engine")
+
+
+@dataclass(frozen=True)
+class Certification:
+    """What is asked of certificates of a run; None takes the run's own settings.
+
+    Attributes:
+        num_particles, num_samples, budget, seed: as for `Run.evaluate`.
+        prompts: where: None, "all" or a set.
+        options: the others of `Run.evaluate`.
+    """
+
+    num_particles: int | Sequence[int] | None = None
+    num_samples: int | None = None
+    budget: int | None = None
+    seed: int = 1
+    prompts: Prompts | str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is at the run's own prompts."""
+        return self.prompts in (None, evidence.ALL)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was given, as JSON values."""
+        counts, other = self.num_particles, self.options.get("proposal_run")
+        given = {
+            "num_particles": None if counts is None else [counts] if isinstance(counts, int) else list(counts),
+            "num_samples": self.num_samples,
+            "budget": self.budget,
+            **{name: value for name, value in self.options.items() if name != "engine"},
+            "proposal_run": None if other is None else other.place,
+            "prompts": None if self.prompts is None else str(self.prompts),
+            "seed": self.seed,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    # --- Certifying ---
+
+    def of(self, run: "Run", *, before: bool = False) -> Certificate:
+        """The certificate of a run's proposal and SMC; `before`: of the base model, with the same exact samples."""
+        sampling, engine = self._sampling, self.options.get("engine") or InThisProcess()
+        rng, sampler = (
+            Rng(self.seed, ("evaluate", "before" if before else "after")),
+            run.sampler(before=before, **sampling),
+        )
+        spending = self._spending(run)
+        # Exact samples that bring a condition bring their prompt too: all is paired already.
+        if self.prompts is not None or (len(run.target.cases) > 1 and not sampler.is_conditional):
+            return self._at_prompts(rng, run, spending, engine, {"before": before, **sampling})
+        evaluation, spare = run.fold("evaluation"), run.fold("training") if before else None
+        known = Evidence() if evaluation is None else Evidence.of(evaluation)
+        return certify(
+            rng,
+            sampler,
+            run.target.cases[0],
+            replace(known, witnesses=run.witnesses, acceptance=None),
+            spending,
+            # The base model's own draws are there already.
+            drawn=spare.draws if spare is not None and _drawn_by_base(spare) else None,
+        )
+
+    def _spending(self, run: "Run") -> Spending:
+        settings = run.config.evaluation
+        counts = settings.num_particles if self.num_particles is None else self.num_particles
+        return Spending(
+            (counts,) if isinstance(counts, int) else tuple(counts),
+            settings.num_samples if self.num_samples is None else self.num_samples,
+            settings.budget if self.budget is None else self.budget,
+            tuple(self.options.get("methods", METHODS)),
+        )
+
+    def _at_prompts(
+        self, rng: Rng, run: "Run", spending: Spending, engine: Engine, sampling: Mapping[str, Any]
+    ) -> Certificate:
+        place = partial(_workplace, run, self.prompts, sampling)
+        with engine.open(place, here := place()) as team:
+            draws, num_draws = Rng(self.seed, ("evaluate", "draws")), self.options.get("num_draws", JUDGING_DRAWS)
+            where = evidence.at_prompts(run, self.prompts, draws, num_draws, Opened(team))
+            return certify_prompts(rng, here, where.names, where.evidence, spending, team)
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        return {name: value for name, value in self.options.items() if name not in OWN}
+
+    # --- Keeping ---
+
+    def check(self, run: "Run") -> None:
+        """Refuse early, before anything is computed, what `save` would refuse."""
+        with _writable(run):
+            pass
+
+    def save(self, run: "Run", certificates: Mapping[str, Certificate], **settings: Any) -> Path:
+        """Keep certificates in the run's folder, and a few samples at each prompt of a set; returns their file.
+
+        What they take the place of moves to evaluations/ (`runs.folder.evaluations`).
+
+        Args:
+            run: the run, whose folder must be there, and have the twist that was certified.
+            certificates: by what they are of: "before" training, "after".
+            **settings: how a reader knows what was asked, in place of some of `settings`.
+
+        Raises:
+            ConfigError: the run has no folder.
+            RunError: somebody else is writing it, or it has another twist by now.
+            StorageError: it was deleted or replaced, or the system refuses.
+        """
+        several = evidence.where(run, self.prompts)[1] if any(c.by_prompt for c in certificates.values()) else None
+        with _writable(run) as folder:
+            more = {} if several is None else {"prompts": several.described()}
+            path = folder.evaluations.add(certificates, self.settings | settings, **more)
+        if several is not None and "after" in certificates:
+            drawn = samples_at_prompts(run, self.prompts, NUM_KEPT, self.seed, **self._sampling)
+            with _writable(run) as folder:
+                folder.save_prompt_samples(drawn)
+        return path
+
+
+def kept(folder: RunFolder) -> Certificate | None:
+    """The certificate that counts in a run's folder, if it is of the twist that is there, at prompts of the run's own.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    evaluations = folder.evaluations
+    current = evaluations.current() if folder.is_trained else None
+    if current is None or not evaluations.is_of_this_twist(current):
+        return None
+    return current.certificates.get("after") if current.settings.get("prompts") in (None, evidence.ALL) else None
+
+
+@contextmanager
+def _writable(run: "Run") -> Iterator[RunFolder]:
+    if run.folder is None:
+        raise ConfigError("this run has no folder to save in: train it with out=…, or leave out save=True")
+    with run.folder.adding():
+        yield run.folder
+
+
+def _workplace(run: "Run", prompts: Prompts | str | None, options: Mapping[str, Any]) -> Workplace:
+    """Where a run is certified at prompts."""
+    return Workplace(run.sampler(**options), evidence.where(run, prompts)[0])
+
+
+def _drawn_by_base(collection: Collection) -> bool:
+    """Whether its draws are what the base model samples of one target."""
+    return collection.are_base_draws and collection.draws.conditions is None
