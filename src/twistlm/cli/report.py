@@ -24,6 +24,7 @@ def report(
     which each one's certificate, sandwich and samples open. Beside it, in a folder of the same name, are the charts as
     PNG and PDF. `twistlm evaluate` makes the certificate that it needs, `twistlm sample` the samples that it shows.
     """
+    from twistlm.core.advice import coded
     from twistlm.core.places import shown
     from twistlm.report.page import save_report
     from twistlm.report.record import read_all
@@ -36,7 +37,7 @@ def report(
     records = read_all(runs)
     for path, record in zip(runs, records, strict=True):
         if record.diagnostics is None and not record.prompt_samples:
-            print(f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}")
+            print(coded("TW601", f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}"))
     path, pictures = save_report(records, RunFolder(runs[0]).report if out is None else out)
     print(f"Report: {shown(path)}\n{len(pictures)} charts as PNG and PDF: {shown(pictures[0].parent)}/")
 

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from twistlm.certificates.verdict import verdict
 from twistlm.core.storage import save_text
 from twistlm.report.charts import Chart, bounds, curves, divergences, smc_charts
+from twistlm.report.page.codes import example, linked
 from twistlm.report.page.prompts import OfPrompt, prompts_of
 from twistlm.report.plots import save_charts
 from twistlm.report.record import Record
@@ -56,7 +57,9 @@ def save_report(records: Sequence[Record], path: Path) -> tuple[Path, list[Path]
 
 def environment() -> Environment:
     """The templates of pages, in which no text is markup and nothing may be missing."""
-    return Environment(loader=PackageLoader("twistlm.report", "page"), autoescape=True, undefined=StrictUndefined)
+    made = Environment(loader=PackageLoader("twistlm.report", "page"), autoescape=True, undefined=StrictUndefined)
+    made.filters |= {"linked": linked, "example": example}
+    return made
 
 
 def save_page(records: Sequence[Record], path: Path) -> None:
@@ -83,7 +86,7 @@ def _section(record: Record) -> dict[str, Any]:
     return {
         "name": record.name,
         "headline": headline,
-        "lines": lines,
+        "lines": [*lines, *(f"In training: {each}" for each in record.history.warnings)],
         "about": _about(record),
         "samplers": list(record.certificates),
         "table": certificate_rows(record.certificates),
