@@ -12,6 +12,7 @@ from typing import Any
 
 import twistlm
 from twistlm.cli import COMMANDS
+from twistlm.core import advice
 
 HERE = Path(__file__).parent
 
@@ -87,7 +88,7 @@ COMMAND = """
 
 
 def generated(app: Any) -> None:
-    """What stands elsewhere: notebooks beside the examples, commands and their options in the code."""
+    """What stands elsewhere: notebooks beside the examples; commands, options and codes of warnings in the code."""
     notebooks, reference = HERE / "notebooks", HERE / "reference" / "generated"
     for folder in (notebooks, reference):
         folder.mkdir(exist_ok=True)
@@ -95,6 +96,7 @@ def generated(app: Any) -> None:
         shutil.copy(name, notebooks / name.name)
     commands = "".join(COMMAND.format(name=name, python=sys.executable) for name in COMMANDS)
     write(reference / "commands.md", f"# The command line\n{commands}")
+    write(HERE / "when-it-goes-wrong.md", advice.page())
 
 
 def write(page: Path, text: str) -> None:

@@ -8,13 +8,14 @@ import pytest
 from tests.cases import Case, make_case
 from tests.certificates.test_bounds import exact_of
 from twistlm.certificates.bounds import Bounds, width
-from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.certificate import Certificate, OfPrompt
 from twistlm.certificates.certify import certify
 from twistlm.certificates.divergences import Divergences
 from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.log_Z import Source, of_draws
 from twistlm.certificates.spending import Spending
 from twistlm.certificates.verdict import CLOSED, closing, findings, misses_mode, verdict
+from twistlm.core.advice import parted
 from twistlm.core.estimates import Estimate
 from twistlm.core.rng import Rng
 from twistlm.sampling.diagnostics import Finding
@@ -148,13 +149,42 @@ def test_what_weights_take_is_compared_with_the_base_model() -> None:
     assert "10^9" in verdict(certificate(0.1, 9 * math.log(10)))[-1]
 
 
+def test_only_what_is_wrong_has_a_code() -> None:
+    def codes(found: Certificate, smc: tuple[Finding, ...] = ()) -> list[str]:
+        return [advice.code for _, advice in map(parted, verdict(found, None, smc)) if advice is not None]
+
+    good, far = certificate(0.1, 0.2), certificate(0.2, 5.0, upper=-1.0)
+    assert codes(good) == []
+    assert codes(far, (TOO_FEW,)) == ["TW303", "TW309", "TW307", "TW401"]
+    one_sided = replace(good.divergences, kl_target_q=Estimate(0.5, 0.0, math.inf, 9))
+    assert codes(replace(good, divergences=one_sided)) == ["TW304"]
+    assert codes(replace(good, divergences=replace(one_sided, kl_target_q=Estimate(5.0, 4.0, math.inf, 9)))) == [
+        "TW303",
+        "TW307",
+    ]
+    assert codes(certificate(0.1, None, upper=None)) == ["TW305", "TW310"]
+
+
+def test_prompts_that_could_not_be_certified_are_no_contradiction() -> None:
+    of = OfPrompt("easy", certificate(0.1, 0.1))
+    missing = replace(of.certificate, by_prompt=(of,), alarm="hard could not be certified: it raised")
+    (line,) = verdict(missing)
+    assert "hard could not be certified: it raised" in line
+    assert "contradict" not in line
+    assert line.endswith("[TW302]")
+    wrong = replace(of, certificate=replace(of.certificate, alarm="one says this and one says that"))
+    (line,) = verdict(replace(missing, by_prompt=(wrong,), alarm=f"easy: {wrong.certificate.alarm}"))
+    assert "contradict" in line
+    assert line.endswith("[TW301]")
+
+
 def test_a_sampler_of_the_impossible_is_not_called_close() -> None:
     found = certificate(0.1, 0.1)
     never = replace(found.divergences, kl_q_target=Estimate(math.inf, -math.inf, math.inf, 100))
     assert "φ = 0" in verdict(replace(found, divergences=never))[0]
 
 
-TOO_FEW = Finding("Too few particles: 1.1 of 64.", "more.")
+TOO_FEW = Finding("Too few particles: 1.1 of 64.", "more.", "TW401")
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ VALID: dict[str, tuple[str, ...]] = {
     "sweep": (*INFILLING, "--methods", "ctl", "--seeds", "1", "--num-updates", "1", "--out", "new"),
     "table": ("sweep",),
     "plot": ("sweep", "--out", "new"),
+    "explain": ("TW203",),
 }  # fmt: skip
 # Nothing valid of these is cheap, or ends, so something is always surely wrong with them.
 HEAVY = ("demo", "gallery", "sweep", "report", "serve")
@@ -114,7 +115,7 @@ def make(rng: random.Random) -> Invocation:
         case "unknown":
             arguments.append(rng.choice(NO_OPTIONS))
             hopeless = True
-        case "missing" if name not in ("demo", "list"):
+        case "missing" if name not in ("demo", "list", "explain"):
             # Of every other command the first argument says what it is about.
             arguments, hopeless = list(rng.choice(((), VALID[name][1:]))), True
     if name in HEAVY and not hopeless:

@@ -15,6 +15,8 @@ from twistlm import Run, Target, train
 from twistlm.certificates.verdict import verdict
 from twistlm.cli import main
 from twistlm.cli.sample import MOST_BASE
+from twistlm.core import advice
+from twistlm.core.advice import coded
 from twistlm.core.rng import Rng
 from twistlm.potentials import Function
 from twistlm.report.page import page_data, save_page
@@ -101,6 +103,34 @@ def test_it_opens_without_errors_or_requests(watched: Watched, report: Path, fol
     record = Record.read(folder, "")
     assert page.inner_text(".headline") == verdict(record.after, record.before)[0]
     assert report.stat().st_size < 6e6
+
+
+def test_a_finding_leads_to_what_explains_it(
+    browser: Browser, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Record.read(folder, "")
+    assert record.diagnostics is not None
+    # Every particle dies at one step, and training has warned by a hostile text.
+    died = torch.zeros_like(record.diagnostics.died)
+    died[1] = 1.0
+    warned = replace(record.history, warnings=[coded("TW201", f"it overfits {HOSTILE}")])
+    record = replace(record, diagnostics=replace(record.diagnostics, died=died), history=warned)
+    for address in ("https://docs.example/twistlm/", None):
+        monkeypatch.setattr(advice, "site", lambda address=address: address)
+        save_page([record], tmp_path / "page.html")
+        watched = Watched.open(browser, tmp_path / "page.html")
+        found = [each for each in watched.page.locator("#verdict ~ ul li").all() if "A dead step" in each.inner_text()]
+        assert len(found) == 1
+        assert found[0].inner_text().endswith("[TW403]")
+        links = found[0].locator("a")
+        assert links.count() == (address is not None)
+        if address is not None:
+            assert links.get_attribute("href") == "https://docs.example/twistlm/when-it-goes-wrong.html#tw403"
+        training = watched.page.locator("#verdict ~ ul li", has_text="In training").inner_text()
+        assert training == f"In training: it overfits {HOSTILE} [TW201]"
+        assert "twistlm explain TW" in watched.page.locator("#verdict ~ .note").first.inner_text()
+        assert watched.complaints == []
+        watched.page.context.close()
 
 
 def test_it_is_read_without_scripts(browser: Browser, report: Path, folder: Path) -> None:

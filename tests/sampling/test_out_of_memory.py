@@ -131,7 +131,7 @@ def test_a_potential_is_evaluated_in_pieces(case: Case, caplog: pytest.LogCaptur
         product = Product((case.potential, large(case)))
         assert evaluate(product, samples.prompts, samples.tokens).equal(2 * expected)
     assert caplog.messages == [
-        "out of memory while evaluating LargePotential: going on in smaller pieces, which takes longer"
+        "out of memory while evaluating LargePotential: going on in smaller pieces, which takes longer [TW504]"
     ]
 
 

@@ -261,6 +261,7 @@ def test_a_hopeless_learning_rate_does_no_harm_and_is_announced(caplog: pytest.L
     # The smallest α on the grid is 0, the base model itself; 1e-9 is rounding.
     assert case.truth.kl_target_q(model) <= case.truth.kl_target_q(case.base) + 1e-2
     assert "nats above the start" in caplog.text
+    assert "[TW201]" in caplog.text
     assert "learning_rate" in caplog.text
     # Once, however often it is looked at.
     assert sum("nats above the start" in row.get("message", "") for row in history) == 1

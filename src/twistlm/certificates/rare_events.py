@@ -32,6 +32,7 @@ from twistlm.certificates.levels import chances, levels_of
 from twistlm.certificates.price import price
 from twistlm.certificates.probability import Probability, PromptProbability, chance, seen
 from twistlm.certificates.satisfied import only_constraints, satisfied
+from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import CONFIDENCE, Estimate
 from twistlm.core.logmath import ess
@@ -218,8 +219,11 @@ class Climb:
         named = ", ".join(late[:5]) + (", …" if len(late) > 5 else "")
         where = "" if len(reached) == 1 else f" at {len(late)} of {len(reached)} prompts ({named})"
         logger.warning(
-            "%d rounds were not enough to learn how φ reaches %g%s: the interval may miss what was never seen. Raise "
-            "num_draws or max_rounds",
+            coded(
+                "TW314",
+                "%d rounds were not enough to learn how φ reaches %g%s: the interval may miss what was never seen. "
+                "Raise num_draws or max_rounds",
+            ),
             rounds,
             threshold,
             where,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from twistlm.certificates.bounds import Bounds, main_bounds, width
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.divergences import Divergences
+from twistlm.core.advice import coded
 from twistlm.core.estimates import Estimate, plain
 from twistlm.sampling.diagnostics import Finding
 
@@ -44,10 +45,7 @@ def verdict(certificate: Certificate, before: Certificate | None = None, smc: Se
         smc: what is wrong with the samples that are shown (`twistlm.sampling.diagnostics.findings`).
     """
     if certificate.alarm:
-        return [
-            f"Nothing is certified, for two numbers contradict each other: {certificate.alarm}. Remedy: make sure that "
-            "the draws are of this target and trained nothing, and draw again with another --seed."
-        ]
+        return [_alarm(certificate)]
     kls = certificate.divergences
     lines = [_closeness(certificate), _log_Z(certificate)]
     lines += [str(finding) for finding in (*findings(certificate, before), *smc)]
@@ -55,6 +53,21 @@ def verdict(certificate: Certificate, before: Certificate | None = None, smc: Se
     if missed is not None and missed.is_known and not smc and missed.high > CLOSENESS[1][0]:
         lines.append(_effort(missed, None if before is None else before.divergences.kl_target_q))
     return lines + _prompts(certificate)
+
+
+def _alarm(certificate: Certificate) -> str:
+    if certificate.by_prompt and not any(each.certificate.alarm for each in certificate.by_prompt):
+        # Of a set, an alarm that no prompt has given is of those that are not there.
+        return coded(
+            "TW302",
+            f"Nothing is certified for all prompts together, for some are left out: {certificate.alarm}. Remedy: put "
+            "right what is said of each and evaluate again, or take those prompts out of the set.",
+        )
+    return coded(
+        "TW301",
+        f"Nothing is certified, for two numbers contradict each other: {certificate.alarm}. Remedy: make sure that "
+        "the draws are of this target and trained nothing, and draw again with another --seed.",
+    )
 
 
 def _prompts(certificate: Certificate) -> list[str]:
@@ -71,8 +84,11 @@ def _prompts(certificate: Certificate) -> list[str]:
     if never:
         shown = ", ".join(never[:WORST]) + (", …" if len(never) > WORST else "")
         lines.append(
-            f"At {len(never)} prompts no draw had φ > 0, and the means leave them out: {shown}. Their certificates say "
-            "how large Z can be."
+            coded(
+                "TW312",
+                f"At {len(never)} prompts no draw had φ > 0, and the means leave them out: {shown}. Their certificates "
+                "say how large Z can be.",
+            )
         )
     return lines
 
@@ -92,6 +108,7 @@ def _missed_mode(kls: Divergences) -> Finding | None:
         "A mode is missed: KL(σ‖q) is far above KL(q‖σ), so what q writes looks right, but some of what σ would write "
         "hardly ever comes, and weights cannot bring back what is not proposed.",
         "train on exact samples (--source exact), or propose nearer to the base model (--proposal tempered:0.5).",
+        "TW307",
     )
 
 
@@ -105,6 +122,7 @@ def _worse_than_none(after: Divergences, base: Divergences) -> Finding | None:
     return Finding(
         f"The twist is worse than none: {name} is {learned} nats with it and {without} without.",
         "more draws (--num-draws), a lower --learning-rate or higher --weight-decay, or a smaller --twist.",
+        "TW308",
     )
 
 
@@ -120,20 +138,22 @@ def _closeness(certificate: Certificate) -> str:
     divergences = certificate.divergences
     if math.isinf(divergences.kl_q_target.value):
         beside = "" if divergences.kl_target_q is None else f" {_said('KL(σ‖q)', divergences.kl_target_q)}."
-        return f"q writes what σ never would (φ = 0): KL(q‖σ) is infinite.{beside}"
+        return coded("TW306", f"q writes what σ never would (φ = 0): KL(q‖σ) is infinite.{beside}")
     if divergences.kl_target_q is None:
         seen = _said("KL(q‖σ)", divergences.kl_q_target)
-        return f"{seen}. What q misses of σ is not known: that takes exact samples."
+        return coded("TW305", f"{seen}. What q misses of σ is not known: that takes exact samples.")
     kls = (divergences.kl_q_target, divergences.kl_target_q)
     best, worst = (_level(max(getattr(kl, end) for kl in kls)) for end in ("low", "high"))
-    words = "How close q is to σ is not known"
+    code, words = "TW304", "How close q is to σ is not known"
     if math.isinf(max(kl.high for kl in kls)):
         # Nothing limits how far: only that it is no nearer.
-        words = f"{CLOSENESS[best][1]}, if not farther" if best >= FAR_LEVEL else words
+        if best >= FAR_LEVEL:
+            code, words = "TW303", f"{CLOSENESS[best][1]}, if not farther"
     elif worst - best <= 1:
         # Neighbours may be told apart by noise, and the worse is said; beyond that nothing is known.
-        words = CLOSENESS[worst][1]
-    return f"{words}: {_said('KL(q‖σ)', kls[0])} and {_said('KL(σ‖q)', kls[1])}."
+        code, words = "TW303" if worst >= FAR_LEVEL else "", CLOSENESS[worst][1]
+    line = f"{words}: {_said('KL(q‖σ)', kls[0])} and {_said('KL(σ‖q)', kls[1])}."
+    return coded(code, line) if code else line
 
 
 def _said(name: str, kl: Estimate) -> str:
@@ -153,19 +173,20 @@ def _log_Z(certificate: Certificate) -> str:
     """How well log Z is known, and what would make it better known."""
     used, bounds = certificate.divergences.log_Z, main_bounds(certificate.bounds)
     if math.isinf(used.high):
-        return (
+        return coded(
+            "TW310",
             f"log Z is at least {plain(used.low)}; nothing limits it from above. That takes a potential with a "
-            "log_upper_bound, or exact samples."
+            "log_upper_bound, or exact samples.",
         )
     if math.isinf(used.low):
-        return f"log Z is at most {plain(used.high)}: no draw has shown φ > 0. It takes more base draws (--num-draws)."
+        shown = f"log Z is at most {plain(used.high)}: no draw has shown φ > 0. It takes more base draws (--num-draws)."
+        return coded("TW311", shown)
     known = f"log Z = {used} (mostly by {certificate.log_Z_source})"
     if used.high - used.low <= CLOSED:
         return f"log Z is known to {used.high - used.low:.2f} nats: {known}."
-    if bounds.upper is None or bounds.gap is None:
-        return f"log Z is not known to {CLOSED:g} nats: {known}. It takes more base draws (--num-draws)."
-    return (
-        f"log Z is not known to {CLOSED:g} nats: {known}. It takes more base draws (--num-draws), or {closing(bounds)}."
+    other = "" if bounds.upper is None or bounds.gap is None else f", or {closing(bounds)}"
+    return coded(
+        "TW309", f"log Z is not known to {CLOSED:g} nats: {known}. It takes more base draws (--num-draws){other}."
     )
 
 

@@ -22,6 +22,7 @@ from twistlm.cli.certify import certify
 from twistlm.cli.collect import collect
 from twistlm.cli.demo import demo
 from twistlm.cli.evaluate import evaluate
+from twistlm.cli.explain import explain
 from twistlm.cli.gallery import gallery
 from twistlm.cli.list import list_
 from twistlm.cli.options import Plugins
@@ -59,6 +60,7 @@ COMMANDS: dict[str, Command] = {
     "sweep": sweep,
     "table": table,
     "plot": plot,
+    "explain": explain,
 }
 
 

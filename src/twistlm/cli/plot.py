@@ -19,6 +19,7 @@ def plot(
     particles) and resampling (never, when ESS halves, at every step); and in the first one's folder frontier (expected
     log φ / β against KL to the prior, which wants sweeps with several --beta).
     """
+    from twistlm.core.advice import coded
     from twistlm.core.places import shown
     from twistlm.report.sweep_plots import plot_frontier, plot_sweep
     from twistlm.runs.sweeps.folder import SweepFolder
@@ -27,9 +28,10 @@ def plot(
     pooled = [read(path) for path in some(sweeps)]
     for path, each in zip(sweeps, pooled, strict=True):
         if each.num_missing:
-            print(f"{path}: {each.num_missing} runs are missing; this is what is there")
+            print(coded("TW602", f"{path}: {each.num_missing} runs are missing; this is what is there"))
         if not each.has_curves:
-            print(f"{path}: no divergences against updates; they need exact samples, and certificates during training")
+            needs = "they need exact samples, and certificates during training"
+            print(coded("TW603", f"{path}: no divergences against updates; {needs}"))
     folders = [
         SweepFolder(path).plots if out is None else out / each.name if len(pooled) > 1 else out
         for path, each in zip(sweeps, pooled, strict=True)

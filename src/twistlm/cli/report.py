@@ -23,6 +23,7 @@ def report(
     which each one's certificate, sandwich and samples open. Beside it, in a folder of the same name, are the charts as
     PNG and PDF. `twistlm evaluate` makes the certificate that it needs, `twistlm sample` the samples that it shows.
     """
+    from twistlm.core.advice import coded
     from twistlm.core.places import shown
     from twistlm.report.page import check_page
     from twistlm.report.page import report as written
@@ -35,5 +36,5 @@ def report(
     made = written(runs, out, overwrite=overwrite)
     for path, record in zip(runs, made.records, strict=True):
         if record.diagnostics is None and not record.prompt_samples:
-            print(f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}")
+            print(coded("TW601", f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}"))
     print(f"Report: {shown(made.page)}\n{len(made.charts)} charts as PNG and PDF: {shown(made.charts[0].parent)}/")

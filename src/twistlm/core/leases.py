@@ -25,6 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+from twistlm.core.advice import coded
 from twistlm.core.errors import LeaseLostError, RunError, StorageError
 from twistlm.core.holds import Hold, drop, hold
 
@@ -117,7 +118,7 @@ def unchanged(read: Callable[[], T], what: Path | str, holder: str) -> bool:
     """Whether what is read stays the same for so long that its holder is held to have ended."""
     begun, first = now(), read()
     logger.warning(
-        "%s was being written by %s, which may have ended or not: waiting up to %g s for a sign of it",
+        coded("TW501", "%s was being written by %s, which may have ended or not: waiting up to %g s for a sign of it"),
         *(what, holder, EXPIRE_SECONDS),
     )
     while now() - begun < EXPIRE_SECONDS:

@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from twistlm.core.advice import coded
+
 logger = logging.getLogger("twistlm")
 
 MEMORY_ERRORS: tuple[type[Exception], ...] = (MemoryError, RuntimeError)
@@ -54,4 +56,4 @@ def _pieces(run: Callable[[slice], Tensor], start: int, stop: int, doing: str) -
 @lru_cache
 def say_smaller(doing: str) -> None:
     """Warn that there was too little memory; once for each thing that was being done."""
-    logger.warning("out of memory while %s: going on in smaller pieces, which takes longer", doing)
+    logger.warning(coded("TW504", "out of memory while %s: going on in smaller pieces, which takes longer"), doing)

@@ -20,6 +20,7 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
+from twistlm.core.advice import coded
 from twistlm.core.errors import RunError
 from twistlm.core.storage import cache_folder, load_json, save_json
 from twistlm.core.stores import Store
@@ -239,7 +240,7 @@ class Mirror:
         here = [path for path in self._files() if any(_is_in(self._relative(path), root.name) for root in roots)]
         if ahead := [path.name for path in here if self._changed(path)]:
             logger.warning(
-                "%s has been written from elsewhere: what was not published from here is dropped (%s)",
+                coded("TW502", "%s has been written from elsewhere: what was not published from here is dropped (%s)"),
                 *(self.url, ", ".join(sorted(ahead))),
             )
         for path in here:

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from twistlm.core import holds
+from twistlm.core.advice import coded
 from twistlm.core.errors import LeaseLostError, StorageError, TwistError
 from twistlm.core.holds import Hold
 from twistlm.core.leases import busy
@@ -173,7 +174,10 @@ def _save(session: _Session) -> None:
         session.check()
         session.mirror.publish_all()
     except TwistError as error:
-        logger.warning("%s. What is not published is in %s; the same again publishes it", error, session.mirror.local)
+        logger.warning(
+            coded("TW503", "%s. What is not published is in %s; the same again publishes it"),
+            *(error, session.mirror.local),
+        )
 
 
 def _said(mirror: Mirror) -> bytes | None:

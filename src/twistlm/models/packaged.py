@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
+from twistlm.core.advice import coded
 from twistlm.core.errors import ModelError
 from twistlm.core.registry import lookup, register
 from twistlm.core.storage import cache_folder
@@ -68,7 +69,7 @@ def _gguf_folder() -> Path:
 
 def _convert(source: Path, target: Path) -> None:
     """Write the model and its tokenizer to `target`, all or nothing."""
-    logger.warning("Converting the packaged SmolLM2-135M once, to %s (about 20 seconds)", target)
+    logger.warning(coded("TW506", "Converting the packaged SmolLM2-135M once, to %s (about 20 seconds)"), target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

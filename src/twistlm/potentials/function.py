@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, PotentialError
 from twistlm.core.registry import register
 from twistlm.models.base import Prompts
@@ -34,8 +35,11 @@ class _Suspicion:
         self.over = not like_phi or self.seen >= ENOUGH
         if like_phi and self.over:
             logger.warning(
-                "all of the first %d values of %s are between 0 and 1, as those of φ are, and they are read as log φ; "
-                "return the logarithm, or say Function(..., log=False)",
+                coded(
+                    "TW104",
+                    "all of the first %d values of %s are between 0 and 1, as those of φ are, and they are read as "
+                    "log φ; return the logarithm, or say Function(..., log=False)",
+                ),
                 self.seen,
                 getattr(function, "__qualname__", type(function).__name__),
             )

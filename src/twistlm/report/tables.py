@@ -9,6 +9,7 @@ from rich.text import Text
 
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.probability import Place, Probability, plain_tokens
+from twistlm.core.advice import coded
 from twistlm.core.estimates import Estimate, plain
 from twistlm.sampling.prompts import Prompts, quoted
 
@@ -111,7 +112,8 @@ def effort_lines(certificate: Certificate) -> list[str]:
     if certificate.stopped == "gap":
         lines.append("The sandwich is as tight as was asked for.")
     elif certificate.stopped == "budget":
-        lines.append("The budget was spent before the sandwich was as tight as was asked for; raise it, or the gap.")
+        spent = "The budget was spent before the sandwich was as tight as was asked for; raise it, or the gap."
+        lines.append(coded("TW313", spent))
     return lines
 
 

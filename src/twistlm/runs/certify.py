@@ -12,6 +12,7 @@ from twistlm.certificates.evidence import Evidence, acceptance, witness
 from twistlm.certificates.log_Z import Witness
 from twistlm.certificates.over_prompts import certify_prompts
 from twistlm.certificates.spending import Spending
+from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, NoneAcceptedError, UpperBoundError
 from twistlm.core.places import opened
 from twistlm.core.rng import Rng
@@ -164,12 +165,12 @@ def _collected(
     try:
         return goal.collect(rng, max_draws=num_draws, chunk=min(2048, num_draws), engine=engine)
     except NoneAcceptedError as error:
-        logger.warning("%s", error)
+        logger.warning(coded("TW101", "%s"), error)
         # They still say how large Z can be at most.
         kept: Collection = error.collection
         return kept
     except UpperBoundError as error:
-        logger.warning("%s", error)
+        logger.warning(coded("TW102", "%s"), error)
         return None
 
 
@@ -188,5 +189,8 @@ def _of_draws(collection: Collection | None) -> Evidence:
 def _evidence(evaluation: Collection, witnesses: tuple[Witness, ...] = ()) -> Evidence:
     evidence = Evidence.of(evaluation, witnesses)
     if evidence.exact is None:
-        logger.warning("%d exact samples are too few for upper bounds: raise num_draws", int(evaluation.accepted.sum()))
+        logger.warning(
+            coded("TW103", "%d exact samples are too few for upper bounds: raise num_draws"),
+            int(evaluation.accepted.sum()),
+        )
     return evidence

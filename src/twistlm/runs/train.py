@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
 from twistlm.core.places import opened
@@ -176,7 +177,9 @@ def _trained(
             rng.fork("held-out"), held_out, run.held_out_cases or cases, config.max_held_out
         )
     else:
-        logger.warning("no base draws to judge by: the lower bound on log Z decides which twist is best")
+        logger.warning(
+            coded("TW204", "no base draws to judge by: the lower bound on log Z decides which twist is best")
+        )
         # Runs of 16 particles each, within what a certificate may spend.
         criterion = negative_lower_bound(
             run.held_out_cases or cases, num_runs=max(2, min(16, config.evaluation.budget // 16))
@@ -254,7 +257,7 @@ def _asked(target: Target, config: RunConfig) -> AskedRun:
     try:
         described = target.spec()
     except ConfigError as error:
-        logger.warning("%s; Run.load will need target=…", error)
+        logger.warning(coded("TW106", "%s; Run.load will need target=…"), error)
     return AskedRun(described, config)
 
 
@@ -283,5 +286,5 @@ def _collect(target: Target, config: RunConfig, rng: Rng, folder: RunFolder | No
             target, config, rng, folder.draws if folder is not None else None, training=config.trains_on_draws
         )
     except NoneAcceptedError as error:
-        logger.warning("%s", error)
+        logger.warning(coded("TW101", "%s"), error)
         return None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twistlm.core.advice import coded
 from twistlm.core.logmath import log_mean_exp
 from twistlm.models.base import BaseLM
 from twistlm.models.token_texts import token_texts
@@ -18,13 +19,14 @@ from twistlm.sampling.smc import lineages
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong, in one line, and what to do about it, in another."""
+    """Something that is wrong, in one line, what to do about it, in another, and the code that explains it further."""
 
     problem: str
     remedy: str
+    code: str
 
     def __str__(self) -> str:
-        return f"{self.problem} Remedy: {self.remedy}"
+        return coded(self.code, f"{self.problem} Remedy: {self.remedy}")
 
 
 # Fewer effective particles than this say little about an expectation; with few particles, half of them.
@@ -240,15 +242,14 @@ def findings(smc: Diagnostics) -> list[Finding]:
 def _too_few_particles(smc: Diagnostics) -> Finding | None:
     effective, n, shape = float(smc.ess[:, -1].median()), smc.num_particles, smc.pareto_k
     if effective < min(MIN_ESS, n / 2):
-        problem = f"half of the runs end with an ESS of {effective:.1f} of {n} or less."
+        code, problem = "TW401", f"half of the runs end with an ESS of {effective:.1f} of {n} or less."
     elif shape is not None and shape > smc.max_pareto_k:
-        problem = (
-            f"a few weights decide everything (Pareto k̂ = {shape:.3f}, and at most {smc.max_pareto_k:.3f} is wanted)."
-        )
+        wanted = f"at most {smc.max_pareto_k:.3f} is wanted"
+        code, problem = "TW402", f"a few weights decide everything (Pareto k̂ = {shape:.3f}, and {wanted})."
     else:
         return None
     return Finding(
-        f"Too few particles: {problem}", "more --num-particles, or a better twist (more draws, more updates)."
+        f"Too few particles: {problem}", "more --num-particles, or a better twist (more draws, more updates).", code
     )
 
 
@@ -260,4 +261,5 @@ def _dead_step(smc: Diagnostics) -> Finding | None:
         f"A dead step: {float(smc.died[worst]):.0%} of the particles get weight zero at step {worst + 1} of "
         f"{len(smc.died)}.",
         "a softer potential (a threshold with eps > 0), or a twist that sees it coming.",
+        "TW403",
     )

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.identity import Files, UnidentifiableError, digest
 from twistlm.core.registry import available, lookup
@@ -339,11 +340,9 @@ class Target:
             model = self._lm if self._lm is not None else [self._contents(), self.dtype]
             return digest({**about, "model": model, "potential": self.potential})[:16]
         except UnidentifiableError as error:
-            logger.warning(
-                "this target cannot be identified (%s): no file of its draws will be accepted again; call it by name, "
-                "Target(…, identity='my-target-v1')",
-                error,
-            )
+            remedy = "call it by name, Target(…, identity='my-target-v1')"
+            said = f"this target cannot be identified (%s): no file of its draws will be accepted again; {remedy}"
+            logger.warning(coded("TW105", said), error)
             # Another one for every target of every process.
             return f"{UNIDENTIFIED}-{os.getpid()}-{id(self)}"
 

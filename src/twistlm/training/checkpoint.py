@@ -22,7 +22,7 @@ class Progress:
         best_value, best_update: of the held-out criterion.
         stopped: training is over.
         collapsed: consecutive updates with next to no effective positives.
-        warnings: names of those that have been given; older checkpoints have their texts here.
+        warnings: codes of those that have been given; older checkpoints have names or texts here.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's, and no field)

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, ModelError, TrainingError
 from twistlm.core.estimates import Estimate, difference, mean
 from twistlm.core.logmath import log_mean_exp
@@ -263,7 +264,7 @@ class Trainer:
         rise = difference(held_out, Estimate.from_dict(first))
         if rise.low > 0.5:
             self._warn(
-                "overfits",
+                "TW201",
                 f"at update {number} the held-out divergence is {rise.value:.1f} nats above the start: the twist "
                 f"overfits or feeds on itself; the best one (update {progress.best_update}) is kept. Lower "
                 "learning_rate, raise weight_decay, or train on more draws (--num-draws)",
@@ -327,7 +328,7 @@ class Trainer:
         self._record({"kind": "shrinkage", "update": self.progress.done, "alpha": chosen, "held_out": values})
         if chosen == 0.0:
             self._warn(
-                "base model",
+                "TW203",
                 "no twist did better on held-out samples than none at all, so the base model is kept; train on more "
                 "draws (--num-draws), with a lower learning_rate or a smaller twist",
             )
@@ -337,20 +338,20 @@ class Trainer:
         self.progress.collapsed = self.progress.collapsed + 1 if scoring.ess < 2.0 else 0
         if self.progress.collapsed == COLLAPSE_UPDATES:
             self._warn(
-                "collapse",
+                "TW202",
                 f"for {COLLAPSE_UPDATES} updates fewer than 2 of {self.config.num_particles} sequences carried the "
                 f"target's weight (ESS {scoring.ess:.1f}, KL to the prior {record['kl_q_prior']:.1f}): the twist "
                 "learns from single samples. Use more particles, --source draws or exact, a milder potential, or a "
                 "lower learning_rate",
             )
 
-    def _warn(self, name: str, message: str) -> None:
-        """Once for every name, in all parts of a run that was interrupted."""
-        if name in self.progress.warnings:
+    def _warn(self, code: str, message: str) -> None:
+        """Once for every code, in all parts of a run that was interrupted."""
+        if code in self.progress.warnings:
             return
-        self.progress.warnings.append(name)
-        logger.warning(message)
-        self._record({"kind": "warning", "update": self.progress.done, "message": message})
+        self.progress.warnings.append(code)
+        logger.warning(coded(code, message))
+        self._record({"kind": "warning", "update": self.progress.done, "message": coded(code, message)})
 
     def _record(self, row: dict[str, Any]) -> None:
         self.history.append(row)

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from twistlm.core.advice import coded
 from twistlm.core.errors import TwistError
 from twistlm.core.rng import Rng
 from twistlm.integrations.answers import Answer, answered
@@ -129,7 +130,7 @@ class Desk:
             # One prompt at which every particle died must not be the others' error.
             return [each for request in batch for each in self._answered([request])]
         except Exception as error:
-            logger.exception("a batch of %d requests failed", len(batch))
+            logger.exception(coded("TW507", "a batch of %d requests failed"), len(batch))
             return [error] * len(batch)
         ends = [0]
         for request in batch:

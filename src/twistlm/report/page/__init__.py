@@ -18,6 +18,7 @@ from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.registry import register
 from twistlm.core.storage import save_text
 from twistlm.report.charts import Chart, bounds, curves, divergences, smc_charts
+from twistlm.report.page.codes import example, linked
 from twistlm.report.page.prompts import OfPrompt, prompts_of
 from twistlm.report.plots import save_charts
 from twistlm.report.record import Record, read_all
@@ -101,7 +102,9 @@ def save_report(records: Sequence[Record], path: Path) -> tuple[Path, list[Path]
 
 def environment() -> Environment:
     """The templates of pages, in which no text is markup and nothing may be missing."""
-    return Environment(loader=PackageLoader("twistlm.report", "page"), autoescape=True, undefined=StrictUndefined)
+    made = Environment(loader=PackageLoader("twistlm.report", "page"), autoescape=True, undefined=StrictUndefined)
+    made.filters |= {"linked": linked, "example": example}
+    return made
 
 
 def save_page(records: Sequence[Record], path: Path) -> None:
@@ -128,7 +131,7 @@ def _section(record: Record) -> dict[str, Any]:
     return {
         "name": record.name,
         "headline": headline,
-        "lines": lines,
+        "lines": [*lines, *(f"In training: {each}" for each in record.history.warnings)],
         "about": _about(record),
         "samplers": list(record.certificates),
         "table": certificate_rows(record.certificates),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, TwistError
 from twistlm.core.plugins import load_file
 from twistlm.core.work import Failure
@@ -111,7 +112,7 @@ class Scheduled(Generic[W]):
                         continue
                     self.crew.stop([worker])
                     if given.attempt < ATTEMPTS:
-                        logger.warning("piece %d: %s; it is tried again", given.number + 1, answer.why)
+                        logger.warning(coded("TW505", "piece %d: %s; it is tried again"), given.number + 1, answer.why)
                         again.append(replace(given, attempt=given.attempt + 1))
                     else:
                         yield given.number, Failure("Killed", f"it has cost {ATTEMPTS} workers: {answer.why}")

@@ -48,7 +48,15 @@ class CertificateRow:
     update: int
 
 
-KINDS = {"update": UpdateRow, "evaluation": EvaluationRow, "certificate": CertificateRow}
+@dataclass(frozen=True)
+class WarningRow:
+    """Something that went wrong."""
+
+    update: int
+    message: str
+
+
+KINDS = {"update": UpdateRow, "evaluation": EvaluationRow, "certificate": CertificateRow, "warning": WarningRow}
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,13 @@ class History:
         seconds: spent on each update.
         looks: at the held-out criterion, in order.
         certificates: made on the way, by number of updates.
+        warnings: what was warned of.
     """
 
     seconds: Sequence[float]
     looks: Sequence[Look]
     certificates: Mapping[int, Certificate]
+    warnings: Sequence[str] = ()
 
     @staticmethod
     def of(rows: Sequence[Mapping[str, Any]], file: Path) -> "History":
@@ -100,6 +110,7 @@ class History:
             [row["seconds"] for row in updates],
             [Look.of(row) for row in looks],
             {row["update"]: certificate_of(row, f"after {row['update']} updates", file) for row in certified},
+            [row["message"] for row in rows if row["kind"] == "warning"],
         )
 
 

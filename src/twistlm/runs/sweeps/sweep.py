@@ -14,6 +14,7 @@ from typing import Any
 
 from twistlm.certificates.bounds import main_bounds
 from twistlm.certificates.evidence import FEWEST_EXACT
+from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundError
 from twistlm.core.places import shown
 from twistlm.core.rng import Rng
@@ -176,14 +177,14 @@ def _collect(folder: SweepFolder, target: Target, settings: Mapping[str, RunConf
     try:
         collection = collect(target, config, Rng(0, ("sweep",)), folder.draws, training=training)
     except (NoneAcceptedError, UpperBoundError) as error:
-        logger.warning("%s", error)
+        logger.warning(coded("TW101" if isinstance(error, NoneAcceptedError) else "TW102", "%s"), error)
         return False
     accepted = len(collection.split(config.folds)[FOLDS.index("evaluation")].exact)
     print(
         f"{len(collection.exact)} exact samples among {len(collection.draws)} draws, {accepted} of them for evaluation"
     )
     if accepted < FEWEST_EXACT:
-        logger.warning("too few exact samples to evaluate by: lower bounds only, as if there were none")
+        logger.warning(coded("TW103", "too few exact samples to evaluate by: lower bounds only, as if there were none"))
         return False
     return True
 
