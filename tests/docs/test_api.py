@@ -43,7 +43,11 @@ def found_at(name: str) -> Any:
 
 
 def test_everything_that_the_package_offers_is_there() -> None:
-    modules = {"potentials": twistlm.potentials.__all__, "types": twistlm.types.__all__, "losses": ["objective", "loss"]}
+    modules = {
+        "potentials": twistlm.potentials.__all__,
+        "types": twistlm.types.__all__,
+        "losses": ("objective", "loss"),
+    }
     names = [f"twistlm.{name}" for name in twistlm.__all__ if name not in modules]
     names += [f"twistlm.{module}.{name}" for module, inside in modules.items() for name in inside]
     assert [name for name in names if name not in documented()] == []
