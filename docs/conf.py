@@ -6,6 +6,7 @@ the successor of both is at 0.1. Sphinx has been kept for eighteen years; numpy,
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,11 @@ html_theme = "pydata_sphinx_theme"
 html_title = "twistlm"
 html_show_sourcelink = False
 html_static_path: list[str] = []
+# Reports of real runs: minutes of two cores, where the site is published.
+GALLERY = os.environ.get("TWISTLM_DOCS_GALLERY") == "1"
+if GALLERY:
+    subprocess.run([sys.executable, str(HERE / "gallery.py")], cwd=HERE.parent, check=True)
+    html_extra_path = [str(HERE / "_build" / "gallery")]
 html_theme_options: dict[str, Any] = {"show_toc_level": 2, "secondary_sidebar_items": ["page-toc"]}
 # Where the site is published, each version in a folder of its own: set by whoever publishes it.
 if site := os.environ.get("TWISTLM_DOCS_URL", "").rstrip("/"):
@@ -109,4 +115,6 @@ def setup(app: Any) -> None:
     """Called by Sphinx."""
     # Help is as wide as a page, and without colours.
     os.environ.update(COLUMNS="100", NO_COLOR="1")
+    if GALLERY:
+        app.tags.add("gallery")
     app.connect("builder-inited", generated, priority=1)

@@ -14,7 +14,7 @@ from twistlm.runs.sweeps.pooled import Pooled
 
 BEGIN, END = "<!-- made by papers/zhao2024/methods.py: begin -->", "<!-- made by papers/zhao2024/methods.py: end -->"
 
-# KL(q‖σ) and KL(σ‖q) in nats, Zhao et al. (2024), tables 3 to 5: other models, so compare the order of the methods.
+# KL(q‖σ) and KL(σ‖q) in nats, Zhao et al. (2024), tables 2 to 4, 8 and 9: other models, so compare orders.
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     "toxicity": {"ctl": (1.11, 1.07), "rl": (1.52, 1.42), "sixo": (1.71, 1.98), "fudge": (3.24, 2.00),
                  "dpg": (1.09, 1.12), "ppo": (0.98, 1.32)},

@@ -1,7 +1,7 @@
 """Lower and upper bounds on log Z, by importance sampling (IWAE) and by SMC.
 
 Lower: E[log Ẑ] ≤ log Z by Jensen, with Ẑ from N proposal samples without resampling (Burda et al. 2016) or from SMC.
-Upper: the same with one exact target sample among the N, kept throughout (Zhao et al. 2024, section 4; the SMC form
+Upper: the same with one exact target sample among the N, kept throughout (Zhao et al. 2024, section 5.2; the SMC form
 is conditional SMC, for which E[log Ẑ] ≥ log Z because E[1/Ẑ] = 1/Z). Both tighten as N grows; the gap between them
 also bounds the symmetrised KL between SMC's samples and the target.
 """

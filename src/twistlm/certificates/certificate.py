@@ -48,7 +48,7 @@ class Certificate:
     def smc_symmetrised_kl(self) -> float | None:
         """A bound on KL(q‖σ) + KL(σ‖q) of one sample of SMC with the most particles: the gap of its sandwich.
 
-        In expectation (Zhao et al. 2024, section 4); with both bounds' errors. None without SMC or exact samples, and
+        In expectation (Zhao et al. 2024, section 5.2); with both bounds' errors. None without SMC or exact samples, and
         where the sandwich is infinitely wide.
         """
         sandwiches = [b for b in self.bounds if b.method == "smc" and b.upper is not None]

@@ -4,7 +4,7 @@ With r(s) = log p₀(s) φ(s) − log q(s): F = E_q[r] and G = E_σ[r], so that 
 
     KL(q‖σ) = log Z − F,    KL(σ‖q) = G − log Z
 
-(Zhao et al. 2024, section 5). F needs only samples of q; G needs exact samples of σ. An estimate of either KL carries
+(Zhao et al. 2024, equation 23). F needs only samples of q; G needs exact samples of σ. An estimate of either KL carries
 the log Z that it used (`twistlm.certificates.log_Z`), whose interval counts in its own.
 """
 

@@ -3,8 +3,8 @@
 A witness brings independent estimates Ẑ ≥ 0 with E[Ẑ] = Z: φ of base draws, weights p₀φ/q of the proposal's samples,
 runs of SMC. What their mean is at least limits Z from below, whatever the weights may be; what it is at most limits Z
 from above if they have a bound, as φ has. With an exact sample among its particles E[1/Ẑ] = 1/Z holds instead (Zhao et
-al. 2024, section 4), so that what the mean of 1/Ẑ is at least limits Z from above without any bound. Either side takes
-the best of its limits, each at a level that leaves all of them together the stated one.
+al. 2024, section 5.2), so that what the mean of 1/Ẑ is at least limits Z from above without any bound. Either side
+takes the best of its limits, each at a level that leaves all of them together the stated one.
 """
 
 import math

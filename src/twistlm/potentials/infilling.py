@@ -18,7 +18,7 @@ class Infilling(BasePotential):
     """φ(s, c) = p₀(c | prompt, s): the next `num_condition` tokens are given, s is to be filled in before them.
 
     One twist is learnt for all conditions. The first T tokens of any T + c drawn from the base model are an exact
-    sample of the target that the last c are the condition of (Zhao et al. 2024, section 7.1.3).
+    sample of the target that the last c are the condition of (Zhao et al. 2024, section 7.2.3).
 
     Attributes:
         num_condition: tokens in a condition.

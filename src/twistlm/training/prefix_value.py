@@ -7,7 +7,7 @@ matrix, and the model's features ĥ before it, both layer-normalised. A thousand
 under a ridge penalty; and all of them are known of a token that was never followed up, so siblings have a value too.
 
 The numbers of each step minimise KL(σ(s_1:t) ‖ π_t), π_t ∝ p₀V_t, which is convex in them (Zhao et al. 2024, equation
-19). The penalty leads back to V_t = q/p₀: what is not known better than by the proposal stays as the proposal has it.
+21). The penalty leads back to V_t = q/p₀: what is not known better than by the proposal stays as the proposal has it.
 """
 
 from dataclasses import dataclass, replace

@@ -7,7 +7,7 @@ every token of the vocabulary, goes on being that of ψ; the weights, which need
 SMC is exactly unbiased for any numbers (a, c, b), as for any twist.
 
 The numbers of each step minimise KL(σ(s_1:t) ‖ π_t), π_t ∝ p₀ψ̃_t, which is convex in them (contrastive twist
-learning: Zhao et al. 2024, equation 19). (1, 0, 0) makes π_t = q: weights stay as they are, and nothing is resampled.
+learning: Zhao et al. 2024, equation 21). (1, 0, 0) makes π_t = q: weights stay as they are, and nothing is resampled.
 That is where the fit starts from and what its ridge penalty leads back to: a step at which nothing better is known,
 as judged by draws that took no part, is left out, and SMC does not resample there.
 """

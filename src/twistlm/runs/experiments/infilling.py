@@ -1,4 +1,4 @@
-"""Infilling: what comes before a given end, as in section 7.1.3 of Zhao et al. (2024)."""
+"""Infilling: what comes before a given end, as in section 7.2.3 of Zhao et al. (2024)."""
 
 from dataclasses import replace
 from typing import Any

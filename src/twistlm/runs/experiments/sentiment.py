@@ -1,4 +1,4 @@
-"""Reviews with a given number of stars, as in section 7.1.2 of Zhao et al. (2024)."""
+"""Reviews with a given number of stars, as in section 7.2.2 of Zhao et al. (2024)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Toxic children's stories, as in section 7.1.1 of Zhao et al. (2024)."""
+"""Toxic children's stories, as in section 7.2.1 of Zhao et al. (2024)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A rare event: stories above a threshold of toxicity, as in figure 2 of Zhao et al. (2024)."""
+"""A rare event: stories above a threshold of toxicity, as in figure 3 of Zhao et al. (2024)."""
 
 from dataclasses import replace
 

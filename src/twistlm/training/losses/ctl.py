@@ -11,7 +11,7 @@ def ctl(target: Scored, intermediate: Scored) -> Tensor:
     """Contrastive twist learning: raise ψ_t on prefixes of the target, lower it on those of π_t.
 
     The gradient of Σ_t KL(σ(s_1:t) ‖ π_t(s_1:t)) / T with respect to ψ is Σ_t (E_π_t − E_σ)[∇ log ψ_t] / T, which is
-    what differentiating this gives; its value is not that divergence (Zhao et al. 2024, equation 19).
+    what differentiating this gives; its value is not that divergence (Zhao et al. 2024, equations 21 and 22).
 
     Args:
         target: weights [B, T] towards σ, the same at every t.

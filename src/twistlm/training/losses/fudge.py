@@ -11,8 +11,8 @@ from twistlm.training.scored import Scored
 def fudge(labelled: Scored) -> Tensor:
     """Cross-entropy of ψ_t(s_1:t), a probability, with φ(s) as the label of every prefix (Yang and Klein, 2021).
 
-    −E_p₀[φ log ψ_t + (1 − φ) log(1 − ψ_t)], the mean over t; least at ψ_t = E_p₀[φ | s_1:t] (Zhao et al. 2024, section
-    4.3). Needs φ ≤ 1.
+    −E_p₀[φ log ψ_t + (1 − φ) log(1 − ψ_t)], the mean over t; least at ψ_t = E_p₀[φ | s_1:t] (Zhao et al. 2024,
+    appendix C.4). Needs φ ≤ 1.
 
     Args:
         labelled: weights [B, T] towards p₀, or prefixes with a label of their own each.

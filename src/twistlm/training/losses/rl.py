@@ -12,7 +12,7 @@ def rl(drawn: Scored) -> Tensor:
     """Squared inconsistency of log ψ_t with its own expectation one step later, on any sequences.
 
     log ψ_t(s_1:t) should be log Σ_v p₀(v | s_1:t) ψ_{t+1}(s_1:t, v), and log φ(s) at the end; the right-hand side is
-    held fixed (Zhao et al. 2024, section 4.2, equation 24: soft Q-learning, path consistency of length one). φ = 0
+    held fixed (Zhao et al. 2024, section 4.2, appendix C.1.1: soft Q-learning, path consistency of length one). φ = 0
     counts as e^−40.
 
     Args:
