@@ -100,7 +100,7 @@ def test_it_opens_without_errors_or_requests(watched: Watched, report: Path, fol
     assert watched.requests == [report.as_uri()]
     record = Record.read(folder, "")
     assert page.inner_text(".headline") == verdict(record.after, record.before)[0]
-    assert report.stat().st_size < 6e6
+    assert report.stat().st_size < 1.6e6
 
 
 def test_it_is_read_without_scripts(browser: Browser, report: Path, folder: Path) -> None:
@@ -293,7 +293,7 @@ def test_500_samples_are_no_burden(browser: Browser, folder: Path, tmp_path: Pat
         diagnostics=Diagnostics.of([result], model.lm),
     )  # fmt: skip
     save_page([large], tmp_path / "large.html")
-    assert (tmp_path / "large.html").stat().st_size < 6e6
+    assert (tmp_path / "large.html").stat().st_size < 2.4e6
     page = Watched.open(browser, tmp_path / "large.html").page
     assert page.locator("#tables span").count() == 0, "far below: not laid out yet"
     table = samples(page)

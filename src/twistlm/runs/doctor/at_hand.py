@@ -13,7 +13,7 @@ from twistlm.core.plugins import is_own
 from twistlm.core.registry import Entry, available
 from twistlm.models.local import is_here
 from twistlm.models.packaged import gguf_folder
-from twistlm.potentials.jigsaw import packaged_folder
+from twistlm.potentials._bilstm import packaged_folder
 
 Kind = Literal["model", "classifier", "scorer"]
 # Those that are registered.
