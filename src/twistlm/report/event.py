@@ -58,7 +58,8 @@ class Chance:
     @property
     def share(self) -> str:
         """How much of what q writes it is."""
-        return f"{self.under_q.value:.1%} [{self.under_q.low:.1%}, {self.under_q.high:.1%}]"
+        value, low, high = (f"{100 * x:.1f}" for x in (self.under_q.value, self.under_q.low, self.under_q.high))
+        return f"{value} % [{low}, {high}]"
 
 
 def eps_of(record: Record) -> float | None:

@@ -108,7 +108,7 @@ def frontier(sweeps: Sequence[Pooled]) -> Any:
     # First what is seen, which is what the limits show; then the ends of intervals, within these.
     places: list[tuple[float, float]] = []
     for k, method in enumerate(known):
-        style = {**look(k), "linestyle": "none", "alpha": 0.4, "markersize": 3, "markeredgewidth": 0}
+        style = {**look(k), "linestyle": "none", "alpha": 0.6, "markersize": 4, "markeredgewidth": 0}
         for pooled in ordered:
             seeds = [_place(result, pooled.beta) for result in pooled.of(method)]
             axes.plot([x for x, _ in seeds], [y for _, y in seeds], **style)
@@ -151,8 +151,8 @@ def _whiskers(axes: Any, x: Estimate, y: Estimate, colour: str) -> None:
         for end, way in ((estimate.low, -1), (estimate.high, 1)):
             if least <= end <= most:
                 to = (end, at[1]) if axis == 0 else (at[0], end)
-                axes.plot(*zip(at, to, strict=True), color=colour, linewidth=0.8, alpha=0.7)
-                axes.plot(*to, marker="|" if axis == 0 else "_", color=colour, markersize=6, alpha=0.7)
+                axes.plot(*zip(at, to, strict=True), color=colour, linewidth=0.8, alpha=0.6)
+                axes.plot(*to, marker="|" if axis == 0 else "_", color=colour, markersize=6, alpha=0.6)
             else:
                 offset = (way * ARROW, 0) if axis == 0 else (0, way * ARROW)
                 arrow = {
@@ -172,7 +172,7 @@ def _frontier_legend(figure: Any, methods: Sequence[str], sizes: Mapping[float, 
     plain = {"color": "0.4", "marker": "o", "linestyle": "none"}
     if len(sizes) > 1:
         entries += [Line2D([], [], label=f"β = {beta:g}", markersize=size, **plain) for beta, size in sizes.items()]
-    entries += [Line2D([], [], label="single seeds", markersize=3, alpha=0.5, **plain)]
+    entries += [Line2D([], [], label="single seeds", markersize=4, alpha=0.6, **plain)]
     figure.legend(handles=entries, loc="outside right upper", frameon=False)
     figure.supxlabel(
         f"{CONTENTS}.\nAn arrow: the interval ends beyond the picture; `twistlm table` says where.", fontsize="small"
