@@ -53,7 +53,7 @@ def test_the_converted_model_is_dense_bfloat16_and_continues_text_sensibly(folde
 def test_its_logits_are_those_of_the_packaged_gguf(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = packaged._gguf_folder()
+    source = packaged.gguf_folder()
     original = AutoModelForCausalLM.from_pretrained(
         source,
         gguf_file=packaged.SMOLLM2_FILE,

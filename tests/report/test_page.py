@@ -1,6 +1,8 @@
 """The report, in a real browser where there is one: no errors, no network, hostile texts as text."""
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from twistlm.core import advice
 from twistlm.core.advice import coded
 from twistlm.core.rng import Rng
 from twistlm.potentials import Function
-from twistlm.report.page import page_data, save_page
+from twistlm.report.page import page_data, resource, save_page
 from twistlm.report.record import Record, read_all
 from twistlm.runs.experiments import get_preset
 from twistlm.runs.folder import SampleRow
@@ -102,7 +104,17 @@ def test_it_opens_without_errors_or_requests(watched: Watched, report: Path, fol
     assert watched.requests == [report.as_uri()]
     record = Record.read(folder, "")
     assert page.inner_text(".headline") == verdict(record.after, record.before)[0]
-    assert report.stat().st_size < 6e6
+    assert report.stat().st_size < 1.6e6
+
+
+def test_the_script_that_draws_is_the_one_that_its_page_says() -> None:
+    script, about = resource("plotly/plotly-basic.min.js"), resource("plotly/README.md")
+    assert hashlib.sha256(script.encode()).hexdigest() in about
+    version = re.search(r"plotly\.js \(basic - minified\) v([\d.]+)", script)
+    assert version is not None
+    assert f"| version | {version[1]} |" in about
+    assert f"{len(script.encode()):,} bytes" in about
+    assert "MIT License" in resource("plotly/LICENSE")
 
 
 def test_a_finding_leads_to_what_explains_it(
@@ -323,7 +335,7 @@ def test_500_samples_are_no_burden(browser: Browser, folder: Path, tmp_path: Pat
         diagnostics=Diagnostics.of([result], model.lm),
     )  # fmt: skip
     save_page([large], tmp_path / "large.html")
-    assert (tmp_path / "large.html").stat().st_size < 6e6
+    assert (tmp_path / "large.html").stat().st_size < 2.4e6
     page = Watched.open(browser, tmp_path / "large.html").page
     assert page.locator("#tables span").count() == 0, "far below: not laid out yet"
     table = samples(page)

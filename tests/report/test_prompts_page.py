@@ -224,7 +224,7 @@ def test_250_prompts_are_no_burden(browser: Browser, record: Record, tmp_path: P
     assert len(rows) == 16 * several
     path = tmp_path / "large.html"
     save_page([replace(record, certificates=certificates, prompts=texts, prompt_samples=rows)], path)
-    assert path.stat().st_size < 8.5e6
+    assert path.stat().st_size < 4.9e6
     watched = Watched.open(browser, path)
     assert len(names(watched)) == several
     took = watched.page.evaluate(

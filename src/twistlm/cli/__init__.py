@@ -21,6 +21,7 @@ import tyro
 from twistlm.cli.certify import certify
 from twistlm.cli.collect import collect
 from twistlm.cli.demo import demo
+from twistlm.cli.doctor import doctor
 from twistlm.cli.evaluate import evaluate
 from twistlm.cli.explain import explain
 from twistlm.cli.gallery import gallery
@@ -36,8 +37,8 @@ from twistlm.cli.sweep import sweep
 from twistlm.cli.table import table
 from twistlm.cli.train import train
 from twistlm.cli.validation import validated
+from twistlm.core.drafts import is_drafted
 from twistlm.core.errors import ConfigError, StorageError, TwistError
-from twistlm.core.folders import is_drafted
 from twistlm.core.launch import is_first, launched
 from twistlm.core.plugins import load_file
 from twistlm.core.signals import Terminated, terminable
@@ -47,6 +48,7 @@ Command = Callable[..., None]
 
 COMMANDS: dict[str, Command] = {
     "demo": demo,
+    "doctor": doctor,
     "list": list_,
     "collect": collect,
     "train": train,

@@ -76,3 +76,9 @@ class ProcessError(TwistError, RuntimeError):
     """Another of the processes that do one piece of work has ended."""
 
     exit_code = 1
+
+
+class InstallationError(TwistError, RuntimeError):
+    """Something that twistlm needs is missing here, or broken."""
+
+    exit_code = 1

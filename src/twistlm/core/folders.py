@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from twistlm.core import holds, leases, places
+from twistlm.core.drafts import hidden
 from twistlm.core.errors import StorageError, TwistError
 
 LOCK = ".lock"
@@ -36,11 +37,6 @@ def is_occupied(path: Path) -> bool:
         return path.is_dir() and any(not is_lock(each.name) for each in path.iterdir())
     except (OSError, ValueError) as error:
         raise _refused(path, error) from error
-
-
-def is_drafted(place: Path) -> bool:
-    """Whether a new folder stands beside the one at `place` that was to take its place, and has not yet."""
-    return _hidden(_resolved(place), "new").is_dir()
 
 
 class _Lock:
@@ -131,7 +127,7 @@ class Draft:
         if not self.replaces:
             return
         real = self.place.resolve()
-        old = _hidden(real, "old")
+        old = hidden(real, "old")
         self.check()
         shutil.rmtree(old, ignore_errors=True)
         before, now = self.locks
@@ -173,7 +169,7 @@ def writing(
     """
     real = _resolved(place)
     places.join(real)
-    new, old = _hidden(real, "new"), _hidden(real, "old")
+    new, old = hidden(real, "new"), hidden(real, "old")
     if old.is_dir() and not real.exists():
         old.rename(real)
     draft, made = Draft(place, place), _make(real)
@@ -216,11 +212,11 @@ def writing_file(place: Path, *, replace: bool = False) -> Iterator[Path]:
         what = "a folder" if place.is_dir() else "a device"
         raise StorageError(f"{place} is {what} and should be a file; choose another --out")
     real = _resolved(place)
-    new, made = _hidden(real, "new"), _make(real.parent)
+    new, made = hidden(real, "new"), _make(real.parent)
     replace = replace and real.exists()
     locks: list[_Lock] = []
     try:
-        locks.append(_Lock(_hidden(real, "lock"), place, real, place, new))
+        locks.append(_Lock(hidden(real, "lock"), place, real, place, new))
         new.unlink(missing_ok=True)
         holds.removed(new)
         yield new if replace else place
@@ -270,10 +266,6 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(StorageError):
         holds.removed(folder)
-
-
-def _hidden(real: Path, what: str) -> Path:
-    return real.with_name(f".{real.name}.{what}")
 
 
 def _resolved(place: Path) -> Path:

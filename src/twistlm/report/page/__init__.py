@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
 from twistlm.certificates.verdict import verdict
 from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.registry import register
 from twistlm.core.storage import save_text
 from twistlm.report.charts import Chart, bounds, curves, divergences, smc_charts
+from twistlm.report.event import chance_of, eps_of
 from twistlm.report.page.codes import example, linked
-from twistlm.report.page.prompts import OfPrompt, prompts_of
+from twistlm.report.page.prompts import EVENT, OfPrompt, prompts_of
 from twistlm.report.plots import save_charts
 from twistlm.report.record import Record, read_all
 from twistlm.report.style import COLOURS
@@ -111,7 +111,7 @@ def save_page(records: Sequence[Record], path: Path) -> None:
     """Write the page, atomically."""
     templates = environment()
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    scripts = [get_plotlyjs(), resource("prompts.js"), resource("page.js")]
+    scripts = [resource("plotly/plotly-basic.min.js"), resource("prompts.js"), resource("page.js")]
     page = templates.get_template("page.html").render(
         runs=[_section(record) for record in records],
         charts=page_charts(records),
@@ -130,6 +130,7 @@ def _section(record: Record) -> dict[str, Any]:
     headline, *lines = verdict(record.after, record.before, warnings)
     return {
         "name": record.name,
+        "event": _event(record),
         "headline": headline,
         "lines": [*lines, *(f"In training: {each}" for each in record.history.warnings)],
         "about": _about(record),
@@ -140,6 +141,19 @@ def _section(record: Record) -> dict[str, Any]:
         "seconds": record.seconds,
         "settings": dict(_flat(record.outline.values)),
     }
+
+
+def _event(record: Record) -> dict[str, str] | None:
+    """How likely the event of a run is, in words; None where its potential is no event's, or nothing is known."""
+    target, chance = record.outline.target, chance_of(record)
+    if target is None or eps_of(record) is None:
+        return None
+    about = {"event": _call(target.potential), "model": target.model, "num_tokens": str(target.num_tokens)}
+    if record.after.by_prompt:
+        return {**about, "headline": "", "where": f"the table of prompts, column {EVENT}"}
+    if chance is None:
+        return None
+    return {**about, "headline": chance.words, "number": " ".join(chance.number), "share": chance.share}
 
 
 def _other(evaluation: Evaluation) -> dict[str, Any]:
@@ -217,9 +231,10 @@ def page_data(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _run(record: Record, vocabulary: dict[str, int]) -> dict[str, Any]:
-    diagnostics = record.diagnostics
+    diagnostics, chance = record.diagnostics, chance_of(record)
     return {
         "name": record.name,
+        "event_probability": None if chance is None else chance.probability.as_dict(),
         "config": record.outline.values,
         "certificates": {name: each.as_dict() for name, each in record.certificates.items()},
         "samples": _samples(record.samples, vocabulary),

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from twistlm.certificates.certificate import Certificate
 from twistlm.core.estimates import Estimate, plain
 from twistlm.report.charts import Chart, bounds
+from twistlm.report.event import Chance, eps_of
 from twistlm.report.record import Record
 from twistlm.report.tables import certificate_rows, never_met
 from twistlm.runs.folder import SampleRow
+
+# The heading of how likely the event is.
+EVENT = "P[event]"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class OfPrompt:
 
 def prompts_of(record: Record) -> list[OfPrompt]:
     """Those of the certificate that counts, in its order; none where it is of one prompt."""
-    found = []
+    found, eps = [], eps_of(record)
     for each in record.after.by_prompt:
         certificates = {name: known[each.name] for name, known in _by_sampler(record) if each.name in known}
         entry = record.prompts.get(each.name)
@@ -50,7 +54,7 @@ def prompts_of(record: Record) -> list[OfPrompt]:
                 each.name,
                 text,
                 said,
-                _columns(certificates),
+                {**_event(certificates["after"], eps), **_columns(certificates)},
                 "" if each.is_met else never_met(each.certificate),
                 list(certificates),
                 certificate_rows(certificates),
@@ -63,6 +67,16 @@ def prompts_of(record: Record) -> list[OfPrompt]:
 
 def _by_sampler(record: Record) -> list[tuple[str, dict[str, Certificate]]]:
     return [(name, {each.name: each.certificate for each in of.by_prompt}) for name, of in record.certificates.items()]
+
+
+def _event(certificate: Certificate, eps: float | None) -> dict[str, tuple[str, str, float | None]]:
+    """How likely the event is, by its heading; nothing where the potential is no event's."""
+    if eps is None:
+        return {}
+    chance = Chance.of(certificate, eps)
+    if chance is None:
+        return {EVENT: ("—", "not known", None)}
+    return {EVENT: (*chance.number, chance.probability.value)}
 
 
 def _columns(certificates: Mapping[str, Certificate]) -> dict[str, tuple[str, str, float | None]]:

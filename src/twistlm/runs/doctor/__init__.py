@@ -1,0 +1,1 @@
+"""What `twistlm doctor` finds out. Nothing here imports torch before it is known that this can be done."""
