@@ -1,0 +1,12 @@
+"""Both divergences against the draws that training has made."""
+
+from figures.explain_common import bars, plt, read
+
+record = read("choose-draws")["methods"]
+figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+for axes, kl, title in zip(panels, ("kl_q_target", "kl_target_q"), ("KL(q‖σ)", "KL(σ‖q)"), strict=True):
+    for k, (name, found) in enumerate(record.items()):
+        curve = found["curve"]
+        bars(axes, [row["draws"] + 60 * k for row in curve], [row[kl] for row in curve], name, k)
+    axes.set(xlabel="sequences drawn for training", ylabel="nats", title=title, ylim=(0, None))
+panels[0].legend(frameon=False)
