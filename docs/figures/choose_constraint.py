@@ -5,7 +5,7 @@ from figures.explain_common import look, plt, read
 record = read("benchmarks/masking.json")
 rows = [(model, row) for model, found in record.items() for row in found]
 ways = {"masked": "masked decoding", "table": "the automaton’s table", "twist": "the twist"}
-figure, axes = plt.subplots(figsize=(9, 3.8), layout="constrained")
+figure, axes = plt.subplots(figsize=(8.4, 3.8), layout="constrained")
 for k, (way, label) in enumerate(ways.items()):
     # Below a thousandth of a nat nothing is to be told apart.
     x = [max(row[way]["kl_target_q"], 1e-3) for _, row in rows]

@@ -4,7 +4,7 @@ from figures.explain_common import COLOURS, look, plt, read
 
 cells = read("benchmarks/coverage.json")
 statements = list(cells[0]["statements"])
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4.2), layout="constrained")
 for row, name in enumerate(statements):
     made = [cell["statements"][name] for cell in cells if cell["statements"][name]["made"] >= 200]
     shares = [each["held"] / each["made"] for each in made]

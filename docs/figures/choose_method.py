@@ -25,7 +25,7 @@ def dense(target: str) -> tuple[list[float], list[list[float]]]:
     return pairs[0], pairs[-2:]
 
 
-figure, panels = plt.subplots(1, 3, figsize=(11.5, 4.2), layout="constrained")
+figure, panels = plt.subplots(1, 3, figsize=(8.4, 4.2), layout="constrained")
 for axes, section in zip(panels, ("toxicity", "sentiment", "infilling-2-1"), strict=True):
     found = rows(section)
     order = sorted(found, key=lambda name: -(found[name][0] + found[name][2]))

@@ -5,7 +5,7 @@ from math import exp
 from figures.explain_common import COLOURS, plt, read
 
 record = read("choose-particles")
-figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.2), layout="constrained")
 for world in record["worlds"]:
     if (world["potential"], world["proposal"]) == ("two-valued", "base"):
         # φ is 1 or 1e-16, so that log Ẑ is −37 or so until an event is seen: the page says what becomes of it.

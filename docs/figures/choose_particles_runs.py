@@ -4,7 +4,7 @@ from figures.explain_common import look, plt, read
 
 record = read("benchmarks/informed.json")
 ways = {"iwae": "never resampling", "twist": "SMC by the twist alone", "informed": "SMC, informed"}
-figure, panels = plt.subplots(1, 4, figsize=(12, 3.6), layout="constrained")
+figure, panels = plt.subplots(1, 4, figsize=(8.4, 3), sharey=True, layout="constrained")
 for axes, (name, run) in zip(panels, record.items(), strict=True):
     counts = [int(n) for n in run if n.isdigit()]
     for k, (way, label) in enumerate(ways.items()):

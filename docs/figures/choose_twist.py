@@ -8,7 +8,7 @@ rows = {
     if row["model"] == "gpt2" and row["dtype"] == "fp32"
 }
 twists = ("low_rank", "tied", "mlp", "backbone")
-figure, (time, memory) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+figure, (time, memory) = plt.subplots(1, 2, figsize=(8.4, 3.8), layout="constrained")
 for k, (task, label) in enumerate((("smc", "SMC"), ("ctl", "CTL update"), ("dpg", "DPG update"))):
     for at, twist in enumerate(twists):
         name, place = f"{task}_{twist}_100x20", at + 0.26 * (k - 1)

@@ -6,7 +6,7 @@ record = read("explain-bounds")
 lines = {
     "base model": ("before", "iwae"), "twist, IWAE": ("after", "iwae"), "twist, SMC": ("after", "smc"),
 }  # fmt: skip
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4.2), layout="constrained")
 value, low, high = record["after"]["log_Z"]
 left.axhspan(low, high, color="0.85", label="log Z used, 95 %")
 for k, (label, (when, method)) in enumerate(lines.items()):

@@ -8,6 +8,9 @@ import matplotlib.pyplot as plt
 
 from twistlm.report.style import COLOURS, look
 
+# A page is as wide as eight inches of this.
+plt.rcParams["font.size"] = 9
+
 __all__ = ["COLOURS", "bars", "look", "plt", "read"]
 
 
@@ -18,14 +21,10 @@ def read(name: str) -> dict[str, Any]:
 
 
 def bars(axes: Any, x: list[float], intervals: list[list[float | None]], label: str, index: int, **more: Any) -> None:
-    """Values with their intervals; an end that nothing limits is an arrow."""
+    """Values with their intervals, each value, low, high; an end that is None is left out."""
     style = {**look(index), **more}
     at = [(a, each) for a, each in zip(x, intervals, strict=True) if each is not None]
     values = [each[0] for _, each in at]
     below = [0.0 if low is None else max(0.0, value - low) for _, (value, low, _) in at]
     above = [0.0 if high is None else max(0.0, high - value) for _, (value, _, high) in at]
     axes.errorbar([a for a, _ in at], values, yerr=[below, above], capsize=2, elinewidth=0.8, label=label, **style)
-    for a, (value, _, high) in at:
-        if high is None:
-            axes.annotate("", (a, 1.0), (a, value), xycoords=("data", "axes fraction"), textcoords="data",
-                          arrowprops={"arrowstyle": "->", "color": style["color"], "lw": 1.0})  # fmt: skip
