@@ -6,9 +6,7 @@ record = read("explain-smc")
 parents, pieces, weights = record["parents"], record["pieces"], record["weights"]
 survives, resampled, ess = record["survives"], record["resampled"], record["ess"]
 steps, particles = len(parents), len(parents[0])
-figure, (tree, below) = plt.subplots(
-    2, 1, figsize=(8.4, 8), height_ratios=(5, 1), sharex=True, layout="constrained"
-)
+figure, (tree, below) = plt.subplots(2, 1, figsize=(8.4, 8), height_ratios=(5, 1), sharex=True, layout="constrained")
 for t in range(steps):
     for slot in range(particles):
         alive = survives[t][slot]

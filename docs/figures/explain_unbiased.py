@@ -6,7 +6,7 @@ record = read("explain-smc")
 log_Z, low, high = record["log_Z"]
 figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
 axes.axvspan(low, high, color="0.85", label="log Z, 95 %")
-for row, (name, found) in enumerate(record["many"].items()):
+for row, found in enumerate(record["many"].values()):
     values = found["log_Z_hat"]
     heights = [row + 0.32 * (k / len(values) - 0.5) for k in range(len(values))]
     axes.scatter(values, heights, s=9, color=COLOURS[row], alpha=0.5)

@@ -1,13 +1,12 @@
 """How far several methods get with so many draws: certificates on the way of the runs that choose/method.md names.
 
-    python -m docs.recorded.choose_draws     # reads the run folders; seconds
+python -m docs.recorded.choose_draws     # reads the run folders; seconds
 """
 
 import json
 from typing import Any
 
 from docs.recorded.explain_common import RUNS, interval, write
-
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.folder.history import History
 

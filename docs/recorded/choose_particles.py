@@ -11,9 +11,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from docs.recorded.explain_common import write
 
 from benchmarks.interval_coverage import LEVELS, POTENTIALS, Cell, World
+from docs.recorded.explain_common import write
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.rng import Rng
 

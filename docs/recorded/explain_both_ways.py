@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from docs.recorded.explain_common import interval, write
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import twistlm
+from docs.recorded.explain_common import interval, write
 from twistlm.core.rng import Rng
 from twistlm.models.bundled import folder
 from twistlm.potentials import Regex
@@ -100,8 +100,10 @@ def main() -> None:
             certificate = twistlm.certify(target, proposal, num_draws=2048, num_samples=1024, methods=("iwae",))
             of = certificate.divergences
             found["samplers"][name]["certified"] = {
-                "kl_q_target": interval(of.kl_q_target), "kl_target_q": interval(of.kl_target_q), "phi": interval(of.phi),
-            }  # fmt: skip
+                "kl_q_target": interval(of.kl_q_target),
+                "kl_target_q": interval(of.kl_target_q),
+                "phi": interval(of.phi),
+            }
     write("explain-both-ways", SEED, {
         "prompt": PROMPT, "pattern": PATTERN, "eps": EPS, "draws": DRAWS, "exact_samples": len(exact),
         "kept_samples": int(kept_rows.sum()), "dropped": DROPPED, "first_tokens": len(kept), **found,

@@ -1,12 +1,11 @@
 """Both bounds on log Z against the number of particles, of the base model and of a trained twist, on one target.
 
-    python -m docs.recorded.explain_bounds     # after the run of explain-smc.py; minutes; writes explain-bounds.json
+python -m docs.recorded.explain_bounds     # after the run of explain-smc.py; minutes; writes explain-bounds.json
 """
 
 from typing import Any
 
 from docs.recorded.explain_common import RUNS, interval, write
-
 from twistlm import Run
 from twistlm.certificates.certificate import Certificate
 

@@ -21,15 +21,17 @@ def write(name: str, seed: int, values: dict[str, Any]) -> None:
         "command": f"python -m docs.recorded.{name.replace('-', '_')}",
         "date": datetime.date.today().isoformat(),
         "seed": seed,
-        "versions": {key: value for key, value in versions().items() if key in ("python", "twistlm", "torch", "machine")},
+        "versions": {
+            key: value for key, value in versions().items() if key in ("python", "twistlm", "torch", "machine")
+        },
         **values,
     }
-    text = json.dumps(rounded(record), ensure_ascii=False, allow_nan=False)
     # A line for each field: small files, and differences that can be read.
-    fields = text if len(text) < 200 else "{\n" + ",\n".join(
-        f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in json.loads(text).items()
-    ) + "\n}"
-    (HERE / f"{name}.json").write_text(fields + "\n", encoding="utf-8")
+    fields = [
+        f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+        for key, value in rounded(record).items()
+    ]
+    (HERE / f"{name}.json").write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
 
 
 def rounded(value: Any) -> Any:

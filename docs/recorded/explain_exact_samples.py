@@ -1,13 +1,12 @@
 """What a certificate says of KL(σ‖q) with few exact samples and with many, and what exact samples cost.
 
-    python -m docs.recorded.explain_exact_samples     # after the run of explain-smc.py; a minute
+python -m docs.recorded.explain_exact_samples     # after the run of explain-smc.py; a minute
 """
 
 from dataclasses import replace
 from typing import Any
 
 from docs.recorded.explain_common import DRAWS, RUNS, interval, write
-
 from twistlm import Run
 from twistlm.certificates.certify import certify
 from twistlm.certificates.evidence import Evidence, acceptance

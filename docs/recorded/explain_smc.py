@@ -1,6 +1,7 @@
 """One run of SMC with 16 particles step by step, what the twist does to the next token, and Ẑ of many runs.
 
-    twistlm collect sentiment --preset small --num-draws 20480 --num-samples 5000 --out runs/explain/sentiment.safetensors
+    twistlm collect sentiment --preset small --num-draws 20480 --num-samples 5000 \
+        --out runs/explain/sentiment.safetensors
     twistlm train sentiment --preset small --method gkl --informed auto \
         --draws runs/explain/sentiment.safetensors --out runs/explain/gkl
     python -m docs.recorded.explain_smc     # a minute; writes docs/recorded/explain-smc.json
@@ -10,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from docs.recorded.explain_common import RUNS, interval, write
 
+from docs.recorded.explain_common import RUNS, interval, write
 from twistlm import Run
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.rng import Rng
