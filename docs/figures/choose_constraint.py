@@ -14,4 +14,4 @@ names = [f"{row['prompt'].replace('Once upon a time, there', '… there')} …  
 axes.set_yticks(range(len(rows)), names)
 axes.invert_yaxis()
 axes.set(xscale="log", xlim=(7e-4, 10), xlabel="KL(σ‖q) (nats; 0.001 stands for less)")
-axes.legend(frameon=False, fontsize="small")
+figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
