@@ -1,16 +1,13 @@
 """From the base model to the target, and what a certificate says of the sampler that was learned: the demo's run."""
 
 from figures.explain_common import COLOURS, plt, read
+from figures.start_common import drawn
 
 record = read("start-what")
 before, after = record["certificates"]["before"], record["certificates"]["after"]
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.9), width_ratios=(1.5, 1, 1), layout="constrained")
 
-edges = [10**edge for edge in record["edges"]]
-left.stairs(record["base"], edges, fill=True, color="0.82", label=f"base model p₀: {record['num_base']:,} draws")
-left.stairs(record["target"], edges, color=COLOURS[2], linewidth=2, label="target σ: the same draws, weighted by φ")
-left.stairs(record["twisted"], edges, color=COLOURS[1], linewidth=1.5, linestyle="--",
-            label=f"sampler q with its twist: {record['num_twisted']:,} draws")  # fmt: skip
+drawn(left, record["drawn"])
 left.set(xscale="log", xlabel="φ(text) = p(toxic | text)", ylabel="share of texts", title="What is drawn")
 left.legend(frameon=False, fontsize="small", loc="upper center")
 
