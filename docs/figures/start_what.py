@@ -7,7 +7,7 @@ record = read("start-what")
 before, after = record["certificates"]["before"], record["certificates"]["after"]
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.9), width_ratios=(1.5, 1, 1), layout="constrained")
 
-drawn(left, record["drawn"])
+drawn(left, record["drawn"], [10**power for power in record["powers"]])
 left.set(xscale="log", xlabel="φ(text) = p(toxic | text)", ylabel="share of texts", title="What is drawn")
 left.legend(frameon=False, fontsize="small", loc="upper center")
 

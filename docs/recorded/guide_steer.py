@@ -20,7 +20,7 @@ SCORES = [k / 20 for k in range(21)]
 
 def main(folders: list[str]) -> None:
     """Every run at its power."""
-    write("guide-steer", SEED, {"runs": [of(Path(folder)) for folder in folders]})
+    write("guide-steer", SEED, {"edges": SCORES, "runs": [of(Path(folder)) for folder in folders]})
 
 
 def of(folder: Path) -> dict[str, Any]:

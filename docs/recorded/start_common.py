@@ -32,7 +32,7 @@ def drawn(run: Run, scores: Sequence[float], power: float, draws: int, seed: int
 
     equal, by_phi = torch.ones_like(base) / len(base), base.softmax(0)
     return {
-        "edges": list(scores), "num_base": len(base), "num_q": draws,
+        "num_base": len(base), "num_q": draws,
         "base": shares(base, equal), "target": shares(base, by_phi),
         "q": shares(proposed, torch.ones_like(proposed) / draws),
     }  # fmt: skip

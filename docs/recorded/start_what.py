@@ -13,15 +13,16 @@ from twistlm import Run
 from twistlm.core.storage import load_json
 
 FOLDER, SEED, DRAWS = Path("runs/demo"), 0, 4096
-# Four bins to a power of ten.
-SCORES = [10 ** (k / 4) for k in range(-16, 1)]
+# Edges of the bins in powers of ten, four to each.
+POWERS = [k / 4 for k in range(-14, 1)]
 
 
 def main() -> None:
     """Read the run, and draw from its proposal."""
     run, certificates = Run.load(FOLDER), load_json(FOLDER / "certificate.json")
     write("start-what", SEED, {
-        "drawn": drawn(run, SCORES, 1.0, DRAWS, SEED),
+        "powers": POWERS,
+            "drawn": drawn(run, [10**power for power in POWERS], 1.0, DRAWS, SEED),
         "certificates": {name: told(certificates[name]) for name in ("before", "after")},
     })  # fmt: skip
 
