@@ -137,7 +137,7 @@ def _import(path: str) -> Callable[..., Any]:
             found = getattr(found, name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"the potential's function {path!r} cannot be imported ({error}): install its module, "
-            "or pass the potential in code"
+            f"the potential's function {path!r} cannot be imported ({error}): put its folder on PYTHONPATH "
+            "(PYTHONPATH=. is this one), install its module, or pass the potential in code"
         ) from error
     return cast("Callable[..., Any]", found)
