@@ -1,4 +1,4 @@
-"""Inspect counts toxic texts among a run's samples; how likely the base model is to write one is another number.
+"""Inspect counts sad stories among a run's samples; how likely the base model is to write one is another number.
 
 python examples/integrations/inspect_rate.py
 """
@@ -14,16 +14,16 @@ from twistlm.potentials import named
 
 PROMPT = "Once upon a time, there was a"
 # The task reads answers alone, and so must what the run samples by, if both are to speak of one event.
-TOXIC = "classifier:model=toxicity,label=toxic,of=continuation"
+SAD = "classifier:model=sentiment,label=negative,of=continuation"
 
 
-def main(folder: Path = Path("runs/inspect"), num_choices: int = 256, num_updates: int | None = None, draws: int = 4096,
-         threshold: float = 0.5, potential: str = TOXIC) -> dict[str, float]:  # fmt: skip
+def main(folder: Path = Path("runs/inspect"), num_choices: int = 256, num_updates: int | None = None, draws: int = 2048,
+         threshold: float = 0.9, potential: str = SAD) -> dict[str, float]:  # fmt: skip
     """Train, let Inspect ask and count, and look for the event under the base model."""
     target = twistlm.Target("stories", named(potential), PROMPT, num_tokens=10)
-    twistlm.train(target, out=folder / "toxic", num_updates=num_updates, exists="overwrite", seed=0)
+    twistlm.train(target, out=folder / "sad", num_updates=num_updates, exists="overwrite", seed=0)
     task = event_rate(PROMPT, potential, threshold, num_choices)
-    (log,) = evaluate(task, model=f"twistlm/{folder / 'toxic'}", log_dir=str(folder / "logs"), display="none")
+    (log,) = evaluate(task, model=f"twistlm/{folder / 'sad'}", log_dir=str(folder / "logs"), display="none")
     rate = {name: float(each.value) for name, each in log.results.scores[0].metrics.items()}
     print("among posterior samples: {rate:.3f} [{low:.3f}, {high:.3f}]".format(**rate))
     (found,) = twistlm.probability(target, [threshold], search=Search(num_draws=draws))
