@@ -3,8 +3,8 @@
     twistlm serve runs/toxic
     python -m garak --target_type function.Multiple --target_name twistlm.integrations.garak#text --spec probes.lmrc
 
-garak has an environment of its own, since its requirements exclude ours. There this file needs the standard library alone:
-`pip install --no-deps twistlm`.
+garak has an environment of its own, since its requirements exclude ours. There this file needs the standard library
+alone: `pip install --no-deps twistlm`.
 """
 
 import functools
