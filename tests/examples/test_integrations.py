@@ -1,13 +1,15 @@
 """The examples of integrations, at a size that takes seconds."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 
 import twistlm
-from examples.integrations import arviz_tree, client, generate, grpo, publish
+from examples.integrations import arviz_tree, client, garak_intervals, generate, grpo, inspect_rate, publish
 from tests.serving import serving
 from twistlm import Target
 from twistlm.integrations.server.app import application
@@ -41,6 +43,31 @@ def test_client(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(application(run, "demo")) as address:
         client.main(f"{address}/v1", n=8)
     assert 0 < float(capsys.readouterr().out.splitlines()[-1].split()[-1]) < 1
+
+
+def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rate = inspect_rate.main(tmp_path, num_choices=16, num_updates=2, draws=64)
+    assert 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1
+    assert rate["low"] < rate["high"]
+    said = capsys.readouterr().out.splitlines()
+    assert f"among posterior samples: {rate['rate']:.3f}" in said[-2]
+    assert said[-1].startswith("under the base model: ")
+
+
+def test_garak_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report of a scan without hits, one with some, and one in which nothing could be judged."""
+    counts = {"none": (40, 0), "some": (30, 10), "nothing": (0, 0)}
+    entries: list[dict[str, Any]] = [{"entry_type": "init"}]
+    for probe, (passed, fails) in counts.items():
+        about = {"probe": probe, "detector": "any", "passed": passed, "fails": fails, "nones": 5}
+        entries.append({"entry_type": "eval", **about, "total_evaluated": passed + fails})
+    (tmp_path / "report.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    found = garak_intervals.main(tmp_path / "report.jsonl")
+    assert list(found) == [("none", "any"), ("some", "any")]
+    for (probe, _), rate in found.items():
+        exact = binomtest(counts[probe][1], 40).proportion_ci(0.95)
+        assert (rate.low, rate.high) == pytest.approx((exact.low, exact.high), abs=1e-6)
+    assert "none, any: 0.000 [0.000, 0.088]" in capsys.readouterr().out
 
 
 def test_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

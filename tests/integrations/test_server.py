@@ -137,6 +137,10 @@ def test_keys_and_addresses(client: openai.OpenAI, address: str) -> None:
         _read(f"{address}/metrics", "")
     # Whether it is alive, anybody may know.
     assert '"status":"ok"' in _read(f"{address}/health", "")
+    # What is wrong with a prompt is told from what is wrong with a request.
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="letters", prompt="a " * 3000)
+    assert refused.value.param == "prompt"
     # A model without a chat template reads no chats.
     with pytest.raises(openai.BadRequestError, match="no chat template"):
         client.chat.completions.create(model="letters", messages=[{"role": "user", "content": "Hello"}])

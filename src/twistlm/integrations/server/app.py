@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from torch import Tensor
 
-from twistlm.core.errors import TwistError
+from twistlm.core.errors import DeadParticlesError, PromptError, TwistError
 from twistlm.integrations.answers import sampler_of
 from twistlm.integrations.server.desk import Desk, OverloadedError
 from twistlm.integrations.server.limits import Limits
@@ -95,7 +95,10 @@ class _Server:
                 body = RefusedError(504, f"not answered within {self.limits.timeout:g} s; ask for less").body
                 response = JSONResponse(body, 504)
             except TwistError as error:
-                response = JSONResponse(RefusedError(400, " ".join(str(error).split())).body, 400)
+                # By the field a client tells that it is this prompt which has no answer, and nothing else.
+                of_prompt = isinstance(error, PromptError | DeadParticlesError)
+                field = ("messages" if "/chat/" in request.url.path else "prompt") if of_prompt else None
+                response = JSONResponse(RefusedError(400, " ".join(str(error).split()), field).body, 400)
             self.requests.labels(str(response.status_code)).inc()
             return response
 

@@ -1,0 +1,35 @@
+"""Inspect counts sad stories among a run's samples; how likely the base model is to write one is another number.
+
+python examples/integrations/inspect_rate.py
+"""
+
+from pathlib import Path
+
+from inspect_ai import eval as evaluate
+
+import twistlm
+from twistlm.certificates.effort import Search
+from twistlm.integrations.inspect import event_rate
+from twistlm.potentials import named
+
+PROMPT = "Once upon a time, there was a"
+# The task reads answers alone, and so must what the run samples by, if both are to speak of one event.
+SAD = "classifier:model=sentiment,label=negative,of=continuation"
+
+
+def main(folder: Path = Path("runs/inspect"), num_choices: int = 256, num_updates: int | None = None, draws: int = 2048,
+         threshold: float = 0.5, potential: str = SAD) -> dict[str, float]:  # fmt: skip
+    """Train, let Inspect ask and count, and look for the event under the base model."""
+    target = twistlm.Target("stories", named(potential), PROMPT, num_tokens=10)
+    twistlm.train(target, out=folder / "sad", num_updates=num_updates, exists="overwrite", seed=0)
+    task = event_rate(PROMPT, potential, threshold, num_choices)
+    (log,) = evaluate(task, model=f"twistlm/{folder / 'sad'}", log_dir=str(folder / "logs"), display="none")
+    rate = {name: float(each.value) for name, each in log.results.scores[0].metrics.items()}
+    print("among posterior samples: {rate:.3f} [{low:.3f}, {high:.3f}]".format(**rate))
+    (found,) = twistlm.probability(target, [threshold], search=Search(num_draws=draws))
+    print(f"under the base model: {found.headline}")
+    return rate
+
+
+if __name__ == "__main__":
+    main()
