@@ -1,6 +1,6 @@
 """`twistlm doctor`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
@@ -73,7 +73,7 @@ def _tables(found: "Examination") -> "Iterator[Table | str]":
     yield _table("Problems", ("", "what", "remedy"), problems) if problems else "No problems."
 
 
-def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Table":
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=bool(headings), box=None, pad_edge=False)

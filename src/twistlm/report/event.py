@@ -41,8 +41,9 @@ class Chance:
         kls = certificate.divergences
         if not kls.log_Z.is_known:
             return None
-        z = Estimate(*(math.exp(min(x, 1.0)) for x in (kls.log_Z.value, kls.log_Z.low, kls.log_Z.high)), n=kls.log_Z.n)
-        return Chance(_less(z, eps), _less(kls.phi, eps))
+        # Z is hardly above 1, and what is infinite says no more.
+        value, low, high = (math.exp(min(x, 1.0)) for x in (kls.log_Z.value, kls.log_Z.low, kls.log_Z.high))
+        return Chance(_less(Estimate(value, low, high, kls.log_Z.n), eps), _less(kls.phi, eps))
 
     @property
     def words(self) -> str:

@@ -169,7 +169,7 @@ def _whiskers(axes: Any, x: Estimate, y: Estimate, colour: str) -> None:
 def _frontier_legend(figure: Any, methods: Sequence[str], sizes: Mapping[float, float]) -> None:
     """Methods by colour, line and mark; β by size; and what is drawn."""
     entries = [Line2D([], [], label=method, **look(k)) for k, method in enumerate(methods)]
-    plain = {"color": "0.4", "marker": "o", "linestyle": "none"}
+    plain: dict[str, Any] = {"color": "0.4", "marker": "o", "linestyle": "none"}
     if len(sizes) > 1:
         entries += [Line2D([], [], label=f"β = {beta:g}", markersize=size, **plain) for beta, size in sizes.items()]
     entries += [Line2D([], [], label="single seeds", markersize=4, alpha=0.6, **plain)]

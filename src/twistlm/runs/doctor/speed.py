@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM
 
-from twistlm.core.estimates import Estimate, student
+from twistlm.core.estimates import Estimate, difference, exactly, student
 from twistlm.core.rng import Rng
 from twistlm.models.bundled import folder
 from twistlm.models.huggingface import load
@@ -78,7 +78,7 @@ class Speed:
             NUM_TOKENS,
             torch.get_num_threads(),
             _exp(log_seconds),
-            _exp(Estimate(*(math.log(tokens) - x for x in _ends(log_seconds)), n=log_seconds.n)),
+            _exp(difference(exactly(math.log(tokens), log_seconds.n), log_seconds)),
             _exp(student([math.log(mine / other) for mine, other in times])),
         )
 
@@ -107,11 +107,6 @@ def _timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def _ends(estimate: Estimate) -> tuple[float, float, float]:
-    """Value, and the ends in reverse: of what falls where the estimate rises."""
-    return estimate.value, estimate.high, estimate.low
 
 
 def _exp(estimate: Estimate) -> Estimate:
