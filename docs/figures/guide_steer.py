@@ -5,7 +5,7 @@ from figures.start_common import drawn
 
 record = read("guide-steer")
 runs = record["runs"]
-figure, panels = plt.subplots(1, len(runs), figsize=(11, 3.6), layout="constrained")
+figure, panels = plt.subplots(1, len(runs), figsize=(9.5, 3.4), layout="constrained")
 for axes, run in zip(panels, runs, strict=True):
     drawn(axes, run["drawn"], record["edges"])
     axes.set(xlabel="p(rainy | text)", ylabel="share of texts", title=f"β = {run['beta']:g}")

@@ -5,10 +5,16 @@ from figures.start_common import drawn
 
 record = read("start-what")
 before, after = record["certificates"]["before"], record["certificates"]["after"]
-figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.9), width_ratios=(1.5, 1, 1), layout="constrained")
+figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3.7), width_ratios=(1.4, 1, 0.9), layout="constrained")
 
 drawn(left, record["drawn"], [10**power for power in record["powers"]])
-left.set(xscale="log", xlabel="φ(text) = p(toxic | text)", ylabel="share of texts", title="What is drawn")
+left.set(
+    xscale="log",
+    xlim=(10**-3.3, 1.05),
+    xlabel="φ(text) = p(toxic | text)",
+    ylabel="share of texts",
+    title="What is drawn",
+)
 left.legend(frameon=False, fontsize="small", loc="upper center")
 
 for k, (name, told) in enumerate((("base model", before), ("with twist", after))):
