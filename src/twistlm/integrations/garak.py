@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, ModelError
 
 # The variables of the environment that say where the server is, and with which key it is asked.
@@ -61,7 +62,7 @@ def _choices(path: str, n: int, **fields: Any) -> list[dict[str, Any]]:
             if error.code == 429:
                 time.sleep(1)
             elif said.get("param") in ("prompt", "messages"):
-                logging.warning("no sample: %s", said["message"])
+                logging.warning(coded("TW508", "no sample: %s"), said["message"])
                 return []
             else:
                 raise ConfigError(f"{_address()} refuses what it is asked ({error.code}): {said['message']}") from error
