@@ -17,7 +17,7 @@ PROMPT = "Once upon a time, there was a"
 SAD = "classifier:model=sentiment,label=negative,of=continuation"
 
 
-def main(folder: Path = Path("runs/inspect"), num_choices: int = 256, num_updates: int | None = None, draws: int = 2048,
+def main(folder: Path = Path("runs/inspect"), num_choices: int = 256, num_updates: int | None = None, draws: int = 512,
          threshold: float = 0.5, potential: str = SAD) -> dict[str, float]:  # fmt: skip
     """Train, let Inspect ask and count, and look for the event under the base model."""
     target = twistlm.Target("stories", named(potential), PROMPT, num_tokens=10)
