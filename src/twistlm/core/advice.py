@@ -1,4 +1,4 @@
-"""What to do when something goes wrong: a short code for each kind of warning and bad verdict, and what it means.
+"""What to do when something goes wrong: a short code for each kind of warning and bad verdict, and what it means::
 
     logger.warning(coded("TW504", "out of memory while %s: …"), doing)
 

@@ -1,4 +1,4 @@
-"""garak: a run behind `twistlm serve` as the target of garak's `function` generator.
+"""garak: a run behind `twistlm serve` as the target of garak's `function` generator::
 
     twistlm serve runs/toxic
     python -m garak --target_type function.Multiple --target_name twistlm.integrations.garak#text --spec probes.lmrc
