@@ -14,6 +14,8 @@ def serving(application: Any) -> Iterator[str]:
     """Its address; it ends with what it has been asked answered."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        # Who asks before the server has begun waits for it.
+        listening.listen()
         server = uvicorn.Server(uvicorn.Config(application, log_level="error"))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
