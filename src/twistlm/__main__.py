@@ -1,5 +1,6 @@
 """The command line's entry, which imports nothing before it has arranged for being interrupted."""
 
+import importlib
 import os
 import signal
 import sys
@@ -7,6 +8,8 @@ from contextlib import suppress
 from types import FrameType
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+# They are asked when something is broken, and do without torch.
+WITHOUT_TORCH = ("doctor", "explain", "-h", "--help")
 
 
 def main() -> int:
@@ -15,6 +18,11 @@ def main() -> int:
         signal.signal(number, _leave)
     from twistlm.cli import main as run
 
+    if len(sys.argv) > 1 and sys.argv[1] not in WITHOUT_TORCH:
+        # Spinning threads cost several times their worth when cores are shared; torch reads this when it is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # The command would load it, too, but an exception in the middle of that ends in many lines.
+        importlib.import_module("torch")
     code = run()
     if code > 128:
         # A signal in the middle of an import may have left Python believing that it has yet to die of it.
