@@ -43,6 +43,7 @@ CALLED: dict[str, dict[str, Any]] = {
     "certify": {"num_draws": 256, "num_particles": (2, 4), "num_samples": 16, "budget": 16},
     "probability": {"search": Search(num_draws=64, num_samples=64, max_rounds=1)},
 }
+MOST_SAMPLES = 64
 SKIPPED = re.compile(r"<!-- skip: next \"[^\"]+\" -->")
 
 
@@ -57,6 +58,8 @@ def run(page: Path, patch: pytest.MonkeyPatch) -> list[str]:
     for name, sizes in CALLED.items():
         patch.setattr(twistlm, name, _small(getattr(twistlm, name), sizes))
     patch.setattr(Run, "evaluate", _small(Run.evaluate, {"num_particles": (2, 4), "num_samples": 16, "budget": 16}))
+    sample = Run.sample
+    patch.setattr(Run, "sample", lambda run, count, **options: sample(run, min(count, MOST_SAMPLES), **options))
     # What a page registers is gone with it. (Parts register when their modules are imported, which is once.)
     for kind in registry.HOMES:
         registry.available(kind)
