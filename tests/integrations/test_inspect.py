@@ -1,5 +1,7 @@
 """Inspect itself: a run as its model, and its task over the package's entry point."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,17 @@ from twistlm.integrations.inspect import event_rate
 from twistlm.potentials import Classifier
 
 PROMPTS = ["Once upon a time, there was a", "The old man"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def root_logger() -> Iterator[None]:
+    """Inspect writes what the root logger gets to a file from then on, for all tests after these."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,13 @@ def test_a_context_may_be_a_closure() -> None:
         assert dict(team.do([lambda context: context[1] + 1])) == {0: 42}
 
 
+def test_without_an_address_a_cluster_that_somebody_runs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with engine("ray", jobs=1).open(loaded) as team:
+        assert dict(team.do([Work("fine")])).keys() == {0}
+
+
 def test_a_cluster_that_is_not_there_is_refused_at_once() -> None:
     ray.shutdown()
     with (

@@ -139,7 +139,8 @@ def _ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None, jobs: int | None, share: Share) -> None:
-    how: dict[str, Any] = {"address": address} if address is not None else {"include_dashboard": False}
+    # Without an address Ray would join whatever cluster somebody has started on this machine.
+    how: dict[str, Any] = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
     if address is None and jobs is not None:
         # On this machine there is room for what was asked for, as with --engine local.
         how["num_cpus"] = max(os.cpu_count() or 1, jobs * share.cpus)
@@ -149,6 +150,8 @@ def _connect(ray: Any, address: str | None, jobs: int | None, share: Share) -> N
         ray.init(**how, logging_level=logging.ERROR, log_to_driver=True)
     except (OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
+        if address is None:
+            raise ConfigError(f"no Ray can be started on this machine ({said}): choose --engine local") from error
         raise ConfigError(
             f"no Ray cluster answers at {address!r} ({said}): start one with `ray start --head`, or leave --address out"
         ) from error
