@@ -65,6 +65,8 @@ plot_html_show_source_link = False
 plot_html_show_formats = False
 plot_formats = ["svg"]
 plot_working_directory = str(HERE)
+# Those of measurements are drawn by the scripts that measure.
+sys.path.append(str(HERE.parent))
 
 html_theme = "pydata_sphinx_theme"
 html_title = "twistlm"

@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.suite import curves, machine, memory, methods, prompts, table, times
-from benchmarks.suite.options import IMAGES, OF_MODEL, PAGE, RESULTS, Options
+from benchmarks.suite.options import OF_MODEL, PAGE, RESULTS, Options
 from benchmarks.suite.record import Record, load
 
 
 def main(options: Options) -> Record:
-    """Measure, print, and write the results, the pictures and the page."""
+    """Measure, print, and write the results, and the page or pictures."""
     console = Console(stderr=True)
     place = options.place
     record = _start(options, place)
@@ -33,11 +33,13 @@ def main(options: Options) -> Record:
 
 
 def _publish(record: Record, place: Path) -> None:
+    if place == RESULTS:
+        # The site draws its pictures from the results while it is built.
+        table.write(PAGE, record)
+        return
     from benchmarks.suite import plots  # not before: every process that measures memory would load matplotlib
 
-    plots.plot(record, IMAGES if place == RESULTS else place.parent)
-    if place == RESULTS:
-        table.write(PAGE, record)
+    plots.plot(record, place.parent)
 
 
 def _start(options: Options, place: Path | None) -> Record:

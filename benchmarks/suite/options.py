@@ -6,7 +6,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
-IMAGES = ROOT / "docs" / "images"
 
 GROUPS = {
     "sampling": "base sampling and SMC with every twist, 100 × 20",
@@ -46,9 +45,9 @@ class Options:
         repeats: timed runs of each task (2 in a quick run).
         quick: tiny models and few tokens: shows in seconds that everything runs, and is written nowhere by itself.
         check: exit with an error if a row is above its limit.
-        redraw: measure nothing; write the page and the pictures from the results that are there.
-        output: where the results go, with the pictures beside them; by default benchmarks/results.json, docs/images
-            and the tables of docs/benchmarks.md.
+        redraw: measure nothing; write the page from the results that are there.
+        output: where the results go, with pictures beside them; by default benchmarks/results.json and the tables of
+            docs/benchmarks.md, whose pictures the site draws from it.
     """
 
     only: tuple[str, ...] = ()

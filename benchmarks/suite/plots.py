@@ -1,6 +1,5 @@
-"""The curves as pictures, PNG."""
+"""The curves as pictures."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from benchmarks.suite.record import Curve, Record
@@ -40,32 +40,42 @@ TITLES = {
     "time_v": "Time against the size of the vocabulary",
     "memory_n": "Peak memory above weights against the number of particles",
 }
+PER_TOKEN = "Time per token against length"
 
 
 def plot(record: Record, folder: Path) -> list[Path]:
     """One picture of every curve, named bench-CURVE.png (with the precision for others than fp32)."""
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for curve in record.curves.values():
         end = "" if curve.dtype == "fp32" else f"-{curve.dtype}"
         note = "   [quick run, tiny model: no result]" if record.quick else ""
-        unit = "MB" if curve.name == "memory_n" else "seconds"
-        name = f"bench-{curve.name.replace('_', '-')}{end}.png"
-        shown = [task for task in curve.series if not task.endswith("no_attention")]
-        paths.append(_draw(curve, shown, lambda x, y: y, unit, TITLES[curve.name] + note, folder / name))
+        names = {f"bench-{curve.name.replace('_', '-')}{end}.png": False}
         if curve.name == "time_t":
-            path = folder / f"bench-per-token{end}.png"
-            title = f"Time per token against length{note}"
-            paths.append(_draw(curve, list(curve.series), lambda x, y: 1000 * y / x, "ms per token", title, path))
+            names[f"bench-per-token{end}.png"] = True
+        for name, per_token in names.items():
+            figure = draw(curve, per_token=per_token, note=note)
+            figure.savefig(folder / name, dpi=130)
+            plt.close(figure)
+            paths.append(folder / name)
     return paths
 
 
-def _draw(
-    curve: Curve, tasks: Sequence[str], value: Callable[[int, float], float], unit: str, title: str, path: Path
-) -> Path:
+def draw(curve: Curve, *, per_token: bool = False, note: str = "") -> Figure:
+    """A curve over its variable; the site draws it while it is built.
+
+    Args:
+        curve: what was measured.
+        per_token: seconds divided by the number of tokens, with what is left of them apart from attention.
+        note: to be added to the title.
+    """
+    unit = "MB" if curve.name == "memory_n" else "ms per token" if per_token else "seconds"
+    tasks = [task for task in curve.series if per_token or not task.endswith("no_attention")]
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for task in tasks:
         look = LOOKS[task]
-        points = [(x, value(x, y)) for x, y in zip(curve.x, curve.series[task], strict=True) if y is not None]
+        measured = [(x, y) for x, y in zip(curve.x, curve.series[task], strict=True) if y is not None]
+        points = [(x, 1000 * y / x if per_token else y) for x, y in measured]
         axes.plot(
             [x for x, _ in points], [y for _, y in points], color=look.colour, linestyle=look.line, marker=look.marker,
             label=look.label,
@@ -82,9 +92,6 @@ def _draw(
     axes.set_xticks(curve.x, ["" if x in crowded else f"{x:,}" for x in curve.x])
     axes.minorticks_off()
     axes.grid(color="0.9")
-    axes.set_title(title)
+    axes.set_title((PER_TOKEN if per_token else TITLES[curve.name]) + note)
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return figure

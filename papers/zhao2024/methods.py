@@ -5,23 +5,21 @@
     python -m papers.zhao2024.methods --seeds 1 --only infilling-2-1
     python -m papers.zhao2024.methods --redraw         # nothing is run; the page is written anew from what is there
 
-Every run is resumable, and so is the whole. Writes the tables into docs/results.md and the pictures beside it; what the
-page has of sweeps whose runs are not here stays.
+Every run is resumable, and so is the whole. Writes the tables into docs/results.md, whose pictures the site draws from
+them, and curves into docs/recorded; what both have of sweeps whose runs are not here stays. More pictures of a sweep
+(bounds by number of particles, with and without resampling): `twistlm plot runs/results/NAME`.
 """
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
 
-from papers.zhao2024.page import EXACT, write
-from papers.zhao2024.settings import ABLATIONS, HERE, MAIN, POWERS
+from papers.zhao2024.page import EXACT, curves, write
+from papers.zhao2024.settings import ABLATIONS, CURVES, HERE, MAIN
 from twistlm.core.errors import RunError
-from twistlm.core.storage import load_json
-from twistlm.report.sweep_plots import plot_frontier, plot_sweep
+from twistlm.core.storage import load_json, save_json
 from twistlm.runs.engines.local import Local
-from twistlm.runs.sweeps.folder import SweepFolder
 from twistlm.runs.sweeps.pooled import read
 from twistlm.runs.sweeps.sweep import sweep
 
@@ -67,16 +65,8 @@ def main(options: Options) -> None:
             # Failed runs are shown in the table by what is missing; the other sweeps go on.
             print(error, flush=True)
     done = {name: read(options.out / name) for name in (*MAIN, *ABLATIONS) if (options.out / name).exists()}
-    for name, pooled in done.items():
-        plots = SweepFolder(options.out / name).plots
-        plot_sweep(pooled, plots)
-        for picture in ("divergences", "bounds", "resampling"):
-            if (plots / f"{picture}.png").exists():
-                shutil.copy(plots / f"{picture}.png", f"docs/images/results-{name}-{picture}.png")
-    betas = [done[f"toxicity-beta-{beta}"] for beta in POWERS if f"toxicity-beta-{beta}" in done]
-    if len(betas) > 1:
-        plot_frontier(betas, options.out)
-        shutil.copy(options.out / "frontier.png", "docs/images/results-frontier.png")
+    recorded = load_json(CURVES) if CURVES.exists() else {}
+    save_json(CURVES, recorded | {name: curves(pooled) for name, pooled in done.items() if pooled.has_curves})
     files = {title: HERE / file for title, file in EXACT.items()}
     exact = {title: load_json(file) for title, file in files.items() if file.exists()}
     write(done, Path("docs/results.md"), exact, [*MAIN, *ABLATIONS, *EXACT])

@@ -57,15 +57,15 @@ def write(
     # The first part stands before any section.
     _, *parts = re.split(r"<!-- section: (.*) -->\n", there)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
-    sections |= {name: section(name, pooled, path.parent) for name, pooled in sweeps.items()}
+    sections |= {name: section(name, pooled, pooled.has_curves) for name, pooled in sweeps.items()}
     sections |= {title: beside_exact(title, found["runs"]) for title, found in exact.items()}
     names = sorted(sections, key=lambda name: order.index(name) if name in order else len(order))
     texts = [f"<!-- section: {name} -->\n\n{sections[name].strip()}\n" for name in names]
     save_text(path, "\n".join([f"{before}{BEGIN}\n", *texts, f"{END}{after}"]))
 
 
-def section(name: str, pooled: Pooled, folder: Path) -> str:
-    """A sweep: remarks, the table with the published figures, the order of the methods, pictures."""
+def section(name: str, pooled: Pooled, curves: bool) -> str:
+    """A sweep: remarks, the table with the published figures, the order of the methods, and pictures."""
     published = PUBLISHED.get(name, {})
     lines = [
         "| method | KL(q‖σ) | KL(σ‖q) | published | E_q[log φ] | KL(q‖p₀) | learning rate | updates, s |",
@@ -77,13 +77,28 @@ def section(name: str, pooled: Pooled, folder: Path) -> str:
         cells = [row.method, plain(row.kl_q_target, 2), plain(row.kl_target_q, 2), known, plain(row.log_phi, 2),
                  plain(row.kl_q_prior, 2), f"{rate:g}", f"{row.seconds.value:.0f}"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    pictures = [
-        f"![{title(pooled)}: {picture}](images/results-{name}-{picture}.png)"
-        for picture in ("divergences", "bounds", "resampling")
-        if (folder / "images" / f"results-{name}-{picture}.png").exists()
-    ]
-    text = [f"### {title(pooled)}", " ".join(remarks(pooled)), "\n".join(lines), *_orders(pooled, published), *pictures]
+    text = [f"### {title(pooled)}", " ".join(remarks(pooled)), "\n".join(lines), *_orders(pooled, published)]
+    text += [picture(name, title(pooled), "divergences"), *([picture(name, title(pooled), "curves")] if curves else [])]
     return "\n\n".join(text) + "\n"
+
+
+def picture(name: str, title: str, kind: str) -> str:
+    """What lets the site draw a picture of a sweep: a function of docs/figures/results.py."""
+    options = f"   :alt: {title}: {kind}\n   :filename-prefix: results-{name}-{kind}"
+    code = f'   from figures.results import {kind}\n\n   {kind}("{name}")'
+    return f"```{{eval-rst}}\n.. plot::\n{options}\n\n{code}\n```"
+
+
+def curves(pooled: Pooled) -> dict[str, dict[str, list[list[float | None]]]]:
+    """Both divergences over updates by method: the update, value, low and high of every point."""
+    kinds = {"kl_q_target": pooled.kl_q_target, "kl_target_q": pooled.kl_target_q}
+    return {
+        method: {
+            name: [[update, kl.value, kl.low, kl.high] for update, kl in pooled.curve(method, of)]
+            for name, of in kinds.items()
+        }
+        for method in pooled.methods
+    }
 
 
 def beside_exact(heading: str, runs: Sequence[Mapping[str, Any]]) -> str:

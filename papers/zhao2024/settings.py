@@ -5,6 +5,7 @@ from pathlib import Path
 from twistlm.runs.sweeps.sweep import Request
 
 HERE = Path("papers/zhao2024")
+CURVES = Path("docs/recorded/results-curves.json")
 
 SMALL = "small"
 MAIN = {
