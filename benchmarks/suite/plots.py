@@ -71,6 +71,7 @@ def draw(curve: Curve, *, per_token: bool = False, note: str = "") -> Figure:
     """
     unit = "MB" if curve.name == "memory_n" else "ms per token" if per_token else "seconds"
     tasks = [task for task in curve.series if per_token or not task.endswith("no_attention")]
+    figure: Figure
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for task in tasks:
         look = LOOKS[task]
