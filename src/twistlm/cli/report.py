@@ -36,5 +36,6 @@ def report(
     made = written(runs, out, overwrite=overwrite)
     for path, record in zip(runs, made.records, strict=True):
         if record.diagnostics is None and not record.prompt_samples:
-            print(coded("TW601", f"{path}: no samples, so none are shown; draw some with: twistlm sample {path}"))
+            more = f"twistlm sample {path}" if record.outline.target else "run.folder.save_samples(run.sample(…))"
+            print(coded("TW601", f"{path}: no samples, so none are shown; draw some with: {more}"))
     print(f"Report: {shown(made.page)}\n{len(made.charts)} charts as PNG and PDF: {shown(made.charts[0].parent)}/")

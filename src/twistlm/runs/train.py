@@ -257,7 +257,7 @@ def _asked(target: Target, config: RunConfig) -> AskedRun:
     try:
         described = target.spec()
     except ConfigError as error:
-        logger.warning(coded("TW106", "%s; Run.load will need target=…"), error)
+        logger.warning(coded("TW106", "the run is saved without its target, which Run.load must be given (%s)"), error)
     return AskedRun(described, config)
 
 
