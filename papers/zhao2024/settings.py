@@ -31,4 +31,6 @@ ABLATIONS = {
         for beta in POWERS
     },
     "toxicity-threshold": Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
+    # Labels of every prefix, on the pool (docs/dense.md).
+    **{f"{name}-dense": Request(name, SMALL, methods=("dense",)) for name in ("toxicity", "sentiment")},
 }

@@ -25,7 +25,11 @@ class OfSweep:
     """What is compared, and what takes the place of the preset's settings."""
 
     methods: Annotated[
-        Text, arg(help="Losses with commas between, or 'all': ctl, rl, sixo, fudge, dpg, ppo and gkl.")
+        Text,
+        arg(
+            help="Losses with commas between, or 'all': ctl, rl, sixo, fudge, dpg, ppo and gkl. Presets have names of "
+            "their own, such as dense."
+        ),
     ] = "all"
     seeds: Annotated[Count, arg(help="So many runs of every method, with seeds 0, 1, …")] = 5
     num_updates: Annotated[Count | None, arg(help="At most so many updates; default: the preset's.")] = None

@@ -31,7 +31,6 @@ from twistlm.runs.sweeps.folder import AskedSweep, AskedTarget, Cell, Reference,
 from twistlm.runs.sweeps.pooled import Pooled
 from twistlm.runs.train import collect, train
 from twistlm.sampling.target import Target
-from twistlm.training.losses import objective
 
 logger = logging.getLogger("twistlm")
 
@@ -56,7 +55,7 @@ class Request:
         preset: its size; None takes "small".
         options: the experiment's options.
         aim: what takes the place of parts of its target.
-        methods: registered losses, or weighted sums of them.
+        methods: registered losses, weighted sums of them, or names of the preset's own ("dense").
         num_seeds: seeds 0, 1, … of every method.
         num_updates: at most so many updates; None takes the preset's.
         optimiser: of every method; None takes the preset's.
@@ -95,16 +94,15 @@ class Request:
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
-    """Methods as the command line names them: "all", or losses with commas between.
+    """Methods as the command line names them: "all", or losses and names of the preset's own with commas between.
 
     Raises:
-        ConfigError: there is no such loss, or none is named.
+        ConfigError: none is named. (What a preset does not know, `Request.config` refuses.)
     """
     names = in_order(METHODS if text == "all" else [name.replace(" ", "") for name in text.split(",")])
     for name in names:
         if not name:
             raise ConfigError(f"methods {text!r} names an empty one; write 'all', or losses with commas: ctl,ppo")
-        objective(name)
     return tuple(names)
 
 
