@@ -189,23 +189,28 @@ def _mean(values: Sequence[float]) -> Estimate:
 
 def _compared(base: Certificate, shared: Certificate) -> dict[str, Any]:
     """Both certificates, and by how much the twist is nearer, paired over prompts: log Z cancels, and much noise."""
-    pairs = list(zip(base.by_prompt, shared.by_prompt, strict=True))
-    f = [(b.certificate.divergences.f.value, s.certificate.divergences.f.value) for b, s in pairs]
-    g = [
-        (b.certificate.divergences.g.value, s.certificate.divergences.g.value)
-        for b, s in pairs
-        if b.certificate.divergences.g is not None and s.certificate.divergences.g is not None
+    pairs = [
+        (before.certificate.divergences, after.certificate.divergences)
+        for before, after in zip(base.by_prompt, shared.by_prompt, strict=True)
     ]
-    gains = {"kl_q_target": [s - b for b, s in f], "kl_target_q": [b - s for b, s in g]}
+    gains = {
+        "kl_q_target": [(s.f.value - b.f.value, b.kl_q_target.value) for b, s in pairs],
+        "kl_target_q": [
+            (b.g.value - s.g.value, b.kl_target_q.value)
+            for b, s in pairs
+            if b.g is not None and s.g is not None and b.kl_target_q is not None
+        ],
+    }
     found: dict[str, Any] = {"base": _summary(base), "shared": _summary(shared)}
-    for name, gain in gains.items():
-        before: Estimate = getattr(base.divergences, name)
+    for name, each in gains.items():
+        gain, before = _mean([gain for gain, _ in each]), _mean([before for _, before in each])
         found[name] = {
-            "gain": _mean(gain).as_dict(),
-            "share": _mean(gain).value / before.value,
-            # Above 0 where the gain, by its interval, is more than the wanted share of what the base model lacks.
-            "beyond_wanted": (_mean(gain).low - WANTED * before.value),
-            "prompts": len(gain),
+            "gain": gain.as_dict(),
+            # At the prompts that have both.
+            "base": before.as_dict(),
+            "share": gain.value / before.value,
+            # Above 0 where the gain is more than the wanted share of what the base model lacks.
+            "beyond_wanted": _mean([gain - WANTED * before for gain, before in each]).as_dict(),
         }
     return found
 
