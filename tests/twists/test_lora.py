@@ -61,9 +61,10 @@ def test_starts_at_log_psi_zero_on_the_base_models_own_features(architecture: st
     torch.testing.assert_close(model.twist_features(samples), base, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_cached_steps_equal_teacher_forced_scores_after_every_update(architecture: str) -> None:
-    model = built(architecture)
+def test_cached_steps_equal_teacher_forced_scores_after_every_update(architecture: str, tied: bool) -> None:
+    model = built(architecture, tied=tied)
     untouched = [tensor.clone() for tensor in frozen(model)]
     seen = []
     for seed in (3, 4):

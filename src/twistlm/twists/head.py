@@ -103,14 +103,26 @@ def _layers(sizes: list[int], *, zero_last: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def head_of_its_own(lm: BaseLM, twist: str, num_layers: int, width: int | None) -> VocabularyHead:
+def head_of_its_own(
+    lm: BaseLM, twist: str, num_layers: int, width: int | None, *, is_tied: bool = False
+) -> VocabularyHead:
     """A linear (`num_layers=1`) or MLP head for a twist with a network of its own: it has time to spare, and no memory.
 
+    Args:
+        lm: the base model.
+        twist: what it is for, as it is named.
+        num_layers: linear layers.
+        width: of hidden layers; the model's by default.
+        is_tied: the layers come before the model's own unembedding, instead of ending in an output matrix to learn.
+
     Raises:
-        ConfigError: num_layers < 1.
+        ConfigError: num_layers < 1, or the model has no output layer to borrow.
     """
     if num_layers < 1:
         raise ConfigError(f"twist {twist!r} needs num_layers of at least 1, not {num_layers}")
+    if is_tied:
+        sizes = [lm.feature_size, *[width or lm.feature_size] * (num_layers - 1), lm.feature_size]
+        return VocabularyHead(_layers(sizes, zero_last=True), _unembedding(lm, twist), False).to(_device(lm))
     if num_layers == 1:
         return VocabularyHead(nn.Identity(), _zero_output(lm.vocab_size, lm.feature_size), False).to(_device(lm))
     width = width or lm.feature_size

@@ -39,7 +39,14 @@ class Adapted(nn.Module):
 
 
 @register("twist", "lora")
-def lora(lm: BaseLM, rank: int = 8, alpha: float | None = None, num_layers: int = 1, width: int | None = None) -> Twist:
+def lora(
+    lm: BaseLM,
+    rank: int = 8,
+    alpha: float | None = None,
+    num_layers: int = 1,
+    width: int | None = None,
+    tied: bool = False,
+) -> Twist:
     """A transformer that shares the base model's weights, with LoRA adapters and a linear or MLP head to train.
 
     Args:
@@ -48,16 +55,19 @@ def lora(lm: BaseLM, rank: int = 8, alpha: float | None = None, num_layers: int 
         alpha: the change is multiplied by alpha / rank; 2 · rank by default.
         num_layers: linear layers of the head.
         width: of the head's hidden layers; the model's by default.
+        tied: those layers come before the model's own unembedding, which is borrowed: few parameters, and similar
+            tokens share their twist, so that it learns from hundreds of draws.
 
     Raises:
-        ConfigError: rank or num_layers < 1, alpha ≤ 0, or the model has no transformer to adapt.
+        ConfigError: rank or num_layers < 1, alpha ≤ 0, or the model has no transformer to adapt or no output layer to
+            borrow.
     """
     if rank < 1:
         raise ConfigError(f"twist 'lora' needs rank of at least 1, not {rank}")
     alpha = 2.0 * rank if alpha is None else alpha
     if not alpha > 0:
         raise ConfigError(f"twist 'lora' needs a positive alpha, not {alpha}")
-    head = head_of_its_own(lm, "lora", num_layers, width)
+    head = head_of_its_own(lm, "lora", num_layers, width, is_tied=tied)
     copier: Any = getattr(lm, "adapted_copy", None)
     if copier is None:
         raise ConfigError("twist 'lora' needs a transformer to adapt; use it with a transformers model")
