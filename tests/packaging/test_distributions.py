@@ -66,7 +66,11 @@ def test_what_the_wheel_says_of_itself(dist: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(only(dist, "*.whl"), tmp_path, "zip")
     described = tmp_path / f"{NAME}.dist-info"
     said = email.message_from_string((described / "METADATA").read_text(encoding="utf-8"))
-    assert (said["Name"], said["Version"], said["License-Expression"]) == ("twistlm", twistlm.__version__, "Apache-2.0")
+    assert (said["Name"], said["Version"], said["License-Expression"]) == (
+        "twistlm",
+        twistlm.__version__,
+        "Apache-2.0 AND MIT",
+    )
     assert said["Description-Content-Type"] == "text/markdown"
     assert (described / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert "twistlm = twistlm.__main__:main" in (described / "entry_points.txt").read_text()
