@@ -20,6 +20,7 @@ from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.mixture import Pool
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
+from twistlm.sampling.smc import Keep
 from twistlm.training.draws import Draws, chosen
 from twistlm.twists.informed import Informed, Prefixes, fit
 
@@ -109,25 +110,35 @@ def _steps(num_steps: int, every: Every) -> list[int]:
 
 def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, collected: Samples | None) -> Draws:
     """Draws of each prompt: the base model's, and the twist's own."""
-    each = count // len(cases)
+    each, keep = count // len(cases), Keep(features=True)
     rows = [] if collected is None else rows_of(collected.prompts, cases)
     if collected is None or not all(map(len, rows)):
-        base = sampler.base.draw(rng.fork("base"), cases, each // 2)
+        base = sampler.base.draw(rng.fork("base"), cases, each // 2, keep=keep)
     else:
         base = collected.select(torch.cat([index[: int(COLLECTED * each)] for index in rows]))
-    own = sampler.draw(rng.fork("own"), cases, each // 2)
-    samples = Samples.concatenate([replace(part, features=None, siblings=None) for part in (base, own)])
+    own = sampler.draw(rng.fork("own"), cases, each // 2, keep=keep)
+    samples = _joined(base, own)
     return _weighed(sampler, samples, rows_of(samples.prompts, cases), torch.arange(len(samples)) < len(base))
+
+
+def _joined(*parts: Samples) -> Samples:
+    """All of them, with what the base model made of their prefixes if all have it: reading them again is dear."""
+    known = all(part.features is not None for part in parts)
+    return Samples.concatenate(
+        [replace(part, features=part.features if known else None, siblings=None) for part in parts]
+    )
 
 
 def _conditional(rng: Rng, sampler: Sampler, cases: Cases, count: int) -> Draws:
     """Draws of both kinds for each of some conditions, which come as the base model gives them."""
     given = base_draws(rng.fork("conditions"), sampler, cases[:1], MOST_TARGETS).cases
     each = count // (2 * len(given))
-    both = [sampler.base.draw(rng.fork("base"), given, each), sampler.draw(rng.fork("own"), given, each)]
+    keep = Keep(features=True)
+    both = [sampler.base.draw(rng.fork("base"), given, each, keep=keep)]
+    both += [sampler.draw(rng.fork("own"), given, each, keep=keep)]
     # Of each target first the base draws, then its own.
     order = torch.arange(2 * len(given) * each).view(2, len(given), each).transpose(0, 1).flatten()
-    samples = Samples.concatenate([replace(part, features=None, siblings=None) for part in both]).select(order)
+    samples = _joined(*both).select(order)
     groups = list(torch.arange(len(order)).view(len(given), -1))
     return _weighed(sampler, samples, groups, order < len(order) // 2)
 
