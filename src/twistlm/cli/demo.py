@@ -22,7 +22,7 @@ def demo(
 
     Collects exact samples of a model's toxic continuations, trains a twist, and prints bounds on log Z,
     KL both ways before and after, and samples side by side. About a minute on two cores with the bundled models,
-    a minute and a half with SmolLM2-135M. Leaves certificate.json, samples.jsonl and diagnostics.json in the run
+    three with SmolLM2-135M. Leaves certificate.json, samples.jsonl and diagnostics.json in the run
     folder, and report.html, which shows it all, with the charts beside it.
     """
     from twistlm.cli.jobs.demo import demo as run_demo

@@ -44,6 +44,6 @@ def toxicity_smollm2() -> Presets:
     )
     return {
         "smoke": Preset("half a minute, to see that everything runs; too few samples to learn from", target, smoke),
-        "demo": Preset("a minute and a half on two cores", target, demo),
+        "demo": Preset("three minutes on two cores", target, demo),
         "small": Preset("about six minutes on two cores: twice the draws, tighter bounds", target, small),
     }
