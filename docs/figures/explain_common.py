@@ -8,10 +8,13 @@ import matplotlib.pyplot as plt
 
 from twistlm.report.style import COLOURS, look
 
+# What is drawn of a record of bounds: whose, and by which method.
+BOUNDS = {"base model": ("before", "iwae"), "twist, IWAE": ("after", "iwae"), "twist, SMC": ("after", "smc")}
+
 # A page is as wide as eight inches of this.
 plt.rcParams["font.size"] = 9
 
-__all__ = ["COLOURS", "bars", "look", "plt", "read"]
+__all__ = ["COLOURS", "bars", "by_particles", "look", "plt", "read", "sandwiches"]
 
 
 def read(name: str) -> dict[str, Any]:
@@ -28,3 +31,29 @@ def bars(axes: Any, x: list[float], intervals: list[list[float | None]], label: 
     below = [0.0 if low is None else max(0.0, value - low) for _, (value, low, _) in at]
     above = [0.0 if high is None else max(0.0, high - value) for _, (value, _, high) in at]
     axes.errorbar([a for a, _ in at], values, yerr=[below, above], capsize=2, elinewidth=0.8, label=label, **style)
+
+
+def sandwiches(axes: Any, record: dict[str, Any]) -> dict[str, tuple[list[float], list[dict[str, Any]]]]:
+    """Bounds on log Z of a record before and after training; where each line's are drawn, and the bounds themselves."""
+    _, low, high = record["after"]["log_Z"]
+    axes.axhspan(low, high, color="0.85", label="log Z used, 95 %")
+    drawn = {}
+    for k, (label, (when, method)) in enumerate(BOUNDS.items()):
+        bounds = [each for each in record[when]["bounds"] if each["method"] == method]
+        x = [each["num_particles"] * (1 + 0.04 * k) for each in bounds]
+        bars(axes, x, [each["lower"] for each in bounds], label, k)
+        bars(axes, x, [each["upper"] for each in bounds], "_nolegend_", k)
+        drawn[label] = (x, bounds)
+    by_particles(axes, record)
+    axes.set_ylabel("bounds on log Z (nats)")
+    axes.legend(frameon=False, fontsize="small")
+    return drawn
+
+
+def by_particles(axes: Any, record: dict[str, Any]) -> None:
+    """The numbers of particles of a record of bounds, along x."""
+    ticks = [each["num_particles"] for each in record["before"]["bounds"] if each["method"] == "iwae"]
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, ticks)
+    axes.minorticks_off()
+    axes.set_xlabel("number of particles N")

@@ -1,4 +1,4 @@
-"""Pictures of results.md and benchmarks.md, which call this, from their own tables and from what is recorded.
+"""Pictures of results.md, which calls this, from its own tables and from what is recorded.
 
 The tables are what `make results` and `make ablations` wrote into the page; curves over updates are of sweeps that they
 have recorded (recorded/results-curves.json).
@@ -10,9 +10,6 @@ from typing import Any
 
 from figures.explain_common import bars, look, plt, read
 from matplotlib.lines import Line2D
-
-from benchmarks.suite.plots import draw
-from benchmarks.suite.record import load
 
 PAGE = Path("results.md")
 BOTH = {"kl_q_target": "KL(q‖σ)", "kl_target_q": "KL(σ‖q)"}
@@ -31,19 +28,31 @@ def table(section: str) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def divergences(section: str) -> None:
-    """Both divergences of every method, the nearest at the top."""
-    found = table(section)
+def compared(axes: Any, found: dict[str, dict[str, list[float]]], title: str) -> list[str]:
+    """Both divergences of every method of a table, the nearest at the top; the methods, from below."""
     order = sorted(found, key=lambda name: -sum(found[name][label][0] for label in BOTH.values()))
-    figure, axes = plt.subplots(figsize=(7, 1.4 + 0.34 * len(order)), layout="constrained")
     for k, label in enumerate(BOTH.values()):
         x = [found[name][label] for name in order]
-        y = [at + 0.14 * (1 - 2 * k) for at in range(len(order))]
-        error = [[max(value - low, 0.0) for value, low, _ in x], [max(high - value, 0.0) for value, _, high in x]]
+        error = [high - value for value, _, high in x]
         style = {**look(k), "linestyle": ""}
+        y = [at + beside(k) for at in range(len(order))]
         axes.errorbar([each[0] for each in x], y, xerr=error, capsize=2, elinewidth=0.8, label=label, **style)
     axes.set_yticks(range(len(order)), order)
-    axes.set(xlim=(0, None), xlabel="nats", title=section)
+    axes.set(xlabel="nats", title=title)
+    return order
+
+
+def beside(k: int) -> float:
+    """How far from its method's line the mark of divergence k is."""
+    return 0.16 * (2 * k - 1)
+
+
+def divergences(section: str) -> None:
+    """The same as a picture of its own."""
+    found = table(section)
+    figure, axes = plt.subplots(figsize=(7, 1.4 + 0.34 * len(found)), layout="constrained")
+    compared(axes, found, section)
+    axes.set_xlim(0, None)
     axes.grid(axis="x", color="0.92")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
@@ -78,11 +87,3 @@ def frontier(sections: dict[float, str]) -> None:
     plain: dict[str, Any] = {"color": "0.4", "marker": "o", "linestyle": ""}
     marks += [Line2D([], [], label=f"β = {beta:g}", markersize=size, **plain) for beta, size in sizes.items()]
     axes.legend(handles=marks, frameon=False)
-
-
-def bench(name: str, *, per_token: bool = False) -> None:
-    """A curve of `make bench`."""
-    record = load(Path("..", "benchmarks", "results.json"))
-    assert record is not None
-    (curve,) = (each for each in record.curves.values() if each.name == name and each.dtype == "fp32")
-    draw(curve, per_token=per_token)

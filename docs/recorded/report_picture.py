@@ -5,7 +5,6 @@ python -m docs.recorded.report_picture       # seconds; needs chromium; writes d
 """
 
 import io
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,10 +18,9 @@ OUT = Path(__file__).parents[1] / "images" / "report.png"
 
 def main(report: Path) -> None:
     """Two parts of the page, side by side."""
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as play:
         browser = play.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-background-networking"]
         )
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=SCALE)
         page.goto(report.resolve().as_uri())

@@ -57,14 +57,14 @@ def write(
     # The first part stands before any section.
     _, *parts = re.split(r"<!-- section: (.*) -->\n", there)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
-    sections |= {name: section(name, pooled, pooled.has_curves) for name, pooled in sweeps.items()}
+    sections |= {name: section(name, pooled) for name, pooled in sweeps.items()}
     sections |= {title: beside_exact(title, found["runs"]) for title, found in exact.items()}
     names = sorted(sections, key=lambda name: order.index(name) if name in order else len(order))
     texts = [f"<!-- section: {name} -->\n\n{sections[name].strip()}\n" for name in names]
     save_text(path, "\n".join([f"{before}{BEGIN}\n", *texts, f"{END}{after}"]))
 
 
-def section(name: str, pooled: Pooled, curves: bool) -> str:
+def section(name: str, pooled: Pooled) -> str:
     """A sweep: remarks, the table with the published figures, the order of the methods, and pictures."""
     published = PUBLISHED.get(name, {})
     lines = [
@@ -78,7 +78,8 @@ def section(name: str, pooled: Pooled, curves: bool) -> str:
                  plain(row.kl_q_prior, 2), f"{rate:g}", f"{row.seconds.value:.0f}"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     text = [f"### {title(pooled)}", " ".join(remarks(pooled)), "\n".join(lines), *_orders(pooled, published)]
-    text += [picture(name, title(pooled), "divergences"), *([picture(name, title(pooled), "curves")] if curves else [])]
+    kinds = ("divergences", "curves") if pooled.has_curves else ("divergences",)
+    text += [picture(name, title(pooled), kind) for kind in kinds]
     return "\n\n".join(text) + "\n"
 
 

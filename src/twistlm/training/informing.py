@@ -30,6 +30,8 @@ FEWEST, MOST, MOST_TARGETS = 128, 2048, 16
 COLLECTED = 1.5
 # φ of how many prefixes of a text is asked for, if nobody says which.
 MOST_ASKED = 10
+# What sampling made of each prefix, which weighing it needs again.
+FEATURES = Keep(features=True)
 
 Every = int | str
 """How often the potential is asked: after every so many tokens, "auto" for ten times at most, "never", or "off"."""
@@ -110,19 +112,20 @@ def _steps(num_steps: int, every: Every) -> list[int]:
 
 def _drawn(rng: Rng, sampler: Sampler, cases: Cases, count: int, collected: Samples | None) -> Draws:
     """Draws of each prompt: the base model's, and the twist's own."""
-    each, keep = count // len(cases), Keep(features=True)
+    each = count // len(cases)
     rows = [] if collected is None else rows_of(collected.prompts, cases)
     if collected is None or not all(map(len, rows)):
-        base = sampler.base.draw(rng.fork("base"), cases, each // 2, keep=keep)
+        base = sampler.base.draw(rng.fork("base"), cases, each // 2, keep=FEATURES)
     else:
         base = collected.select(torch.cat([index[: int(COLLECTED * each)] for index in rows]))
-    own = sampler.draw(rng.fork("own"), cases, each // 2, keep=keep)
+    own = sampler.draw(rng.fork("own"), cases, each // 2, keep=FEATURES)
     samples = _joined(base, own)
     return _weighed(sampler, samples, rows_of(samples.prompts, cases), torch.arange(len(samples)) < len(base))
 
 
-def _joined(*parts: Samples) -> Samples:
-    """All of them, with what the base model made of their prefixes if all have it: reading them again is dear."""
+def _joined(base: Samples, own: Samples) -> Samples:
+    """Both, with what the base model made of their prefixes if both have it: reading them again is dear."""
+    parts = (base, own)
     known = all(part.features is not None for part in parts)
     return Samples.concatenate(
         [replace(part, features=part.features if known else None, siblings=None) for part in parts]
@@ -133,12 +136,11 @@ def _conditional(rng: Rng, sampler: Sampler, cases: Cases, count: int) -> Draws:
     """Draws of both kinds for each of some conditions, which come as the base model gives them."""
     given = base_draws(rng.fork("conditions"), sampler, cases[:1], MOST_TARGETS).cases
     each = count // (2 * len(given))
-    keep = Keep(features=True)
-    both = [sampler.base.draw(rng.fork("base"), given, each, keep=keep)]
-    both += [sampler.draw(rng.fork("own"), given, each, keep=keep)]
+    base = sampler.base.draw(rng.fork("base"), given, each, keep=FEATURES)
+    own = sampler.draw(rng.fork("own"), given, each, keep=FEATURES)
     # Of each target first the base draws, then its own.
     order = torch.arange(2 * len(given) * each).view(2, len(given), each).transpose(0, 1).flatten()
-    samples = _joined(*both).select(order)
+    samples = _joined(base, own).select(order)
     groups = list(torch.arange(len(order)).view(len(given), -1))
     return _weighed(sampler, samples, groups, order < len(order) // 2)
 

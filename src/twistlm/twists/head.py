@@ -121,8 +121,7 @@ def head_of_its_own(
     if num_layers < 1:
         raise ConfigError(f"twist {twist!r} needs num_layers of at least 1, not {num_layers}")
     if is_tied:
-        sizes = [lm.feature_size, *[width or lm.feature_size] * (num_layers - 1), lm.feature_size]
-        return VocabularyHead(_layers(sizes, zero_last=True), _unembedding(lm, twist), False).to(_device(lm))
+        return _tied_head(lm, twist, num_layers, width, packs=False).to(_device(lm))
     if num_layers == 1:
         return VocabularyHead(nn.Identity(), _zero_output(lm.vocab_size, lm.feature_size), False).to(_device(lm))
     width = width or lm.feature_size
@@ -161,9 +160,14 @@ def tied(lm: BaseLM, num_layers: int = 2, width: int | None = None) -> Twist:
     """A small network followed by the model's own unembedding: few parameters, and similar tokens share their twist."""
     if num_layers < 1:
         raise ConfigError(f"twist 'tied' needs num_layers of at least 1, not {num_layers}")
-    unembedding = _unembedding(lm, "tied")
+    return _twist(_tied_head(lm, "tied", num_layers, width), lm)
+
+
+def _tied_head(lm: BaseLM, twist: str, num_layers: int, width: int | None, *, packs: bool = True) -> VocabularyHead:
+    """`num_layers` linear layers before the model's own unembedding, the last of them zero."""
+    unembedding = _unembedding(lm, twist)
     sizes = [lm.feature_size, *[width or lm.feature_size] * (num_layers - 1), lm.feature_size]
-    return _twist(VocabularyHead(_layers(sizes, zero_last=True), unembedding), lm)
+    return VocabularyHead(_layers(sizes, zero_last=True), unembedding, packs)
 
 
 def _unembedding(lm: BaseLM, twist: str) -> Tensor:
