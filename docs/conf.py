@@ -64,6 +64,8 @@ suppress_warnings = ["ref.python"]
 plot_html_show_source_link = False
 plot_html_show_formats = False
 plot_formats = ["svg"]
+# Set anew before each of them; a page is as wide as eight inches of this.
+plot_rcparams = {"font.size": 9}
 plot_working_directory = str(HERE)
 # Those of measurements are drawn by the scripts that measure.
 sys.path.append(str(HERE.parent))

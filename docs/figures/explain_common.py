@@ -11,9 +11,6 @@ from twistlm.report.style import COLOURS, look
 # What is drawn of a record of bounds: whose, and by which method.
 BOUNDS = {"base model": ("before", "iwae"), "twist, IWAE": ("after", "iwae"), "twist, SMC": ("after", "smc")}
 
-# A page is as wide as eight inches of this.
-plt.rcParams["font.size"] = 9
-
 __all__ = ["COLOURS", "bars", "by_particles", "look", "plt", "read", "sandwiches"]
 
 
