@@ -1,5 +1,6 @@
 """The settings that are compared, each a sweep by its name, and where the scripts keep what they find."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from twistlm.runs.sweeps.sweep import Request
@@ -33,4 +34,6 @@ ABLATIONS = {
     "toxicity-threshold": Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
     # Labels of every prefix, on the pool (docs/dense.md).
     **{f"{name}-dense": Request(name, SMALL, methods=("dense",)) for name in ("toxicity", "sentiment")},
+    # A network that reads the condition first (docs/prompted.md).
+    **{f"{name}-prompted": replace(MAIN[name], methods=("prompted",)) for name in ("infilling-15-10", "infilling-2-1")},
 }

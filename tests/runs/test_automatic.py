@@ -5,6 +5,7 @@ import pytest
 from tests.architectures import tiny_lm
 from tests.training.test_trainer import CONFIG, small_numbers, tiny_target
 from twistlm.core.errors import ConfigError
+from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Infilling
 from twistlm.runs.automatic import automatic
 from twistlm.runs.experiments import get_preset
@@ -20,7 +21,8 @@ def test_it_follows_what_the_potential_can_do(caplog: pytest.LogCaptureFixture) 
     unbounded = Target(lm, Function(small_numbers), "5", 4, eos="ignore")
     assert automatic(unbounded) == {"method": "gkl", "source": "pool"}
     given = Target(lm, Infilling(1), "5", 2, eos="ignore")
-    assert automatic(given) == {"method": "dpg", "target_source": "proposal"}
+    chosen = automatic(given)
+    assert [chosen[name] for name in ("method", "source", "twist")] == ["dpg", "draws", "prompted"]
     said = [record.message for record in caplog.records if record.name == "twistlm"]
     assert len(said) == 4
     assert all(line.startswith("method auto: ") for line in said)
@@ -30,6 +32,28 @@ def test_long_texts_are_not_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twistlm.runs.automatic.LONGEST", 3)
     potential = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
     assert automatic(Target(tiny_lm(), potential, "5", 4, eos="ignore")) == {"method": "gkl", "source": "pool"}
+
+
+def test_a_large_model_is_not_copied_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Target(tiny_lm(), Infilling(1), "5", 2, eos="ignore")
+    monkeypatch.setattr("twistlm.runs.automatic.LARGEST", 1000)
+    assert automatic(given)["twist"] == "conditional"
+    table = Target(TabularLM.random(4, 2, 0), Infilling(1), "0", 2, eos="ignore")
+    assert automatic(table)["twist"] == "conditional"
+
+
+def test_it_is_the_default_where_targets_differ_by_a_condition() -> None:
+    target = Target("stories", Infilling(3), "Once upon a time", 4, eos="ignore")
+    run = train(target, num_updates=40, num_draws=2048, informed="off")
+    assert (run.config.twist, run.config.training.target_source) == ("prompted", "draws")
+    held_out = [row["held_out"]["value"] for row in run.history if row["kind"] == "evaluation"]
+    assert held_out[-1] < held_out[0] - 0.02
+
+
+def test_collected_draws_are_target_samples_alone_where_targets_differ() -> None:
+    target = Target(tiny_lm(), Infilling(2), "5", 3, eos="ignore")
+    with pytest.raises(ConfigError, match="set it to 'base' or 'proposal'"):
+        train(target, method="gkl", num_updates=1, num_draws=64, intermediate_source="draws")
 
 
 def test_it_trains() -> None:

@@ -71,7 +71,7 @@ class TwistProcessor(LogitsProcessor):
 
 
 def _part(twist: Twist) -> tuple[Head, Decoder]:
-    if twist.decoder is None or twist.reader is not None:
+    if twist.decoder is None or twist.reads_conditions:
         raise ConfigError(
             "this twist reads the base model's hidden states, which a logits processor does not see; use "
             "custom_generate=twistlm.integrations.generate"

@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+from twistlm.models.base import BaseLM
+from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.potentials.conditions import is_conditional
 from twistlm.potentials.constraint import constraints_in
 from twistlm.potentials.prefixes import scores_prefixes
@@ -24,6 +26,20 @@ DENSE: dict[str, Any] = {
     "weight_decay": 0.01,
     "num_labels": 150_000,
 }
+# Where targets differ by a condition every collected draw is an exact sample of one of them: DPG is maximum likelihood.
+GIVEN: dict[str, Any] = {
+    "method": "dpg",
+    "source": "draws",
+    "num_draws": 8192,
+    "num_particles": 50,
+    "num_cases": 50,
+    "num_updates": 256,
+}
+# A network of its own that reads the condition first, up to so many parameters of the model on a CPU; else a small one
+# beside the model's hidden states (docs/prompted.md).
+PROMPTED: dict[str, Any] = {"twist": "prompted", "learning_rate": 3e-4}
+BESIDE: dict[str, Any] = {"twist": "conditional", "twist_options": {"tied": True}, "learning_rate": 1e-3}
+LARGEST = 50_000_000
 # New tokens beyond which labels would be spread over too few texts.
 LONGEST = 64
 
@@ -41,8 +57,11 @@ def automatic(target: Target) -> dict[str, Any]:
     """Settings, as `RunConfig.changed` takes them, for a target; says which and why."""
     potential = target.potential
     if is_conditional(potential):
-        logger.info("method auto: dpg on the proposal's draws, since φ differs by its condition")
-        return {"method": "dpg", "target_source": "proposal"}
+        twist = PROMPTED if _can_be_copied(target.lm) else BESIDE
+        logger.info(
+            "method auto: dpg with twist %s on collected draws, since each is exact for its condition", twist["twist"]
+        )
+        return GIVEN | twist
     if not scores_prefixes(potential):
         source = "draws" if collected_draws_teach(potential) else "pool"
         logger.info("method auto: gkl on %s, since φ says nothing of unfinished texts", source)
@@ -52,3 +71,13 @@ def automatic(target: Target) -> dict[str, Any]:
         return {"method": "gkl", "source": "pool"}
     logger.info("method auto: dpg on dense labels, since φ can be asked about unfinished texts")
     return dict(DENSE)
+
+
+def _can_be_copied(lm: BaseLM) -> bool:
+    """Whether there is a transformer, and time to train a copy of it."""
+    if not isinstance(lm, HuggingFaceLM):
+        return False
+    shape: Any = lm.module.config
+    # Packed matrices are no parameters; those of a layer are about 12 d² in every architecture.
+    size = 12 * shape.num_hidden_layers * shape.hidden_size**2 + lm.vocab_size * lm.feature_size
+    return lm.device.type != "cpu" or size <= LARGEST

@@ -219,7 +219,12 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
 
 
 def default_config(target: Target) -> RunConfig:
-    """Settings where none are given: collected draws where those teach, else fresh ones of the proposal."""
+    """Settings where none are given: collected draws where those teach, else fresh ones of the proposal.
+
+    Where targets differ by a condition, those of method "auto", as no other twist would read it.
+    """
+    if is_conditional(target.potential):
+        return RunConfig().changed(**automatic(target))
     bounded = target.potential.log_upper_bound is not None
     teach = collected_draws_teach(target.potential)
     sources: dict[str, Any] = {**training_sources("draws" if teach else "proposal")}

@@ -184,26 +184,25 @@ class TwistedLM:
 
         `num_steps`: new tokens to make room for. `conditions`: [R, c], where targets differ.
         """
-        reading = any(twist.reader is not None for twist in self._twists)
-        given = conditions.tolist() if reading and conditions is not None else [()] * len(prompts)
+        reading = any(twist.reads_conditions for twist in self._twists)
+        differing = conditions.tolist() if reading and conditions is not None else [()] * len(prompts)
         distinct: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-        pairs = [(tuple(prompt.tolist()), tuple(condition)) for prompt, condition in zip(prompts, given, strict=True)]
+        pairs = [(tuple(prompt.tolist()), tuple(each)) for prompt, each in zip(prompts, differing, strict=True)]
         numbers = [distinct.setdefault(pair, len(distinct)) for pair in pairs]
         unique = [torch.tensor(prompt, dtype=torch.long) for prompt, _ in distinct]
         capacity = (len(prompts) * num_particles, num_steps)
         lm = self.lm.start(unique, capacity)
         rows = torch.tensor(numbers, device=lm.features.device).repeat_interleave(num_particles)
-        if reading and conditions is None:
-            raise ConfigError("this twist reads conditions, and none were given")
-        conditions = torch.tensor([condition for _, condition in distinct], device=lm.features.device)
-        twists = tuple(
-            TwistState(
-                None if twist.decoder is None else twist.decoder.start(unique, capacity),
-                None if twist.reader is None else twist.reader(conditions),
-            )
-            for twist in self._twists
-        )
-        return State(lm, twists, rows)
+        if conditions is not None:
+            conditions = torch.tensor([condition for _, condition in distinct], device=lm.features.device)
+        twists = []
+        for twist in self._twists:
+            given, own = twist.given(conditions), None
+            if twist.decoder is not None:
+                self.check(opened := twist.openings(unique, conditions), max(1, num_steps))
+                own = twist.decoder.start(opened, capacity)
+            twists.append(TwistState(own, given))
+        return State(lm, tuple(twists), rows)
 
     @torch.no_grad()
     def extend(self, state: State, tokens: Tensor, ancestors: Tensor | None, finished: Tensor) -> State:
@@ -283,10 +282,10 @@ class TwistedLM:
     def twist_features(self, samples: Samples) -> Tensor:
         """What the twist's head reads before each token [B, T, …]: recorded, recomputed, or its own network's."""
         if self.twist is not None and self.twist.decoder is not None:
-            features = self.twist.decoder.features(samples.prompts, samples.tokens)
+            features = _own_features(self.twist, samples)
         else:
             features = self.recorded_features(samples)
-        given = _read(self.twist, samples)
+        given = None if self.twist is None else self.twist.given(samples.conditions)
         return features if given is None else beside(features, given)
 
     def recorded_features(self, samples: Samples) -> Tensor:
@@ -373,9 +372,8 @@ class TwistedLM:
         base, tokens = self.recorded_features(samples), samples.tokens.flatten()
         twists = []
         for twist in self._twists:
-            given, own = _read(twist, samples), None
-            if twist.decoder is not None:
-                own = DecoderState(twist.decoder.features(samples.prompts, samples.tokens).flatten(0, 1))
+            given = twist.given(samples.conditions)
+            own = None if twist.decoder is None else DecoderState(_own_features(twist, samples).flatten(0, 1))
             twists.append(
                 TwistState(own, None if given is None else given.repeat_interleave(samples.tokens.shape[1], 0))
             )
@@ -390,11 +388,7 @@ class TwistedLM:
         return Drawn(samples.tokens, log_p, log_psi, log_q, siblings)
 
 
-def _read(twist: Twist | None, samples: Samples) -> Tensor | None:
-    """What a twist reads of each sequence's condition [B, d'], every distinct one once; None if it reads none."""
-    if twist is None or twist.reader is None:
-        return None
-    if samples.conditions is None:
-        raise ConfigError("this twist reads conditions, and the samples have none")
-    distinct, index = samples.conditions.unique(dim=0, return_inverse=True)
-    return twist.reader(distinct)[index]
+def _own_features(twist: Twist, samples: Samples) -> Tensor:
+    """What its own network makes of each prefix [B, T, …]."""
+    assert twist.decoder is not None
+    return twist.decoder.features(twist.openings(samples.prompts, samples.conditions), samples.tokens)

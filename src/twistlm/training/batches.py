@@ -9,7 +9,7 @@ from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.smc import Keep
 from twistlm.training.config import TrainingConfig
-from twistlm.training.sources import Batch, Setting, get_source, marked
+from twistlm.training.sources import Batch, Setting, collected_joint, get_source, marked
 
 
 def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, roles: Sequence[str]) -> dict[str, Batch]:
@@ -27,7 +27,10 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
     if setting.sampler.is_conditional:
         # All roles of an update are given the same conditions.
         each, keep = max(1, config.num_cases // len(setting.targets)), Keep(setting.keep.features)
-        joint = base_draws(rng.fork("conditions"), setting.sampler, setting.targets, each, keep)
+        if config.draws_from("draws"):
+            joint = collected_joint(rng.fork("conditions"), setting, each)
+        else:
+            joint = base_draws(rng.fork("conditions"), setting.sampler, setting.targets, each, keep)
         setting = replace(setting, joint=joint)
     sources = {role: config.source_of(role) for role in roles}
     for name in sources.values():

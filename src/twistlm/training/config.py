@@ -142,12 +142,20 @@ class TrainingConfig:
         """Refuse, for a target that differs by its condition, what knows one target only.
 
         Raises:
-            ConfigError: a source has a pool.
+            ConfigError: a source has a pool, or is to give other than target samples of collected draws.
         """
         if self.has_pool:
             raise ConfigError(
-                "sources 'pool' and 'dense' know one target only; for infilling use 'exact', 'proposal' or 'base'"
+                "sources 'pool' and 'dense' know one target only; for infilling use 'exact', 'draws', 'proposal' or "
+                "'base'"
             )
+        for role in objective(self.loss).roles:
+            # Each is a sample given its own condition: of the base model's or q's under that condition there are none.
+            if role not in ("target", "drawn") and uses(self.source_of(role), "draws"):
+                raise ConfigError(
+                    f"{SOURCES[role]} is 'draws', and where targets differ by a condition collected draws are target "
+                    "samples alone: set it to 'base' or 'proposal'"
+                )
 
     @property
     def parts(self) -> dict[str, Any]:

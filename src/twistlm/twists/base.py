@@ -6,7 +6,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from twistlm.models.base import Decoder
+from twistlm.core.errors import ConfigError
+from twistlm.models.base import Decoder, Prompts
 
 
 class Head(Protocol):
@@ -50,11 +51,46 @@ class HasValue(Protocol):
 class Twist:
     """A twist ψ: a head over features, which are the base model's own unless `decoder` brings others.
 
-    `module` holds every trainable parameter. `reader`, where the target differs from sequence to sequence, turns
-    conditions [n, c] into features [n, d'] that the head reads beside the prefix's, with gradient.
+    `module` holds every trainable parameter. Where the target differs from sequence to sequence, `reader` turns
+    conditions [n, c] into features [n, d'] that the head reads beside the prefix's, with gradient, and `opening` makes
+    of a prompt [P] and a condition [c] what the decoder reads in the prompt's place.
     """
 
     head: Head
     module: nn.Module
     decoder: Decoder | None = None
     reader: Callable[[Tensor], Tensor] | None = None
+    opening: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def reads_conditions(self) -> bool:
+        """Whether ψ differs by what is given."""
+        return self.reader is not None or self.opening is not None
+
+    def given(self, conditions: Tensor | None) -> Tensor | None:
+        """What the head reads of each condition [B, d'], every distinct one read once; None if it reads none.
+
+        Raises:
+            ConfigError: it reads conditions and there are none.
+        """
+        if self.reader is None:
+            return None
+        distinct, index = _there(conditions).unique(dim=0, return_inverse=True)
+        return self.reader(distinct)[index]
+
+    def openings(self, prompts: Prompts, conditions: Tensor | None) -> Prompts:
+        """What the decoder reads in the place of B prompts.
+
+        Raises:
+            ConfigError: it reads conditions and there are none.
+        """
+        if self.opening is None:
+            return prompts
+        pairs = zip(prompts, _there(conditions).cpu(), strict=True)
+        return [self.opening(prompt.cpu(), condition) for prompt, condition in pairs]
+
+
+def _there(conditions: Tensor | None) -> Tensor:
+    if conditions is None:
+        raise ConfigError("this twist reads conditions, and none were given")
+    return conditions

@@ -62,15 +62,23 @@ def lora(
         ConfigError: rank or num_layers < 1, alpha ≤ 0, or the model has no transformer to adapt or no output layer to
             borrow.
     """
+    return adapted(lm, head_of_its_own(lm, "lora", num_layers, width, is_tied=tied), "lora", rank, alpha)
+
+
+def adapted(lm: BaseLM, head: VocabularyHead, twist: str, rank: int, alpha: float | None = None) -> Twist:
+    """A head on the base model's frozen network with adapters that train.
+
+    Raises:
+        ConfigError: rank < 1, alpha ≤ 0, or the model has no transformer to adapt.
+    """
     if rank < 1:
-        raise ConfigError(f"twist 'lora' needs rank of at least 1, not {rank}")
+        raise ConfigError(f"twist {twist!r} needs rank of at least 1, not {rank}")
     alpha = 2.0 * rank if alpha is None else alpha
     if not alpha > 0:
-        raise ConfigError(f"twist 'lora' needs a positive alpha, not {alpha}")
-    head = head_of_its_own(lm, "lora", num_layers, width, is_tied=tied)
+        raise ConfigError(f"twist {twist!r} needs a positive alpha, not {alpha}")
     copier: Any = getattr(lm, "adapted_copy", None)
     if copier is None:
-        raise ConfigError("twist 'lora' needs a transformer to adapt; use it with a transformers model")
+        raise ConfigError(f"twist {twist!r} needs a transformer to adapt; use it with a transformers model")
     decoder: Decoder = copier(lambda network: _adapt(network, rank, alpha), _merge)
     network: nn.Module = decoder.module  # type: ignore[attr-defined]
     # A module's attributes have no dots in their names.

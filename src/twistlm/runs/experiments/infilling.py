@@ -16,8 +16,17 @@ PAPER_RATES = {"ctl": 3e-6, "rl": 3e-5, "sixo": 1e-4, "fudge": 1e-6, "dpg": 1e-4
 PAPER_RATES_SHORT = {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-4, "dpg": 1e-4, "ppo": 3e-5}
 # The same for the bundled model, by papers/zhao2024/rates.py. For fifteen and ten RL and FUDGE learn nothing in the
 # time at any rate, and PPO breaks down at those tried, 1e-4 to 1e-3: it has that of two and one.
-RATES = {"ctl": 3e-4, "rl": 3e-4, "sixo": 3e-4, "fudge": 3e-4, "dpg": 1e-3, "ppo": 3e-5, "gkl": 1e-3}
-RATES_SHORT = {"ctl": 3e-3, "rl": 3e-4, "sixo": 3e-3, "fudge": 3e-4, "dpg": 3e-3, "ppo": 3e-5, "gkl": 1e-3}
+RATES = {"ctl": 3e-4, "rl": 3e-4, "sixo": 3e-4, "fudge": 3e-4, "dpg": 1e-3, "ppo": 3e-5, "gkl": 1e-3, "prompted": 3e-4}
+RATES_SHORT = {
+    "ctl": 3e-3,
+    "rl": 3e-4,
+    "sixo": 3e-3,
+    "fudge": 3e-4,
+    "dpg": 3e-3,
+    "ppo": 3e-5,
+    "gkl": 1e-3,
+    "prompted": 3e-4,
+}
 
 
 @experiment("infilling")
@@ -83,6 +92,8 @@ def _other_methods(num_particles: int, for_fudge: int) -> dict[str, dict[str, An
     methods: dict[str, dict[str, Any]] = {
         method: {"num_cases": num_particles} for method in (*PAPER_RATES, "gkl") if method != "ctl"
     }
+    # A network that reads the end first (docs/prompted.md), from exact samples as DPG.
+    methods["prompted"] = {"method": "dpg", "twist": "prompted", "num_cases": num_particles}
     # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples.
     methods["fudge"] = {
         "num_particles": for_fudge,

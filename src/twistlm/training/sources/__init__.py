@@ -35,7 +35,8 @@ class Setting:
         num_siblings: K further draws of each token, for sources that draw afresh.
         pool: all draws made so far, for the source of that name.
         dense: a part of the pool with labels of every prefix, for the source of that name.
-        joint: one exact sample for each of the conditions that this update's sequences are given, if targets differ.
+        joint: one exact sample for each of the conditions that this update's sequences are given, if targets differ;
+            fresh, or collected where the source "draws" is used.
     """
 
     sampler: Sampler
@@ -184,9 +185,12 @@ def from_smc(rng: Rng, setting: Setting, count: int) -> Batch:
 
 @register("source", "draws")
 def from_draws(rng: Rng, setting: Setting, count: int) -> Batch:
-    """A random part of the base draws that collecting exact samples has paid for, weighted by φ."""
+    """A random part of the base draws that collecting exact samples has paid for, weighted by φ.
+
+    Where targets differ by a condition, each is an exact sample of the target of its own.
+    """
     if setting.joint is not None:
-        raise ConfigError("source 'draws' knows one target only; for infilling use 'exact', 'proposal' or 'base'")
+        return from_exact(rng, setting, count)
     draws = _collected(setting).draws
     return independent(draws.select(_some(rng, setting, draws, count)), len(setting.targets))
 
@@ -214,7 +218,7 @@ def from_dense(rng: Rng, setting: Setting, count: int) -> Batch:
 
 @register("source", "exact", roles=("target", "drawn"))
 def from_exact(rng: Rng, setting: Setting, count: int) -> Batch:
-    """A random part of the exact target samples, equally weighted; fresh ones where every base draw is exact."""
+    """A random part of the exact target samples, equally weighted; fresh ones where targets differ by a condition."""
     if setting.joint is not None:
         weights = torch.zeros(len(setting.joint), dtype=torch.float64)
         return Batch(setting.joint, weights, None, len(setting.joint))
@@ -227,6 +231,12 @@ def from_exact(rng: Rng, setting: Setting, count: int) -> Batch:
     # Where a prompt has fewer than its share, each of them comes several times.
     chosen = samples.select(torch.cat([index.repeat(-(-each // len(index)))[:each] for index in shuffled]))
     return Batch(chosen, torch.zeros(len(chosen), dtype=torch.float64), None, len(rows))
+
+
+def collected_joint(rng: Rng, setting: Setting, each: int) -> Samples:
+    """`each` of the collected draws of every prompt at most, with the conditions that they are exact samples given."""
+    draws = _collected(setting).draws
+    return draws.select(_some(rng, setting, draws, each * len(setting.targets)))
 
 
 def _some(rng: Rng, setting: Setting, draws: Samples, count: int) -> Tensor:
