@@ -16,7 +16,7 @@ PAPER_RATES = {"ctl": 3e-6, "rl": 3e-5, "sixo": 1e-4, "fudge": 1e-6, "dpg": 1e-4
 PAPER_RATES_SHORT = {"ctl": 1e-4, "rl": 1e-4, "sixo": 1e-4, "fudge": 1e-4, "dpg": 1e-4, "ppo": 3e-5}
 # The same for the bundled model, by papers/zhao2024/rates.py. For fifteen and ten RL and FUDGE learn nothing in the
 # time at any rate, and PPO breaks down at those tried, 1e-4 to 1e-3: it has that of two and one.
-RATES = {"ctl": 3e-4, "rl": 3e-4, "sixo": 3e-4, "fudge": 3e-4, "dpg": 1e-3, "ppo": 3e-5, "gkl": 1e-3, "prompted": 3e-4}
+RATES = {"ctl": 3e-4, "rl": 3e-4, "sixo": 3e-4, "fudge": 3e-4, "dpg": 1e-3, "ppo": 3e-5, "gkl": 1e-3, "prompted": 6e-4}
 RATES_SHORT = {
     "ctl": 3e-3,
     "rl": 3e-4,
@@ -25,7 +25,7 @@ RATES_SHORT = {
     "dpg": 3e-3,
     "ppo": 3e-5,
     "gkl": 1e-3,
-    "prompted": 3e-4,
+    "prompted": 1e-3,
 }
 
 
