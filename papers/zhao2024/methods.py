@@ -2,6 +2,7 @@
 
     python -m papers.zhao2024.methods                  # 7 methods, 5 seeds, 4 settings: two hours on two cores
     python -m papers.zhao2024.methods --ablations      # exact positives, powers of φ, the threshold
+    python -m papers.zhao2024.methods --long           # up to 204,800 sequences: hours
     python -m papers.zhao2024.methods --seeds 1 --only infilling-2-1
     python -m papers.zhao2024.methods --redraw         # nothing is run; the page is written anew from what is there
 
@@ -16,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from papers.zhao2024.page import EXACT, curves, write
-from papers.zhao2024.settings import ABLATIONS, CURVES, HERE, MAIN
+from papers.zhao2024.settings import ABLATIONS, CURVES, HERE, LONG, MAIN
 from twistlm.core.errors import RunError
 from twistlm.core.storage import load_json, save_json
 from twistlm.runs.engines.local import Local
@@ -30,6 +31,7 @@ class Options:
 
     Attributes:
         ablations: these instead of the main tables.
+        long: learning curves up to many more sequences, instead of either.
         only: names of sweeps; all by default.
         redraw: run nothing; write the page.
         seeds: of every method; by default five in the main tables.
@@ -39,6 +41,7 @@ class Options:
     """
 
     ablations: bool = False
+    long: bool = False
     only: tuple[str, ...] = ()
     redraw: bool = False
     seeds: int | None = None
@@ -49,7 +52,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Run what is not done, then write the page from all that is."""
-    requests = ABLATIONS if options.ablations else MAIN
+    requests = LONG if options.long else ABLATIONS if options.ablations else MAIN
     if unknown := sorted(set(options.only) - requests.keys()):
         raise SystemExit(f"no such sweep: {', '.join(unknown)}; choose from {', '.join(requests)}")
     for name in () if options.redraw else options.only or requests:
@@ -64,12 +67,12 @@ def main(options: Options) -> None:
         except RunError as error:
             # Failed runs are shown in the table by what is missing; the other sweeps go on.
             print(error, flush=True)
-    done = {name: read(options.out / name) for name in (*MAIN, *ABLATIONS) if (options.out / name).exists()}
+    done = {name: read(options.out / name) for name in (*MAIN, *ABLATIONS, *LONG) if (options.out / name).exists()}
     recorded = load_json(CURVES) if CURVES.exists() else {}
     save_json(CURVES, recorded | {name: curves(pooled) for name, pooled in done.items() if pooled.has_curves})
     files = {title: HERE / file for title, file in EXACT.items()}
     exact = {title: load_json(file) for title, file in files.items() if file.exists()}
-    write(done, Path("docs/results.md"), exact, [*MAIN, *ABLATIONS, *EXACT])
+    write(done, Path("docs/results.md"), exact, [*MAIN, *ABLATIONS, *LONG, *EXACT])
 
 
 if __name__ == "__main__":

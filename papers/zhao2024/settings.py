@@ -32,8 +32,16 @@ ABLATIONS = {
         for beta in POWERS
     },
     "toxicity-threshold": Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
+    "toxicity-threshold-dense": Request("toxicity-threshold", SMALL, methods=("dense",), num_seeds=2),
+    "toxicity-beta-5-dense": Request("toxicity", SMALL, {"beta": 5.0}, methods=("dense",), num_seeds=2),
     # Labels of every prefix, on the pool (docs/dense.md).
     **{f"{name}-dense": Request(name, SMALL, methods=("dense",)) for name in ("toxicity", "sentiment")},
     # A network that reads the condition first (docs/prompted.md).
     **{f"{name}-prompted": replace(MAIN[name], methods=("prompted",)) for name in ("infilling-15-10", "infilling-2-1")},
+}
+# How low each gets, as draws go on: certificates after 1, 2, 4, … updates of 100 sequences.
+LONG = {
+    "sentiment-long": Request("sentiment", SMALL, methods=("ctl", "dpg", "dense"), num_seeds=2, num_updates=2048),
+    "infilling-2-1-long": replace(MAIN["infilling-2-1"], methods=("dpg", "prompted"), num_seeds=2, num_updates=1024),
+    "toxicity-long": Request("toxicity", SMALL, methods=("ctl", "dense"), num_seeds=2, num_updates=256),
 }

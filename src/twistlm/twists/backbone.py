@@ -20,11 +20,21 @@ class Backbone(nn.Module):
 
 
 @register("twist", "backbone")
-def backbone(lm: BaseLM, num_layers: int = 1, width: int | None = None) -> Twist:
-    """A separate transformer, fully fine-tuned, with a linear (`num_layers=1`) or MLP head."""
-    return fine_tuned(
-        lm, head_of_its_own(lm, "backbone", num_layers, width), "backbone", "use it with a transformers model"
-    )
+def backbone(lm: BaseLM, num_layers: int = 1, width: int | None = None, tied: bool = False) -> Twist:
+    """A separate transformer, fully fine-tuned, with a linear (`num_layers=1`) or MLP head.
+
+    Args:
+        lm: the base model.
+        num_layers: linear layers of the head.
+        width: of the head's hidden layers; the model's by default.
+        tied: those layers come before the model's own unembedding, which is borrowed: few parameters, and similar
+            tokens share their twist.
+
+    Raises:
+        ConfigError: num_layers < 1, or the model has no transformer to copy or no output layer to borrow.
+    """
+    head = head_of_its_own(lm, "backbone", num_layers, width, is_tied=tied)
+    return fine_tuned(lm, head, "backbone", "use it with a transformers model")
 
 
 def fine_tuned(lm: BaseLM, head: VocabularyHead, twist: str, remedy: str) -> Twist:

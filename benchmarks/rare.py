@@ -1,0 +1,97 @@
+"""A rare event of the bundled model whose probability is known exactly: what `probability` finds, and what it takes.
+
+    python -m benchmarks.rare                     # 5 seeds with the default settings; minutes each on one core
+
+The event: each of the first four of eight tokens after "Once upon a time, there was a" is one of six that are unlikely
+there. The model itself says how likely that is, over all 6 + 36 + 216 ways to begin. The score counts how many of the
+four are, so that the climb has levels to go by. Writes benchmarks/rare.json.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+import twistlm
+from twistlm.certificates.effort import Search
+from twistlm.core.storage import save_json
+from twistlm.models.base import BaseLM, Prompts
+from twistlm.models.huggingface import load
+from twistlm.potentials import Function
+
+PROMPT, NUM_TOKENS, NUM_GIVEN = "Once upon a time, there was a", 8, 4
+# Tokens of the bundled model, all of them words.
+WORDS = (" dog", " cat", " and", " the", " was", " a")
+# Events that counting needs for a 95 % interval within a factor of 1.5.
+FACTOR = 1.5
+COUNTED = (1.96 / math.log(FACTOR)) ** 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        seeds: how many, 0 and on.
+        num_draws: of a round; by default that of `twistlm probability`.
+        out: where the figures go.
+    """
+
+    seeds: int = 5
+    num_draws: int | None = None
+    out: Path = Path("benchmarks/rare.json")
+
+
+def exact(lm: BaseLM, allowed: list[int]) -> float:
+    """P[the first tokens are all allowed]: the sum over every way to begin."""
+    prefixes, log_p = torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
+    prompt = lm.encode(PROMPT)
+    for _ in range(NUM_GIVEN):
+        # Features are of what comes before each token, so that one more stands behind the last.
+        features = lm.features([prompt] * len(prefixes), torch.nn.functional.pad(prefixes, (0, 1)))[:, -1]
+        following = lm.logits(features).double().log_softmax(-1)[:, allowed]
+        log_p = (log_p.unsqueeze(1) + following).flatten()
+        tokens = torch.tensor(allowed).repeat(len(prefixes)).unsqueeze(1)
+        prefixes = torch.cat([prefixes.repeat_interleave(len(allowed), 0), tokens], 1)
+    return float(torch.logsumexp(log_p, 0).exp())
+
+
+def main(options: Options) -> None:
+    """Every seed, printed as it comes and saved."""
+    lm = load("stories")
+    allowed = [int(lm.encode(word)[-1]) for word in WORDS]
+    known = torch.tensor(allowed)
+
+    def score(prompts: Prompts, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.isin(tokens[:, :NUM_GIVEN], known).sum(-1).double() - NUM_GIVEN
+
+    truth = exact(lm, allowed)
+    print(f"exact: {truth:.4g}", flush=True)
+    target = twistlm.Target(
+        lm, Function(score, on="tokens", log_upper_bound=0.0), PROMPT, NUM_TOKENS, eos="ignore"
+    )
+    search = Search() if options.num_draws is None else Search(num_draws=options.num_draws)
+    runs = []
+    for seed in range(options.seeds):
+        start = time.perf_counter()
+        (found,) = twistlm.probability(target, [1.0], search=search, seed=seed)
+        counting = COUNTED / truth * NUM_TOKENS
+        runs.append(
+            {
+                "seed": seed,
+                "value": found.value.as_dict(),
+                "seen": found.seen.as_dict(),
+                "tokens": found.num_tokens,
+                "share_of_counting": found.num_tokens / counting,
+                "seconds": time.perf_counter() - start,
+            }
+        )
+        print(runs[-1], flush=True)
+    save_json(options.out, {"exact": truth, "factor": FACTOR, "runs": runs})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
