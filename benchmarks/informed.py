@@ -3,8 +3,8 @@
     python -m benchmarks.informed runs/demo runs/toxic        # runs of `twistlm train`; into benchmarks/informed.json
 
 At N particles the same proposal draws in all three cases: "iwae" never resamples, "twist" resamples on what the twist
-says of a prefix, "informed" on what was fitted beside it. A target that differs by its condition is looked at for eight
-conditions, and spreads are the root mean square over them.
+says of a prefix, "informed" on what was fitted beside it (here, if training was told not to, as in sweeps). A target
+that differs by its condition is looked at for eight conditions, and spreads are the root mean square over them.
 """
 
 import time
@@ -21,6 +21,7 @@ from twistlm.core.storage import load_json, save_json
 from twistlm.runs.run import Run
 from twistlm.sampling.cases import Case
 from twistlm.sampling.sampler import Sampler, in_batches
+from twistlm.training.informing import inform
 
 CONDITIONS = 8
 
@@ -52,7 +53,10 @@ def main(options: Options) -> None:
         evaluation = run.fold("evaluation")
         conditional = run.sampler().is_conditional
         assert evaluation is not None
-        assert run.informed is not None
+        if run.informed is None:
+            run.informed, _ = inform(Rng(options.seed, ("inform",)), run.sampler(), run.training_cases)
+        # Of a sweep's run, also which method's and which sweep's it is.
+        name = "/".join(folder.parts[-3:]) if folder.name.startswith("seed-") else folder.name
         cases = evaluation.exact.cases[:CONDITIONS] if conditional else [run.target.cases[0]]
         samplers = {
             "iwae": run.sampler(ess_threshold=0.0),
@@ -62,16 +66,16 @@ def main(options: Options) -> None:
         rows: dict[str, Any] = {"steps": list(run.informed.steps), "coefficients": run.informed.coefficients.tolist()}
         for count in options.particles:
             rows[str(count)] = {
-                name: _spread(Rng(options.seed, (name, count)), sampler, cases, count, options.sequences)
-                for name, sampler in samplers.items()
+                how: _spread(Rng(options.seed, (how, count)), sampler, cases, count, options.sequences)
+                for how, sampler in samplers.items()
             }
             base = rows[str(count)]["iwae"]["sd"]
             shown = ", ".join(
-                f"{name} {each['mean']:.2f} ± {each['sd']:.2f} ({each['sd'] / base:.2f})"
-                for name, each in rows[str(count)].items()
+                f"{how} {each['mean']:.2f} ± {each['sd']:.2f} ({each['sd'] / base:.2f})"
+                for how, each in rows[str(count)].items()
             )
-            print(f"{folder.name}, N = {count}: {shown}", flush=True)
-        found[folder.name] = rows
+            print(f"{name}, N = {count}: {shown}", flush=True)
+        found[name] = rows
         save_json(options.output, found)
 
 

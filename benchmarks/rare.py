@@ -70,9 +70,7 @@ def main(options: Options) -> None:
 
     truth = exact(lm, allowed)
     print(f"exact: {truth:.4g}", flush=True)
-    target = twistlm.Target(
-        lm, Function(score, on="tokens", log_upper_bound=0.0), PROMPT, NUM_TOKENS, eos="ignore"
-    )
+    target = twistlm.Target(lm, Function(score, on="tokens", log_upper_bound=0.0), PROMPT, NUM_TOKENS, eos="ignore")
     search = Search() if options.num_draws is None else Search(num_draws=options.num_draws)
     runs = []
     for seed in range(options.seeds):
@@ -83,7 +81,7 @@ def main(options: Options) -> None:
             {
                 "seed": seed,
                 "value": found.value.as_dict(),
-                "seen": found.seen.as_dict(),
+                "seen": None if found.seen is None else found.seen.as_dict(),
                 "tokens": found.num_tokens,
                 "share_of_counting": found.num_tokens / counting,
                 "seconds": time.perf_counter() - start,
