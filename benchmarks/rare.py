@@ -9,8 +9,9 @@ four are, so that the climb has levels to go by. Writes benchmarks/rare.json.
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -37,11 +38,13 @@ class Options:
     Attributes:
         seeds: how many, 0 and on.
         num_draws: of a round; by default that of `twistlm probability`.
+        rounds: at most; by default likewise.
         out: where the figures go.
     """
 
     seeds: int = 5
     num_draws: int | None = None
+    rounds: int | None = None
     out: Path = Path("benchmarks/rare.json")
 
 
@@ -71,7 +74,8 @@ def main(options: Options) -> None:
     truth = exact(lm, allowed)
     print(f"exact: {truth:.4g}", flush=True)
     target = twistlm.Target(lm, Function(score, on="tokens", log_upper_bound=0.0), PROMPT, NUM_TOKENS, eos="ignore")
-    search = Search() if options.num_draws is None else Search(num_draws=options.num_draws)
+    asked: dict[str, Any] = {"num_draws": options.num_draws, "max_rounds": options.rounds}
+    search = replace(Search(), **{name: value for name, value in asked.items() if value is not None})
     runs = []
     for seed in range(options.seeds):
         start = time.perf_counter()
