@@ -244,8 +244,6 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         evaluate(goal.bound_potential, [goal.prompt_tokens], torch.zeros(1, 2).long(), torch.zeros(1, 3).long())
     with pytest.raises(ConfigError, match="set eos='ignore'"):
         train(Target(tiny_lm(), Infilling(2), PROMPT, 2), config=CONFIG)
-    with pytest.raises(ConfigError, match="source 'draws' knows one target only"):
-        train(goal, config=replace(CONFIG, num_draws=64, chunk=64), num_updates=1, target_source="draws")
     with pytest.raises(PromptError, match="the model reads 64"):
         evaluate(goal.bound_potential, [goal.prompt_tokens], torch.zeros(1, 62).long(), torch.zeros(1, 2).long())
 

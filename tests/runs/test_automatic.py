@@ -50,12 +50,6 @@ def test_it_is_the_default_where_targets_differ_by_a_condition() -> None:
     assert held_out[-1] < held_out[0] - 0.02
 
 
-def test_collected_draws_are_target_samples_alone_where_targets_differ() -> None:
-    target = Target(tiny_lm(), Infilling(2), "5", 3, eos="ignore")
-    with pytest.raises(ConfigError, match="set it to 'base' or 'proposal'"):
-        train(target, method="gkl", num_updates=1, num_draws=64, intermediate_source="draws")
-
-
 def test_it_trains() -> None:
     potential = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
     target = Target(tiny_lm(), potential, "5", 4, eos="ignore")
