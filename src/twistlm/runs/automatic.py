@@ -34,6 +34,7 @@ GIVEN: dict[str, Any] = {
     "num_particles": 50,
     "num_cases": 50,
     "num_updates": 256,
+    "averaging": 0.98,
 }
 # A network of its own that reads the condition first, up to so many parameters of the model on a CPU; else a small one
 # beside the model's hidden states (docs/prompted.md).

@@ -65,6 +65,15 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Moment:
+    """What looking at the twist changes in a training: where it is, how many rows it has, the best twist so far."""
+
+    progress: Progress
+    rows: int
+    best: Tensors
+
+
+@dataclass(frozen=True)
 class _Header:
     """What a checkpoint says of itself: where training is, and how many lines of metrics belong to it."""
 
@@ -82,6 +91,7 @@ class Checkpoint:
         twist, best: parameters now, and at the best update.
         optimiser: what it keeps of each parameter, by the parameter's number.
         pool: parameters with which each generation of the pool was drawn: drawing again is cheaper than keeping it.
+        average: the running mean of the parameters (`training.averaging`), if there is one.
     """
 
     progress: Progress
@@ -90,10 +100,11 @@ class Checkpoint:
     best: Tensors
     optimiser: dict[int, Tensors]
     pool: Sequence[Tensors] = ()
+    average: Tensors = field(default_factory=dict)
 
     def save(self, store: Store) -> None:
         """Into one file, atomically."""
-        tensors = _under("twist", self.twist) | _under("best", self.best)
+        tensors = _under("twist", self.twist) | _under("best", self.best) | _under("average", self.average)
         for index, values in self.optimiser.items():
             tensors |= _under(f"optimiser.{index}", values)
         for number, twist in enumerate(self.pool):
@@ -102,7 +113,11 @@ class Checkpoint:
 
     @staticmethod
     def load(
-        store: Store, twist: Tensors, kept: Sequence[Mapping[str, Tensor]], num_updates: int
+        store: Store,
+        twist: Tensors,
+        kept: Sequence[Mapping[str, Tensor]],
+        num_updates: int,
+        average: Mapping[str, Tensor] | None = None,
     ) -> "Checkpoint | None":
         """What the store holds; None if nothing has been saved.
 
@@ -111,6 +126,7 @@ class Checkpoint:
             twist: parameters and buffers of a twist like the one that was saved.
             kept: what the optimiser keeps of each parameter that is trained (`optimisers.kept`).
             num_updates: the most that there can be.
+            average: what is kept of the running mean; none if there is no mean.
 
         Raises:
             RunError: the file is damaged, of another twist, or knows more than there is.
@@ -133,7 +149,9 @@ class Checkpoint:
             pool.append(generation)
         for each in (now, best, *pool):
             check_tensors(each, twist, where)
-        return Checkpoint(header.progress, rows, now, best, _optimiser_state(tensors, kept, where), pool)
+        mean = _below("average", tensors)
+        check_tensors(mean, average or {}, where)
+        return Checkpoint(header.progress, rows, now, best, _optimiser_state(tensors, kept, where), pool, mean)
 
 
 def _optimiser_state(tensors: Tensors, kept: Sequence[Mapping[str, Tensor]], where: str) -> dict[int, Tensors]:

@@ -58,6 +58,8 @@ class TrainingConfig:
         weight_decay: of the optimiser, towards log ψ = 0.
         betas: of AdamW; no other has any.
         max_grad_norm: gradients are clipped to this norm.
+        averaging: what is judged and kept is the running mean of the parameters over about the last
+            1 / (1 − averaging) updates; 0 for the parameters themselves. See `twistlm.training.averaging`.
         evaluate_every: updates between looks at the held-out criterion.
         evaluation_samples: fresh proposal draws at each look, for KL(q‖σ) against updates; 0 to skip. Not where there
             are several targets: certificates during training do that.
@@ -85,6 +87,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 10.0
+    averaging: float = 0.0
     evaluate_every: int = 20
     evaluation_samples: int = 0
     patience: int | None = 60
@@ -125,6 +128,8 @@ class TrainingConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
+        if not 0 <= self.averaging < 1:
+            raise ConfigError(f"averaging must be at least 0 and below 1, not {self.averaging}")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"weight_decay must be 0 or more and finite, not {self.weight_decay}")
         lookup("optimiser", self.optimiser)

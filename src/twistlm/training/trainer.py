@@ -10,7 +10,7 @@ update.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -29,8 +29,9 @@ from twistlm.sampling.cases import Cases
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import growths, snapshot, updates_until_growth
 from twistlm.training import optimisers
+from twistlm.training.averaging import Average
 from twistlm.training.batches import drawn, served
-from twistlm.training.checkpoint import Checkpoint, Progress, Store
+from twistlm.training.checkpoint import Checkpoint, Moment, Progress, Store
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import Criterion
 from twistlm.training.informing import inform
@@ -50,15 +51,6 @@ logger = logging.getLogger("twistlm")
 CHECKPOINT_SECONDS = 15.0
 # Consecutive updates with next to no effective positives before the collapse is announced.
 COLLAPSE_UPDATES = 10
-
-
-@dataclass(frozen=True)
-class _Moment:
-    """What looking at the twist changes in a training: where it is, how many rows it has, the best twist so far."""
-
-    progress: Progress
-    rows: int
-    best: dict[str, Tensor]
 
 
 class Trainer:
@@ -99,6 +91,7 @@ class Trainer:
         self.module = self.twist.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimiser = optimisers.build(self.parameters, config)
+        self.average = Average(self.parameters, config.averaging)
         self.objective = objective(config.loss)
         if setting.sampler.is_conditional:
             config.check_conditional()
@@ -108,7 +101,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._saved_at = time.monotonic()
         # Where training was after the last whole update; None within one.
-        self._whole: _Moment | None = None
+        self._whole: Moment | None = None
 
     def train(self) -> list[dict[str, Any]]:
         """Run to the end (or to the early stop), restore the best twist, choose its shrinkage; returns the history.
@@ -175,6 +168,7 @@ class Trainer:
             )
             value = self.objective(scoring.scored)
             norm = self._step(value)
+        self.average.update()
         self.progress.done += 1
         record = {
             "kind": "update",
@@ -182,7 +176,8 @@ class Trainer:
             "loss": value.item(),
             "ess": scoring.ess,
             "grad_norm": norm,
-            "kl_q_prior": _kl_to_prior(batches),
+            # Of the proposal that the batch came from, as far as the batch tells.
+            "kl_q_prior": float(next(iter(batches.values())).samples.log_q_over_p.mean()),
             "seconds": time.perf_counter() - start,
         }
         self._record(record)
@@ -225,6 +220,7 @@ class Trainer:
             self.module.load_state_dict(now)
         else:
             # Labels are for the best twist, which goes on: the last one may have learned the old labels by heart.
+            self.average.restart()
             self._record({"kind": "labels", "update": number, **self.setting.dense.record})
 
     def _grow(self, number: int, until: int) -> None:
@@ -243,6 +239,11 @@ class Trainer:
         return served(self.config, self.setting)
 
     def _evaluate(self) -> None:
+        """Look at the twist, or at its running mean if there is one."""
+        with self.average.applied():
+            self._look()
+
+    def _look(self) -> None:
         start, number, progress = time.perf_counter(), self.progress.done, self.progress
         rng = self.rng.fork("evaluate", number)
         held_out = self._judged(rng)
@@ -278,7 +279,9 @@ class Trainer:
     def _certify(self) -> None:
         """On the paper's exponential schedule: what a certificate costs would otherwise dwarf the first updates."""
         if self.certify is not None:
-            self._record({"kind": "certificate", "update": self.progress.done, **self.certify(self.progress.done)})
+            with self.average.applied():
+                found = self.certify(self.progress.done)
+            self._record({"kind": "certificate", "update": self.progress.done, **found})
 
     def _finish(self) -> None:
         """Restore the best twist, choose α for it, and fit its value if it has one."""
@@ -358,10 +361,10 @@ class Trainer:
         if self.folder is not None:
             self.folder.append_metrics(row)
 
-    def _now(self) -> _Moment:
-        return _Moment(replace(self.progress, warnings=[*self.progress.warnings]), len(self.history), self.best)
+    def _now(self) -> Moment:
+        return Moment(replace(self.progress, warnings=[*self.progress.warnings]), len(self.history), self.best)
 
-    def _checkpoint(self, moment: _Moment) -> None:
+    def _checkpoint(self, moment: Moment) -> None:
         """Save that moment; what updates change is still as it was then."""
         self._saved_at = time.monotonic()
         if self.folder is None:
@@ -369,14 +372,19 @@ class Trainer:
         kept: dict[int, dict[str, Tensor]] = self.optimiser.state_dict()["state"]
         generations = () if self.setting.pool is None else self.setting.pool.twists
         twist = self.module.state_dict()
-        Checkpoint(moment.progress, moment.rows, twist, moment.best, kept, generations).save(self.folder)
+        average = self.average.state
+        Checkpoint(moment.progress, moment.rows, twist, moment.best, kept, generations, average).save(self.folder)
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, if there is one; what was recorded after it will be done again."""
         folder, twist = self.folder, self.module.state_dict(keep_vars=True)
         kept = optimisers.kept(self.config.optimiser, self.parameters)
         saved = self.processes.of_first(
-            lambda: None if folder is None else Checkpoint.load(folder, twist, kept, self.config.num_updates)
+            lambda: (
+                None
+                if folder is None
+                else Checkpoint.load(folder, twist, kept, self.config.num_updates, self.average.state)
+            )
         )
         if folder is not None:
             self.history = folder.truncate_metrics(0 if saved is None else saved.rows)
@@ -389,9 +397,5 @@ class Trainer:
             self._grow(number, until)
         self._label(number)
         self.module.load_state_dict(saved.twist)
+        self.average.state = saved.average
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": saved.optimiser})
-
-
-def _kl_to_prior(batches: dict[str, Batch]) -> float:
-    """KL(q‖p₀) of the proposal that the batch came from, as far as the batch tells."""
-    return float(next(iter(batches.values())).samples.log_q_over_p.mean())

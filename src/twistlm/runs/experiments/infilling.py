@@ -93,7 +93,12 @@ def _other_methods(num_particles: int, for_fudge: int) -> dict[str, dict[str, An
         method: {"num_cases": num_particles} for method in (*PAPER_RATES, "gkl") if method != "ctl"
     }
     # A network that reads the end first (docs/prompted.md), from exact samples as DPG.
-    methods["prompted"] = {"method": "dpg", "twist": "prompted", "num_cases": num_particles}
+    methods["prompted"] = {
+        "method": "dpg",
+        "twist": "prompted",
+        "num_cases": num_particles,
+        "averaging": 0.98,
+    }
     # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples.
     methods["fudge"] = {
         "num_particles": for_fudge,

@@ -1,0 +1,70 @@
+"""The running mean of parameters, which is judged and kept in their place: the noise of single batches averages out.
+
+Polyak averaging with exponential weights; at first all updates count alike, so that the start is soon forgotten. Where
+every update has fresh draws at a constant rate, it does what lowering the rate towards the end would, without knowing
+where the end is (docs/log.md, 2026-11-27, evening).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# After n updates at most (1 + n) / (10 + n) of the mean stays what it was.
+SOON = 10
+
+
+class Average:
+    """The mean of parameters over about the last 1 / (1 − rate) updates.
+
+    Args:
+        parameters: those that training changes.
+        rate: how much of the mean each update leaves, in [0, 1); 0 for no mean at all.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], rate: float) -> None:
+        self.parameters, self.rate = parameters, rate
+        self.restart()
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin again with the parameters as they are."""
+        self.count = 0
+        self.mean = [p.detach().clone() for p in self.parameters] if self.rate else []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Count the parameters as they are in."""
+        kept = min(self.rate, (1 + self.count) / (SOON + self.count))
+        self.count += 1
+        for mean, p in zip(self.mean, self.parameters, strict=bool(self.rate)):
+            mean.lerp_(p, 1 - kept)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The mean in the parameters' place, as long as this is open."""
+        now = [p.detach().clone() for p in self.parameters[: len(self.mean)]]
+        self._put(self.mean)
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for p, value in zip(self.parameters, values, strict=bool(self.rate)):
+            p.copy_(value)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of it; nothing if there is no mean."""
+        if not self.rate:
+            return {}
+        return {"count": torch.tensor(self.count)} | {str(k): mean for k, mean in enumerate(self.mean)}
+
+    @state.setter
+    def state(self, saved: dict[str, Tensor]) -> None:
+        if self.rate:
+            self.count = int(saved["count"])
+            self.mean = [saved[str(k)] for k in range(len(self.mean))]
