@@ -96,4 +96,9 @@ DENSE_ON_THE_POOL = {
     "learning_rate": 3e-3,
     "weight_decay": 0.01,
     "num_labels": 200_000,
+    # As many sequences as 64 updates of 100 draw, and twice the steps: batches are of the pool (docs/log.md).
+    "num_particles": 50,
+    "num_updates": 128,
+    "pool_first": 32,
+    "averaging": 0.98,
 }

@@ -97,7 +97,6 @@ def _other_methods(num_particles: int, for_fudge: int) -> dict[str, dict[str, An
         "method": "dpg",
         "twist": "prompted",
         "num_cases": num_particles,
-        "averaging": 0.98,
     }
     # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples.
     methods["fudge"] = {
