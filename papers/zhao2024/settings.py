@@ -36,7 +36,7 @@ ABLATIONS = {
     "toxicity-beta-5-dense": Request("toxicity", SMALL, {"beta": 5.0}, methods=("dense",), num_seeds=2),
     # Labels of every prefix, on the pool (docs/dense.md).
     **{f"{name}-dense": Request(name, SMALL, methods=("dense",)) for name in ("toxicity", "sentiment")},
-    # A network that reads the condition first (docs/prompted.md).
+    # A network that reads the condition first (docs/conditions.md).
     **{f"{name}-prompted": replace(MAIN[name], methods=("prompted",)) for name in ("infilling-15-10", "infilling-2-1")},
 }
 # How low each gets, as draws go on: certificates after 1, 2, 4, … updates of 100 sequences.

@@ -37,7 +37,7 @@ GIVEN: dict[str, Any] = {
     "averaging": 0.98,
 }
 # A network of its own that reads the condition first, up to so many parameters of the model on a CPU; else a small one
-# beside the model's hidden states (docs/prompted.md).
+# beside the model's hidden states (docs/conditions.md).
 PROMPTED: dict[str, Any] = {"twist": "prompted", "learning_rate": 3e-4}
 BESIDE: dict[str, Any] = {"twist": "conditional", "twist_options": {"tied": True}, "learning_rate": 1e-3}
 LARGEST = 50_000_000

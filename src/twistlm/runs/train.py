@@ -223,16 +223,17 @@ def default_config(target: Target) -> RunConfig:
 
     Where targets differ by a condition, those of method "auto", as no other twist would read it.
     """
-    if is_conditional(target.potential):
-        return RunConfig().changed(**automatic(target))
-    bounded = target.potential.log_upper_bound is not None
-    teach = collected_draws_teach(target.potential)
-    sources: dict[str, Any] = {**training_sources("draws" if teach else "proposal")}
     count = len(target.prompts)
-    config = RunConfig(
-        num_draws=max(RunConfig.num_draws, DRAWS_OF_A_PROMPT * count) if bounded else 0,
-        training=TrainingConfig(**sources),
-    )
+    if is_conditional(target.potential):
+        config = RunConfig().changed(**automatic(target))
+    else:
+        bounded = target.potential.log_upper_bound is not None
+        teach = collected_draws_teach(target.potential)
+        sources: dict[str, Any] = {**training_sources("draws" if teach else "proposal")}
+        config = RunConfig(
+            num_draws=max(RunConfig.num_draws, DRAWS_OF_A_PROMPT * count) if bounded else 0,
+            training=TrainingConfig(**sources),
+        )
     # Each prompt is certified by itself: what one may cost is not what hundreds may.
     return config if count == 1 else replace(config, evaluation=EvaluationConfig((4, 16), 64, 64))
 

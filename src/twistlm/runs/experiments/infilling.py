@@ -92,12 +92,8 @@ def _other_methods(num_particles: int, for_fudge: int) -> dict[str, dict[str, An
     methods: dict[str, dict[str, Any]] = {
         method: {"num_cases": num_particles} for method in (*PAPER_RATES, "gkl") if method != "ctl"
     }
-    # A network that reads the end first (docs/prompted.md), from exact samples as DPG.
-    methods["prompted"] = {
-        "method": "dpg",
-        "twist": "prompted",
-        "num_cases": num_particles,
-    }
+    # A network that reads the end first (docs/conditions.md), from exact samples as DPG.
+    methods["prompted"] = {"method": "dpg", "twist": "prompted", "num_cases": num_particles}
     # Ends of p₀'s own prefixes hardly ever meet a condition, so FUDGE learns from prefixes of exact samples.
     methods["fudge"] = {
         "num_particles": for_fudge,
