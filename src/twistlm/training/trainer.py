@@ -379,13 +379,8 @@ class Trainer:
         """Go on from the last checkpoint, if there is one; what was recorded after it will be done again."""
         folder, twist = self.folder, self.module.state_dict(keep_vars=True)
         kept = optimisers.kept(self.config.optimiser, self.parameters)
-        saved = self.processes.of_first(
-            lambda: (
-                None
-                if folder is None
-                else Checkpoint.load(folder, twist, kept, self.config.num_updates, self.average.state)
-            )
-        )
+        given = twist, kept, self.config.num_updates, self.average.state
+        saved = self.processes.of_first(lambda: None if folder is None else Checkpoint.load(folder, *given))
         if folder is not None:
             self.history = folder.truncate_metrics(0 if saved is None else saved.rows)
         if saved is None:

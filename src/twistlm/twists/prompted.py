@@ -1,8 +1,8 @@
 """A twist whose own network is told the condition first: it reads prompt, condition and prompt again, then the text.
 
 What must follow is then in the network's context at every token, where attention can look up who and what it speaks of;
-the base model, trained on text, can do a part of that before any twist has learned anything (docs/conditions.md). A last
-hidden state beside the prefix's (twist 'conditional', Zhao et al. 2024) has to learn it from nothing.
+the base model, trained on text, can do a part of that before any twist has learned anything (docs/conditions.md). One
+that reads a hidden state beside the prefix's (twist 'conditional', Zhao et al. 2024) has to learn it from nothing.
 """
 
 from dataclasses import replace
