@@ -67,6 +67,8 @@ def curves(section: str) -> None:
             style = {**look(k), "markersize": 4}
             at = [update * (1 + 0.01 * k) for update, *_ in points]
             bars(axes, at, [rest for _, *rest in points], method, k, **style)
+        # Certificates come after 0, 1, 2, 4, 8, … updates.
+        axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set(xlabel="updates", ylabel="nats", title=f"{section}: {label}", ylim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
 
