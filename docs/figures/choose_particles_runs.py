@@ -2,10 +2,13 @@
 
 from figures.explain_common import look, plt, read
 
+RUNS = ("demo", "sentiment", "toxicity-beta-5", "infilling-2-1")
+
 record = read("benchmarks/informed.json")
 ways = {"iwae": "never resampling", "twist": "SMC by the twist alone", "informed": "SMC, informed"}
 figure, panels = plt.subplots(1, 4, figsize=(8.4, 3), sharey=True, layout="constrained")
-for axes, (name, run) in zip(panels, record.items(), strict=True):
+for axes, name in zip(panels, RUNS, strict=True):
+    run = record[name]
     counts = [int(n) for n in run if n.isdigit()]
     for k, (way, label) in enumerate(ways.items()):
         axes.plot(counts, [run[str(n)][way]["sd"] for n in counts], label=label, **look(k))
