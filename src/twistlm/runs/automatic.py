@@ -58,11 +58,11 @@ def automatic(target: Target) -> dict[str, Any]:
     """Settings, as `RunConfig.changed` takes them, for a target; says which and why."""
     potential = target.potential
     if is_conditional(potential):
-        twist = PROMPTED if _can_be_copied(target.lm) else BESIDE
+        chosen = for_conditions(target)
         logger.info(
-            "method auto: dpg with twist %s on collected draws, since each is exact for its condition", twist["twist"]
+            "method auto: dpg with twist %s on collected draws, since each is exact for its condition", chosen["twist"]
         )
-        return GIVEN | twist
+        return chosen
     if not scores_prefixes(potential):
         source = "draws" if collected_draws_teach(potential) else "pool"
         logger.info("method auto: gkl on %s, since φ says nothing of unfinished texts", source)
@@ -72,6 +72,11 @@ def automatic(target: Target) -> dict[str, Any]:
         return {"method": "gkl", "source": "pool"}
     logger.info("method auto: dpg on dense labels, since φ can be asked about unfinished texts")
     return dict(DENSE)
+
+
+def for_conditions(target: Target) -> dict[str, Any]:
+    """Settings for a target that differs by its condition."""
+    return GIVEN | (PROMPTED if _can_be_copied(target.lm) else BESIDE)
 
 
 def _can_be_copied(lm: BaseLM) -> bool:

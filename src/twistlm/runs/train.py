@@ -19,7 +19,7 @@ from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.urls import url_of
 from twistlm.potentials.conditions import is_conditional
-from twistlm.runs.automatic import AUTO, automatic, collected_draws_teach
+from twistlm.runs.automatic import AUTO, automatic, collected_draws_teach, for_conditions
 from twistlm.runs.certification import Certification
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
@@ -225,7 +225,7 @@ def default_config(target: Target) -> RunConfig:
     """
     count = len(target.prompts)
     if is_conditional(target.potential):
-        config = RunConfig().changed(**automatic(target))
+        config = RunConfig().changed(**for_conditions(target))
     else:
         bounded = target.potential.log_upper_bound is not None
         teach = collected_draws_teach(target.potential)

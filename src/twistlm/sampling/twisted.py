@@ -199,8 +199,7 @@ class TwistedLM:
         for twist in self._twists:
             given, own = twist.given(conditions), None
             if twist.decoder is not None:
-                self.check(opened := twist.openings(unique, conditions), max(1, num_steps))
-                own = twist.decoder.start(opened, capacity)
+                own = twist.decoder.start(self._openings(twist, unique, conditions, max(1, num_steps)), capacity)
             twists.append(TwistState(own, given))
         return State(lm, tuple(twists), rows)
 
@@ -282,7 +281,7 @@ class TwistedLM:
     def twist_features(self, samples: Samples) -> Tensor:
         """What the twist's head reads before each token [B, T, …]: recorded, recomputed, or its own network's."""
         if self.twist is not None and self.twist.decoder is not None:
-            features = _own_features(self.twist, samples)
+            features = self._own_features(self.twist, samples)
         else:
             features = self.recorded_features(samples)
         given = None if self.twist is None else self.twist.given(samples.conditions)
@@ -373,7 +372,7 @@ class TwistedLM:
         twists = []
         for twist in self._twists:
             given = twist.given(samples.conditions)
-            own = None if twist.decoder is None else DecoderState(_own_features(twist, samples).flatten(0, 1))
+            own = None if twist.decoder is None else DecoderState(self._own_features(twist, samples).flatten(0, 1))
             twists.append(
                 TwistState(own, None if given is None else given.repeat_interleave(samples.tokens.shape[1], 0))
             )
@@ -387,8 +386,15 @@ class TwistedLM:
         siblings = None if drawn.siblings is None else drawn.siblings.map(lambda x: x.unflatten(0, shape))
         return Drawn(samples.tokens, log_p, log_psi, log_q, siblings)
 
+    def _own_features(self, twist: Twist, samples: Samples) -> Tensor:
+        """What a twist's own network makes of each prefix [B, T, …]."""
+        assert twist.decoder is not None
+        opened = self._openings(twist, samples.prompts, samples.conditions, samples.tokens.shape[1])
+        return twist.decoder.features(opened, samples.tokens)
 
-def _own_features(twist: Twist, samples: Samples) -> Tensor:
-    """What its own network makes of each prefix [B, T, …]."""
-    assert twist.decoder is not None
-    return twist.decoder.features(twist.openings(samples.prompts, samples.conditions), samples.tokens)
+    def _openings(self, twist: Twist, prompts: Prompts, conditions: Tensor | None, num_steps: int) -> Prompts:
+        """What its network reads in the prompts' place, which may be longer than what has been checked."""
+        opened = twist.openings(prompts, conditions)
+        if twist.opening is not None:
+            self.check(opened, num_steps)
+        return opened

@@ -24,47 +24,50 @@ class Average:
     """
 
     def __init__(self, parameters: Sequence[Tensor], rate: float) -> None:
-        self.parameters, self.rate = parameters, rate
+        # Without a rate it is a mean of nothing, and all below does nothing.
+        self.parameters, self.rate = parameters if rate else (), rate
         self.restart()
 
     @torch.no_grad()
     def restart(self) -> None:
         """Begin again with the parameters as they are."""
-        self.count = 0
-        self.mean = [p.detach().clone() for p in self.parameters] if self.rate else []
+        self.count, self.mean = 0, self._now()
 
     @torch.no_grad()
     def update(self) -> None:
         """Count the parameters as they are in."""
         kept = min(self.rate, (1 + self.count) / (SOON + self.count))
         self.count += 1
-        for mean, p in zip(self.mean, self.parameters, strict=bool(self.rate)):
+        for mean, p in zip(self.mean, self.parameters, strict=True):
             mean.lerp_(p, 1 - kept)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The mean in the parameters' place, as long as this is open."""
-        now = [p.detach().clone() for p in self.parameters[: len(self.mean)]]
+        now = self._now()
         self._put(self.mean)
         try:
             yield
         finally:
             self._put(now)
 
+    def _now(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.parameters]
+
     @torch.no_grad()
     def _put(self, values: Sequence[Tensor]) -> None:
-        for p, value in zip(self.parameters, values, strict=bool(self.rate)):
+        for p, value in zip(self.parameters, values, strict=True):
             p.copy_(value)
 
     @property
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of it; nothing if there is no mean."""
-        if not self.rate:
+        if not self.parameters:
             return {}
         return {"count": torch.tensor(self.count)} | {str(k): mean for k, mean in enumerate(self.mean)}
 
     @state.setter
     def state(self, saved: dict[str, Tensor]) -> None:
-        if self.rate:
+        if self.parameters:
             self.count = int(saved["count"])
             self.mean = [saved[str(k)] for k in range(len(self.mean))]
