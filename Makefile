@@ -59,7 +59,7 @@ coverage: $(READY) ## How often intervals hold the truth: 96 cells, 2,000 repeat
 results: $(READY) ## Compare the methods: 7 methods, 5 seeds, 4 settings, into docs/results.md (two hours, resumable)
 	$(BIN)/python -m papers.zhao2024.methods $(ARGS)
 
-ablations: $(READY) ## Exact positives, powers of the potential, the threshold, exact divergences, into docs/results.md
+ablations: $(READY) ## Exact positives, powers of the potential, the threshold, dense and prompted, exact divergences, into docs/results.md
 	$(BIN)/python -m papers.zhao2024.exact_tabular
 	test ! -e runs/results/infilling-2-1 || $(BIN)/python -m papers.zhao2024.exact_infilling
 	$(BIN)/python -m papers.zhao2024.methods --ablations $(ARGS)

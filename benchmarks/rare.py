@@ -3,11 +3,10 @@
     python -m benchmarks.rare                     # 5 seeds with the default settings; minutes each on one core
 
 The event: each of the first four of eight tokens after "Once upon a time, there was a" is one of six that are unlikely
-there. The model itself says how likely that is, over all 6 + 36 + 216 ways to begin. The score counts how many of the
+there. The model itself says how likely that is: the sum over all 6⁴ ways to begin. The score counts how many of the
 four are, so that the climb has levels to go by. Writes benchmarks/rare.json.
 """
 
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,8 @@ import tyro
 
 import twistlm
 from twistlm.certificates.effort import Search
+from twistlm.certificates.probability import plain_tokens
+from twistlm.core.estimates import Estimate
 from twistlm.core.storage import save_json
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.models.huggingface import load
@@ -26,9 +27,8 @@ from twistlm.potentials import Function
 PROMPT, NUM_TOKENS, NUM_GIVEN = "Once upon a time, there was a", 8, 4
 # Tokens of the bundled model, all of them words.
 WORDS = (" dog", " cat", " and", " the", " was", " a")
-# Events that counting needs for a 95 % interval within a factor of 1.5.
+# Within which counting is to know P, by a 95 % interval.
 FACTOR = 1.5
-COUNTED = (1.96 / math.log(FACTOR)) ** 2
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ def main(options: Options) -> None:
     target = twistlm.Target(lm, Function(score, on="tokens", log_upper_bound=0.0), PROMPT, NUM_TOKENS, eos="ignore")
     asked: dict[str, Any] = {"num_draws": options.num_draws, "max_rounds": options.rounds}
     search = replace(Search(), **{name: value for name, value in asked.items() if value is not None})
+    counting = plain_tokens(Estimate(truth, truth / FACTOR, truth * FACTOR, 0), NUM_TOKENS)
     runs = []
     for seed in range(options.seeds):
         start = time.perf_counter()
         (found,) = twistlm.probability(target, [1.0], search=search, seed=seed)
-        counting = COUNTED / truth * NUM_TOKENS
         runs.append(
             {
                 "seed": seed,

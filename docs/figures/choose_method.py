@@ -8,5 +8,4 @@ BESIDE = {"toxicity": "toxicity-dense", "sentiment": "sentiment-dense", "infilli
 figure, panels = plt.subplots(1, 3, figsize=(8.4, 4.2), layout="constrained")
 for axes, (section, other) in zip(panels, BESIDE.items(), strict=True):
     compared(axes, table(section) | table(other), section)
-    axes.set_xlim(0, None)
 figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

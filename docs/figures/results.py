@@ -28,23 +28,17 @@ def table(section: str) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def compared(axes: Any, found: dict[str, dict[str, list[float]]], title: str) -> list[str]:
-    """Both divergences of every method of a table, the nearest at the top; the methods, from below."""
+def compared(axes: Any, found: dict[str, dict[str, list[float]]], title: str) -> None:
+    """Both divergences of every method of a table, the nearest at the top."""
     order = sorted(found, key=lambda name: -sum(found[name][label][0] for label in BOTH.values()))
     for k, label in enumerate(BOTH.values()):
         x = [found[name][label] for name in order]
         error = [high - value for value, _, high in x]
         style = {**look(k), "linestyle": ""}
-        y = [at + beside(k) for at in range(len(order))]
+        y = [at + 0.16 * (2 * k - 1) for at in range(len(order))]
         axes.errorbar([each[0] for each in x], y, xerr=error, capsize=2, elinewidth=0.8, label=label, **style)
     axes.set_yticks(range(len(order)), order)
-    axes.set(xlabel="nats", title=title)
-    return order
-
-
-def beside(k: int) -> float:
-    """How far from its method's line the mark of divergence k is."""
-    return 0.16 * (2 * k - 1)
+    axes.set(xlabel="nats", title=title, xlim=(0, None))
 
 
 def divergences(section: str) -> None:
@@ -52,7 +46,6 @@ def divergences(section: str) -> None:
     found = table(section)
     figure, axes = plt.subplots(figsize=(7, 1.4 + 0.34 * len(found)), layout="constrained")
     compared(axes, found, section)
-    axes.set_xlim(0, None)
     axes.grid(axis="x", color="0.92")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
 

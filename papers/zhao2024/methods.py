@@ -1,7 +1,7 @@
 """The comparison of methods on the bundled models, and the page that shows it.
 
     python -m papers.zhao2024.methods                  # 7 methods, 5 seeds, 4 settings: two hours on two cores
-    python -m papers.zhao2024.methods --ablations      # exact positives, powers of φ, the threshold
+    python -m papers.zhao2024.methods --ablations      # exact positives, powers of φ, the threshold; our own
     python -m papers.zhao2024.methods --long           # up to 204,800 sequences: hours
     python -m papers.zhao2024.methods --seeds 1 --only infilling-2-1
     python -m papers.zhao2024.methods --redraw         # nothing is run; the page is written anew from what is there

@@ -32,10 +32,10 @@ ABLATIONS = {
         for beta in POWERS
     },
     "toxicity-threshold": Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
-    "toxicity-threshold-dense": Request("toxicity-threshold", SMALL, methods=("dense",), num_seeds=2),
-    "toxicity-beta-5-dense": Request("toxicity", SMALL, {"beta": 5.0}, methods=("dense",), num_seeds=2),
     # Labels of every prefix, on the pool (docs/dense.md).
     **{f"{name}-dense": Request(name, SMALL, methods=("dense",)) for name in ("toxicity", "sentiment")},
+    "toxicity-threshold-dense": Request("toxicity-threshold", SMALL, methods=("dense",), num_seeds=2),
+    "toxicity-beta-5-dense": Request("toxicity", SMALL, {"beta": 5.0}, methods=("dense",), num_seeds=2),
     # A network that reads the condition first (docs/conditions.md).
     **{f"{name}-prompted": replace(MAIN[name], methods=("prompted",)) for name in ("infilling-15-10", "infilling-2-1")},
 }
