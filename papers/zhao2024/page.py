@@ -28,6 +28,9 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
 }  # fmt: skip
 
 
+# Sequences drawn, at which the curves of a sweep are read for a table: a quarter of the main tables', and four times it.
+SEQUENCES = (1600, 6400, 25_600)
+
 # What exact_*.py write, by the title of its section.
 EXACT = {
     "Infilling of two tokens before one: estimates beside exact values": "exact_infilling.json",
@@ -78,6 +81,7 @@ def section(name: str, pooled: Pooled) -> str:
                  plain(row.kl_q_prior, 2), f"{rate:g}", f"{row.seconds.value:.0f}"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     text = [f"### {title(pooled)}", " ".join(remarks(pooled)), "\n".join(lines), *_orders(pooled, published)]
+    text += _by_sequences(pooled) if pooled.has_curves else []
     kinds = ("divergences", "curves") if pooled.has_curves else ("divergences",)
     text += [picture(name, title(pooled), kind) for kind in kinds]
     return "\n\n".join(text) + "\n"
@@ -100,6 +104,30 @@ def curves(pooled: Pooled) -> dict[str, dict[str, list[list[float | None]]]]:
         }
         for method in pooled.methods
     }
+
+
+def _by_sequences(pooled: Pooled) -> list[str]:
+    """Both divergences of each method once it had drawn so many sequences, of sweeps that drew as many as the last."""
+    training = {method: pooled.asked.settings[method]["training"] for method in pooled.methods}
+    if max(each["num_particles"] * each["num_updates"] for each in training.values()) < SEQUENCES[-1]:
+        return []
+    lines = [
+        "| method | " + " | ".join(f"{count:,}" for count in SEQUENCES) + " |",
+        "|---" + "|--:" * len(SEQUENCES) + "|",
+    ]
+    for method, found in curves(pooled).items():
+        both = [{update: value for update, value, *_ in series} for series in found.values()]
+        cells = []
+        for count in SEQUENCES:
+            update, rest = divmod(count, training[method]["num_particles"])
+            values = [None if rest else series.get(update) for series in both]
+            cells.append(" / ".join(f"{value:.2f}" for value in values if value is not None) or "—")
+        lines.append("| " + " | ".join([method, *cells]) + " |")
+    remark = (
+        "KL(q‖σ) / KL(σ‖q) by sequences drawn, means over seeds of the twist as it stood then (the table above has that "
+        "which held-out samples found best of all):"
+    )
+    return [remark, "\n".join(lines)]
 
 
 def beside_exact(heading: str, runs: Sequence[Mapping[str, Any]]) -> str:

@@ -39,8 +39,18 @@ ABLATIONS = {
     # A network that reads the condition first (docs/conditions.md).
     **{f"{name}-prompted": replace(MAIN[name], methods=("prompted",)) for name in ("infilling-15-10", "infilling-2-1")},
 }
+# Four times as many sequences as in the main tables, 25,600; the curves have 1,600 of them, too.
+BUDGETS = {
+    **{f"{name}-budgets": replace(MAIN[name], num_updates=256) for name in ("sentiment", "toxicity", "infilling-2-1")},
+    **{
+        f"{name}-dense-budgets": replace(MAIN[name], methods=("dense",), num_updates=512)
+        for name in ("sentiment", "toxicity")
+    },
+    "infilling-2-1-prompted-budgets": replace(MAIN["infilling-2-1"], methods=("prompted",), num_updates=256),
+}
 # How low each gets, as draws go on: certificates after 1, 2, 4, … updates of 100 sequences.
 LONG = {
+    **BUDGETS,
     "sentiment-long": Request("sentiment", SMALL, methods=("ctl", "dpg", "dense"), num_seeds=2, num_updates=2048),
     "infilling-2-1-long": replace(MAIN["infilling-2-1"], methods=("dpg", "prompted"), num_seeds=2, num_updates=1024),
     "toxicity-long": Request("toxicity", SMALL, methods=("ctl", "dense"), num_seeds=2, num_updates=256),

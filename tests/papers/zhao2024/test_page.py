@@ -1,10 +1,11 @@
 """The page of results: what is measured goes between its marks, and nothing else is touched."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from papers.zhao2024.page import BEGIN, END, PUBLISHED, write
+from papers.zhao2024.page import BEGIN, END, PUBLISHED, curves, section, write
 from tests.architectures import tiny_lm
 from twistlm.core.errors import ConfigError
 from twistlm.potentials import Function
@@ -67,6 +68,26 @@ def test_tables_go_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match="has lost the lines"):
         write({}, page, {})
     assert page.read_text() == "no marks"
+
+
+def test_divergences_by_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def certified(*_: object, **__: object) -> Preset:
+        plain = preset()
+        return replace(plain, run=replace(plain.run, evaluation=replace(plain.run.evaluation, during_training=True)))
+
+    monkeypatch.setattr("twistlm.runs.aim.get_preset", certified)
+    sweep(Request("toxicity", "tiny", methods=("ctl",), num_seeds=1, learning_rate=0.25), tmp_path / "s")
+    pooled = read(tmp_path / "s")
+    # Updates of 16 sequences: two of them were made.
+    monkeypatch.setattr("papers.zhao2024.page.SEQUENCES", (16, 32, 64))
+    assert "by sequences drawn" not in section("toxicity", pooled)
+    monkeypatch.setattr("papers.zhao2024.page.SEQUENCES", (16, 24, 32))
+    text = section("toxicity", pooled)
+    assert "| method | 16 | 24 | 32 |" in text
+    both = curves(pooled)["ctl"].values()
+    first, last = (" / ".join(f"{kl[at][1]:.2f}" for kl in both) for at in (1, 2))
+    # No certificate was made after one update and a half.
+    assert f"| ctl | {first} | — | {last} |" in text
 
 
 def test_the_page_has_its_marks_and_the_paper_its_methods() -> None:

@@ -91,10 +91,11 @@ GKL_ON_THE_POOL = {
 DENSE_ON_THE_POOL = {
     "method": "dpg",
     "target_source": "dense",
-    "twist": "low_rank",
+    # What the potential says of each token by itself is known from the first update on.
+    "twist": "lexical",
     "twist_options": {"rank": 4},
     "learning_rate": 3e-3,
-    "weight_decay": 0.01,
+    "weight_decay": 0.1,
     "num_labels": 200_000,
     # As many sequences as 64 updates of 100 draw, and twice the steps: batches are of the pool (docs/log.md).
     "num_particles": 50,

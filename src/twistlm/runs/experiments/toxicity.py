@@ -36,13 +36,26 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         length = 20 if num_tokens is None else num_tokens
         return Target("roneneldan/TinyStories-33M", scorer, PROMPT, length, eos="ignore")
 
+    # A draw of a first twist is worth ten of the base model's, so that half of the minute goes into few of these.
     demo = replace(
         ON_DRAWS,
-        training=replace(ON_DRAWS.training, loss="gkl"),
-        num_draws=32_768,
+        training=replace(
+            ON_DRAWS.training,
+            loss="dpg",
+            target_source="pool",
+            intermediate_source="pool",
+            pool_start="collected",
+            pool_first=20,
+            num_particles=128,
+            num_updates=70,
+            learning_rate=5e-3,
+            averaging=0.95,
+            shrinkages=(),
+        ),
+        num_draws=16_384,
         num_siblings=0,
         chunk=2048,
-        folds=(0.6, 0.1, 0.3),
+        folds=(0.35, 0.15, 0.5),
     )
     training = replace(PAPER_LIKE.training, learning_rate=RATES["ctl"])
     small = replace(PAPER_LIKE, num_draws=131_072, num_exact=1000, training=training)
@@ -57,7 +70,7 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small),
                         {"gkl": GKL_ON_THE_POOL}),
         # Half the tokens for twice the draws: what can be learnt in a minute.
-        "demo": Preset("about a minute on two cores: generalised KL on collected draws", lambda: bundled(10), demo),
+        "demo": Preset("about a minute on two cores: DPG on collected draws, and on its own", lambda: bundled(10), demo),
         "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small,
                         rates(RATES, {"gkl": GKL_ON_THE_POOL}) | {"dense": DENSE_ON_THE_POOL}),
         "paper": Preset("the paper's models and settings: a GPU and hours", published, paper, rates(PAPER_RATES)),
