@@ -28,7 +28,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
 }  # fmt: skip
 
 
-# Sequences drawn, at which the curves of a sweep are read for a table: a quarter of the main tables', and four times it.
+# Sequences drawn, at which the curves of a sweep are read for a table: a quarter of the main tables', and four times.
 SEQUENCES = (1600, 6400, 25_600)
 
 # What exact_*.py write, by the title of its section.
@@ -124,8 +124,8 @@ def _by_sequences(pooled: Pooled) -> list[str]:
             cells.append(" / ".join(f"{value:.2f}" for value in values if value is not None) or "—")
         lines.append("| " + " | ".join([method, *cells]) + " |")
     remark = (
-        "KL(q‖σ) / KL(σ‖q) by sequences drawn, means over seeds of the twist as it stood then (the table above has that "
-        "which held-out samples found best of all):"
+        "KL(q‖σ) / KL(σ‖q) by sequences drawn, means over seeds of the twist as it stood then (the table above has "
+        "what held-out samples found best of all):"
     )
     return [remark, "\n".join(lines)]
 

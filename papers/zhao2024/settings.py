@@ -32,8 +32,12 @@ ABLATIONS = {
         for beta in POWERS
     },
     "toxicity-threshold": Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
-    # Labels of every prefix, on the pool (docs/dense.md).
-    **{f"{name}-dense": Request(name, SMALL, methods=("dense",)) for name in ("toxicity", "sentiment")},
+    # DPG on the pool with a lexical twist, without and with labels of every prefix (docs/dense.md).
+    **{
+        f"{name}-{method}": Request(name, SMALL, methods=(method,))
+        for method in ("pooled", "dense")
+        for name in ("toxicity", "sentiment")
+    },
     "toxicity-threshold-dense": Request("toxicity-threshold", SMALL, methods=("dense",), num_seeds=2),
     "toxicity-beta-5-dense": Request("toxicity", SMALL, {"beta": 5.0}, methods=("dense",), num_seeds=2),
     # A network that reads the condition first (docs/conditions.md).

@@ -66,8 +66,11 @@ def test_what_is_said_besides_counts() -> None:
 
 
 def test_a_method_of_a_preset_may_have_a_name_of_its_own() -> None:
-    config = get_preset("sentiment", "small").config("dense")
-    assert (config.training.loss, config.training.target_source, config.twist) == ("dpg", "dense", "low_rank")
+    preset = get_preset("sentiment", "small")
+    config, pooled = preset.config("dense"), preset.config("pooled")
+    assert (config.training.loss, config.training.target_source, config.twist) == ("dpg", "dense", "lexical")
+    # Labels are all that they differ by.
+    assert (pooled.training.target_source, pooled.twist_options) == ("pool", config.twist_options)
     # As many sequences as the others draw.
     other = get_preset("sentiment", "small").config("ctl")
     assert config.training.num_particles * config.training.num_updates == (

@@ -20,10 +20,14 @@ DENSE: dict[str, Any] = {
     "method": "dpg",
     "target_source": "dense",
     "pool_start": "collected",
+    # It asks φ of every token of the vocabulary, which is little beside the labels.
+    "twist": "lexical",
+    "twist_options": {"rank": 4},
     "num_particles": 32,
     "num_updates": 192,
     "learning_rate": 3e-3,
-    "weight_decay": 0.01,
+    "weight_decay": 0.1,
+    "averaging": 0.98,
     "num_labels": 150_000,
 }
 # Where targets differ by a condition every collected draw is an exact sample of one of them: DPG is maximum likelihood.
