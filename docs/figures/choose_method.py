@@ -3,9 +3,16 @@
 from figures.explain_common import plt
 from figures.results import compared, table
 
-BESIDE = {"toxicity": "toxicity-dense", "sentiment": "sentiment-dense", "infilling-2-1": "infilling-2-1-prompted"}
+BESIDE = {
+    "toxicity": ("toxicity-pooled", "toxicity-dense"),
+    "sentiment": ("sentiment-pooled", "sentiment-dense"),
+    "infilling-2-1": ("infilling-2-1-prompted",),
+}
 
 figure, panels = plt.subplots(1, 3, figsize=(8.4, 4.2), layout="constrained")
-for axes, (section, other) in zip(panels, BESIDE.items(), strict=True):
-    compared(axes, table(section) | table(other), section)
+for axes, (section, others) in zip(panels, BESIDE.items(), strict=True):
+    found = table(section)
+    for other in others:
+        found |= table(other)
+    compared(axes, found, section)
 figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
