@@ -5,6 +5,7 @@ have recorded (recorded/results-curves.json).
 """
 
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ BOTH = {"kl_q_target": "KL(q‖σ)", "kl_target_q": "KL(σ‖q)"}
 def table(section: str) -> dict[str, dict[str, list[float]]]:
     """Value, low and high of every number with a ± of every method of a sweep, by the heading of its column."""
     part = PAGE.read_text(encoding="utf-8").split(f"<!-- section: {section} -->")[1].split("<!-- section")[0]
-    head, _, *lines = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("|")]
+    # The first table of the section.
+    rows = takewhile(lambda line: line.startswith("|"), part[part.index("\n|") + 1 :].splitlines())
+    head, _, *lines = [line.strip("| ").split(" | ") for line in rows]
     found = {}
     for method, *cells in lines:
         pairs = {name: re.fullmatch(r"(-?[\d.]+) ± ([\d.]+)", cell) for name, cell in zip(head[1:], cells, strict=True)}
