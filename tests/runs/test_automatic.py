@@ -1,5 +1,7 @@
 """Method auto: what it picks is what the potential can do; and methods of presets that have names of their own."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.architectures import tiny_lm
@@ -70,6 +72,8 @@ def test_a_method_of_a_preset_may_have_a_name_of_its_own() -> None:
     config, pooled = preset.config("dense"), preset.config("pooled")
     assert (config.training.loss, config.training.target_source, config.twist) == ("dpg", "dense", "lexical")
     # Labels are all that they differ by.
+    labels = {"target_source": "dense", "num_labels": config.training.num_labels}
+    assert replace(pooled, training=replace(pooled.training, **labels)) == config
     assert (pooled.training.target_source, pooled.twist_options) == ("pool", config.twist_options)
     # As many sequences as the others draw.
     other = get_preset("sentiment", "small").config("ctl")

@@ -61,7 +61,7 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
     return {
         "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small),
                         {"gkl": GKL_ON_THE_POOL}),
-        # Half the tokens for twice the draws: what can be learnt in a minute.
+        # Half the tokens: what can be learnt in a minute.
         "demo": Preset("about a minute on two cores: DPG on collected and own draws", lambda: bundled(10), demo),
         "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small,
                         rates(RATES, {"gkl": GKL_ON_THE_POOL}) | POOLED),
