@@ -8,13 +8,14 @@ from torch import Tensor
 
 from tests.cases import Case, TablePotential, make_case
 from twistlm.core.errors import ConfigError
+from twistlm.core.logmath import normalise
 from twistlm.core.rng import Rng
 from twistlm.models.base import Prompts
 from twistlm.sampling.mixture import Pool
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Siblings
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.testing import exact_twist
+from twistlm.testing.enumeration import prefix_table
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import negative_lower_bound
 from twistlm.training.dense import Values, labelled
@@ -24,35 +25,49 @@ from twistlm.training.sources import Batch, Setting
 from twistlm.training.trainer import Trainer
 from twistlm.twists.tabular import TabularHead
 
-LOSSES = ("ctl", "gkl", "dpg", "sixo", "fudge", "mc_squared")
+LOSSES = ("ctl", "gkl", "dpg", "sixo", "fudge", "mc_squared", "cd")
 
 
 @dataclass(frozen=True)
 class Telling(TablePotential):
-    """Says of every prefix what its value is, less one nat."""
+    """Says of every prefix what its value is by the exact twist, less one nat."""
 
     case: Case | None = None
+    exact: TwistedLM | None = None
     scores_prefixes = True
 
     def score_prefixes(self, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
         assert self.case is not None
+        assert self.exact is not None
+        assert self.exact.twist is not None
         t = tokens.shape[1]
         missing = self.case.num_steps - t
         whole = torch.cat([tokens, torch.zeros((len(tokens), missing), dtype=torch.long)], -1)
         nodes = self.case.lm.features(prompts, whole)[:, t - 1]
-        head = exact_twist(self.case.base, self.case.truth).head
-        return head(nodes).gather(1, tokens[:, -1:]).squeeze(-1).double() - 1.0
+        return self.exact.twist.head(nodes).gather(1, tokens[:, -1:]).squeeze(-1).double() - 1.0
 
 
-def telling(case: Case) -> Telling:
-    potential = Telling(case.potential.table, case.potential.vocab_size, case)
+def telling(case: Case, exact: TwistedLM) -> Telling:
+    potential = Telling(case.potential.table, case.potential.vocab_size, case, exact)
     object.__setattr__(potential, "log_upper_bound", 0.0)
     return potential
 
 
-def whole(case: Case) -> Batch:
+def mean_log_phi(case: Case) -> TwistedLM:
+    """With log ψ_t = E_p₀[log φ | s_1:t], which controlled decoding learns."""
+    truth = case.truth
+
+    def value(inside: Tensor) -> Tensor:
+        within = inside & ~truth.log_p.isneginf()
+        # What goes on after an end is no text, and its value is never asked for.
+        return normalise(truth.log_p[within]) @ truth.log_phi[within] if bool(within.any()) else torch.tensor(0.0)
+
+    return TwistedLM(case.lm, TabularHead.twist(prefix_table(case.lm, truth, value)), case.eos)
+
+
+def whole(case: Case, optimum: TwistedLM) -> Batch:
     """Every sequence and every sibling, as a uniform draw, with the exact value of each prefix."""
-    truth, model, vocab = case.truth, case.optimal, case.lm.vocab_size
+    truth, model, vocab = case.truth, optimum, case.lm.vocab_size
     samples = truth.samples(model)
     shape = samples.tokens.shape
     logits = torch.log_softmax(model.lm.logits(model.lm.features(samples.prompts, samples.tokens)).double(), -1)
@@ -74,8 +89,10 @@ def whole(case: Case) -> Batch:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_exact_value_leaves_the_optimum_where_it_was(loss: str) -> None:
     case = make_case()
-    batch, wanted = whole(case), objective(loss)
-    table = exact_twist(case.base, case.truth).head.table.detach()  # type: ignore[attr-defined]
+    wanted = objective(loss)
+    optimum = mean_log_phi(case) if wanted.mean_log else case.optimal
+    assert optimum.twist is not None
+    batch, table = whole(case, optimum), optimum.twist.head.table.detach()  # type: ignore[attr-defined]
     if loss in ("gkl", "sixo"):
         # Of the ratio to p₀: the optimal twist over Z.
         table = table - case.truth.log_Z
@@ -96,7 +113,7 @@ def test_the_exact_value_leaves_the_optimum_where_it_was(loss: str) -> None:
 @pytest.mark.parametrize("eos", ["ignore", "absorb"])
 def test_labels_are_values_where_the_potential_tells_them(eos: str) -> None:
     case = make_case(eos=eos)
-    sampler = Sampler(case.twisted, telling(case), case.num_steps)
+    sampler = Sampler(case.twisted, telling(case, case.optimal), case.num_steps)
     pool = Pool.begun(Rng(1), sampler, [case.at], 3000).grown(Rng(2), sampler, [case.at], 3000)
     dense = labelled(Rng(3), sampler, pool, [case.at], 100_000)
     with torch.no_grad():
@@ -111,11 +128,42 @@ def test_labels_are_values_where_the_potential_tells_them(eos: str) -> None:
     assert bool((dense.values.own <= 0).all())
 
 
+@pytest.mark.parametrize("eos", ["ignore", "absorb"])
+def test_labels_of_controlled_decoding_are_means_of_log_phi(eos: str) -> None:
+    case = make_case(eos=eos)
+    exact = mean_log_phi(case)
+    sampler = Sampler(case.twisted, telling(case, exact), case.num_steps)
+    pool = Pool.begun(Rng(1), sampler, [case.at], 3000).grown(Rng(2), sampler, [case.at], 3000)
+    dense = labelled(Rng(3), sampler, pool, [case.at], 100_000, mean_log=True)
+    with torch.no_grad():
+        found = exact.score(dense.samples)
+    assert found.siblings is not None
+    going = dense.samples.mask
+    assert float((dense.values.own - found.log_psi)[going].abs().max()) < 0.25
+    assert float((dense.values.siblings - found.siblings)[going].abs().max()) < 0.25
+    assert torch.equal(dense.values.own[:, -1], dense.samples.log_phi)
+
+
+def test_controlled_decoding_learns() -> None:
+    case = make_case()
+    model, exact = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), "ignore"), mean_log_phi(case)
+    setting = Setting(Sampler(model, telling(case, exact), case.num_steps), [case.at])
+    config = TrainingConfig(
+        "cd", "dense", "dense", num_updates=400, learning_rate=0.05, weight_decay=0.0, informed="off", patience=None
+    )
+    Trainer(Rng(0), setting, config, negative_lower_bound([case.at], num_runs=512)).train()
+    everything, p = case.truth.samples(case.base), case.truth.log_p.exp()
+    with torch.no_grad():
+        found, wanted = model.score(everything).log_psi, exact.score(everything).log_psi
+    assert float((p @ (found - wanted).square()).max()) < 0.02
+    assert float((p @ wanted.square()).min()) > 0.5
+
+
 @pytest.mark.parametrize("loss", ["dpg", "gkl", "ctl"])
 def test_it_learns(loss: str) -> None:
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), "ignore")
-    setting = Setting(Sampler(model, telling(case), case.num_steps), [case.at])
+    setting = Setting(Sampler(model, telling(case, case.optimal), case.num_steps), [case.at])
     config = TrainingConfig(
         loss, "dense", "dense", num_updates=120, learning_rate=0.05, weight_decay=0.0, informed="off", patience=None
     )
@@ -125,8 +173,10 @@ def test_it_learns(loss: str) -> None:
 
 
 def test_losses_that_compare_steps_are_refused() -> None:
-    for loss in ("cd", "pcl", "rl", "nvi"):
+    for loss in ("pcl", "rl", "nvi"):
         with pytest.raises(ConfigError, match=r"labels prefixes by themselves|cannot serve"):
             TrainingConfig(loss, "dense", "dense")
+    with pytest.raises(ConfigError, match="labels of two kinds"):
+        TrainingConfig("ctl + cd", "dense", "dense")
     with pytest.raises(ConfigError, match="name it alone"):
         TrainingConfig("dpg", "dense+base")

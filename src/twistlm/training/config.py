@@ -117,6 +117,11 @@ class TrainingConfig:
                     f"loss {self.loss!r} compares each prefix with the next, and source {source!r} labels prefixes by "
                     f"themselves: use one of {', '.join(others)}"
                 )
+            if len({entry.options["mean_log"] for _, entry in wanted.parts}) > 1:
+                raise ConfigError(
+                    f"loss {self.loss!r} wants labels of two kinds, log E[φ] and E[log φ], and source {source!r} makes "
+                    "one: leave out 'cd', or use source 'pool'"
+                )
             if len(parts_of(source)) > 1:
                 raise ConfigError(f"source 'dense' cannot be joined with others, as in {source!r}; name it alone")
         if self.pool_start not in ("fresh", "collected"):

@@ -3,7 +3,8 @@
 φ of a finished sequence says the same of each of its prefixes, and says it with all the chance of what came after. Here
 a value is fitted on draws that are there (`training.prefix_value`) and labels every prefix of some of them, and K
 siblings of every token; where a sibling ends the text, its label is φ itself. With the exact value the optimum of every
-loss stays where it was, and each draw teaches K + 1 tokens at every step.
+loss stays where it was, and each draw teaches K + 1 tokens at every step. Controlled decoding, whose optimum is
+E[log φ], has labels of that.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twistlm.core.logmath import log_mean_exp
+from twistlm.core.logmath import log_mean_exp, normalise
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.models.base import Prompts
@@ -24,7 +25,8 @@ from twistlm.sampling.proposals import defensive
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples, Siblings
 from twistlm.training.draws import Draws, chosen
-from twistlm.training.prefix_value import Fitted, Words, fit
+from twistlm.training.losses import finite
+from twistlm.training.prefix_value import Fitted, Words, fit, fit_mean
 from twistlm.twists.informed import Prefixes
 
 # Siblings of each token, drawn from q with a share of p₀. Of what the potential is asked, the part that the fit takes.
@@ -33,7 +35,10 @@ NUM_SIBLINGS, SHARE, FITTED = 8, 0.25, 1 / 2
 
 @dataclass(frozen=True)
 class Values:
-    """log V of the prefixes of B sequences [B, T], and of their siblings [B, T, K]; E_p₀[V_t] is Z at every t."""
+    """log V of the prefixes of B sequences [B, T], and of their siblings [B, T, K].
+
+    E_p₀[V_t] is Z at every t, or the mean of log V_t is that of log φ.
+    """
 
     own: Tensor
     siblings: Tensor
@@ -60,7 +65,7 @@ class Dense:
     record: dict[str, Any]
 
 
-def labelled(rng: Rng, sampler: Sampler, pool: Pool, cases: Cases, count: int) -> Dense:
+def labelled(rng: Rng, sampler: Sampler, pool: Pool, cases: Cases, count: int, *, mean_log: bool = False) -> Dense:
     """Labels on a part of the pool's draws.
 
     Args:
@@ -69,23 +74,24 @@ def labelled(rng: Rng, sampler: Sampler, pool: Pool, cases: Cases, count: int) -
         pool: the draws.
         cases: the targets.
         count: how many prefixes the potential is asked about, at most, about: half of them for the fit.
+        mean_log: labels are E_p₀[log φ | s_1:t], and not log E_p₀[φ | s_1:t].
     """
     sampler, words = replace(sampler, informed=None), Words(sampler.model.lm)
     there, texts = Draws.of(pool, cases), count / (sampler.num_steps * len(cases))
-    fits = _fitted(sampler, words, chosen(rng.fork("fitted"), there, max(1, int(FITTED * texts))))
+    fits = _fitted(sampler, words, chosen(rng.fork("fitted"), there, max(1, int(FITTED * texts))), mean_log)
     draws = chosen(rng.fork("labelled"), there, max(1, int((1 - FITTED) * texts / (1 + NUM_SIBLINGS))))
     return _labels(rng.fork("siblings"), sampler, words, draws, fits)
 
 
 @dataclass(frozen=True)
 class _Fits:
-    """The fit of each step but the last, and what brings the mean of V_t to Z, for each target [R, T − 1]."""
+    """The fit of each step but the last, and for each target what brings its mean to φ's, or log φ's [R, T − 1]."""
 
     steps: list[Fitted]
     offsets: Tensor
 
 
-def _fitted(sampler: Sampler, words: Words, draws: Draws) -> _Fits:
+def _fitted(sampler: Sampler, words: Words, draws: Draws, mean_log: bool) -> _Fits:
     """Fit the value of every prefix but whole sequences, whose is φ."""
     samples = replace(draws.samples, features=sampler.model.recorded_features(draws.samples))
     draws = replace(draws, samples=samples)
@@ -94,17 +100,24 @@ def _fitted(sampler: Sampler, words: Words, draws: Draws) -> _Fits:
     steps: list[Fitted] = []
     offsets = torch.zeros((len(draws.groups), sampler.num_steps - 1), dtype=torch.float64, device=gone.device)
     log_Z = [_log_mean(draws.log_w[index]) - _log_mean(draws.log_ratio[index, -1]) for index in draws.groups]
+    log_phi, whole = finite(samples.log_phi), draws.log_ratio[:, -1]
     with bar("fitting the value of prefixes", sampler.num_steps - 1) as report:
         for t in range(sampler.num_steps - 1):
             score = known_scores(sampler.potential, samples.prompts, samples.tokens[:, : t + 1])
             told = torch.stack([gone[:, t], own[:, t], score], -1)
             tokens, features, ratio = samples.tokens[:, t], samples.features[:, t], draws.log_ratio[:, t]
             described = torch.cat([told, *[part.double() for part in words.beside(tokens, features)]], 1)
-            steps.append(fit(Prefixes(described, ratio, draws.log_w, draws.groups)))
+            if mean_log:
+                steps.append(fit_mean(described, log_phi, whole, draws.groups))
+            else:
+                steps.append(fit(Prefixes(described, ratio, draws.log_w, draws.groups)))
             log_V = words.value(told, tokens, features, steps[-1].numbers)
             for r, index in enumerate(draws.groups):
-                offsets[r, t] = log_Z[r] - _log_mean(ratio[index] + log_V[index]) + _log_mean(ratio[index])
-            report(t + 1, f"{steps[-1].gain:.2f} nats")
+                if mean_log:
+                    offsets[r, t] = normalise(whole[index]) @ (log_phi - log_V)[index]
+                else:
+                    offsets[r, t] = log_Z[r] - _log_mean(ratio[index] + log_V[index]) + _log_mean(ratio[index])
+            report(t + 1, f"{steps[-1].gain:.2f}")
     return _Fits(steps, offsets)
 
 

@@ -7,6 +7,7 @@ from twistlm.sampling.cases import Cases, rows_of
 from twistlm.sampling.mixture import Pool
 from twistlm.training.config import TrainingConfig
 from twistlm.training.dense import labelled
+from twistlm.training.losses import objective
 from twistlm.training.sources import Setting
 
 
@@ -32,4 +33,6 @@ def relabelled(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases)
     """With labels by the twist as it is; none where none are asked for."""
     if not config.draws_from("dense") or setting.pool is None:
         return setting
-    return replace(setting, dense=labelled(rng, setting.sampler, setting.pool, cases, config.num_labels))
+    mean_log = objective(config.loss).mean_log
+    dense = labelled(rng, setting.sampler, setting.pool, cases, config.num_labels, mean_log=mean_log)
+    return replace(setting, dense=dense)

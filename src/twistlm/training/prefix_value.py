@@ -8,15 +8,19 @@ under a ridge penalty; and all of them are known of a token that was never follo
 
 The numbers of each step minimise KL(σ(s_1:t) ‖ π_t), π_t ∝ p₀V_t, which is convex in them (Zhao et al. 2024, equation
 21). The penalty leads back to V_t = q/p₀: what is not known better than by the proposal stays as the proposal has it.
+
+Controlled decoding wants E_p₀[log φ | s_1:t] instead (Mudgal et al. 2024). That is a regression: least squares of log φ
+on the same features, under a ridge penalty that leads back to its mean over all texts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from twistlm.core.logmath import normalise
+from twistlm.core.logmath import ess, normalise
 from twistlm.models.base import BaseLM
 from twistlm.twists.informed import FEWEST, FOLDS, LEAST_GAIN, Prefixes
 
@@ -65,7 +69,10 @@ def _normal(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The numbers of one step, (a, c, b) first, float64; and by how many nats, held out, they are better than q's."""
+    """The numbers of one step, (a, c, b) first, float64; and by how much, held out, they are better than what is known.
+
+    In nats that KL(σ(s_1:t) ‖ π_t) is less than q's; of a mean, the share of log φ's variance that is explained.
+    """
 
     numbers: Tensor
     gain: float
@@ -105,6 +112,74 @@ def fit(prefixes: Prefixes) -> Fitted:
     if chosen is None:
         return Fitted(start, 0.0)
     return Fitted(_minimised(_Objective(prefixes), found, origin, chosen) / spread, best)
+
+
+def fit_mean(features: Tensor, log_phi: Tensor, log_ratio: Tensor, groups: Sequence[Tensor]) -> Fitted:
+    """The numbers of E_p₀[log φ | s_1:t] up to a constant of each target; zeros where the draws are too few to know.
+
+    Args:
+        features: of prefixes [n, d], the first three log(q/p₀), log ψ and the score.
+        log_phi: log φ of the finished sequences, finite [n].
+        log_ratio: log p₀ of the finished sequences, less the log density that each was drawn from [n].
+        groups: the prefixes of each target.
+    """
+    weights, x, y = torch.zeros_like(log_ratio), features.clone(), log_phi.clone()
+    for index in groups:
+        share = normalise(log_ratio[index])
+        weights[index] = share / len(groups)
+        # What a target's texts have in common is its constant's.
+        x[index] -= share @ x[index]
+        y[index] -= share @ y[index]
+    effective, variance = float(sum(ess(log_ratio[index]) for index in groups)), float(weights @ y.square())
+    nothing = Fitted(torch.zeros_like(x[0]), 0.0)
+    if effective < FEWEST or variance <= 0:
+        return nothing
+    spread = (weights @ x.square()).sqrt().clamp_min(1e-6)
+    x, y = x / spread, y / variance**0.5
+    lighter = torch.ones_like(spread)
+    lighter[:3] = LIGHTER
+    fold = torch.arange(len(y), device=y.device) % FOLDS
+    parts = [_Squares.of(x[fold == k], y[fold == k], weights[fold == k]) for k in range(FOLDS)]
+    whole = sum(parts[1:], parts[0])
+    best, chosen = LEAST_GAIN, None
+    for ridge in RIDGES:
+        penalty = lighter * (ridge / effective)
+        gain = sum(part.explained((whole - part).solved(penalty)) for part in parts)
+        if chosen is not None and gain <= best:
+            break
+        if gain > best:
+            best, chosen = gain, penalty
+    return nothing if chosen is None else Fitted(whole.solved(chosen) * variance**0.5 / spread, best)
+
+
+@dataclass(frozen=True)
+class _Squares:
+    """What least squares need of weighted rows: Σ w, Σ w x xᵀ and Σ w x y."""
+
+    weight: float
+    products: Tensor
+    towards: Tensor
+
+    @staticmethod
+    def of(x: Tensor, y: Tensor, weights: Tensor) -> "_Squares":
+        weighted = weights.unsqueeze(-1) * x
+        return _Squares(float(weights.sum()), x.T @ weighted, y @ weighted)
+
+    def __add__(self, other: "_Squares") -> "_Squares":
+        return _Squares(self.weight + other.weight, self.products + other.products, self.towards + other.towards)
+
+    def __sub__(self, other: "_Squares") -> "_Squares":
+        return _Squares(self.weight - other.weight, self.products - other.products, self.towards - other.towards)
+
+    def solved(self, penalty: Tensor) -> Tensor:
+        """The minimiser of the mean squared error with that ridge penalty."""
+        curvature = self.products / self.weight + torch.diag(penalty)
+        numbers: Tensor = torch.linalg.solve(curvature, self.towards / self.weight)
+        return numbers
+
+    def explained(self, numbers: Tensor) -> float:
+        """By how much `numbers` bring the squared error below Σ w y²."""
+        return float(2 * self.towards @ numbers - numbers @ self.products @ numbers)
 
 
 class _Objective:

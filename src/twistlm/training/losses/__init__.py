@@ -46,6 +46,7 @@ def loss(
     inner_steps: int = 1,
     scale: bool = False,
     by_prefix: bool = False,
+    mean_log: bool = False,
 ) -> Callable[[F], F]:
     """Decorator: register a loss under the method's published name.
 
@@ -57,7 +58,9 @@ def loss(
         on_policy: whether its sequences must be fresh draws from the current proposal.
         inner_steps: optimiser steps on each batch.
         scale: whether it asks for ψ itself, not just up to a factor, so that training has to start at its scale.
-        by_prefix: whether it looks at each prefix by itself, so that prefixes of no common sequence serve as well.
+        by_prefix: whether it looks at each prefix by itself, so that prefixes of no common sequence serve as well, if
+            each has a label.
+        mean_log: whether that label is E_p₀[log φ | s_1:t], and not log E_p₀[φ | s_1:t].
     """
     return register(
         "loss",
@@ -69,6 +72,7 @@ def loss(
         inner_steps=inner_steps,
         scale=scale,
         by_prefix=by_prefix,
+        mean_log=mean_log,
     )
 
 
@@ -119,6 +123,11 @@ class Objective:
     def by_prefix(self) -> bool:
         """Whether all parts look at each prefix by itself."""
         return all(entry.options["by_prefix"] for _, entry in self.parts)
+
+    @property
+    def mean_log(self) -> bool:
+        """Whether a part's label is E[log φ], and not log E[φ]."""
+        return any(entry.options["mean_log"] for _, entry in self.parts)
 
     @property
     def inner_steps(self) -> int:
