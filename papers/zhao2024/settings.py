@@ -38,8 +38,14 @@ ABLATIONS = {
         for method in ("pooled", "dense")
         for name in ("toxicity", "sentiment")
     },
-    "toxicity-threshold-dense": Request("toxicity-threshold", SMALL, methods=("dense",), num_seeds=2),
-    "toxicity-beta-5-dense": Request("toxicity", SMALL, {"beta": 5.0}, methods=("dense",), num_seeds=2),
+    **{
+        f"{name}-{method}": Request(experiment, SMALL, options, methods=(method,))
+        for method in ("pooled", "dense")
+        for name, experiment, options in (
+            ("toxicity-threshold", "toxicity-threshold", {}),
+            ("toxicity-beta-5", "toxicity", {"beta": 5.0}),
+        )
+    },
     # A network that reads the condition first (docs/conditions.md).
     **{f"{name}-prompted": replace(MAIN[name], methods=("prompted",)) for name in ("infilling-15-10", "infilling-2-1")},
 }

@@ -8,20 +8,24 @@ from tests.architectures import tiny_lm
 from tests.training.test_trainer import CONFIG, small_numbers, tiny_target
 from twistlm.core.errors import ConfigError
 from twistlm.models.tabular import TabularLM
-from twistlm.potentials import Function, Infilling
-from twistlm.runs.automatic import automatic
+from twistlm.potentials import Function, Infilling, Regex
+from twistlm.runs.aim import Aim, aimed
+from twistlm.runs.automatic import DRAWS, LEXICAL, POOL, automatic
+from twistlm.runs.config import RunConfig
 from twistlm.runs.experiments import get_preset
-from twistlm.runs.train import train
+from twistlm.runs.train import default_config, train
+from twistlm.sampling.prompts import Prompts
 from twistlm.sampling.target import Target
+from twistlm.training.config import TrainingConfig
 
 
 def test_it_follows_what_the_potential_can_do(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="twistlm")
     lm, telling = tiny_lm(), Function(small_numbers, log_upper_bound=0.0, prefixes=True)
-    assert automatic(Target(lm, telling, "5", 4, eos="ignore"))["target_source"] == "dense"
-    assert automatic(tiny_target()) == {"method": "gkl", "source": "draws"}
+    assert automatic(Target(lm, telling, "5", 4, eos="ignore"))["source"] == "dense"
+    assert automatic(tiny_target()) == DRAWS
     unbounded = Target(lm, Function(small_numbers), "5", 4, eos="ignore")
-    assert automatic(unbounded) == {"method": "gkl", "source": "pool"}
+    assert automatic(unbounded) == POOL
     given = Target(lm, Infilling(1), "5", 2, eos="ignore")
     chosen = automatic(given)
     assert [chosen[name] for name in ("method", "source", "twist")] == ["dpg", "draws", "prompted"]
@@ -33,7 +37,33 @@ def test_it_follows_what_the_potential_can_do(caplog: pytest.LogCaptureFixture) 
 def test_long_texts_are_not_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twistlm.runs.automatic.LONGEST", 3)
     potential = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
-    assert automatic(Target(tiny_lm(), potential, "5", 4, eos="ignore")) == {"method": "gkl", "source": "pool"}
+    assert automatic(Target(tiny_lm(), potential, "5", 4, eos="ignore")) == POOL | LEXICAL | {"pool_start": "collected"}
+
+
+def test_where_nothing_is_said_it_learns_from_collected_draws() -> None:
+    lm, telling = tiny_lm(), Function(small_numbers, log_upper_bound=0.0, prefixes=True)
+    config = default_config(Target(lm, telling, "5", 4, eos="ignore"))
+    assert (config.training.loss, config.training.target_source, config.twist) == ("gkl", "draws", "lexical")
+    # One that does not say that it can be asked about unfinished texts is not asked about tokens.
+    config = default_config(tiny_target())
+    assert (config.training.target_source, config.twist) == ("draws", "low_rank")
+    # Draws of the base model know nothing of a hard constraint, and without an upper bound there are none.
+    constrained = Target(lm, telling * Regex("[0-9 ]*", mode="fullmatch", constrain=True), "5", 4, eos="ignore")
+    assert default_config(constrained).training == RunConfig().changed(**POOL).training
+    config = default_config(Target(lm, Function(small_numbers), "5", 4, eos="ignore"))
+    assert (config.num_draws, config.training.target_source, config.training.num_particles) == (0, "pool", 64)
+
+
+def test_what_needs_its_own_draws_has_them() -> None:
+    target, fresh = tiny_target(), TrainingConfig("gkl")
+    for each in (target, Target(tiny_lm(), Function(small_numbers), "5", 4, eos="ignore")):
+        assert default_config(each, "ppo").training == fresh
+    asked = Aim(model="stories", potential="regex:pattern=a", prompts=Prompts(("A",)), num_tokens=4)
+    own = aimed(None, None, "demo", {}, asked)
+    assert own.config("ppo").training == replace(fresh, loss="ppo")
+    assert own.config("ctl").training == replace(own.run.training, loss="ctl")
+    run = train(target, method="ppo", num_updates=2, num_particles=8, num_draws=64, informed="off")
+    assert run.config.training.intermediate_source == "proposal"
 
 
 def test_a_large_model_is_not_copied_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

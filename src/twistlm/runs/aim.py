@@ -11,6 +11,7 @@ from twistlm.core.identity import digest
 from twistlm.core.registry import lookup
 from twistlm.potentials import Classifier, named
 from twistlm.potentials.protocol import Potential
+from twistlm.runs.automatic import on_policy
 from twistlm.runs.experiments import Preset, get_preset
 from twistlm.runs.train import default_config
 from twistlm.sampling.prompts import Prompts
@@ -140,7 +141,7 @@ def aimed(experiment: str | None, preset: str | None, default: str, options: Map
         if stray := [*(["preset"] if preset is not None else []), *own]:
             raise ConfigError(f"{', '.join(stray)}: options of an experiment; name one, or leave them out")
         target = aim.target()
-        return Preset("a target of its own", lambda: target, default_config(target))
+        return Preset("a target of its own", lambda: target, default_config(target), on_policy())
     known = inspect.signature(lookup("experiment", experiment).value).parameters
     if aim.potential is not None and own:
         raise ConfigError(f"{', '.join(own)}: options of the experiment's φ, which potential replaces; give either")

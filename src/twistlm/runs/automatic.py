@@ -1,8 +1,9 @@
-"""Method "auto": settings for what a target's potential can do."""
+"""Settings for what a target's potential can do: those of a training of which nothing is said, and of method "auto"."""
 
 import logging
 from typing import Any
 
+from twistlm.core.registry import available
 from twistlm.models.base import BaseLM
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.potentials.conditions import is_conditional
@@ -10,22 +11,41 @@ from twistlm.potentials.constraint import constraints_in
 from twistlm.potentials.prefixes import scores_prefixes
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.target import Target
+from twistlm.training.config import TrainingConfig
 
 logger = logging.getLogger("twistlm")
 
 # The name of the choice.
 AUTO = "auto"
-# Dense labels, of a pool that begins with the collected draws: settings like those of docs/dense.md.
+# Collected draws, which are there anyway: no other loss makes more of them in less time (docs/log.md).
+DRAWS: dict[str, Any] = {"method": "gkl", "source": "draws"}
+# Where there are none, or they teach nothing: the twist's own draws, each of them again and again.
+POOL: dict[str, Any] = {
+    "method": "gkl",
+    "source": "pool",
+    "num_particles": 64,
+    "num_updates": 80,
+    "learning_rate": 3e-3,
+    "weight_decay": 0.3,
+    "averaging": 0.95,
+    # The held-out draws of so few would choose by chance.
+    "shrinkages": (),
+}
+# What learns from fresh draws of its own needs as many as `TrainingConfig` has, and its rate.
+FRESH: dict[str, Any] = {"source": "proposal"} | {
+    name: getattr(TrainingConfig(), name) for name in POOL if name not in ("method", "source")
+}
+# Where φ can be asked about single tokens: it is, of the whole vocabulary, and that is worth thousands of draws.
+LEXICAL: dict[str, Any] = {"twist": "lexical", "twist_options": {"rank": 2}}
+# Dense labels of the pool (docs/dense.md).
 DENSE: dict[str, Any] = {
+    **POOL,
     "method": "dpg",
-    "target_source": "dense",
-    "pool_start": "collected",
-    # It asks φ of every token of the vocabulary, which is little beside the labels.
+    "source": "dense",
     "twist": "lexical",
     "twist_options": {"rank": 4},
     "num_particles": 32,
     "num_updates": 192,
-    "learning_rate": 3e-3,
     "weight_decay": 0.1,
     "averaging": 0.98,
     "num_labels": 150_000,
@@ -49,17 +69,8 @@ LARGEST = 50_000_000
 LONGEST = 64
 
 
-def collected_draws_teach(potential: Potential) -> bool:
-    """Whether draws that are collected are worth training on.
-
-    They need a bound of φ. Under a hard constraint they know nothing of what is likely to come, and the proposal's own
-    draws satisfy it, too.
-    """
-    return potential.log_upper_bound is not None and not constraints_in(potential)
-
-
 def automatic(target: Target) -> dict[str, Any]:
-    """Settings, as `RunConfig.changed` takes them, for a target; says which and why."""
+    """Settings of method "auto", as `RunConfig.changed` takes them, for a target; says which and why."""
     potential = target.potential
     if is_conditional(potential):
         chosen = for_conditions(target)
@@ -68,14 +79,35 @@ def automatic(target: Target) -> dict[str, Any]:
         )
         return chosen
     if not scores_prefixes(potential):
-        source = "draws" if collected_draws_teach(potential) else "pool"
-        logger.info("method auto: gkl on %s, since φ says nothing of unfinished texts", source)
-        return {"method": "gkl", "source": source}
+        chosen = plain(potential)
+        logger.info("method auto: gkl, source %s, since φ says nothing of unfinished texts", chosen["source"])
+        return chosen
+    start = {"pool_start": "collected" if _collected_draws_teach(potential) else "fresh"}
     if target.num_tokens > LONGEST:
         logger.info("method auto: gkl on the pool, since texts of %d tokens are long to label", target.num_tokens)
-        return {"method": "gkl", "source": "pool"}
+        return POOL | LEXICAL | start
     logger.info("method auto: dpg on dense labels, since φ can be asked about unfinished texts")
-    return dict(DENSE)
+    return DENSE | start
+
+
+def plain(potential: Potential) -> dict[str, Any]:
+    """Settings where nothing is said, for one target."""
+    chosen = DRAWS if _collected_draws_teach(potential) else POOL
+    return chosen | LEXICAL if scores_prefixes(potential) else dict(chosen)
+
+
+def on_policy() -> dict[str, dict[str, Any]]:
+    """Settings of each loss that learns from the current proposal's own draws alone."""
+    return {name: FRESH for name, entry in available("loss").items() if entry.options["on_policy"]}
+
+
+def _collected_draws_teach(potential: Potential) -> bool:
+    """Whether draws that are collected are worth training on.
+
+    They need a bound of φ. Under a hard constraint they know nothing of what is likely to come, and the proposal's own
+    draws satisfy it, too.
+    """
+    return potential.log_upper_bound is not None and not constraints_in(potential)
 
 
 def for_conditions(target: Target) -> dict[str, Any]:

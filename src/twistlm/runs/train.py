@@ -19,7 +19,7 @@ from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.urls import url_of
 from twistlm.potentials.conditions import is_conditional
-from twistlm.runs.automatic import AUTO, automatic, collected_draws_teach, for_conditions
+from twistlm.runs.automatic import AUTO, automatic, for_conditions, on_policy, plain
 from twistlm.runs.certification import Certification
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
@@ -30,7 +30,6 @@ from twistlm.sampling.prompts import Entry
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.target import Target
 from twistlm.training import optimisers
-from twistlm.training.config import TrainingConfig, training_sources
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
 from twistlm.training.sources import Setting
 from twistlm.training.trainer import Trainer
@@ -84,8 +83,9 @@ def train(
         TrainingError: the loss became infinite.
         ProcessError: another of the processes has ended.
     """
-    config = default_config(target) if config is None else config
-    if training.get("method") == AUTO:
+    method = training.get("method")
+    config = default_config(target, method) if config is None else config
+    if method == AUTO:
         config = config.changed(**automatic(target))
         del training["method"]
     config = config.changed(seed=seed, **training)
@@ -218,8 +218,8 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
     return {**certificate, "texts": texts}
 
 
-def default_config(target: Target) -> RunConfig:
-    """Settings where none are given: collected draws where those teach, else fresh ones of the proposal.
+def default_config(target: Target, method: str | None = None) -> RunConfig:
+    """Settings where none are given, or the method alone.
 
     Where targets differ by a condition, those of method "auto", as no other twist would read it.
     """
@@ -227,13 +227,9 @@ def default_config(target: Target) -> RunConfig:
     if is_conditional(target.potential):
         config = RunConfig().changed(**for_conditions(target))
     else:
+        config = RunConfig().changed(**plain(target.potential)).changed(**on_policy().get(method or "", {}))
         bounded = target.potential.log_upper_bound is not None
-        teach = collected_draws_teach(target.potential)
-        sources: dict[str, Any] = {**training_sources("draws" if teach else "proposal")}
-        config = RunConfig(
-            num_draws=max(RunConfig.num_draws, DRAWS_OF_A_PROMPT * count) if bounded else 0,
-            training=TrainingConfig(**sources),
-        )
+        config = replace(config, num_draws=max(config.num_draws, DRAWS_OF_A_PROMPT * count) if bounded else 0)
     # Each prompt is certified by itself: what one may cost is not what hundreds may.
     return config if count == 1 else replace(config, evaluation=EvaluationConfig((4, 16), 64, 64))
 

@@ -45,9 +45,9 @@ class Preset:
         return self.run.changed(**{**self._sources(settings["method"]), **settings})
 
     def _sources(self, method: str) -> dict[str, str]:
-        """Where its samples come from: collected draws if the preset lives on them, else fresh ones as in the paper."""
+        """Where its samples come from: where the preset's do if those are kept, else fresh ones as in the paper."""
         wanted = objective(method)
-        if self.run.training.intermediate_source == "draws" and not wanted.on_policy:
+        if self.run.training.intermediate_source in ("draws", "pool") and not wanted.on_policy:
             return {}
         from_base = {"base", "labelled"} & set(wanted.roles)
         return {"intermediate_source": "base" if from_base else "proposal"}

@@ -99,7 +99,8 @@ DPG_ON_THE_POOL = {
     "weight_decay": 0.1,
     "num_particles": 50,
     "num_updates": 128,
-    "pool_first": 32,
+    # Draws of a poor twist soon, and of a better one from update 32 on: the rarer the target, the more it matters.
+    "pool_first": 8,
     "averaging": 0.98,
 }
 
