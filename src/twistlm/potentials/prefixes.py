@@ -5,10 +5,13 @@ from torch import Tensor
 
 from twistlm.core.errors import PotentialError
 from twistlm.core.memory import in_pieces
+from twistlm.core.progress import bar
 from twistlm.models.base import Prompts
-from twistlm.potentials.base import BasePotential, copied
+from twistlm.potentials.base import BasePotential, copied, evaluate
 from twistlm.potentials.protocol import Potential
 
+# Single tokens at a time.
+ASKED = 4096
 # Nats up to which a score is taken as it is; beyond, its logarithm counts, so that impossible prefixes (−inf) have one.
 KNEE, FARTHEST = 40.0, 1e4
 
@@ -43,6 +46,16 @@ def prefix_scores(potential: Potential, prompts: Prompts, tokens: Tensor, condit
     if scores.shape != (len(first),) or bool(scores.isnan().any()):
         raise PotentialError(f"{name}.score_prefixes must return {len(first)} numbers, none of them NaN")
     return softened(scores.detach().to(tokens.device, torch.float64))[index.to(tokens.device)]
+
+
+def of_tokens(potential: Potential, prompt: Tensor, vocab_size: int) -> Tensor:
+    """log φ [V] of the prompt followed by every single token."""
+    parts = []
+    with bar("asking φ about every token", vocab_size) as report:
+        for tokens in torch.arange(vocab_size).unsqueeze(-1).split(ASKED):
+            parts.append(evaluate(potential, [prompt] * len(tokens), tokens))
+            report(sum(map(len, parts)), "")
+    return torch.cat(parts)
 
 
 def known_scores(

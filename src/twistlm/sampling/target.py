@@ -25,8 +25,8 @@ from twistlm.models.loaded import as_base_lm
 from twistlm.models.local import contents, is_here
 from twistlm.models.token_texts import check_same_tokens
 from twistlm.potentials import Function
-from twistlm.potentials.base import evaluate
 from twistlm.potentials.conditions import condition, conditioned, num_following
+from twistlm.potentials.prefixes import of_tokens
 from twistlm.potentials.protocol import Potential
 from twistlm.potentials.specs import Trust, from_spec, spec
 from twistlm.sampling.cases import Case
@@ -275,8 +275,7 @@ class Target:
     @cached_property
     def token_log_phi(self) -> Tensor:
         """log φ(prompt + v) of every single token v [V]."""
-        tokens = torch.arange(self.lm.vocab_size).unsqueeze(-1)
-        return evaluate(self.bound_potential, [self.prompt_tokens] * len(tokens), tokens)
+        return of_tokens(self.bound_potential, self.prompt_tokens, self.lm.vocab_size)
 
     def spec(self) -> dict[str, Any]:
         """JSON values that `from_spec` reads back.
