@@ -38,14 +38,8 @@ ABLATIONS = {
         for method in ("pooled", "dense")
         for name in ("toxicity", "sentiment")
     },
-    **{
-        f"{name}-{method}": Request(experiment, SMALL, options, methods=(method,))
-        for method in ("pooled", "dense")
-        for name, experiment, options in (
-            ("toxicity-threshold", "toxicity-threshold", {}),
-            ("toxicity-beta-5", "toxicity", {"beta": 5.0}),
-        )
-    },
+    "toxicity-threshold-pooled": Request("toxicity-threshold", SMALL, methods=("pooled",)),
+    "toxicity-beta-5-pooled": Request("toxicity", SMALL, {"beta": 5.0}, methods=("pooled",)),
     # A network that reads the condition first (docs/conditions.md).
     **{f"{name}-prompted": replace(MAIN[name], methods=("prompted",)) for name in ("infilling-15-10", "infilling-2-1")},
 }
