@@ -58,6 +58,8 @@ def train(
 
     First base draws are collected (if φ has an upper bound), which serve as training data, as exact samples for the
     held-out criterion and for evaluation; then the twist is trained, keeping the best by the held-out criterion.
+    Where nothing is said, by `gkl` on the collected draws (on its own, where those teach nothing), with a twist that
+    knows what φ says of every token where φ can be asked (docs/choose/method.md).
 
     Called in several processes that `torchrun` or `accelerate launch` has started, it trains one twist in all of them
     together: each scores its rows of every batch. The first owns the folder, and the others return a run without one.
