@@ -112,12 +112,12 @@ class TrainingConfig:
             )
         for source in {self.source_of(role) for role in SOURCES if marked(self.source_of(role), "by_prefix")}:
             if not wanted.by_prefix:
-                others = [name for name, entry in available("loss").items() if entry.options["by_prefix"]]
+                others = [name for name, entry in available("loss").items() if entry.options["label"]]
                 raise ConfigError(
                     f"loss {self.loss!r} compares each prefix with the next, and source {source!r} labels prefixes by "
                     f"themselves: use one of {', '.join(others)}"
                 )
-            if len({entry.options["mean_log"] for _, entry in wanted.parts}) > 1:
+            if len(wanted.labels) > 1:
                 raise ConfigError(
                     f"loss {self.loss!r} wants labels of two kinds, log E[φ] and E[log φ], and source {source!r} makes "
                     "one: leave out 'cd', or use source 'pool'"

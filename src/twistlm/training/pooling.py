@@ -33,6 +33,6 @@ def relabelled(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases)
     """With labels by the twist as it is; none where none are asked for."""
     if not config.draws_from("dense") or setting.pool is None:
         return setting
-    mean_log = objective(config.loss).mean_log
+    mean_log = objective(config.loss).labels == {"mean"}
     dense = labelled(rng, setting.sampler, setting.pool, cases, config.num_labels, mean_log=mean_log)
     return replace(setting, dense=dense)

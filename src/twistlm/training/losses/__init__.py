@@ -45,8 +45,7 @@ def loss(
     on_policy: bool = False,
     inner_steps: int = 1,
     scale: bool = False,
-    by_prefix: bool = False,
-    mean_log: bool = False,
+    label: str | None = None,
 ) -> Callable[[F], F]:
     """Decorator: register a loss under the method's published name.
 
@@ -58,9 +57,8 @@ def loss(
         on_policy: whether its sequences must be fresh draws from the current proposal.
         inner_steps: optimiser steps on each batch.
         scale: whether it asks for ψ itself, not just up to a factor, so that training has to start at its scale.
-        by_prefix: whether it looks at each prefix by itself, so that prefixes of no common sequence serve as well, if
-            each has a label.
-        mean_log: whether that label is E_p₀[log φ | s_1:t], and not log E_p₀[φ | s_1:t].
+        label: if it looks at each prefix by itself, so that prefixes of no common sequence serve as well, what each is
+            compared with: "value", log E_p₀[φ | s_1:t], or "mean", E_p₀[log φ | s_1:t].
     """
     return register(
         "loss",
@@ -71,8 +69,7 @@ def loss(
         on_policy=on_policy,
         inner_steps=inner_steps,
         scale=scale,
-        by_prefix=by_prefix,
-        mean_log=mean_log,
+        label=label,
     )
 
 
@@ -122,12 +119,12 @@ class Objective:
     @property
     def by_prefix(self) -> bool:
         """Whether all parts look at each prefix by itself."""
-        return all(entry.options["by_prefix"] for _, entry in self.parts)
+        return None not in self.labels
 
     @property
-    def mean_log(self) -> bool:
-        """Whether a part's label is E[log φ], and not log E[φ]."""
-        return any(entry.options["mean_log"] for _, entry in self.parts)
+    def labels(self) -> set[str | None]:
+        """What all parts compare a prefix with."""
+        return {entry.options["label"] for _, entry in self.parts}
 
     @property
     def inner_steps(self) -> int:

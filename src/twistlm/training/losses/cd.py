@@ -8,7 +8,7 @@ from twistlm.training.losses.rl import following
 from twistlm.training.scored import Scored
 
 
-@loss("cd", sources=("base",), scale=True, by_prefix=True, mean_log=True)
+@loss("cd", sources=("base",), scale=True, label="mean")
 def cd(base: Scored) -> Tensor:
     """Squared error of log ψ_t against log ψ_{t+1} of what the base model says next, and against log φ at the end.
 
