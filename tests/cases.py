@@ -14,6 +14,8 @@ from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import Enumeration, exact_twist
+from twistlm.testing.enumeration import prefix_table
+from twistlm.testing.laws.loss import expected_log_phi
 from twistlm.training.losses import objective
 from twistlm.twists.sigmoid import probability
 from twistlm.twists.tabular import TabularHead
@@ -59,6 +61,18 @@ class Case:
     @property
     def optimal(self) -> TwistedLM:
         return TwistedLM(self.lm, exact_twist(self.base, self.truth), self.eos)
+
+    @property
+    def mean_log_phi(self) -> Tensor:
+        """E_p₀[log φ | s_1:t] for every prefix: what controlled decoding learns."""
+        truth = self.truth
+
+        def value(inside: Tensor) -> Tensor:
+            within = inside & ~truth.log_p.isneginf()
+            log_p = truth.log_p[within]
+            return expected_log_phi(log_p - torch.logsumexp(log_p, 0), truth.log_phi[within], truth.log_Z)
+
+        return prefix_table(self.lm, truth, value)
 
     def twisted_for(self, loss: str, table: Tensor) -> TwistedLM:
         """A tabular twist as the loss needs it: `table` is log ψ, or the logit of ψ."""

@@ -8,14 +8,12 @@ from torch import Tensor
 
 from tests.cases import Case, TablePotential, make_case
 from twistlm.core.errors import ConfigError
-from twistlm.core.logmath import normalise
 from twistlm.core.rng import Rng
 from twistlm.models.base import Prompts
 from twistlm.sampling.mixture import Pool
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Siblings
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.testing.enumeration import prefix_table
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import negative_lower_bound
 from twistlm.training.dense import Values, labelled
@@ -55,14 +53,7 @@ def telling(case: Case, exact: TwistedLM) -> Telling:
 
 def mean_log_phi(case: Case) -> TwistedLM:
     """With log ψ_t = E_p₀[log φ | s_1:t], which controlled decoding learns."""
-    truth = case.truth
-
-    def value(inside: Tensor) -> Tensor:
-        within = inside & ~truth.log_p.isneginf()
-        # What goes on after an end is no text, and its value is never asked for.
-        return normalise(truth.log_p[within]) @ truth.log_phi[within] if bool(within.any()) else torch.tensor(0.0)
-
-    return TwistedLM(case.lm, TabularHead.twist(prefix_table(case.lm, truth, value)), case.eos)
+    return TwistedLM(case.lm, TabularHead.twist(case.mean_log_phi), case.eos)
 
 
 def whole(case: Case, optimum: TwistedLM) -> Batch:

@@ -99,25 +99,24 @@ def _fitted(sampler: Sampler, words: Words, draws: Draws, mean_log: bool) -> _Fi
     gone, own = draws.steered(sampler)
     steps: list[Fitted] = []
     offsets = torch.zeros((len(draws.groups), sampler.num_steps - 1), dtype=torch.float64, device=gone.device)
-    log_Z = [_log_mean(draws.log_w[index]) - _log_mean(draws.log_ratio[index, -1]) for index in draws.groups]
-    log_phi, whole = finite(samples.log_phi), draws.log_ratio[:, -1]
+    whole, log_phi = draws.log_ratio[:, -1], finite(samples.log_phi) if mean_log else samples.log_phi
+    wanted = [_average(whole[index], log_phi[index], mean_log) for index in draws.groups]
+    unit = "of the variance" if mean_log else "nats"
     with bar("fitting the value of prefixes", sampler.num_steps - 1) as report:
         for t in range(sampler.num_steps - 1):
             score = known_scores(sampler.potential, samples.prompts, samples.tokens[:, : t + 1])
             told = torch.stack([gone[:, t], own[:, t], score], -1)
-            tokens, features, ratio = samples.tokens[:, t], samples.features[:, t], draws.log_ratio[:, t]
+            tokens, features = samples.tokens[:, t], samples.features[:, t]
+            ratio = whole if mean_log else draws.log_ratio[:, t]
             described = torch.cat([told, *[part.double() for part in words.beside(tokens, features)]], 1)
             if mean_log:
-                steps.append(fit_mean(described, log_phi, whole, draws.groups))
+                steps.append(fit_mean(described, log_phi, ratio, draws.groups))
             else:
                 steps.append(fit(Prefixes(described, ratio, draws.log_w, draws.groups)))
             log_V = words.value(told, tokens, features, steps[-1].numbers)
             for r, index in enumerate(draws.groups):
-                if mean_log:
-                    offsets[r, t] = normalise(whole[index]) @ (log_phi - log_V)[index]
-                else:
-                    offsets[r, t] = log_Z[r] - _log_mean(ratio[index] + log_V[index]) + _log_mean(ratio[index])
-            report(t + 1, f"{steps[-1].gain:.2f}")
+                offsets[r, t] = wanted[r] - _average(ratio[index], log_V[index], mean_log)
+            report(t + 1, f"{steps[-1].gain:.2f} {unit}")
     return _Fits(steps, offsets)
 
 
@@ -184,5 +183,8 @@ def _log_phi(sampler: Sampler, prompts: Prompts, prefixes: Tensor, ended: Tensor
     return evaluate(sampler.potential, [prompts[at] for at in index.tolist()], texts).to(prefixes.device)
 
 
-def _log_mean(log_w: Tensor) -> float:
-    return float(log_mean_exp(log_w, 0))
+def _average(log_ratio: Tensor, log_V: Tensor, mean_log: bool) -> float:
+    """log E_p₀[V], or E_p₀[log V], by n draws of those log p₀/q, self-normalised."""
+    if mean_log:
+        return float(normalise(log_ratio) @ log_V)
+    return float(log_mean_exp(log_ratio + log_V, 0) - log_mean_exp(log_ratio, 0))

@@ -92,16 +92,13 @@ def fit(prefixes: Prefixes) -> Fitted:
     # A feature that never varies has no gradient, and stays what it was.
     spread = prefixes.features.std(0, correction=0).clamp_min(1e-6)
     prefixes = replace(prefixes, features=prefixes.features / spread)
-    lighter = torch.ones_like(start)
-    lighter[:3] = LIGHTER
     origin = start * spread
     fold = torch.arange(len(prefixes.log_w), device=start.device) % FOLDS
     folds = [(_Objective(prefixes.part(fold != k)), _Objective(prefixes.part(fold == k))) for k in range(FOLDS)]
     before = [judging(origin) for _, judging in folds]
     now = [origin] * FOLDS
     best, chosen, found = LEAST_GAIN, None, origin
-    for ridge in RIDGES:
-        penalty = lighter * (ridge / effective)
+    for penalty in _penalties(start, effective):
         now = [_minimised(fitting, here, origin, penalty) for (fitting, _), here in zip(folds, now, strict=True)]
         after = [judging(here) for (_, judging), here in zip(folds, now, strict=True)]
         gain = float(torch.stack(before).mean() - torch.stack(after).mean())
@@ -136,20 +133,24 @@ def fit_mean(features: Tensor, log_phi: Tensor, log_ratio: Tensor, groups: Seque
         return nothing
     spread = (weights @ x.square()).sqrt().clamp_min(1e-6)
     x, y = x / spread, y / variance**0.5
-    lighter = torch.ones_like(spread)
-    lighter[:3] = LIGHTER
     fold = torch.arange(len(y), device=y.device) % FOLDS
     parts = [_Squares.of(x[fold == k], y[fold == k], weights[fold == k]) for k in range(FOLDS)]
     whole = sum(parts[1:], parts[0])
     best, chosen = LEAST_GAIN, None
-    for ridge in RIDGES:
-        penalty = lighter * (ridge / effective)
+    for penalty in _penalties(spread, effective):
         gain = sum(part.explained((whole - part).solved(penalty)) for part in parts)
         if chosen is not None and gain <= best:
             break
         if gain > best:
             best, chosen = gain, penalty
     return nothing if chosen is None else Fitted(whole.solved(chosen) * variance**0.5 / spread, best)
+
+
+def _penalties(numbers: Tensor, effective: float) -> list[Tensor]:
+    """On each of the numbers, whose first three are light, by so many effective draws; strongest first."""
+    lighter = torch.ones_like(numbers)
+    lighter[:3] = LIGHTER
+    return [lighter * (ridge / effective) for ridge in RIDGES]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import check_loss
-from twistlm.testing.enumeration import prefix_table
 from twistlm.testing.laws.loss import expectation, expected_log_phi, ratio
 from twistlm.training.losses import objective
 from twistlm.training.scoring import score
@@ -35,7 +34,7 @@ SUM = "0.7*ctl + 0.3*rl"
 
 
 def optimum(case: Case, name: str) -> TwistedLM:
-    log_psi = mean_log_phi(case) if name == "cd" else case.optimal.twist.head.table.detach()
+    log_psi = case.mean_log_phi if name == "cd" else case.optimal.twist.head.table.detach()
     if name in RATIO:
         log_psi = log_psi - float(case.truth.log_Z)
     if name == "fudge":
@@ -64,18 +63,6 @@ def enumerated(case: Case) -> Batch:
     # Every prefix's weights sum to p₀(prefix) over its continuations.
     log_p = truth.log_p[possible]
     return Batch(samples, log_p + samples.log_phi, log_p.unsqueeze(-1).expand(-1, num_steps))
-
-
-def mean_log_phi(case: Case) -> torch.Tensor:
-    """E_p₀[log φ | s_1:t] for every prefix: what controlled decoding learns."""
-    truth = case.truth
-
-    def value(inside: torch.Tensor) -> torch.Tensor:
-        within = inside & ~truth.log_p.isneginf()
-        log_p = truth.log_p[within]
-        return expected_log_phi(log_p - torch.logsumexp(log_p, 0), truth.log_phi[within], truth.log_Z)
-
-    return prefix_table(case.lm, truth, value)
 
 
 def loss_of(model: TwistedLM, name: str, batch: Batch) -> torch.Tensor:
