@@ -32,6 +32,7 @@ class OfSweep:
         ),
     ] = "all"
     seeds: Annotated[Count, arg(help="So many runs of every method, with seeds 0, 1, …")] = 5
+    twist: Annotated[Text | None, arg(help="Of every method, e.g. lora or backbone; default: the preset's.")] = None
     num_updates: Annotated[Count | None, arg(help="At most so many updates; default: the preset's.")] = None
     optimiser: Annotated[Text | None, arg(help="Of every method: adamw or adafactor; default: adamw.")] = None
     learning_rate: Annotated[Positive | None, arg(help="Of every method; default: the preset's for each.")] = None
@@ -74,6 +75,7 @@ def sweep(
         options.aim(),
         methods=parse_methods(asked.methods),
         num_seeds=asked.seeds,
+        twist=asked.twist,
         num_updates=asked.num_updates,
         optimiser=asked.optimiser,
         learning_rate=asked.learning_rate,

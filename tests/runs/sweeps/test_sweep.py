@@ -187,6 +187,19 @@ def test_another_sweep_is_refused_and_harms_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+def test_every_method_learns_the_twist_that_is_asked_for(tmp_path: Path) -> None:
+    request = Request("tiny", "small", methods=("ctl", "dpg"), num_seeds=1, twist="low_rank")
+    folder = sweep(request, tmp_path)
+    kept = [json.loads((folder.run(cell).path / "config.json").read_text()) for cell in folder.cells]
+    assert [each["run"]["twist"] for each in kept] == ["low_rank", "low_rank"]
+    with pytest.raises(RunError, match="asked otherwise: twist low_rank, now mlp"):
+        sweep(replace(request, twist="mlp"), tmp_path)
+    with pytest.raises(ConfigError, match="twist 'lor'"):
+        sweep(replace(request, twist="lor"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.usefixtures("tiny")
 def test_settings_that_changed_since_are_refused(tmp_path: Path) -> None:
     request = Request("tiny", "small", methods=("ctl",), num_seeds=1)
     sweep(request, tmp_path)

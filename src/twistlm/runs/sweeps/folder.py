@@ -76,7 +76,8 @@ class AskedSweep:
         experiment, preset, options: what the target is of.
         methods: each becomes a folder.
         seeds: so many runs of every method.
-        num_updates, learning_rate, source: in place of the preset's; None where they are not.
+        twist, num_updates, optimiser, learning_rate, source, num_draws, held_out_prompts: in place of the preset's;
+            None where they are not.
         target: what tells it from others.
         settings: of each method's runs, but for the seed.
         plugins: what tells parts of others from their later versions.
@@ -87,9 +88,13 @@ class AskedSweep:
     options: Mapping[str, Any]
     methods: Annotated[list[Annotated[str, Predicate(_is_a_name)]], MinLen(1)]
     seeds: Annotated[int, Interval(ge=1, le=MOST_SEEDS)]
+    twist: str | None = None
     num_updates: int | None = None
+    optimiser: str | None = None
     learning_rate: float | None = None
     source: str | None = None
+    num_draws: int | None = None
+    held_out_prompts: float | None = None
     target: AskedTarget
     settings: Mapping[str, Mapping[str, Any]]
     plugins: Mapping[str, str] = field(default_factory=dict)

@@ -44,6 +44,8 @@ REFERENCE = 2
 # The preset where none is named.
 SIZE = "small"
 NOTHING_CHANGED = Aim()
+# Settings that a sweep may give every method in place of the preset's.
+FOR_ALL = ("twist", "num_updates", "optimiser", "learning_rate", "source", "num_draws", "held_out_prompts")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Request:
         aim: what takes the place of parts of its target.
         methods: registered losses, weighted sums of them, or names of the preset's own ("dense").
         num_seeds: seeds 0, 1, … of every method.
+        twist: of every method; None takes the preset's for each.
         num_updates: at most so many updates; None takes the preset's.
         optimiser: of every method; None takes the preset's.
         learning_rate: of every method; None takes the preset's for each.
@@ -71,6 +74,7 @@ class Request:
     aim: Aim = NOTHING_CHANGED
     methods: tuple[str, ...] = METHODS
     num_seeds: int = 5
+    twist: str | None = None
     num_updates: int | None = None
     optimiser: str | None = None
     learning_rate: float | None = None
@@ -89,8 +93,12 @@ class Request:
 
     def config(self, method: str) -> RunConfig:
         """The settings of a method's runs, but for the seed."""
-        asked = ("num_updates", "optimiser", "learning_rate", "source", "num_draws", "held_out_prompts")
-        return self.chosen().config(method).changed(**{name: getattr(self, name) for name in asked})
+        return self.chosen().config(method).changed(**self.for_all)
+
+    @property
+    def for_all(self) -> dict[str, Any]:
+        """What takes the place of the preset's settings for every method; None for what does not."""
+        return {name: getattr(self, name) for name in FOR_ALL}
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
@@ -128,9 +136,7 @@ def sweep(request: Request, out: Path, *, engine: Engine | None = None, overwrit
         options={**request.options, **request.aim.described},
         methods=list(request.methods),
         seeds=request.num_seeds,
-        num_updates=request.num_updates,
-        learning_rate=request.learning_rate,
-        source=request.source,
+        **request.for_all,
         target=AskedTarget(target.fingerprint, power_of(target.potential)),
         settings={method: config.as_dict() for method, config in settings.items()},
         plugins={name: each for config in settings.values() for name, each in config.plugins(None).items()},
