@@ -10,7 +10,7 @@ from twistlm.core.errors import ConfigError
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Infilling, Regex
 from twistlm.runs.aim import Aim, aimed
-from twistlm.runs.automatic import DRAWS, LEXICAL, POOL, automatic
+from twistlm.runs.automatic import DENSE, DRAWS, LEXICAL, POOL, automatic, sized
 from twistlm.runs.config import RunConfig
 from twistlm.runs.experiments import get_preset
 from twistlm.runs.train import default_config, train
@@ -32,6 +32,13 @@ def test_it_follows_what_the_potential_can_do(caplog: pytest.LogCaptureFixture) 
     said = [record.message for record in caplog.records if record.name == "twistlm"]
     assert len(said) == 4
     assert all(line.startswith("method auto: ") for line in said)
+
+
+def test_a_preset_stays_as_small_as_it_is() -> None:
+    smoke = get_preset("sentiment", "smoke").config("auto").training
+    assert (smoke.target_source, smoke.num_particles, smoke.num_updates, smoke.num_labels) == ("dense", 32, 4, 3125)
+    assert get_preset("sentiment", "small").config("auto").training.num_updates == DENSE["num_updates"]
+    assert sized(DRAWS, 1) == DRAWS
 
 
 def test_long_texts_are_not_labelled(monkeypatch: pytest.MonkeyPatch) -> None:

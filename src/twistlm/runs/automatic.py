@@ -1,6 +1,7 @@
 """Settings for what a target's potential can do: those of a training of which nothing is said, and of method "auto"."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from twistlm.core.registry import available
@@ -88,6 +89,15 @@ def automatic(target: Target) -> dict[str, Any]:
         return POOL | LEXICAL | start
     logger.info("method auto: dpg on dense labels, since φ can be asked about unfinished texts")
     return DENSE | start
+
+
+def sized(settings: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """The same with no more than `most` sequences in all updates, and labels in proportion."""
+    count = settings.get("num_particles", 1) * settings.get("num_updates", 1)
+    if count <= most:
+        return dict(settings)
+    counts = {name: settings[name] for name in ("num_updates", "num_labels") if name in settings}
+    return {**settings, **{name: max(1, value * most // count) for name, value in counts.items()}}
 
 
 def plain(potential: Potential) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import lookup, register
-from twistlm.runs.automatic import AUTO, automatic
+from twistlm.runs.automatic import AUTO, automatic, sized
 from twistlm.runs.config import RunConfig
 from twistlm.sampling.target import Target
 from twistlm.training.losses import objective
@@ -34,13 +34,16 @@ class Preset:
     def config(self, method: str | None = None) -> RunConfig:
         """The settings for a method; None for the preset's own, "auto" for what suits the target's potential.
 
+        With "auto" it draws no more sequences than the preset's own do.
+
         Raises:
             ConfigError: there is no such loss.
         """
         if method is None or method == self.run.training.loss:
             return self.run
         if method == AUTO:
-            return self.run.changed(**automatic(self.target()))
+            most = self.run.training.num_particles * self.run.training.num_updates
+            return self.run.changed(**sized(automatic(self.target()), most))
         settings = {"method": method, **self.methods.get(method, {})}
         return self.run.changed(**{**self._sources(settings["method"]), **settings})
 
