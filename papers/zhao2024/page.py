@@ -28,8 +28,10 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
 }  # fmt: skip
 
 
-# Sequences drawn, at which the curves of a sweep are read for a table: a quarter of the main tables', and four times.
-SEQUENCES = (1600, 6400, 25_600)
+# Sequences drawn, at which the curves of a sweep are read for a table: a quarter of the main tables', theirs, four
+# times, and on as far as a sweep goes that goes so far.
+SEQUENCES = (1600, 6400, 25_600, 102_400, 204_800)
+FEWEST = 3
 
 # What exact_*.py write, by the title of its section.
 EXACT = {
@@ -107,18 +109,20 @@ def curves(pooled: Pooled) -> dict[str, dict[str, list[list[float | None]]]]:
 
 
 def _by_sequences(pooled: Pooled) -> list[str]:
-    """Both divergences of each method once it had drawn so many sequences, of sweeps that drew as many as the last."""
+    """Both divergences of each method once it had drawn so many sequences, of sweeps that drew a few of them."""
     training = {method: pooled.asked.settings[method]["training"] for method in pooled.methods}
-    if max(each["num_particles"] * each["num_updates"] for each in training.values()) < SEQUENCES[-1]:
+    most = max(each["num_particles"] * each["num_updates"] for each in training.values())
+    counts = [count for count in SEQUENCES if count <= most]
+    if len(counts) < FEWEST:
         return []
     lines = [
-        "| method | " + " | ".join(f"{count:,}" for count in SEQUENCES) + " |",
-        "|---" + "|--:" * len(SEQUENCES) + "|",
+        "| method | " + " | ".join(f"{count:,}" for count in counts) + " |",
+        "|---" + "|--:" * len(counts) + "|",
     ]
     for method, found in curves(pooled).items():
         both = [{update: value for update, value, *_ in series} for series in found.values()]
         cells = []
-        for count in SEQUENCES:
+        for count in counts:
             update, rest = divmod(count, training[method]["num_particles"])
             values = [None if rest else series.get(update) for series in both]
             cells.append(" / ".join(f"{value:.2f}" for value in values if value is not None) or "—")

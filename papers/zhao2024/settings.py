@@ -56,6 +56,13 @@ BUDGETS = {
 LONG = {
     **BUDGETS,
     "sentiment-long": Request("sentiment", SMALL, methods=("ctl", "dpg", "dense"), num_seeds=2, num_updates=2048),
+    # Twists with a network of their own, each at the better of two rates by 32 updates.
+    **{
+        f"sentiment-long-{twist}": Request(
+            "sentiment", SMALL, methods=("dpg",), num_seeds=1, twist=twist, num_updates=1024, learning_rate=rate
+        )
+        for twist, rate in (("lora", 3e-4), ("backbone", 1e-4))
+    },
     "infilling-2-1-long": replace(MAIN["infilling-2-1"], methods=("dpg", "prompted"), num_seeds=2, num_updates=1024),
     "toxicity-long": Request("toxicity", SMALL, methods=("ctl", "dense"), num_seeds=2, num_updates=256),
 }

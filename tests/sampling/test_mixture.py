@@ -11,9 +11,10 @@ from tests.cases import Case
 from tests.training.test_trainer import CONFIG, comparable, tiny_target
 from twistlm import Target, train
 from twistlm.core.errors import ConfigError
+from twistlm.core.logmath import normalise, truncated
 from twistlm.core.rng import Rng
 from twistlm.potentials import Infilling
-from twistlm.sampling.mixture import Pool, updates_until_growth
+from twistlm.sampling.mixture import PARTS, Pool, updates_until_growth
 from twistlm.sampling.proposals import twist_induced
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
@@ -75,6 +76,22 @@ def test_half_of_a_part_is_drawn_by_weight(case: Case) -> None:
     assert_mean(found, float((pool.log_ratio[:, -1] + rare).exp().mean()))
     hopeless = replace(pool.samples, log_phi=torch.full_like(rare, -torch.inf))
     assert replace(pool, samples=hopeless).draw(Rng(0), [case.at], 100)[1].isfinite().all()
+
+
+def test_no_draw_is_all_that_is_learned_from(case: Case) -> None:
+    """One draw that outweighs the others by e^20, as where a target is rare: it has one part in sixteen."""
+    pool, _ = grown(case)
+    log_phi = pool.samples.log_phi.clone()
+    log_phi[7] += 20.0
+    pool = replace(pool, samples=replace(pool.samples, log_phi=log_phi))
+    parts = [pool.draw(Rng(k), [case.at], 400) for k in range(100)]
+    log_w = torch.stack([ratio[:, -1] + part.log_phi for part, ratio in parts])
+    target = truncated(pool.final_log_ratio + log_phi, PARTS)
+    # What is drawn stands for the truncated weights, and one draw for no more of them than it may.
+    assert_mean(log_w.exp().mean(1), float(target.exp().mean()))
+    assert float(normalise(target).max()) == pytest.approx(1 / PARTS)
+    # Where there are many prompts, what one has few draws of is no more than its part of all.
+    assert truncated(pool.final_log_ratio + log_phi, PARTS / 20).equal(pool.final_log_ratio + log_phi)
 
 
 def test_it_grows_by_what_the_others_draw() -> None:

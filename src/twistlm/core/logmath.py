@@ -35,3 +35,19 @@ def ess(log_w: Tensor, dim: int = -1) -> Tensor:
     """Effective sample size 1 / Σ W² along `dim`, between 1 and n (Kong, 1992); 0 where every weight is zero."""
     total = normalise(log_w, dim).square().sum(dim)
     return torch.where(total > 0, 1.0 / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+
+
+def truncated(log_w: Tensor, parts: float) -> Tensor:
+    """Log weights [*, n] of which none is more than one in `parts` of their sum, or in √n of fewer; in float64.
+
+    The m largest are lowered to a common c, which is that part of m c and what the others sum to: truncated importance
+    sampling (Ionides, 2008), with a bound that many weights do not reach. n counts those above −inf.
+    """
+    log_w = log_w.double()
+    largest, rank = log_w.sort(-1, descending=True).values, torch.arange(log_w.shape[-1], device=log_w.device)
+    parts_of_each = largest.isfinite().sum(-1, keepdim=True).double().sqrt().clamp_max(parts)
+    # Sums of each weight and all that are smaller.
+    others = largest.flip(-1).logcumsumexp(-1).flip(-1)
+    bound = others - (parts_of_each - rank).clamp_min(0.0).log()
+    m = (largest <= bound).int().argmax(-1, keepdim=True)
+    return torch.where(m > 0, torch.minimum(log_w, bound.gather(-1, m)), log_w)

@@ -39,8 +39,9 @@ def title(pooled: Pooled) -> str:
     """What was swept."""
     asked = pooled.asked
     options = "".join(f", {name} = {value}" for name, value in asked.options.items())
+    twist = f", twist {asked.twist}" if asked.twist else ""
     source = f", trained on {asked.source} samples" if asked.source else ""
-    return f"{asked.experiment}, preset {asked.preset}{options}{source}"
+    return f"{asked.experiment}, preset {asked.preset}{options}{twist}{source}"
 
 
 def remarks(pooled: Pooled) -> list[str]:

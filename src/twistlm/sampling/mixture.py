@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from twistlm.core.errors import ConfigError
-from twistlm.core.logmath import normalise
+from twistlm.core.logmath import normalise, truncated
 from twistlm.core.rng import Rng
 from twistlm.sampling.cases import Cases, rows_of
 from twistlm.sampling.resampling import invert, stratified_points
@@ -33,6 +33,8 @@ FIRST, FACTOR = 16, 4
 BATCH = 2048
 # Sequences whose densities are taken at a time.
 CHUNK = 4096
+# One draw has no more of the weight towards σ, over all prompts, than one part in so many.
+PARTS = 16.0
 # What is kept of every draw.
 DRAWN = ("tokens", "mask", "log_p", "log_q", "log_phi")
 
@@ -152,17 +154,24 @@ class Pool:
 
         Half of them is drawn evenly and half by the weight towards σ, and the ratios make up for that: the few draws
         that σ would make are seen often, and no ratio more than doubles.
+
+        A draw that has more than one part in `PARTS` of the weight towards σ is truncated, and its log φ lowered by as
+        much: of a target that the pool has next to nothing of, what comes near is learned, and not one text by heart.
         """
-        log_w = (self.final_log_ratio + self.samples.log_phi).expand(len(cases), -1)
-        mine = torch.zeros_like(log_w, dtype=torch.bool)
+        ratio = self.final_log_ratio
+        mine = torch.zeros((len(cases), len(ratio)), dtype=torch.bool, device=ratio.device)
         for row, index in zip(mine, rows_of(self.samples.prompts, cases), strict=True):
             row[index] = True
         evenly = mine.double() / mine.sum(1, keepdim=True)
-        weights = normalise(log_w.masked_fill(~mine, -torch.inf))
+        log_w = (ratio + self.samples.log_phi).expand_as(mine).masked_fill(~mine, -torch.inf)
+        log_w = truncated(log_w, PARTS / len(cases))
+        weights = normalise(log_w)
         chance = torch.where(weights.sum(1, keepdim=True) > 0, (evenly + weights) / 2, evenly)
         index = invert(chance, stratified_points(rng, len(cases), count))
-        part = self.select(index.flatten())
-        return part.samples, part.log_ratio + (evenly / chance).log().gather(1, index).view(-1, 1)
+        chosen = index.flatten()
+        part, log_phi = self.select(chosen), log_w.gather(1, index).flatten() - ratio[chosen]
+        log_ratio = part.log_ratio + (evenly / chance).log().gather(1, index).view(-1, 1)
+        return replace(part.samples, log_phi=log_phi), log_ratio
 
     def select(self, index: Tensor) -> "Pool":
         """The draws at `index`, still weighed against all generations as they were."""
