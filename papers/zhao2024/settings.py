@@ -39,7 +39,10 @@ ABLATIONS = {
         for name in ("toxicity", "sentiment")
     },
     "toxicity-threshold-pooled": Request("toxicity-threshold", SMALL, methods=("pooled",)),
-    "toxicity-beta-5-pooled": Request("toxicity", SMALL, {"beta": 5.0}, methods=("pooled",)),
+    **{
+        f"toxicity-beta-5-{method}": Request("toxicity", SMALL, {"beta": 5.0}, methods=(method,))
+        for method in ("pooled", "dense")
+    },
     # A network that reads the condition first (docs/conditions.md).
     **{f"{name}-prompted": replace(MAIN[name], methods=("prompted",)) for name in ("infilling-15-10", "infilling-2-1")},
 }

@@ -33,7 +33,7 @@ FIRST, FACTOR = 16, 4
 BATCH = 2048
 # Sequences whose densities are taken at a time.
 CHUNK = 4096
-# One draw has no more of the weight towards σ, over all prompts, than one part in so many.
+# One draw has no more than a part in so many of the weight towards σ.
 PARTS = 16.0
 # What is kept of every draw.
 DRAWN = ("tokens", "mask", "log_p", "log_q", "log_phi")
@@ -155,23 +155,33 @@ class Pool:
         Half of them is drawn evenly and half by the weight towards σ, and the ratios make up for that: the few draws
         that σ would make are seen often, and no ratio more than doubles.
 
-        A draw that has more than one part in `PARTS` of the weight towards σ is truncated, and its log φ lowered by as
-        much: of a target that the pool has next to nothing of, what comes near is learned, and not one text by heart.
+        They are of the pool as `truncated` leaves it: of a target that it has next to nothing of, what comes near is
+        learned, and not one text by heart.
         """
-        ratio = self.final_log_ratio
-        mine = torch.zeros((len(cases), len(ratio)), dtype=torch.bool, device=ratio.device)
-        for row, index in zip(mine, rows_of(self.samples.prompts, cases), strict=True):
+        samples, ratio = self.truncated(cases, PARTS).samples, self.final_log_ratio
+        log_w = (ratio + samples.log_phi).expand(len(cases), -1)
+        mine = torch.zeros_like(log_w, dtype=torch.bool)
+        for row, index in zip(mine, rows_of(samples.prompts, cases), strict=True):
             row[index] = True
         evenly = mine.double() / mine.sum(1, keepdim=True)
-        log_w = (ratio + self.samples.log_phi).expand_as(mine).masked_fill(~mine, -torch.inf)
-        log_w = truncated(log_w, PARTS / len(cases))
-        weights = normalise(log_w)
+        weights = normalise(log_w.masked_fill(~mine, -torch.inf))
         chance = torch.where(weights.sum(1, keepdim=True) > 0, (evenly + weights) / 2, evenly)
         index = invert(chance, stratified_points(rng, len(cases), count))
         chosen = index.flatten()
-        part, log_phi = self.select(chosen), log_w.gather(1, index).flatten() - ratio[chosen]
-        log_ratio = part.log_ratio + (evenly / chance).log().gather(1, index).view(-1, 1)
-        return replace(part.samples, log_phi=log_phi), log_ratio
+        log_ratio = self.select(chosen).log_ratio + (evenly / chance).log().gather(1, index).view(-1, 1)
+        return samples.select(chosen), log_ratio
+
+    def truncated(self, cases: Cases, parts: float) -> "Pool":
+        """The same with no draw of more than one part in `parts` of the weight towards σ, over all cases.
+
+        log φ is lowered of those that have more.
+        """
+        ratio, log_phi = self.final_log_ratio, self.samples.log_phi.clone()
+        for index in rows_of(self.samples.prompts, cases):
+            log_w = ratio[index] + log_phi[index]
+            lower = truncated(log_w, parts / len(cases))
+            log_phi[index] = torch.where(lower < log_w, lower - ratio[index], log_phi[index])
+        return replace(self, samples=replace(self.samples, log_phi=log_phi))
 
     def select(self, index: Tensor) -> "Pool":
         """The draws at `index`, still weighed against all generations as they were."""

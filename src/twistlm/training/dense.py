@@ -27,10 +27,12 @@ from twistlm.sampling.samples import Samples, Siblings
 from twistlm.training.draws import Draws, chosen
 from twistlm.training.losses import finite
 from twistlm.training.prefix_value import Fitted, Words, fit, fit_mean
-from twistlm.twists.informed import Prefixes
+from twistlm.twists.informed import FEWEST, Prefixes
 
 # Siblings of each token, drawn from q with a share of p₀. Of what the potential is asked, the part that the fit takes.
 NUM_SIBLINGS, SHARE, FITTED = 8, 0.25, 1 / 2
+# Where next to no draw is effective, one has no more than a part in so many of the weight, and enough are.
+PARTS = 32.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ def labelled(rng: Rng, sampler: Sampler, pool: Pool, cases: Cases, count: int, *
     """
     sampler, words = replace(sampler, informed=None), Words(sampler.model.lm)
     there, texts = Draws.of(pool, cases), count / (sampler.num_steps * len(cases))
+    if there.effective < FEWEST:
+        # A fit to so few would be refused.
+        there = Draws.of(pool.truncated(cases, PARTS), cases)
     fits = _fitted(sampler, words, chosen(rng.fork("fitted"), there, max(1, int(FITTED * texts))), mean_log)
     draws = chosen(rng.fork("labelled"), there, max(1, int((1 - FITTED) * texts / (1 + NUM_SIBLINGS))))
     return _labels(rng.fork("siblings"), sampler, words, draws, fits)
