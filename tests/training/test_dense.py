@@ -17,10 +17,12 @@ from twistlm.sampling.twisted import TwistedLM
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import negative_lower_bound
 from twistlm.training.dense import Values, labelled
+from twistlm.training.draws import Draws
 from twistlm.training.losses import objective
 from twistlm.training.scoring import score
 from twistlm.training.sources import Batch, Setting
 from twistlm.training.trainer import Trainer
+from twistlm.twists.informed import FEWEST
 from twistlm.twists.tabular import TabularHead
 
 LOSSES = ("ctl", "gkl", "dpg", "sixo", "fudge", "mc_squared", "cd")
@@ -117,6 +119,19 @@ def test_labels_are_values_where_the_potential_tells_them(eos: str) -> None:
     assert torch.equal(dense.values.own[:, -1], dense.samples.log_phi)
     assert dense.samples.siblings is not None
     assert bool((dense.values.own <= 0).all())
+
+
+def test_a_few_draws_that_outweigh_the_rest_do_not_silence_the_fit() -> None:
+    """As where a target is rare: two draws are effective, of which no fit is made, and what the others know is."""
+    case = make_case()
+    sampler = Sampler(case.twisted, telling(case, case.optimal), case.num_steps)
+    pool = Pool.begun(Rng(1), sampler, [case.at], 3000)
+    log_phi = pool.samples.log_phi.clone()
+    log_phi[log_phi.argsort()[-3:]] += 12.0
+    pool = replace(pool, samples=replace(pool.samples, log_phi=log_phi))
+    assert Draws.of(pool, [case.at]).effective < FEWEST
+    dense = labelled(Rng(3), sampler, pool, [case.at], 100_000)
+    assert min(dense.record["gains"]) > 0.3
 
 
 @pytest.mark.parametrize("eos", ["ignore", "absorb"])

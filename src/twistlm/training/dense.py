@@ -55,7 +55,7 @@ class Dense:
     """n sequences with siblings of every token, and labels of both.
 
     Attributes:
-        samples: the sequences.
+        samples: the sequences; log φ of those that were truncated is lowered.
         log_ratio: log p₀(s_1:t), less the log density that it was drawn from [n, T].
         values: the labels.
         record: what was fitted, for the history.
