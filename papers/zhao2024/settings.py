@@ -32,16 +32,19 @@ ABLATIONS = {
         for beta in POWERS
     },
     "toxicity-threshold": Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
-    # DPG on the pool with a lexical twist, without and with labels of every prefix (docs/dense.md).
+    # DPG with a lexical twist: on fresh draws, on the pool, and with labels of every prefix (docs/dense.md).
     **{
         f"{name}-{method}": Request(name, SMALL, methods=(method,))
-        for method in ("pooled", "dense")
+        for method in ("fresh", "pooled", "dense")
         for name in ("toxicity", "sentiment")
     },
-    "toxicity-threshold-pooled": Request("toxicity-threshold", SMALL, methods=("pooled",)),
+    **{
+        f"toxicity-threshold-{method}": Request("toxicity-threshold", SMALL, methods=(method,))
+        for method in ("fresh", "pooled")
+    },
     **{
         f"toxicity-beta-5-{method}": Request("toxicity", SMALL, {"beta": 5.0}, methods=(method,))
-        for method in ("pooled", "dense")
+        for method in ("fresh", "pooled", "dense")
     },
     # A network that reads the condition first (docs/conditions.md).
     **{f"{name}-prompted": replace(MAIN[name], methods=("prompted",)) for name in ("infilling-15-10", "infilling-2-1")},

@@ -87,11 +87,11 @@ GKL_ON_THE_POOL = {
     "weight_decay": 0.3,
 }
 
-# Every draw again and again, by the loss and the twist that make most of it (docs/log.md): as many sequences as 64
-# updates of 100 draw, and twice the steps.
-DPG_ON_THE_POOL = {
+# The loss and the twist that make most of few draws (docs/log.md): as many sequences as 64 updates of 100 draw, and
+# twice the steps.
+DPG_LEXICAL = {
     "method": "dpg",
-    "target_source": "pool",
+    "target_source": "proposal",
     # What the potential says of each token by itself is known from the first update on.
     "twist": "lexical",
     "twist_options": {"rank": 4},
@@ -99,13 +99,14 @@ DPG_ON_THE_POOL = {
     "weight_decay": 0.1,
     "num_particles": 50,
     "num_updates": 128,
-    # Draws of a poor twist soon, and of a better one from update 32 on: the rarer the target, the more it matters.
-    "pool_first": 8,
     "averaging": 0.98,
 }
+# Every draw again and again: of a poor twist soon, and of a better one from update 32 on.
+DPG_ON_THE_POOL = {**DPG_LEXICAL, "target_source": "pool", "pool_first": 8}
 
 # What a preset has beside the published methods: that, and the same with labels of every prefix (docs/dense.md).
-POOLED = {
+LEXICAL = {
+    "fresh": DPG_LEXICAL,
     "pooled": DPG_ON_THE_POOL,
     "dense": {**DPG_ON_THE_POOL, "target_source": "dense", "num_labels": 200_000},
 }
