@@ -38,7 +38,7 @@ def ess(log_w: Tensor, dim: int = -1) -> Tensor:
 
 
 def truncated(log_w: Tensor, parts: float) -> Tensor:
-    """Log weights [*, n] of which none is more than one in `parts` of their sum, or in √n of fewer; in float64.
+    """Log weights [..., n] of which none is more than one in `parts` of their sum, or in √n of fewer; in float64.
 
     The m largest are lowered to a common c, which is that part of m c and what the others sum to: truncated importance
     sampling (Ionides, 2008), with a bound that many weights do not reach. n counts those above −inf.
