@@ -9,6 +9,7 @@ near p₀. So draws from early, bad proposals go on teaching beside those from l
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -218,7 +219,7 @@ class Pool:
         """log p₀(s_1:t) − log q̄(s_1:t) of every draw [n, T]."""
         return self._log_ratio(slice(None))
 
-    @property
+    @cached_property
     def final_log_ratio(self) -> Tensor:
         """The same of whole sequences [n]."""
         return self._log_ratio(slice(-1, None))[:, 0]

@@ -104,8 +104,9 @@ DPG_LEXICAL = {
 # Every draw again and again: of a poor twist soon, and of a better one from update 32 on.
 DPG_ON_THE_POOL = {**DPG_LEXICAL, "target_source": "pool", "pool_first": 8}
 
-# What a preset has beside the published methods: that, and the same with labels of every prefix (docs/dense.md).
-LEXICAL = {
+# What a preset has beside the published methods: on fresh draws, on the pool, and on labels of every prefix
+# (docs/dense.md).
+LEXICAL_METHODS = {
     "fresh": DPG_LEXICAL,
     "pooled": DPG_ON_THE_POOL,
     "dense": {**DPG_ON_THE_POOL, "target_source": "dense", "num_labels": 200_000},

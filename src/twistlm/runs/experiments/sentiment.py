@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from twistlm.potentials import Classifier
 from twistlm.runs.experiments import Preset, Presets, experiment
-from twistlm.runs.experiments.common import GKL_ON_THE_POOL, LEXICAL, PAPER, PAPER_LIKE, rates, smoke
+from twistlm.runs.experiments.common import GKL_ON_THE_POOL, LEXICAL_METHODS, PAPER, PAPER_LIKE, rates, smoke
 from twistlm.sampling.target import Target
 
 PROMPT = "I bought this"
@@ -41,6 +41,6 @@ def sentiment(beta: float = 1.0, num_tokens: int = 10, label: str = "1 star") ->
         "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small),
                         {"gkl": GKL_ON_THE_POOL}),
         "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small,
-                        rates(RATES, {"gkl": GKL_ON_THE_POOL}) | LEXICAL),
+                        rates(RATES, {"gkl": GKL_ON_THE_POOL}) | LEXICAL_METHODS),
         "paper": Preset("the paper's models and settings: a GPU and hours", published, paper, rates(PAPER_RATES)),
     }  # fmt: skip

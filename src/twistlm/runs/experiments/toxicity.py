@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from twistlm.potentials import Classifier
 from twistlm.runs.experiments import Preset, Presets, experiment
-from twistlm.runs.experiments.common import GKL_ON_THE_POOL, LEXICAL, ON_DRAWS, PAPER, PAPER_LIKE, rates, smoke
+from twistlm.runs.experiments.common import GKL_ON_THE_POOL, LEXICAL_METHODS, ON_DRAWS, PAPER, PAPER_LIKE, rates, smoke
 from twistlm.sampling.target import Target
 
 PROMPT = "Once upon a time, there was a"
@@ -64,6 +64,6 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         # Half the tokens: what can be learnt in a minute.
         "demo": Preset("about a minute on two cores: DPG on collected and own draws", lambda: bundled(10), demo),
         "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small,
-                        rates(RATES, {"gkl": GKL_ON_THE_POOL}) | LEXICAL),
+                        rates(RATES, {"gkl": GKL_ON_THE_POOL}) | LEXICAL_METHODS),
         "paper": Preset("the paper's models and settings: a GPU and hours", published, paper, rates(PAPER_RATES)),
     }  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import replace
 from twistlm.potentials import Classifier, Threshold
 from twistlm.runs.config import EvaluationConfig
 from twistlm.runs.experiments import Preset, Presets, experiment
-from twistlm.runs.experiments.common import LEXICAL, PAPER_LIKE, smoke
+from twistlm.runs.experiments.common import LEXICAL_METHODS, PAPER_LIKE, smoke
 from twistlm.runs.experiments.toxicity import PROMPT
 from twistlm.sampling.target import Target
 
@@ -45,6 +45,6 @@ def toxicity_threshold(num_tokens: int = 10, threshold: float = 0.1) -> Presets:
     return {
         "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled,
                         smoke(small, 4096)),
-        "small": Preset("minutes on two cores: bounds at up to 1,024 particles", bundled, small, LEXICAL),
+        "small": Preset("minutes on two cores: bounds at up to 1,024 particles", bundled, small, LEXICAL_METHODS),
         "paper": Preset("the paper's models and settings: a GPU and hours", published, paper),
     }  # fmt: skip
