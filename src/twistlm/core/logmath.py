@@ -5,6 +5,7 @@ many tokens, and float32 loses the digits that a difference of two bounds is mad
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +36,11 @@ def ess(log_w: Tensor, dim: int = -1) -> Tensor:
     """Effective sample size 1 / Σ W² along `dim`, between 1 and n (Kong, 1992); 0 where every weight is zero."""
     total = normalise(log_w, dim).square().sum(dim)
     return torch.where(total > 0, 1.0 / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+
+
+def effective(log_w: Tensor, groups: Sequence[Tensor]) -> float:
+    """Effective sample sizes of the groups of `log_w` [n] together, each by the indices of its draws."""
+    return float(sum(ess(log_w[index]) for index in groups))
 
 
 def truncated(log_w: Tensor, parts: float) -> Tensor:

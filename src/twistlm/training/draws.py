@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from twistlm.core.logmath import ess, normalise
+from twistlm.core.logmath import effective, normalise
 from twistlm.core.rng import Rng
 from twistlm.potentials.prefixes import softened
 from twistlm.sampling.cases import Cases, rows_of
@@ -35,7 +35,7 @@ class Draws:
     @property
     def effective(self) -> float:
         """Effective number of draws of the targets."""
-        return float(sum(ess(self.log_w[index]) for index in self.groups))
+        return effective(self.log_w, self.groups)
 
     def steered(self, sampler: Sampler) -> tuple[Tensor, Tensor]:
         """What is told of prefixes by `sampler`'s twist: log(q/p₀), and log ψ, finite, of each [n, T]."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from twistlm.core.logmath import ess, normalise
+from twistlm.core.logmath import effective, normalise
 from twistlm.models.base import BaseLM
 from twistlm.twists.informed import FEWEST, FOLDS, LEAST_GAIN, Prefixes
 
@@ -84,10 +84,10 @@ def fit(prefixes: Prefixes) -> Fitted:
     Of the features [n, d] the first three are log(q/p₀), log ψ and the score, the others of any kind.
     """
     prefixes = prefixes.part(torch.ones(len(prefixes.log_w), dtype=torch.bool, device=prefixes.log_w.device))
-    effective = prefixes.effective
+    count = prefixes.effective
     start = torch.zeros(prefixes.features.shape[1], dtype=torch.float64, device=prefixes.log_w.device)
     start[0] = 1.0
-    if effective < FEWEST:
+    if count < FEWEST:
         return Fitted(start, 0.0)
     # A feature that never varies has no gradient, and stays what it was.
     spread = prefixes.features.std(0, correction=0).clamp_min(1e-6)
@@ -98,7 +98,7 @@ def fit(prefixes: Prefixes) -> Fitted:
     before = [judging(origin) for _, judging in folds]
     now = [origin] * FOLDS
     best, chosen, found = LEAST_GAIN, None, origin
-    for penalty in _penalties(start, effective):
+    for penalty in _penalties(start, count):
         now = [_minimised(fitting, here, origin, penalty) for (fitting, _), here in zip(folds, now, strict=True)]
         after = [judging(here) for (_, judging), here in zip(folds, now, strict=True)]
         gain = float(torch.stack(before).mean() - torch.stack(after).mean())
@@ -127,9 +127,9 @@ def fit_mean(features: Tensor, log_phi: Tensor, log_ratio: Tensor, groups: Seque
         # What a target's texts have in common is its constant's.
         x[index] -= share @ x[index]
         y[index] -= share @ y[index]
-    effective, variance = float(sum(ess(log_ratio[index]) for index in groups)), float(weights @ y.square())
+    count, variance = effective(log_ratio, groups), float(weights @ y.square())
     nothing = Fitted(torch.zeros_like(x[0]), 0.0)
-    if effective < FEWEST or variance <= 0:
+    if count < FEWEST or variance <= 0:
         return nothing
     spread = (weights @ x.square()).sqrt().clamp_min(1e-6)
     x, y = x / spread, y / variance**0.5
@@ -137,7 +137,7 @@ def fit_mean(features: Tensor, log_phi: Tensor, log_ratio: Tensor, groups: Seque
     parts = [_Squares.of(x[fold == k], y[fold == k], weights[fold == k]) for k in range(FOLDS)]
     whole = sum(parts[1:], parts[0])
     best, chosen = LEAST_GAIN, None
-    for penalty in _penalties(spread, effective):
+    for penalty in _penalties(spread, count):
         gain = sum(part.explained((whole - part).solved(penalty)) for part in parts)
         if chosen is not None and gain <= best:
             break
@@ -146,11 +146,11 @@ def fit_mean(features: Tensor, log_phi: Tensor, log_ratio: Tensor, groups: Seque
     return nothing if chosen is None else Fitted(whole.solved(chosen) * variance**0.5 / spread, best)
 
 
-def _penalties(numbers: Tensor, effective: float) -> list[Tensor]:
+def _penalties(numbers: Tensor, count: float) -> list[Tensor]:
     """On each of the numbers, whose first three are light, by so many effective draws; strongest first."""
     lighter = torch.ones_like(numbers)
     lighter[:3] = LIGHTER
-    return [lighter * (ridge / effective) for ridge in RIDGES]
+    return [lighter * (ridge / count) for ridge in RIDGES]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError
-from twistlm.core.logmath import ess, normalise
+from twistlm.core.logmath import effective, normalise
 
 # Penalties to try, on numbers in units of their feature's spread, times one over the effective number of draws.
 RIDGES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
@@ -98,7 +98,7 @@ class Prefixes:
     @property
     def effective(self) -> float:
         """Effective number of draws of the targets."""
-        return float(sum(ess(self.log_w[index]) for index in self.groups))
+        return effective(self.log_w, self.groups)
 
 
 def fit(prefixes: Prefixes) -> tuple[Tensor, float]:
