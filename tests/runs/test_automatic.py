@@ -10,10 +10,10 @@ from twistlm.core.errors import ConfigError
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Infilling, Regex
 from twistlm.runs.aim import Aim, aimed
-from twistlm.runs.automatic import DENSE, DRAWS, LEXICAL, POOL, automatic, sized
+from twistlm.runs.automatic import DRAWS, LEXICAL, LEXICAL_DPG, POOL, automatic, sized
 from twistlm.runs.config import RunConfig
 from twistlm.runs.experiments import get_preset
-from twistlm.runs.train import default_config, train
+from twistlm.runs.train import JUDGING, default_config, train
 from twistlm.sampling.prompts import Prompts
 from twistlm.sampling.target import Target
 from twistlm.training.config import TrainingConfig
@@ -22,40 +22,49 @@ from twistlm.training.config import TrainingConfig
 def test_it_follows_what_the_potential_can_do(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="twistlm")
     lm, telling = tiny_lm(), Function(small_numbers, log_upper_bound=0.0, prefixes=True)
-    assert automatic(Target(lm, telling, "5", 4, eos="ignore"))["source"] == "dense"
+    assert automatic(Target(lm, telling, "5", 4, eos="ignore")) == LEXICAL_DPG
     assert automatic(tiny_target()) == DRAWS
     unbounded = Target(lm, Function(small_numbers), "5", 4, eos="ignore")
     assert automatic(unbounded) == POOL
     given = Target(lm, Infilling(1), "5", 2, eos="ignore")
     chosen = automatic(given)
     assert [chosen[name] for name in ("method", "source", "twist")] == ["dpg", "draws", "prompted"]
+    several = Target(lm, telling, prompts=Prompts(("5", "6")), num_tokens=4, eos="ignore")
+    assert automatic(several) == DRAWS | LEXICAL
     said = [record.message for record in caplog.records if record.name == "twistlm"]
-    assert len(said) == 4
+    assert len(said) == 5
     assert all(line.startswith("method auto: ") for line in said)
 
 
 def test_a_preset_stays_as_small_as_it_is() -> None:
-    smoke = get_preset("sentiment", "smoke").config("auto").training
-    assert (smoke.target_source, smoke.num_particles, smoke.num_updates, smoke.num_labels) == ("dense", 32, 4, 3125)
-    assert get_preset("sentiment", "small").config("auto").training.num_updates == DENSE["num_updates"]
+    preset = get_preset("sentiment", "smoke")
+    smoke = preset.config("auto")
+    assert (smoke.training.target_source, smoke.training.num_particles, smoke.training.num_updates) == ("proposal", 50, 2)
+    assert (smoke.num_draws, smoke.folds) == (preset.run.num_draws, preset.run.folds)
+    small = get_preset("sentiment", "small")
+    assert small.config("auto") == small.config("fresh")
     assert sized(DRAWS, 1) == DRAWS
 
 
-def test_long_texts_are_not_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twistlm.runs.automatic.LONGEST", 3)
+def test_where_drawing_takes_long_it_learns_from_collected_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twistlm.runs.automatic.LARGEST", 1000)
     potential = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
-    assert automatic(Target(tiny_lm(), potential, "5", 4, eos="ignore")) == POOL | LEXICAL | {"pool_start": "collected"}
+    target = Target(tiny_lm(), potential, "5", 4, eos="ignore")
+    assert automatic(target) == DRAWS | LEXICAL
+    config = default_config(target)
+    assert (config.training.target_source, config.num_draws, config.folds) == ("draws", 2048, RunConfig().folds)
 
 
-def test_where_nothing_is_said_it_learns_from_collected_draws() -> None:
+def test_where_nothing_is_said_it_is_the_default() -> None:
     lm, telling = tiny_lm(), Function(small_numbers, log_upper_bound=0.0, prefixes=True)
     config = default_config(Target(lm, telling, "5", 4, eos="ignore"))
-    assert (config.training.loss, config.training.target_source, config.twist) == ("gkl", "draws", "lexical")
+    assert config == replace(RunConfig().changed(**LEXICAL_DPG), num_draws=4096, folds=JUDGING)
     # One that does not say that it can be asked about unfinished texts is not asked about tokens.
     config = default_config(tiny_target())
     assert (config.training.target_source, config.twist) == ("draws", "low_rank")
     # Draws of the base model know nothing of a hard constraint, and without an upper bound there are none.
-    constrained = Target(lm, telling * Regex("[0-9 ]*", mode="fullmatch", constrain=True), "5", 4, eos="ignore")
+    numbers = Function(small_numbers, log_upper_bound=0.0)
+    constrained = Target(lm, numbers * Regex("[0-9 ]*", mode="fullmatch", constrain=True), "5", 4, eos="ignore")
     assert default_config(constrained).training == RunConfig().changed(**POOL).training
     config = default_config(Target(lm, Function(small_numbers), "5", 4, eos="ignore"))
     assert (config.num_draws, config.training.target_source, config.training.num_particles) == (0, "pool", 64)
@@ -91,10 +100,10 @@ def test_it_is_the_default_where_targets_differ_by_a_condition() -> None:
 
 def test_it_trains() -> None:
     potential = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
-    target = Target(tiny_lm(), potential, "5", 4, eos="ignore")
-    run = train(target, config=CONFIG, method="auto", num_updates=20, num_particles=16, num_labels=2000, num_draws=256)
-    assert (run.config.training.loss, run.config.training.target_source) == ("dpg", "dense")
-    assert [row["update"] for row in run.history if row["kind"] == "labels"] == [0, 16]
+    run = train(Target(tiny_lm(), potential, "5", 4, eos="ignore"), num_updates=40, num_draws=512, informed="off")
+    assert (run.config.training.loss, run.config.training.target_source) == ("dpg", "proposal")
+    held_out = [row["held_out"]["value"] for row in run.history if row["kind"] == "evaluation"]
+    assert held_out[-1] < held_out[0] - 0.02
 
 
 def test_what_is_said_besides_counts() -> None:

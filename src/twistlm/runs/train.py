@@ -19,7 +19,7 @@ from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.urls import url_of
 from twistlm.potentials.conditions import is_conditional
-from twistlm.runs.automatic import AUTO, automatic, for_conditions, on_policy, plain
+from twistlm.runs.automatic import AUTO, automatic, on_policy, suited
 from twistlm.runs.certification import Certification
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
@@ -41,6 +41,9 @@ logger = logging.getLogger("twistlm")
 NUM_TEXTS = 4
 # Base draws for each prompt of a set: at least, and where nothing else is said.
 FEWEST_DRAWS, DRAWS_OF_A_PROMPT = 8, 64
+# Of draws that no update learns from, with twice as many of them: a few dozen effective ones choose the best twist, or
+# by chance none at all, and what weighs beside it is learned from as many as before.
+JUDGING = (0.3, 0.3, 0.4)
 
 
 def train(
@@ -58,8 +61,8 @@ def train(
 
     First base draws are collected (if φ has an upper bound), which serve as training data, as exact samples for the
     held-out criterion and for evaluation; then the twist is trained, keeping the best by the held-out criterion.
-    Where nothing is said, by `gkl` on the collected draws (on its own, where those teach nothing), with a twist that
-    knows what φ says of every token where φ can be asked (docs/choose/method.md).
+    Where nothing is said, by DPG on its own fresh draws with a twist that knows what φ says of every token, if φ can be
+    asked and drawing is quick; else by `gkl` on the collected draws, or on a pool of its own (docs/choose/method.md).
 
     Called in several processes that `torchrun` or `accelerate launch` has started, it trains one twist in all of them
     together: each scores its rows of every batch. The first owns the folder, and the others return a run without one.
@@ -221,15 +224,13 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
 
 
 def default_config(target: Target, method: str | None = None) -> RunConfig:
-    """Settings where none are given, or the method alone.
-
-    Where targets differ by a condition, those of method "auto", as no other twist would read it.
-    """
-    count = len(target.prompts)
-    if is_conditional(target.potential):
-        config = RunConfig().changed(**for_conditions(target))
-    else:
-        config = RunConfig().changed(**plain(target.potential)).changed(**on_policy().get(method or "", {}))
+    """Settings where none are given, or the method alone: those of method "auto"."""
+    count, (chosen, _) = len(target.prompts), suited(target)
+    config = RunConfig().changed(**chosen)
+    if not is_conditional(target.potential):
+        config = config.changed(**on_policy().get(method or "", {}))
+        if not config.trains_on_draws:
+            config = replace(config, num_draws=2 * config.num_draws, folds=JUDGING)
         bounded = target.potential.log_upper_bound is not None
         config = replace(config, num_draws=max(config.num_draws, DRAWS_OF_A_PROMPT * count) if bounded else 0)
     # Each prompt is certified by itself: what one may cost is not what hundreds may.

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from twistlm.core.logmath import log_mean_exp
 from twistlm.core.rng import Rng
 from twistlm.sampling.cases import Cases, rows_of, shares_of
 from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.smc import Keep
 from twistlm.training.config import TrainingConfig
+from twistlm.training.losses import finite
 from twistlm.training.sources import Batch, Setting, collected_joint, get_source, marked
 
 
@@ -38,6 +40,15 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
             count = config.pool_batch if marked(name, "pooled") else config.num_particles
             made[name] = get_source(name)(rng.fork(name), setting, count)
     return {role: made[name] for role, name in sources.items()}
+
+
+def scale(batch: Batch) -> float:
+    """log of a constant ψ near the mean of the optimal one, which is Z (of each target, where they differ).
+
+    From ψ = 1 whatever was drawn would fall behind all that was not, and the proposal run after rare tokens until it
+    has seen them all.
+    """
+    return float(log_mean_exp(finite(batch.samples.log_phi).view(batch.num_targets, -1)).mean())
 
 
 def served(config: TrainingConfig, setting: Setting) -> Cases:

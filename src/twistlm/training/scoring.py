@@ -34,7 +34,7 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
 
     Raises:
         ConfigError: a batch without prefix weights was given for a role other than the target.
-        TrainingError: no target sample has any weight.
+        TrainingError: no labelled prefix has any weight.
     """
     with_siblings = batches["intermediate"] if "intermediate" in batches and not normaliser else None
     scores_of = {
@@ -57,10 +57,6 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
             effective = float(ess(batch.log_w.view(batch.num_targets, -1)).sum())
             continue
         if role == "target":
-            if not bool(batch.log_w.isfinite().any()):
-                raise TrainingError(
-                    "every target sample has weight zero (φ = 0); use more particles or a softer potential"
-                )
             weights = _at_every_t(_normalised(batch.log_w, batch.num_targets), mask)
             effective = float(ess(batch.log_w.view(batch.num_targets, -1)).sum())
         elif role == "intermediate":

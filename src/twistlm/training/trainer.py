@@ -20,7 +20,6 @@ from torch import Tensor
 from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, ModelError, TrainingError
 from twistlm.core.estimates import Estimate, difference, mean
-from twistlm.core.logmath import log_mean_exp
 from twistlm.core.processes import ALONE, Processes
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
@@ -30,12 +29,13 @@ from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import growths, snapshot, updates_until_growth
 from twistlm.training import optimisers
 from twistlm.training.averaging import Average
-from twistlm.training.batches import drawn, served
+from twistlm.training.batches import drawn, scale, served
 from twistlm.training.checkpoint import Checkpoint, Moment, Progress, Store
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import Criterion
 from twistlm.training.informing import inform
-from twistlm.training.losses import finite, objective
+from twistlm.training.losses import objective
+from twistlm.training.misses import check_misses, misses
 from twistlm.training.parallel import among
 from twistlm.training.pooling import grown, relabelled
 from twistlm.training.scoring import Scoring, score
@@ -159,7 +159,9 @@ class Trainer:
                 f"at update {number} {error}; if it was training that broke the twist, lower learning_rate (it is "
                 f"{self.config.learning_rate:g})"
             ) from error
-        if number == 0 and self.objective.scale:
+        if misses(batches):
+            return self._passed_over(start)
+        if self.objective.scale and not any(row["kind"] == "update" for row in self.history):
             self._start_at_scale(batches)
         # All of a batch's steps are one update: methods are compared by the sequences that they draw.
         for _ in range(self.objective.inner_steps):
@@ -184,17 +186,17 @@ class Trainer:
         self._detect_collapse(scoring, record)
         return record
 
-    def _start_at_scale(self, batches: dict[str, Batch]) -> None:
-        """Start at a constant ψ near the mean of the optimal one, which is Z (of each target, where they differ).
+    def _passed_over(self, start: float) -> dict[str, Any]:
+        record = {"kind": "miss", "update": self.progress.done, "ess": 0.0, "seconds": time.perf_counter() - start}
+        self._record(record)
+        self.progress.done += 1
+        check_misses(self.history, self.config.num_updates)
+        return record
 
-        From ψ = 1 whatever was drawn would fall behind all that was not, and the proposal run after rare tokens until
-        it has seen them all.
-        """
-        batch = next(iter(batches.values()))
-        log_phi = finite(batch.samples.log_phi).view(batch.num_targets, -1)
-        level = self.processes.of_first(lambda: float(log_mean_exp(log_phi).mean()))
+    def _start_at_scale(self, batches: dict[str, Batch]) -> None:
+        level = self.processes.of_first(lambda: scale(next(iter(batches.values()))))
         self.twist.head.start_at(level)
-        self._record({"kind": "start", "update": 0, "log_psi": level})
+        self._record({"kind": "start", "update": self.progress.done, "log_psi": level})
 
     def _step(self, value: Tensor) -> float:
         """One optimiser step; returns the gradient's norm before clipping."""

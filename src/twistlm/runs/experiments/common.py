@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from twistlm.runs.automatic import LEXICAL_DPG
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.training.config import TrainingConfig
 
@@ -87,27 +88,13 @@ GKL_ON_THE_POOL = {
     "weight_decay": 0.3,
 }
 
-# The loss and the twist that make most of few draws (docs/log.md): as many sequences as 64 updates of 100 draw, and
-# twice the steps.
-DPG_LEXICAL = {
-    "method": "dpg",
-    "target_source": "proposal",
-    # What the potential says of each token by itself is known from the first update on.
-    "twist": "lexical",
-    "twist_options": {"rank": 4},
-    "learning_rate": 3e-3,
-    "weight_decay": 0.1,
-    "num_particles": 50,
-    "num_updates": 128,
-    "averaging": 0.98,
-}
 # Every draw again and again: of a poor twist soon, and of a better one from update 32 on.
-DPG_ON_THE_POOL = {**DPG_LEXICAL, "target_source": "pool", "pool_first": 8}
+DPG_ON_THE_POOL = {**LEXICAL_DPG, "source": "pool", "pool_first": 8}
 
-# What a preset has beside the published methods: on fresh draws, on the pool, and on labels of every prefix
-# (docs/dense.md).
+# What a preset has beside the published methods, with as many sequences: the settings of method "auto", on fresh draws;
+# the same on the pool, and on labels of every prefix (docs/dense.md).
 LEXICAL_METHODS = {
-    "fresh": DPG_LEXICAL,
+    "fresh": LEXICAL_DPG,
     "pooled": DPG_ON_THE_POOL,
-    "dense": {**DPG_ON_THE_POOL, "target_source": "dense", "num_labels": 200_000},
+    "dense": {**DPG_ON_THE_POOL, "source": "dense", "num_labels": 200_000},
 }
