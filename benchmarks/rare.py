@@ -49,16 +49,19 @@ class Options:
 
 
 def exact(lm: BaseLM, allowed: list[int]) -> float:
-    """P[the first tokens are all allowed]: the sum over every way to begin."""
-    prefixes, log_p = torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
-    prompt = lm.encode(PROMPT)
-    for _ in range(NUM_GIVEN):
-        # Features are of what comes before each token, so that one more stands behind the last.
-        features = lm.features([prompt] * len(prefixes), torch.nn.functional.pad(prefixes, (0, 1)))[:, -1]
-        following = lm.logits(features).double().log_softmax(-1)[:, allowed]
+    """P[the first tokens are all allowed]: the sum over every way to begin.
+
+    Read token by token, as draws are: on processors with products of lower precision another way to read rounds
+    otherwise, and a product of four rare tokens shows it (by 3 % on one with AMX).
+    """
+    state, choices = lm.start([lm.encode(PROMPT)], (len(allowed) ** NUM_GIVEN, NUM_GIVEN)), torch.tensor(allowed)
+    log_p = torch.zeros(1, dtype=torch.float64)
+    for step in range(NUM_GIVEN):
+        following = lm.logits(state.features).double().log_softmax(-1)[:, choices]
+        parents, tokens = torch.arange(len(log_p)).repeat_interleave(len(choices)), choices.repeat(len(log_p))
         log_p = (log_p.unsqueeze(1) + following).flatten()
-        tokens = torch.tensor(allowed).repeat(len(prefixes)).unsqueeze(1)
-        prefixes = torch.cat([prefixes.repeat_interleave(len(allowed), 0), tokens], 1)
+        if step + 1 < NUM_GIVEN:
+            state = lm.advance(state, parents, tokens)
     return float(torch.logsumexp(log_p, 0).exp())
 
 

@@ -39,7 +39,8 @@ def test_it_follows_what_the_potential_can_do(caplog: pytest.LogCaptureFixture) 
 def test_a_preset_stays_as_small_as_it_is() -> None:
     preset = get_preset("sentiment", "smoke")
     smoke = preset.config("auto")
-    assert (smoke.training.target_source, smoke.training.num_particles, smoke.training.num_updates) == ("proposal", 50, 2)
+    training = smoke.training
+    assert (training.target_source, training.num_particles, training.num_updates) == ("proposal", 50, 2)
     assert (smoke.num_draws, smoke.folds) == (preset.run.num_draws, preset.run.folds)
     small = get_preset("sentiment", "small")
     assert small.config("auto") == small.config("fresh")

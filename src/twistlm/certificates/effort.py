@@ -42,7 +42,7 @@ class Search:
     num_draws: int = 16_384
     max_rounds: int = 6
     num_samples: int | None = None
-    min_ess: float = 200.0
+    min_ess: float = 16.0
     num_events: int = 10
     twist: str = "lexical"
     twist_options: tuple[tuple[str, Any], ...] = (("rank", 2),)

@@ -18,9 +18,9 @@ logger = logging.getLogger("twistlm")
 
 # The name of the choice.
 AUTO = "auto"
-# One prompt, where drawing costs little and φ can be asked about single tokens: it is, of the whole vocabulary, which is worth
-# thousands of draws; and every update learns from the twist's own, fresh ones. No other settings bring as much for as
-# many sequences (docs/log.md).
+# One prompt, where drawing costs little and φ can be asked about single tokens: it is, of the whole vocabulary, which
+# is worth thousands of draws; and every update learns from the twist's own, fresh ones. No other settings bring as much
+# for as many sequences (docs/log.md).
 LEXICAL_DPG: dict[str, Any] = {
     "method": "dpg",
     "source": "proposal",
