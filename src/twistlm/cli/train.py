@@ -83,8 +83,9 @@ def train(
     """Learn a twist for an experiment's target, or one of your own.
 
     Base draws are collected first; they judge the twist (held out), evaluate it (never seen), and train it where the
-    method is one that learns from them. The best twist by the held-out criterion is kept. Killed at any moment, it continues with --resume. Several processes that
-    torchrun or accelerate launch has started train one twist together. For example:
+    method is one that learns from them. The best twist by the held-out criterion is kept. Killed at any moment, it
+    continues with --resume. Several processes that torchrun or accelerate launch has started train one twist together.
+    For example:
 
     twistlm train toxicity --out runs/toxic
 
