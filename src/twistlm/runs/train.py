@@ -85,7 +85,7 @@ def train(
         UpperBoundError: base draws are asked for, and φ has no known upper bound.
         RunError: `out` exists and must not, cannot be resumed, or is being written by somebody else.
         StorageError: the system refuses, or files of the run were deleted meanwhile.
-        TrainingError: the loss became infinite.
+        TrainingError: the loss became infinite, or batch after batch has no sequence of φ > 0.
         ProcessError: another of the processes has ended.
     """
     method = training.get("method")

@@ -7,7 +7,8 @@ from typing import Any
 from twistlm.core.errors import TrainingError
 from twistlm.training.sources import Batch
 
-# Updates in a row after which there is none: fewer than one in twenty would go by if one draw in a thousand hit.
+# Updates in a row after which there is none. Of batches of fifty draws, one in a thousand of which hits, so many miss
+# in a row with a chance of one in twenty-five.
 MOST = 64
 
 

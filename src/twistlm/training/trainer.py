@@ -107,7 +107,7 @@ class Trainer:
         """Run to the end (or to the early stop), restore the best twist, choose its shrinkage; returns the history.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss is not finite, or batch after batch misses the target.
         """
         self._resume()
         try:
