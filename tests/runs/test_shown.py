@@ -24,7 +24,7 @@ def test_one_line_each(run: Run) -> None:
     drawn, certificate = run.sample(8), run.evaluate(4, num_samples=32, budget=16)
     for shown, said in (
         (run.target, "num_tokens=5"),
-        (run, "Run(in memory: gkl"),
+        (run, "Run(in memory: dpg"),
         (drawn, "TextSamples(8 texts, log Ẑ = "),
         (certificate, "KL(q‖σ)"),
     ):
@@ -108,6 +108,6 @@ def test_a_damaged_certificate_is_said_and_the_rest_is_shown(tmp_path: Path, run
     made = twistlm.train(run.target, out=tmp_path / "run", **config)
     (tmp_path / "run" / "certificate.json").write_text('{"after": {"bounds": 1}}')
     assert "certificate.json" in made._repr_html_()
-    assert "gkl, lexical, 0" in made._repr_html_()
+    assert "dpg, lexical, 0" in made._repr_html_()
     with pytest.raises(RunError, match="is damaged or of another version"):
         _ = made.certificate
