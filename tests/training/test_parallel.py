@@ -28,7 +28,7 @@ ACCELERATE = [
 TRAIN = [
     *("train", "--model", "stories", "--potential", "regex:pattern=a", "--prompt", "Once upon a time"),
     *("--num-tokens", "3", "--twist", "backbone", "--num-draws", "64", "--num-particles", "15", "--num-updates", "6"),
-    # Own draws would differ by a token as soon as parameters do by rounding.
+    # Own draws would differ by a token as soon as parameters do by rounding, and DPG's gradient does (docs/log.md).
     *("--learning-rate", "0.0003", "--method", "gkl", "--source", "draws"),
 ]
 # The command, with a checkpoint after every update.
