@@ -16,7 +16,7 @@ from torch.nn.functional import layer_norm
 from twistlm.core.errors import ConfigError
 from twistlm.core.kernels import normaliser
 from twistlm.core.kernels.entries import entries
-from twistlm.core.kernels.linear import PackedProduct
+from twistlm.core.kernels.linear import PackedProduct, skinny
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM
 from twistlm.twists.base import Twist
@@ -96,7 +96,7 @@ class LowRankHead(nn.Module):
         assert isinstance(self.unembedding, Tensor)
         width = self.unembedding.shape[1]
         # In the model's own precision: a skinny product over all of V, twice per update, is the cost of training.
-        both = (self.unembedding @ (self.up[:width] * self.scale).to(self.unembedding.dtype)).float()
+        both = skinny(self.unembedding, self.up[:width] * self.scale)
         if self.lexicon is not None:
             assert isinstance(self.lexicon, Tensor)
             both = both + self.lexicon @ self.up[width:]

@@ -13,3 +13,11 @@ def entries(table: Tensor, index: Tensor) -> Tensor:
     if table.device.type != "cpu":
         return table[index]
     return table.index_select(0, index.flatten()).view(*index.shape, *table.shape[1:])
+
+
+def add_entries(table: Tensor, index: Tensor, values: Tensor) -> None:
+    """`table[index] += values` [n, …] in place, an index as often as it comes, without gradient."""
+    if table.device.type != "cpu":
+        table.index_put_((index,), values, accumulate=True)
+    else:
+        table.index_add_(0, index, values)

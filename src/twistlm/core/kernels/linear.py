@@ -7,6 +7,7 @@ layer. The packed copy costs as much memory as the matrix, and serves inference 
 """
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from twistlm.core.kernels.threads import together
 # rows takes every value, and 256 particles over V = 49,152 held 14 GB where 3 do (an Intel core with AMX). The cache
 # is read at the first product, so this comes in time unless something else has multiplied before.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+# Rows of a matrix that are widened to float32 at a time.
+WIDENED = 1024
 
 
 def packable(weight: Tensor) -> bool:
@@ -62,3 +66,29 @@ class PackedProduct:
 def multiply(a: Tensor, b: Tensor) -> Tensor:
     """a [n, V] · b [V, k], both without gradient: packing b first pays in float32 (2,000 rows: 0.4 s against 0.8)."""
     return PackedProduct(b.T)(a) if b.dtype == torch.float32 else a @ b
+
+
+def skinny(matrix: Tensor, x: Tensor) -> Tensor:
+    """matrix [V, d] · x [d, k] for a small k, float32 [V, k], in the matrix's precision; gradient to x alone.
+
+    The gradient is in float32: its V terms nearly cancel (a softmax's sum to zero), often with those of another
+    product, and half precision would leave its own rounding.
+    """
+    product: Tensor = _Skinny.apply(matrix, x)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _Skinny(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(matrix)
+        return (matrix @ x.to(matrix.dtype)).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (matrix,), (gradient,) = ctx.saved_tensors, gradients
+        total = gradient.new_zeros(gradient.shape[-1], matrix.shape[-1])
+        # Blocks that stay in the cache while they are widened: no slower than one product in half precision.
+        for rows, block in zip(matrix.split(WIDENED), gradient.split(WIDENED), strict=True):
+            total.addmm_(block.T, rows.to(gradient.dtype))
+        return None, total.T

@@ -5,6 +5,10 @@ slowest form. Here the forward pass goes through the packed products that sampli
 its softmax q ∝ p₀ψ, from which everything else follows::
 
     ∂/∂log ψ(v) log Σ p₀ψ = q(v)
+
+In half precision q(v) has an error of 2⁻⁹ of itself, and so has any product with it. A loss subtracts them from the
+entry of one token, and where that token is all but certain the difference is smaller than the error: most of the
+gradient would be rounding. So each row's largest entry m is kept apart in float32, and errors are parts of 1 − q(m).
 """
 
 from collections.abc import Callable
@@ -15,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from twistlm.core.kernels.categorical import CategoricalTable, Scratch
+from twistlm.core.kernels.entries import add_entries, entries
 from twistlm.core.kernels.linear import PackedProduct, multiply
 from twistlm.core.logmath import widen
 
@@ -84,7 +89,8 @@ class _FromProduct(torch.autograd.Function):
         narrow = inner.to(product.dtype)
         count, vocab_size = inner.shape[0], weight.shape[0]
         q: Tensor | None = None
-        total = inner.new_empty(count)
+        total, mode_mass = inner.new_empty(count), inner.new_empty(count)
+        mode = torch.empty(count, dtype=torch.long, device=inner.device)
         scratch = Scratch()
         for at in range(0, count, rows):
             part = slice(at, at + rows)
@@ -93,20 +99,29 @@ class _FromProduct(torch.autograd.Function):
             table = CategoricalTable.from_logits(log_p, log_psi if scale == 1.0 else log_psi * scale, scratch=scratch)
             total[part] = table.log_total - table.log_total_first
             values = table.values.flatten(1)[:, :vocab_size]
-            torch.div(values, table.block_sums.sum(-1, keepdim=True).to(values.dtype), out=q[part])
-        ctx.save_for_backward(narrow, weight, q)
-        ctx.scale = scale
+            sums = table.block_sums.sum(-1, keepdim=True).to(values.dtype)
+            torch.div(values, sums, out=q[part])
+            mode[part] = values.argmax(-1)
+            at_mode = mode[part].unsqueeze(-1)
+            mode_mass[part] = (values.gather(-1, at_mode) / sums).squeeze(-1)
+            q[part].scatter_(-1, at_mode, 0.0)
+        ctx.save_for_backward(inner, weight, q, mode, mode_mass)
+        ctx.narrow, ctx.scale = product.dtype, scale
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        narrow, weight, q = ctx.saved_tensors
+        inner, weight, q, mode, mode_mass = ctx.saved_tensors
         by_row = (gradients[0] * ctx.scale).unsqueeze(-1)
+        at_mode = by_row * mode_mass.unsqueeze(-1)
         inner_grad = weight_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
-            inner_grad = multiply(q, weight.to(q.dtype)).to(by_row.dtype) * by_row
+            inner_grad = multiply(q, weight.to(q.dtype)).to(by_row.dtype) * by_row + entries(weight, mode) * at_mode
         if ctx.needs_input_grad[1]:
+            narrow = inner.to(ctx.narrow)
             weight_grad = (q.T @ (narrow * by_row).to(q.dtype)).to(weight.dtype)
+            add_entries(weight_grad, mode, (inner * at_mode).to(weight.dtype))
         if ctx.needs_input_grad[2]:
             bias_grad = (by_row.T.to(q.dtype) @ q).squeeze(0).to(weight.dtype)
+            add_entries(bias_grad, mode, at_mode.squeeze(-1).to(weight.dtype))
         return inner_grad, weight_grad, bias_grad, None, None, None, None
