@@ -40,7 +40,7 @@ def test_a_preset_stays_as_small_as_it_is() -> None:
     preset = get_preset("sentiment", "smoke")
     smoke = preset.config("auto")
     training = smoke.training
-    assert (training.target_source, training.num_particles, training.num_updates) == ("proposal", 50, 2)
+    assert (training.target_source, training.num_particles, training.num_updates) == ("proposal", 128, 1)
     assert (smoke.num_draws, smoke.folds) == (preset.run.num_draws, preset.run.folds)
     small = get_preset("sentiment", "small")
     assert small.config("auto") == small.config("fresh")
@@ -101,7 +101,7 @@ def test_it_is_the_default_where_targets_differ_by_a_condition() -> None:
 
 def test_it_trains() -> None:
     potential = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
-    run = train(Target(tiny_lm(), potential, "5", 4, eos="ignore"), num_updates=40, num_draws=512, informed="off")
+    run = train(Target(tiny_lm(), potential, "5", 4, eos="ignore"), num_updates=10, num_draws=512, informed="off")
     assert (run.config.training.loss, run.config.training.target_source) == ("dpg", "proposal")
     held_out = [row["held_out"]["value"] for row in run.history if row["kind"] == "evaluation"]
     assert held_out[-1] < held_out[0] - 0.02

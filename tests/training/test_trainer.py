@@ -134,7 +134,7 @@ import twistlm.training.trainer
 twistlm.training.trainer.CHECKPOINT_SECONDS = 0.0
 from tests.training.test_trainer import CONFIG, tiny_target
 from twistlm import train
-train(tiny_target(), config=CONFIG, optimiser=sys.argv[2], out=Path(sys.argv[1]), exists="resume")
+train(tiny_target(), config=CONFIG, optimiser=sys.argv[2], num_minibatches=3, out=Path(sys.argv[1]), exists="resume")
 """
 
 

@@ -45,6 +45,7 @@ TABULAR = {
     "sixo": {"target_source": "draws+exact"},
     "ppo": {},
     "nvi": {},
+    "pcl": {"num_minibatches": 3},
     "fudge": {"intermediate_source": "completions"},
 }
 

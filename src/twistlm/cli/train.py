@@ -36,6 +36,9 @@ class OfTraining(Group):
     ] = None
     twist: Annotated[Text | None, arg(help="Twist, e.g. lexical, low_rank, tied, mlp; default: the preset's.")] = None
     num_particles: Annotated[Count | None, arg(help="Sequences per update.")] = None
+    num_minibatches: Annotated[
+        Count | None, arg(help="Parts of an update's sequences, with one step of the optimiser each; default: 1.")
+    ] = None
     num_updates: Annotated[
         Count | None, arg(help="At most so many updates; training stops early when it overfits.")
     ] = None

@@ -26,8 +26,11 @@ LEXICAL_DPG: dict[str, Any] = {
     "source": "proposal",
     "twist": "lexical",
     "twist_options": {"rank": 4},
-    "num_particles": 50,
-    "num_updates": 128,
+    # So many are drawn in half the time of eight times fifty, and what is learned of them is the same.
+    "num_particles": 400,
+    "num_minibatches": 8,
+    "num_updates": 32,
+    "evaluate_every": 4,
     "learning_rate": 3e-3,
     "weight_decay": 0.1,
     "averaging": 0.98,
@@ -95,7 +98,8 @@ def sized(settings: Mapping[str, Any], most: int) -> dict[str, Any]:
     """The same with no more than `most` sequences in all updates."""
     if "num_updates" not in settings:
         return dict(settings)
-    return {**settings, "num_updates": max(1, min(settings["num_updates"], most // settings.get("num_particles", 1)))}
+    each = min(settings.get("num_particles", 1), most)
+    return {**settings, "num_particles": each, "num_updates": min(settings["num_updates"], most // each)}
 
 
 def on_policy() -> dict[str, dict[str, Any]]:

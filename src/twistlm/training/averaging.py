@@ -1,7 +1,7 @@
 """The running mean of parameters, which is judged and kept in their place: the noise of single batches averages out.
 
-Polyak averaging with exponential weights; at first all updates count alike, so that the start is soon forgotten. Where
-every update has fresh draws at a constant rate, it does what lowering the rate towards the end would, without knowing
+Polyak averaging with exponential weights; at first all steps count alike, so that the start is soon forgotten. Where
+every step has fresh draws at a constant rate, it does what lowering the rate towards the end would, without knowing
 where the end is (docs/log.md, 2026-11-27, evening).
 """
 
@@ -11,16 +11,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# After n updates at most (1 + n) / (10 + n) of the mean stays what it was.
+# After n steps at most (1 + n) / (10 + n) of the mean stays what it was.
 SOON = 10
 
 
 class Average:
-    """The mean of parameters over about the last 1 / (1 − rate) updates.
+    """The mean of parameters over about the last 1 / (1 − rate) steps.
 
     Args:
         parameters: those that training changes.
-        rate: how much of the mean each update leaves, in [0, 1); 0 for no mean at all.
+        rate: how much of the mean each step leaves, in [0, 1); 0 for no mean at all.
     """
 
     def __init__(self, parameters: Sequence[Tensor], rate: float) -> None:

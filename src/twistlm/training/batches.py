@@ -1,6 +1,6 @@
 """What an update learns from: sequences at some of the prompts, from each loss's sources."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from twistlm.core.logmath import log_mean_exp
@@ -40,6 +40,17 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
             count = config.pool_batch if marked(name, "pooled") else config.num_particles
             made[name] = get_source(name)(rng.fork(name), setting, count)
     return {role: made[name] for role, name in sources.items()}
+
+
+def steps(rng: Rng, batches: dict[str, Batch], epochs: int, num_minibatches: int) -> Iterator[dict[str, Batch]]:
+    """What each step of an update learns from: every sequence once in an epoch, in so many parts.
+
+    Roles with one batch share its parts.
+    """
+    for epoch in range(epochs):
+        parts = {id(b): b.parts(rng.fork(epoch, k), num_minibatches) for k, b in enumerate(batches.values())}
+        for k in range(min(map(len, parts.values()))):
+            yield {role: parts[id(batch)][k] for role, batch in batches.items()}
 
 
 def scale(batch: Batch) -> float:

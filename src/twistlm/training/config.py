@@ -21,6 +21,8 @@ SOURCES = {
     "drawn": "intermediate_source",
 }
 
+SIZES = ("num_particles", "num_minibatches", "pool_batch", "pool_first", "num_labels", "num_cases", "evaluate_every")
+
 
 def training_sources(expression: str, loss: str | None = None) -> dict[str, str]:
     """The settings by which all samples come from there.
@@ -43,6 +45,8 @@ class TrainingConfig:
         target_source: where samples weighted towards σ come from; "proposal+exact" takes half from each.
         intermediate_source: where those of a loss's other roles come from; the same name means the same batch.
         num_particles: sequences per batch.
+        num_minibatches: parts of a batch, at random, with one step of the optimiser each (fewer where a batch has not
+            as many sequences). Many sequences at once are drawn in less time than a few again and again.
         pool_batch: sequences per batch from the sources "pool" and "dense", which draw as many sequences as the others
             do, but in a few large rounds; see `twistlm.sampling.mixture`.
         pool_start: what the pool begins with: "fresh" draws of the base model, as many as the updates until its next
@@ -59,7 +63,7 @@ class TrainingConfig:
         betas: of AdamW; no other has any.
         max_grad_norm: gradients are clipped to this norm.
         averaging: what is judged and kept is the running mean of the parameters over about the last
-            1 / (1 − averaging) updates; 0 for the parameters themselves. See `twistlm.training.averaging`.
+            1 / (1 − averaging) steps; 0 for the parameters themselves. See `twistlm.training.averaging`.
         evaluate_every: updates between looks at the held-out criterion.
         evaluation_samples: fresh proposal draws at each look, for KL(q‖σ) against updates; 0 to skip. Not where there
             are several targets: certificates during training do that.
@@ -76,6 +80,7 @@ class TrainingConfig:
     target_source: str = "proposal"
     intermediate_source: str = "proposal"
     num_particles: int = 100
+    num_minibatches: int = 1
     pool_batch: int = 512
     pool_start: str = "fresh"
     pool_first: int = 16
@@ -126,7 +131,7 @@ class TrainingConfig:
                 raise ConfigError(f"source 'dense' cannot be joined with others, as in {source!r}; name it alone")
         if self.pool_start not in ("fresh", "collected"):
             raise ConfigError(f"pool_start must be 'fresh' or 'collected', not {self.pool_start!r}")
-        for name in ("num_particles", "pool_batch", "pool_first", "num_labels", "num_cases", "evaluate_every"):
+        for name in SIZES:
             check_sizes(TOKEN_BYTES, **{name: getattr(self, name)})
         check_sizes(RECORD_BYTES, num_updates=self.num_updates)
         check_sizes(TOKEN_BYTES, least=0, evaluation_samples=self.evaluation_samples)

@@ -1,5 +1,6 @@
 """From batches to what a loss sees: scores with gradient, and the weights of each role."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +30,10 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
     Of several processes each scores its own rows and has the scores of all, so that weights are normalised over the
     whole batch and every process has the whole loss; only its own rows' scores have a gradient there.
 
+    A part of a batch is weighted by shares of the whole, times the number of such parts: one without a good sequence
+    says little, and the mean over parts is the whole. Only weights towards π_t, which move with the twist, are
+    normalised within the part.
+
     Siblings count where they have a label of their own, and where particles of π_t are wanted, unless the normaliser
     is wanted too: they have none.
 
@@ -54,15 +59,15 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
         log_psi, mask = scores.log_psi, samples.mask
         if batch.values is not None and role != "intermediate":
             made[role] = _by_values(batch, batch.values, scores, role)
-            effective = float(ess(batch.log_w.view(batch.num_targets, -1)).sum())
+            effective = _effective(batch)
             continue
         if role == "target":
-            weights = _at_every_t(_normalised(batch.log_w, batch.num_targets), mask)
-            effective = float(ess(batch.log_w.view(batch.num_targets, -1)).sum())
+            weights = _at_every_t(_shares(batch, lambda batch: batch.log_w), mask)
+            effective = _effective(batch)
         elif role == "intermediate":
             log_psi, mask, weights = _towards_intermediate(batch, scores.log_psi, scores.siblings)
         elif role in ("base", "labelled"):
-            weights = _normalised(_ratio(batch), batch.num_targets)
+            weights = _shares(batch, _ratio)
         else:
             equal = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)
             weights = _at_every_t(equal, mask)
@@ -99,26 +104,19 @@ def _by_values(batch: Batch, values: Values, scores: Scores, role: str) -> Score
     samples, count = batch.samples, 1 + values.siblings.shape[-1]
     assert scores.siblings is not None
     log_psi = _families(scores.log_psi, scores.siblings, samples.mask)
-    log_V = _families(values.own, values.siblings, samples.mask)
-    log_w = _ratios(batch)
-    if role == "target":
-        log_w = log_w + log_V
-        if not bool(log_w.isfinite().any(0).all()):
-            raise TrainingError(
-                "every labelled prefix has weight zero at some step (φ = 0); use more particles or a softer potential"
-            )
+    towards = _ratios_and_values if role == "target" else _ratios
 
     def repeated(x: Tensor) -> Tensor:
         return x.repeat_interleave(count, 0)
 
     return Scored(
         mask=repeated(samples.mask),
-        weights=_normalised(log_w, batch.num_targets).to(log_psi.dtype),
+        weights=_shares(batch, towards).to(log_psi.dtype),
         log_p=repeated(samples.log_p),
         log_q=repeated(samples.log_q),
         log_psi=log_psi,
         log_normaliser=None if scores.log_normaliser is None else repeated(scores.log_normaliser),
-        log_phi=log_V,
+        log_phi=_families(values.own, values.siblings, samples.mask),
     )
 
 
@@ -134,6 +132,33 @@ def _ratios(batch: Batch) -> Tensor:
     assert siblings is not None
     before = torch.nn.functional.pad(log_ratio, (1, 0))[:, :-1].unsqueeze(-1)
     return _families(log_ratio, before + siblings.log_ratio, batch.samples.mask)
+
+
+def _ratios_and_values(batch: Batch) -> Tensor:
+    """log p₀V/q of families."""
+    assert batch.values is not None
+    log_w = _ratios(batch) + _families(batch.values.own, batch.values.siblings, batch.samples.mask)
+    if not bool(log_w.isfinite().any(0).all()):
+        raise TrainingError(
+            "every labelled prefix has weight zero at some step (φ = 0); use more particles or a softer potential"
+        )
+    return log_w
+
+
+def _shares(batch: Batch, log_w_of: Callable[[Batch], Tensor]) -> Tensor:
+    """Weights of every sequence's rows [B · k, …]; they sum to one over a batch, or in the mean over its parts."""
+    whole = batch if batch.whole is None else batch.whole
+    weights = _normalised(log_w_of(whole), whole.num_targets)
+    if batch.rows is None:
+        return weights
+    own: Tensor = weights.unflatten(0, (len(whole.samples), -1))[batch.rows].flatten(0, 1)
+    return own * (len(whole.samples) / len(batch.samples))
+
+
+def _effective(batch: Batch) -> float:
+    """Effective sequences towards σ, of the whole batch."""
+    whole = batch if batch.whole is None else batch.whole
+    return float(ess(whole.log_w.view(whole.num_targets, -1)).sum())
 
 
 def _at_every_t(weights: Tensor, mask: Tensor) -> Tensor:

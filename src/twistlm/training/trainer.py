@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -29,13 +30,13 @@ from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import growths, snapshot, updates_until_growth
 from twistlm.training import optimisers
 from twistlm.training.averaging import Average
-from twistlm.training.batches import drawn, scale, served
+from twistlm.training.batches import drawn, scale, served, steps
 from twistlm.training.checkpoint import Checkpoint, Moment, Progress, Store
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import Criterion
 from twistlm.training.informing import inform
 from twistlm.training.losses import objective
-from twistlm.training.misses import check_misses, misses
+from twistlm.training.misses import COLLAPSE_UPDATES, check_misses, collapse, misses
 from twistlm.training.parallel import among
 from twistlm.training.pooling import grown, relabelled
 from twistlm.training.scoring import Scoring, score
@@ -49,8 +50,6 @@ logger = logging.getLogger("twistlm")
 
 # Seconds between checkpoints; resuming is exact from any of them.
 CHECKPOINT_SECONDS = 15.0
-# Consecutive updates with next to no effective positives before the collapse is announced.
-COLLAPSE_UPDATES = 10
 
 
 class Trainer:
@@ -164,18 +163,19 @@ class Trainer:
         if self.objective.scale and not any(row["kind"] == "update" for row in self.history):
             self._start_at_scale(batches)
         # All of a batch's steps are one update: methods are compared by the sequences that they draw.
-        for _ in range(self.objective.inner_steps):
+        epochs, losses = self.objective.inner_steps, []
+        for part in steps(self.rng.fork("steps", number), batches, epochs, self.config.num_minibatches):
             scoring = score(
-                self.setting.sampler.model, batches, normaliser=self.objective.normaliser, processes=self.processes
+                self.setting.sampler.model, part, normaliser=self.objective.normaliser, processes=self.processes
             )
             value = self.objective(scoring.scored)
             norm = self._step(value)
-        self.average.update()
+            losses.append(value.item())
         self.progress.done += 1
         record = {
             "kind": "update",
             "update": number,
-            "loss": value.item(),
+            "loss": fmean(losses),
             "ess": scoring.ess,
             "grad_norm": norm,
             # Of the proposal that the batch came from, as far as the batch tells.
@@ -205,7 +205,9 @@ class Trainer:
                 f"the loss is {value.item()} at update {self.progress.done}; lower learning_rate (it is "
                 f"{self.config.learning_rate:g})"
             )
-        return step(self.optimiser, value, self.parameters, self.config.max_grad_norm, self.processes)
+        norm = step(self.optimiser, value, self.parameters, self.config.max_grad_norm, self.processes)
+        self.average.update()
+        return norm
 
     def _grow_pool(self, number: int) -> None:
         """At some updates, draw with the best twist so far what the updates until the next growth would draw."""
@@ -342,13 +344,7 @@ class Trainer:
     def _detect_collapse(self, scoring: Scoring, record: dict[str, Any]) -> None:
         self.progress.collapsed = self.progress.collapsed + 1 if scoring.ess < 2.0 else 0
         if self.progress.collapsed == COLLAPSE_UPDATES:
-            self._warn(
-                "TW202",
-                f"for {COLLAPSE_UPDATES} updates fewer than 2 of {self.config.num_particles} sequences carried the "
-                f"target's weight (ESS {scoring.ess:.1f}, KL to the prior {record['kl_q_prior']:.1f}): the twist "
-                "learns from single samples. Use more particles, --source draws or exact, a milder potential, or a "
-                "lower learning_rate",
-            )
+            self._warn("TW202", collapse(self.config.num_particles, scoring.ess, record["kl_q_prior"]))
 
     def _warn(self, code: str, message: str) -> None:
         """Once for every code, in all parts of a run that was interrupted."""

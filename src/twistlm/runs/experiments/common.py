@@ -89,12 +89,20 @@ GKL_ON_THE_POOL = {
 }
 
 # Every draw again and again: of a poor twist soon, and of a better one from update 32 on.
-DPG_ON_THE_POOL = {**LEXICAL_DPG, "source": "pool", "pool_first": 8}
+DPG_ON_THE_POOL = {
+    **LEXICAL_DPG,
+    "source": "pool",
+    "pool_first": 8,
+    "num_particles": 50,
+    "num_minibatches": 1,
+    "num_updates": 128,
+    "evaluate_every": 20,
+}
 
 # What a preset has beside the published methods, with as many sequences: the settings of method "auto", on fresh draws;
 # the same on the pool, and on labels of every prefix (docs/dense.md).
 LEXICAL_METHODS = {
-    "fresh": LEXICAL_DPG,
+    "fresh": {**LEXICAL_DPG, "num_updates": 16},
     "pooled": DPG_ON_THE_POOL,
     "dense": {**DPG_ON_THE_POOL, "source": "dense", "num_labels": 200_000},
 }

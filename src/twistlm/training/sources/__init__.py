@@ -73,6 +73,7 @@ class Batch:
         num_targets: R targets that the sequences belong to, equally many to each, one after the other: weights are
             normalised among those of one target.
         values: log V of every prefix and of every sibling, which weigh in the place of φ; None for φ.
+        whole: the batch that this is a part of, whose rows `rows` it has; None if it is no part.
     """
 
     samples: Samples
@@ -80,6 +81,32 @@ class Batch:
     log_ratio: Tensor | None
     num_targets: int = 1
     values: Values | None = None
+    whole: "Batch | None" = None
+    rows: Tensor | None = None
+
+    def parts(self, rng: Rng, count: int) -> "list[Batch]":
+        """So many random parts, or as many as there can be: each of some targets, or of some rows of every target."""
+        if count == 1:
+            return [self]
+        targets, each = self.num_targets, len(self.samples) // self.num_targets
+        rows = torch.arange(len(self.samples)).view(targets, each)
+        if targets >= count:
+            return [self._part(rows[some]) for some in rng.uniform((1, targets))[0].argsort().tensor_split(count)]
+        shuffled = rows.gather(-1, rng.uniform((targets, each)).argsort(-1))
+        return [self._part(some) for some in shuffled.tensor_split(min(count, each), -1)]
+
+    def _part(self, rows: Tensor) -> "Batch":
+        """Rows [R', n] of R' targets."""
+        flat = rows.flatten()
+        return Batch(
+            self.samples.select(flat),
+            self.log_w[flat],
+            None if self.log_ratio is None else self.log_ratio[flat],
+            len(rows),
+            None if self.values is None else self.values.select(flat),
+            self,
+            flat,
+        )
 
 
 Source = Callable[[Rng, Setting, int], Batch]

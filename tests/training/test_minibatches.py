@@ -1,0 +1,84 @@
+"""Batches that are learned from in parts: each sequence once, and in the mean what the whole says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.cases import Case
+from twistlm.core.errors import ConfigError
+from twistlm.core.rng import Rng
+from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.smc import Keep
+from twistlm.training.batches import steps
+from twistlm.training.config import TrainingConfig
+from twistlm.training.dense import Values
+from twistlm.training.losses import objective
+from twistlm.training.scoring import score
+from twistlm.training.sources import Batch, independent
+
+COUNT = 60
+
+
+def drawn(case: Case, num_targets: int, *, valued: bool) -> Batch:
+    sampler = Sampler(case.base, case.potential, case.num_steps)
+    samples = sampler.draw(Rng(5), [case.at], COUNT, keep=Keep(False, 2 if valued else 0))
+    batch = independent(samples, num_targets)
+    if not valued:
+        return batch
+    log_V = torch.randn(COUNT, case.num_steps, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return replace(batch, values=Values(log_V[..., 0], log_V[..., 1:]))
+
+
+@pytest.mark.parametrize(("num_targets", "count", "parts"), [(1, 7, 7), (4, 7, 7), (12, 5, 5), (30, 3, 3), (4, 40, 15)])
+def test_an_epoch_has_every_sequence_once(case: Case, num_targets: int, count: int, parts: int) -> None:
+    batch = drawn(case, num_targets, valued=False)
+    made = list(steps(Rng(0), {"target": batch, "drawn": batch}, 2, count))
+    assert len(made) == 2 * parts
+    epochs = []
+    for epoch in (made[:parts], made[parts:]):
+        assert all(part["target"] is part["drawn"] for part in epoch)
+        rows = [part["target"].rows for part in epoch]
+        assert torch.cat(rows).sort().values.tolist() == list(range(COUNT))
+        epochs.append(rows)
+        for part in epoch:
+            own = part["target"]
+            assert torch.equal(own.samples.tokens, batch.samples.tokens[own.rows])
+            # Equally many of each of its targets, one target after the other.
+            of = (own.rows // (COUNT // num_targets)).view(own.num_targets, -1)
+            assert torch.equal(of, of[:, :1].expand_as(of))
+    assert not all(torch.equal(one, other) for one, other in zip(*epochs, strict=True))
+
+
+def test_one_part_is_the_batch_itself(case: Case) -> None:
+    batch = drawn(case, 4, valued=False)
+    (only,) = steps(Rng(0), {"target": batch}, 1, 1)
+    assert only["target"] is batch
+
+
+@pytest.mark.parametrize("valued", [False, True], ids=["sequences", "labelled prefixes"])
+@pytest.mark.parametrize(("num_targets", "count"), [(1, 6), (4, 5), (12, 4)])
+@pytest.mark.parametrize("loss", ["dpg", "fudge"])
+def test_the_mean_over_parts_is_the_whole(case: Case, loss: str, num_targets: int, count: int, valued: bool) -> None:
+    """For losses that are linear in weights that do not move with the twist."""
+    batch, wanted = drawn(case, num_targets, valued=valued), objective(loss)
+    model = case.twisted_for(loss, torch.randn(case.lm.table.shape, dtype=torch.float64))
+
+    def found(batches: dict[str, Batch]) -> tuple[torch.Tensor, float]:
+        scoring = score(model, batches, normaliser=wanted.normaliser)
+        return torch.autograd.grad(wanted(scoring.scored), model.twist.module.table)[0], scoring.ess
+
+    whole, ess = found(dict.fromkeys(wanted.roles, batch))
+    parts = list(steps(Rng(1), dict.fromkeys(wanted.roles, batch), 1, count))
+    sizes = [len(part[wanted.roles[0]].samples) for part in parts]
+    gradients = [found(part) for part in parts]
+    mean = sum(size / COUNT * gradient for size, (gradient, _) in zip(sizes, gradients, strict=True))
+    torch.testing.assert_close(mean, whole)
+    assert not torch.allclose(gradients[0][0], whole)
+    # The effective number is of all that was drawn.
+    assert {part_ess for _, part_ess in gradients} == {ess} or ess != ess
+
+
+def test_there_is_at_least_one() -> None:
+    with pytest.raises(ConfigError, match="num_minibatches must be at least 1, not 0"):
+        TrainingConfig(num_minibatches=0)
