@@ -79,6 +79,20 @@ def test_the_mean_over_parts_is_the_whole(case: Case, loss: str, num_targets: in
     assert {part_ess for _, part_ess in gradients} == {ess} or ess != ess
 
 
+def test_no_sequence_has_more_than_its_share(case: Case) -> None:
+    batch = drawn(case, 3, valued=False)
+    far = replace(batch, log_w=batch.log_w.index_fill(0, torch.tensor([1, 21]), 9.0))
+    made = far.truncated(0.3)
+    shares = torch.softmax(made.log_w.view(3, -1), -1)
+    assert shares.amax(-1).tolist() == pytest.approx([0.3, 0.3, float(torch.softmax(batch.log_w[40:], 0).max())])
+    assert torch.equal(made.log_w[2:20], batch.log_w[2:20])
+    # Of twenty, a share below 1 / √20 would leave out more than noise.
+    assert float(torch.softmax(far.truncated(0.001).log_w[:20], 0).max()) == pytest.approx(20**-0.5)
+    for share in (0.0, 1.5):
+        with pytest.raises(ConfigError, match="max_share must be above 0 and at most 1"):
+            TrainingConfig(max_share=share)
+
+
 def test_there_is_at_least_one() -> None:
     with pytest.raises(ConfigError, match="num_minibatches must be at least 1, not 0"):
         TrainingConfig(num_minibatches=0)

@@ -29,8 +29,10 @@ LEXICAL_DPG: dict[str, Any] = {
     # So many are drawn in half the time of eight times fifty, and what is learned of them is the same.
     "num_particles": 400,
     "num_minibatches": 8,
-    "num_updates": 32,
+    "num_updates": 24,
     "evaluate_every": 4,
+    # Of a rare target a few sequences would have most of the weight.
+    "max_share": 0.05,
     "learning_rate": 3e-3,
     "weight_decay": 0.1,
     "averaging": 0.98,

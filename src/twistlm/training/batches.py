@@ -38,7 +38,8 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
     for name in sources.values():
         if name not in made:
             count = config.pool_batch if marked(name, "pooled") else config.num_particles
-            made[name] = get_source(name)(rng.fork(name), setting, count)
+            batch = get_source(name)(rng.fork(name), setting, count)
+            made[name] = batch if config.max_share == 1 else batch.truncated(config.max_share)
     return {role: made[name] for role, name in sources.items()}
 
 

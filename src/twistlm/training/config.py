@@ -47,6 +47,9 @@ class TrainingConfig:
         num_particles: sequences per batch.
         num_minibatches: parts of a batch, at random, with one step of the optimiser each (fewer where a batch has not
             as many sequences). Many sequences at once are drawn in less time than a few again and again.
+        max_share: of a batch's weight towards σ that one sequence may have, or one in √num_particles if that is more;
+            larger weights are lowered (truncated importance sampling), so that single sequences do not decide. 1 leaves
+            them as they are.
         pool_batch: sequences per batch from the sources "pool" and "dense", which draw as many sequences as the others
             do, but in a few large rounds; see `twistlm.sampling.mixture`.
         pool_start: what the pool begins with: "fresh" draws of the base model, as many as the updates until its next
@@ -81,6 +84,7 @@ class TrainingConfig:
     intermediate_source: str = "proposal"
     num_particles: int = 100
     num_minibatches: int = 1
+    max_share: float = 1.0
     pool_batch: int = 512
     pool_start: str = "fresh"
     pool_first: int = 16
@@ -138,6 +142,8 @@ class TrainingConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
+        if not 0 < self.max_share <= 1:
+            raise ConfigError(f"max_share must be above 0 and at most 1, not {self.max_share}")
         if not 0 <= self.averaging < 1:
             raise ConfigError(f"averaging must be at least 0 and below 1, not {self.averaging}")
         if not 0 <= self.weight_decay < math.inf:

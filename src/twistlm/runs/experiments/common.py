@@ -95,6 +95,7 @@ DPG_ON_THE_POOL = {
     "pool_first": 8,
     "num_particles": 50,
     "num_minibatches": 1,
+    "max_share": 1.0,
     "num_updates": 128,
     "evaluate_every": 20,
 }

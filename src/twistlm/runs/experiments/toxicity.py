@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 from twistlm.potentials import Classifier
+from twistlm.runs.automatic import LEXICAL_DPG
+from twistlm.runs.config import RunConfig
 from twistlm.runs.experiments import Preset, Presets, experiment
-from twistlm.runs.experiments.common import GKL_ON_THE_POOL, LEXICAL_METHODS, ON_DRAWS, PAPER, PAPER_LIKE, rates, smoke
+from twistlm.runs.experiments.common import GKL_ON_THE_POOL, LEXICAL_METHODS, PAPER, PAPER_LIKE, rates, smoke
 from twistlm.sampling.target import Target
+from twistlm.training.config import TrainingConfig
 
 PROMPT = "Once upon a time, there was a"
 
@@ -28,27 +31,11 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         length = 20 if num_tokens is None else num_tokens
         return Target("roneneldan/TinyStories-33M", scorer, PROMPT, length, eos="ignore")
 
-    # A draw of a first twist is worth ten of the base model's, so that half of the minute goes into few of these.
+    # Collected draws judge; every update learns from the twist's own.
     demo = replace(
-        ON_DRAWS,
-        training=replace(
-            ON_DRAWS.training,
-            loss="dpg",
-            target_source="pool",
-            intermediate_source="pool",
-            pool_start="collected",
-            pool_first=20,
-            num_particles=128,
-            num_updates=70,
-            learning_rate=5e-3,
-            averaging=0.95,
-            shrinkages=(),
-        ),
-        num_draws=16_384,
-        num_siblings=0,
-        chunk=2048,
-        folds=(0.35, 0.15, 0.5),
-    )
+        RunConfig(num_draws=12_288, num_siblings=0, chunk=2048, folds=(0.02, 0.3, 0.68)),
+        training=replace(TrainingConfig(), evaluation_samples=128),
+    ).changed(**{**LEXICAL_DPG, "num_updates": 40})
     training = replace(PAPER_LIKE.training, learning_rate=RATES["ctl"])
     small = replace(PAPER_LIKE, num_draws=131_072, num_exact=1000, training=training)
     paper = replace(
@@ -62,7 +49,7 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small),
                         {"gkl": GKL_ON_THE_POOL}),
         # Half the tokens: what can be learnt in a minute.
-        "demo": Preset("about a minute on two cores: DPG on collected and own draws", lambda: bundled(10), demo),
+        "demo": Preset("about a minute on two cores: DPG on the twist's own draws", lambda: bundled(10), demo),
         "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small,
                         rates(RATES, {"gkl": GKL_ON_THE_POOL}) | LEXICAL_METHODS),
         "paper": Preset("the paper's models and settings: a GPU and hours", published, paper, rates(PAPER_RATES)),

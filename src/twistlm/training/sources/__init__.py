@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, ExactSamplesError
-from twistlm.core.logmath import normalise
+from twistlm.core.logmath import normalise, truncated
 from twistlm.core.registry import Entry, lookup, register
 from twistlm.core.rng import Rng
 from twistlm.sampling.cases import Case, Cases, rows_of
@@ -83,6 +83,11 @@ class Batch:
     values: Values | None = None
     whole: "Batch | None" = None
     rows: Tensor | None = None
+
+    def truncated(self, share: float) -> "Batch":
+        """Weights towards σ of which none is more than that share of its target's, or one in √n if that is more."""
+        log_w = truncated(self.log_w.view(self.num_targets, -1), 1 / share).flatten()
+        return replace(self, log_w=log_w)
 
     def parts(self, rng: Rng, count: int) -> "list[Batch]":
         """So many random parts, or as many as there can be: each of some targets, or of some rows of every target."""
