@@ -60,7 +60,8 @@ def test_log_Z_hat_spreads_less_than_by_the_twist_alone(run: Run) -> None:
     spread = {}
     for name, options in (("informed", {}), ("twist", {"informed": False}), ("none", {"ess_threshold": 0.0})):
         sampler = run.sampler(**options)
-        spread[name] = float(sampler.smc(Rng(2), list(run.target.cases) * 150, 32).log_Z_hat.std())
+        # Of 150 runs the ratio scatters by a tenth, and another processor's rounding is another draw of it.
+        spread[name] = float(sampler.smc(Rng(2), list(run.target.cases) * 600, 32).log_Z_hat.std())
     # Resampling pays, now that weights know what resampling asks.
     assert spread["informed"] < 0.9 * spread["twist"], spread
     assert spread["informed"] < 1.1 * spread["none"], spread
