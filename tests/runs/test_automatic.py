@@ -122,6 +122,8 @@ def test_a_method_of_a_preset_may_have_a_name_of_its_own() -> None:
     labels = {"target_source": "dense", "num_labels": config.training.num_labels}
     assert replace(pooled, training=replace(pooled.training, **labels)) == config
     assert (pooled.training.target_source, pooled.twist_options) == ("pool", config.twist_options)
+    # Looked at as often as the published methods are.
+    assert pooled.training.evaluate_every == preset.run.training.evaluate_every
     # As many sequences as the others draw.
     other = get_preset("sentiment", "small").config("ctl")
     assert config.training.num_particles * config.training.num_updates == (

@@ -18,14 +18,22 @@ logger = logging.getLogger("twistlm")
 
 # The name of the choice.
 AUTO = "auto"
-# One prompt, where drawing costs little and φ can be asked about single tokens: it is, of the whole vocabulary, which
-# is worth thousands of draws; and every update learns from the twist's own, fresh ones. No other settings bring as much
-# for as many sequences (docs/log.md).
-LEXICAL_DPG: dict[str, Any] = {
+# What learns most from few draws: with what φ says of every token of the vocabulary, which is worth thousands of them.
+LEXICAL_TWIST: dict[str, Any] = {
     "method": "dpg",
-    "source": "proposal",
     "twist": "lexical",
     "twist_options": {"rank": 4},
+    "learning_rate": 3e-3,
+    "weight_decay": 0.1,
+    "averaging": 0.98,
+    # The held-out draws of so few would choose by chance.
+    "shrinkages": (),
+}
+# One prompt, where drawing costs little and φ can be asked about single tokens: every update learns from the twist's
+# own, fresh draws. No other settings bring as much for as many sequences (docs/log.md).
+LEXICAL_DPG: dict[str, Any] = {
+    **LEXICAL_TWIST,
+    "source": "proposal",
     # So many are drawn in half the time of eight times fifty, and what is learned of them is the same.
     "num_particles": 400,
     "num_minibatches": 8,
@@ -33,11 +41,6 @@ LEXICAL_DPG: dict[str, Any] = {
     "evaluate_every": 4,
     # Of a rare target a few sequences would have most of the weight.
     "max_share": 0.05,
-    "learning_rate": 3e-3,
-    "weight_decay": 0.1,
-    "averaging": 0.98,
-    # The held-out draws of so few would choose by chance.
-    "shrinkages": (),
 }
 # Collected draws, which are there anyway: next to no cost, and no other loss makes more of them.
 DRAWS: dict[str, Any] = {"method": "gkl", "source": "draws"}

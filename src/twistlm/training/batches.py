@@ -46,12 +46,14 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
 def steps(rng: Rng, batches: dict[str, Batch], epochs: int, num_minibatches: int) -> Iterator[dict[str, Batch]]:
     """What each step of an update learns from: every sequence once in an epoch, in so many parts.
 
-    Roles with one batch share its parts.
+    Roles with one batch share its parts; of several, that with the fewest parts says how many steps there are.
     """
+    distinct = {id(batch): batch for batch in batches.values()}
     for epoch in range(epochs):
-        parts = {id(b): b.parts(rng.fork(epoch, k), num_minibatches) for k, b in enumerate(batches.values())}
-        for k in range(min(map(len, parts.values()))):
-            yield {role: parts[id(batch)][k] for role, batch in batches.items()}
+        parts = [b.parts(rng.fork(epoch, k), num_minibatches) for k, b in enumerate(distinct.values())]
+        for some in zip(*parts, strict=False):
+            part_of = dict(zip(distinct, some, strict=True))
+            yield {role: part_of[id(batch)] for role, batch in batches.items()}
 
 
 def scale(batch: Batch) -> float:

@@ -147,7 +147,7 @@ def _ratios_and_values(batch: Batch) -> Tensor:
 
 def _shares(batch: Batch, log_w_of: Callable[[Batch], Tensor]) -> Tensor:
     """Weights of every sequence's rows [B · k, …]; they sum to one over a batch, or in the mean over its parts."""
-    whole = batch if batch.whole is None else batch.whole
+    whole = _whole(batch)
     weights = _normalised(log_w_of(whole), whole.num_targets)
     if batch.rows is None:
         return weights
@@ -155,9 +155,14 @@ def _shares(batch: Batch, log_w_of: Callable[[Batch], Tensor]) -> Tensor:
     return own * (len(whole.samples) / len(batch.samples))
 
 
+def _whole(batch: Batch) -> Batch:
+    """The batch that it is a part of, or itself."""
+    return batch if batch.whole is None else batch.whole
+
+
 def _effective(batch: Batch) -> float:
     """Effective sequences towards σ, of the whole batch."""
-    whole = batch if batch.whole is None else batch.whole
+    whole = _whole(batch)
     return float(ess(whole.log_w.view(whole.num_targets, -1)).sum())
 
 

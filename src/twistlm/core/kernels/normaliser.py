@@ -106,7 +106,7 @@ class _FromProduct(torch.autograd.Function):
             mode_mass[part] = (values.gather(-1, at_mode) / sums).squeeze(-1)
             q[part].scatter_(-1, at_mode, 0.0)
         ctx.save_for_backward(inner, weight, q, mode, mode_mass)
-        ctx.narrow, ctx.scale = product.dtype, scale
+        ctx.dtype, ctx.scale = product.dtype, scale
         return total
 
     @staticmethod
@@ -118,8 +118,7 @@ class _FromProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             inner_grad = multiply(q, weight.to(q.dtype)).to(by_row.dtype) * by_row + entries(weight, mode) * at_mode
         if ctx.needs_input_grad[1]:
-            narrow = inner.to(ctx.narrow)
-            weight_grad = (q.T @ (narrow * by_row).to(q.dtype)).to(weight.dtype)
+            weight_grad = (q.T @ (inner.to(ctx.dtype) * by_row).to(q.dtype)).to(weight.dtype)
             add_entries(weight_grad, mode, (inner * at_mode).to(weight.dtype))
         if ctx.needs_input_grad[2]:
             bias_grad = (by_row.T.to(q.dtype) @ q).squeeze(0).to(weight.dtype)

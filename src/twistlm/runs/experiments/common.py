@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from twistlm.runs.automatic import LEXICAL_DPG
+from twistlm.runs.automatic import LEXICAL_DPG, LEXICAL_TWIST
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.training.config import TrainingConfig
 
@@ -89,16 +89,7 @@ GKL_ON_THE_POOL = {
 }
 
 # Every draw again and again: of a poor twist soon, and of a better one from update 32 on.
-DPG_ON_THE_POOL = {
-    **LEXICAL_DPG,
-    "source": "pool",
-    "pool_first": 8,
-    "num_particles": 50,
-    "num_minibatches": 1,
-    "max_share": 1.0,
-    "num_updates": 128,
-    "evaluate_every": 20,
-}
+DPG_ON_THE_POOL = {**LEXICAL_TWIST, "source": "pool", "pool_first": 8, "num_particles": 50, "num_updates": 128}
 
 # What a preset has beside the published methods, with as many sequences: the settings of method "auto", on fresh draws;
 # the same on the pool, and on labels of every prefix (docs/dense.md).

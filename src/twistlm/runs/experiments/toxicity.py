@@ -8,7 +8,6 @@ from twistlm.runs.config import RunConfig
 from twistlm.runs.experiments import Preset, Presets, experiment
 from twistlm.runs.experiments.common import GKL_ON_THE_POOL, LEXICAL_METHODS, PAPER, PAPER_LIKE, rates, smoke
 from twistlm.sampling.target import Target
-from twistlm.training.config import TrainingConfig
 
 PROMPT = "Once upon a time, there was a"
 
@@ -32,10 +31,9 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         return Target("roneneldan/TinyStories-33M", scorer, PROMPT, length, eos="ignore")
 
     # Collected draws judge; every update learns from the twist's own.
-    demo = replace(
-        RunConfig(num_draws=12_288, num_siblings=0, chunk=2048, folds=(0.02, 0.3, 0.68)),
-        training=replace(TrainingConfig(), evaluation_samples=128),
-    ).changed(**{**LEXICAL_DPG, "num_updates": 40})
+    demo = RunConfig(num_draws=12_288, num_siblings=0, chunk=2048, folds=(0.02, 0.3, 0.68)).changed(
+        **{**LEXICAL_DPG, "num_updates": 40, "evaluation_samples": 128}
+    )
     training = replace(PAPER_LIKE.training, learning_rate=RATES["ctl"])
     small = replace(PAPER_LIKE, num_draws=131_072, num_exact=1000, training=training)
     paper = replace(

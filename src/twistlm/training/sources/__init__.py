@@ -4,7 +4,7 @@ A source makes independent sequences with the densities they were drawn from. Fr
 of a loss: weighted by p₀φ/q it is a sample of the target, by p₀ψ_t/q at each t one of π_t, by p₀/q one of p₀.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,16 +89,19 @@ class Batch:
         log_w = truncated(self.log_w.view(self.num_targets, -1), 1 / share).flatten()
         return replace(self, log_w=log_w)
 
-    def parts(self, rng: Rng, count: int) -> "list[Batch]":
+    def parts(self, rng: Rng, count: int) -> "Iterator[Batch]":
         """So many random parts, or as many as there can be: each of some targets, or of some rows of every target."""
         if count == 1:
-            return [self]
+            yield self
+            return
         targets, each = self.num_targets, len(self.samples) // self.num_targets
         rows = torch.arange(len(self.samples)).view(targets, each)
         if targets >= count:
-            return [self._part(rows[some]) for some in rng.uniform((1, targets))[0].argsort().tensor_split(count)]
-        shuffled = rows.gather(-1, rng.uniform((targets, each)).argsort(-1))
-        return [self._part(some) for some in shuffled.tensor_split(min(count, each), -1)]
+            some = rows[rng.uniform((1, targets))[0].argsort()].tensor_split(count)
+        else:
+            some = rows.gather(-1, rng.uniform((targets, each)).argsort(-1)).tensor_split(min(count, each), -1)
+        # Each is copied as its turn comes, features of every token included.
+        yield from map(self._part, some)
 
     def _part(self, rows: Tensor) -> "Batch":
         """Rows [R', n] of R' targets."""
