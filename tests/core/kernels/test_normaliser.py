@@ -17,6 +17,19 @@ def problem(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return tuple(x.to(dtype).float() for x in (inner, 0.3 * weight, bias, 3 * logits))
 
 
+def log_normaliser(
+    parameters: list[torch.Tensor], scale: float, logits: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Of inner, weight and maybe a bias: written out where they are in float64, else multiplied in that precision."""
+    inner, weight, *rest = parameters
+    bias = rest[0] if rest else None
+    if inner.dtype == torch.float64:
+        log_psi = inner @ weight.T + (0.0 if bias is None else bias)
+        return torch.logsumexp(torch.log_softmax(logits.double(), -1) + scale * log_psi, -1)
+    product = PackedProduct(weight.to(dtype), None if bias is None else bias.to(dtype))
+    return normaliser.of_product(inner, weight, bias, scale, product, lambda part: logits[part].to(dtype), 4)
+
+
 @pytest.mark.parametrize("kept", [10**9, 5 * VOCAB], ids=["one segment", "five"])
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -33,15 +46,7 @@ def test_value_and_gradient(
             x.double().clone().requires_grad_() if precise else x.clone().requires_grad_()
             for x in ((inner, weight, bias) if with_bias else (inner, weight))
         ]
-        own_bias = parameters[2] if with_bias else None
-        if precise:
-            log_psi = parameters[0] @ parameters[1].T + (0.0 if own_bias is None else own_bias)
-            total = torch.logsumexp(torch.log_softmax(logits.double(), -1) + scale * log_psi, -1)
-        else:
-            product = PackedProduct(weight.to(dtype), bias.to(dtype) if with_bias else None)
-            total = normaliser.of_product(
-                parameters[0], parameters[1], own_bias, scale, product, lambda part: logits[part].to(dtype), 4
-            )
+        total = log_normaliser(parameters, scale, logits, dtype)
         (total * upstream).sum().backward()
         return [total.detach().double(), *[p.grad.double() for p in parameters if p.grad is not None]]
 
@@ -67,11 +72,7 @@ def test_a_likely_token_leaves_more_than_rounding() -> None:
     def gradients(precise: bool) -> list[torch.Tensor]:
         parameters = [(x.double() if precise else x).clone().requires_grad_() for x in (inner, weight, bias)]
         h, w, b = parameters
-        if precise:
-            total = torch.logsumexp(torch.log_softmax(logits.double(), -1) + h @ w.T + b, -1)
-        else:
-            product = PackedProduct(weight.bfloat16(), bias.bfloat16())
-            total = normaliser.of_product(h, w, b, 1.0, product, lambda part: logits[part].bfloat16(), 4)
+        total = log_normaliser(parameters, 1.0, logits, torch.bfloat16)
         ((h * w[likely]).sum(-1) + b[likely] - total).sum().backward()
         return [p.grad.double() for p in parameters if p.grad is not None]
 
