@@ -23,7 +23,8 @@ from twistlm.core.storage import save_json
 from twistlm.models.base import BaseLM
 from twistlm.runs.sweeps.folder import SweepFolder
 from twistlm.runs.sweeps.pooled import read
-from twistlm.sampling.twisted import TwistedLM, beside
+from twistlm.sampling.states import beside
+from twistlm.sampling.twisted import TwistedLM
 
 LEFT_OUT = 1e-4
 

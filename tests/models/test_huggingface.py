@@ -102,7 +102,7 @@ def test_half_precision_decoding_is_as_close_to_float32_as_torchs_own_kernel(arc
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_what_all_particles_share_is_kept_once(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twistlm.models.huggingface.SHARE_EVERY", 3)
+    monkeypatch.setattr("twistlm.models.prefixes.SHARE_EVERY", 3)
     lm = tiny_lm(architecture)
     model = TwistedLM(lm, None, "ignore")
     generator = torch.Generator().manual_seed(4)

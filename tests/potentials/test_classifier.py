@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from tests.scorers import reference, save
 from twistlm.core.errors import ConfigError, ModelError
 from twistlm.potentials import Classifier, Threshold, evaluate
+from twistlm.potentials.scorer import PASS_TOKENS, passes
 
 TEXTS = ["hi dog", "hi cats", "a", "so so so dog", "cat"]
 
@@ -39,6 +40,30 @@ def assert_equal(value: torch.Tensor, expected: torch.Tensor) -> None:
 def test_softmax_over_the_labels_in_any_batching(three, label, batch_size) -> None:
     value = Classifier(three, label, beta=2.0, batch_size=batch_size).log_phi_texts(TEXTS)
     assert_equal(value, 2 * reference(three, TEXTS).log_softmax(-1)[:, 1])
+
+
+def test_many_texts_are_scored_as_one_by_one_by_any_number_of_threads(three) -> None:
+    texts = [" ".join(["so"] * (1 + i % 8) + ["dog"] * (i % 3)) for i in range(200)]
+    expected, threads = reference(three, texts), torch.get_num_threads()
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            logits = torch.stack([Classifier(three, i, batch_size=16).logit_texts(texts) for i in range(3)], -1)
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("size", [1, 7, 128])
+def test_a_pass_has_so_many_texts_and_so_many_tokens_at_most(size) -> None:
+    lengths = [1, 1, 2, 5, 8, 1000, 2000, 2000, 2001, 5000, 6000]
+    found = [list(each) for each in passes(range(len(lengths)), lengths, size)]
+    assert [at for chosen in found for at in chosen] == list(range(len(lengths)))
+    for chosen in found:
+        assert len(chosen) <= size
+        assert len(chosen) == 1 or len(chosen) * lengths[chosen[-1]] <= PASS_TOKENS
+    if size == 128:
+        assert found == [[0, 1, 2, 3, 4], [5, 6], [7, 8], [9], [10]]
 
 
 def test_probabilities_of_all_labels_sum_to_one(three) -> None:

@@ -1,8 +1,10 @@
 """How transformers' modules reach a cache that attends by itself (`twistlm.models.cache.PrefixLayer`)."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +15,10 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "twistlm_decode"
 TORCH = "sdpa"
-_current: ContextVar[Cache] = ContextVar("cache that attends")
+_current: ContextVar[Cache | None] = ContextVar("cache that attends", default=None)
+# How many threads let each network (by its configuration) attend by a cache at the moment.
+_attending: Counter[int] = Counter()
+_counting = Lock()
 # What an architecture may ask of torch's kernel beyond a scaled product.
 EXTRAS = ("position_bias", "s_aux", "softcap")
 
@@ -22,7 +27,11 @@ def decode_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface: query [B, H, Q, d]; key and value are those of the Q new tokens."""
-    layer = _current.get().layers[module.layer_idx]
+    cache = _current.get()
+    if cache is None:
+        # Another thread's pass attends by a cache, and this one does not.
+        return _by_torch(module, query, key, value, attention_mask, **options)
+    layer = cache.layers[module.layer_idx]
     rows, _, queries, width = query.shape
     plain = attention_mask is None and all(options.get(extra) is None for extra in EXTRAS)
     if layer.get_seq_length() > queries:
@@ -30,7 +39,11 @@ def decode_attention(
             scaling: float | None = options.get("scaling")
             return layer.attend(query, width**-0.5 if scaling is None else scaling), None
         key, value = layer.whole(rows, query.dtype)
-    result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return _by_torch(module, query, key, value, attention_mask, **options)
+
+
+def _by_torch(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+    result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(*arguments, **options)
     return result
 
 
@@ -40,7 +53,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 def can_attend(network: Any) -> bool:
     """Whether `network` attends by torch's kernel, which `attending` can stand in for."""
-    return getattr(network.config, "_attn_implementation", None) == TORCH
+    return getattr(network.config, "_attn_implementation", None) in (TORCH, NAME)
 
 
 def by_column(network: Any) -> bool:
@@ -53,11 +66,17 @@ def by_column(network: Any) -> bool:
 
 @contextmanager
 def attending(network: Any, cache: Cache) -> Iterator[None]:
-    """Let `network` attend by `cache` for a moment."""
-    token = _current.set(cache)
-    network.config._attn_implementation = NAME
+    """Let `network` attend by `cache` for a moment, on this thread."""
+    token, config = _current.set(cache), network.config
+    with _counting:
+        _attending[id(config)] += 1
+        config._attn_implementation = NAME
     try:
         yield
     finally:
-        network.config._attn_implementation = TORCH
+        with _counting:
+            _attending[id(config)] -= 1
+            if not _attending[id(config)]:
+                del _attending[id(config)]
+                config._attn_implementation = TORCH
         _current.reset(token)

@@ -6,7 +6,6 @@ made for prefixes (`cache`).
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from twistlm.models.groups import Groups
 from twistlm.models.local import safely, usable_device
 from twistlm.models.packaged import without_progress_bars
 from twistlm.models.packing import for_inference, in_float32, sharing_copy
+from twistlm.models.prefixes import PrefixCache
 from twistlm.models.reading import (
     Memory,
     Tokens,
@@ -57,26 +57,6 @@ TRAINING_TOKENS, FEWEST_TRAINING_TOKENS, ACTIVATIONS, BYTES_EACH = 1024, 256, 60
 COLUMNS_PER_TOKEN = 32
 # Tokens of sequences, with their prompts', that run in one pass without gradient.
 PASS_TOKENS = 16_384
-# Columns between looks for what all prefixes share, and the fewest worth moving.
-SHARE_EVERY = 32
-
-
-@dataclass(frozen=True)
-class PrefixCache:
-    """Key–value cache of U prefixes, right-aligned: `padding` [U] columns on the left mean nothing.
-
-    `attends`: its layers are `PrefixLayer`s. `nodes` [U, L]: which row of its time each prefix descends from, at every
-    column after the prompt, so that columns can be told in which all prefixes agree; None if there was not one prompt.
-    `groups`: which prompt each prefix goes on from where each is kept once (`padding` is what a prompt is shorter than
-    the longest, and no column); None elsewhere.
-    """
-
-    layers: Cache
-    padding: Tensor
-    padded: bool
-    attends: bool
-    nodes: Tensor | None = None
-    groups: Groups | None = None
 
 
 class HuggingFaceDecoder:
@@ -107,6 +87,11 @@ class HuggingFaceDecoder:
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.module.parameters()).device
+
+    @property
+    def serves_threads(self) -> bool:
+        """Whether several threads may read by it at once, and gain by it."""
+        return self.device.type == "cpu" and not self.trainable
 
     @property
     def dtype(self) -> torch.dtype:
@@ -156,19 +141,9 @@ class HuggingFaceDecoder:
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
         """Append one token to each of the prefixes `parents`; the cache of `state` is moved, not copied."""
         cache: PrefixCache = state.cache
-        if parents.shape != cache.padding.shape or not torch.equal(
-            parents, torch.arange(len(cache.padding), device=parents.device)
-        ):
-            for layer in cache.layers.layers:
-                layer.reorder_cache(parents)
-            nodes = None if cache.nodes is None else cache.nodes[parents]
-            groups = None if cache.groups is None else cache.groups.after(parents)
-            if groups is not None:
-                for layer in cache.layers.layers:
-                    layer.groups = groups
-            cache = replace(cache, padding=cache.padding[parents], nodes=nodes, groups=groups)
+        cache = cache.after(parents)
         hidden = self._step(tokens.unsqueeze(-1), cache)
-        return DecoderState(hidden, _coalesced(cache))
+        return DecoderState(hidden, cache.coalesced())
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """Hidden states [B, T, d] before each of tokens [B, T].
@@ -232,25 +207,6 @@ def _trained_at_once(network: nn.Module) -> int:
     config: Any = network.config
     each: int = BYTES_EACH * config.hidden_size * config.num_hidden_layers
     return min(TRAINING_TOKENS, max(FEWEST_TRAINING_TOKENS, ACTIVATIONS // each))
-
-
-def _coalesced(cache: PrefixCache) -> PrefixCache:
-    """`cache` after a step: what all prefixes have come to share is kept once, like the prompt.
-
-    Under resampling the ancestry of N particles is a tree of T + O(N log N) nodes (Jacob, Murray and Rubenthaler,
-    2015): all but the last columns are the same in every row, and then need not be read, moved or kept N times.
-    """
-    if cache.nodes is None:
-        return cache
-    nodes = torch.cat([cache.nodes, torch.arange(len(cache.nodes), dtype=torch.int32).unsqueeze(-1)], -1)
-    if nodes.shape[-1] % SHARE_EVERY == 0:
-        # Lineages that have met stay together: where all agree, they agree in all columns before.
-        count = int((nodes == nodes[:1]).all(0).sum())
-        if count >= SHARE_EVERY:
-            for layer in cache.layers.layers:
-                layer.share(count)
-            nodes = nodes[:, count:]
-    return replace(cache, nodes=nodes)
 
 
 class HuggingFaceLM(HuggingFaceDecoder):

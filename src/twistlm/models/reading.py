@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import RLock
 from typing import Any
 
 import torch
@@ -87,22 +88,24 @@ class Memory:
     def __init__(self) -> None:
         self._network: nn.Module | None = None
         self._kept: OrderedDict[tuple[Tokens, ...], Reading] = OrderedDict()
+        self._one_at_a_time = RLock()
 
     def read(self, network: nn.Module, prompts: Sequence[Tokens], device: torch.device) -> Reading:
         """The distinct prompts as `network` reads them without gradient, or has read them."""
-        if self._network is not network:
-            self._network = network
-            self._kept.clear()
-        key = tuple(sorted(prompts))
-        if key not in self._kept:
-            count = shared_length(key)
-            stem = self.read(network, [key[0][:count]], device) if len(key) > 1 and count else None
-            with torch.no_grad():
-                self._kept[key] = read(network, key, device, READING_TOKENS, stem)
-        self._kept.move_to_end(key)
-        while len(self._kept) > 1 and sum(reading.nbytes for reading in self._kept.values()) > REMEMBERED:
-            self._kept.popitem(last=False)
-        return self._kept[key]
+        with self._one_at_a_time:
+            if self._network is not network:
+                self._network = network
+                self._kept.clear()
+            key = tuple(sorted(prompts))
+            if key not in self._kept:
+                count = shared_length(key)
+                stem = self.read(network, [key[0][:count]], device) if len(key) > 1 and count else None
+                with torch.no_grad():
+                    self._kept[key] = read(network, key, device, READING_TOKENS, stem)
+            self._kept.move_to_end(key)
+            while len(self._kept) > 1 and sum(reading.nbytes for reading in self._kept.values()) > REMEMBERED:
+                self._kept.popitem(last=False)
+            return self._kept[key]
 
 
 def distinct(prompts: Prompts) -> list[Tokens]:

@@ -37,7 +37,7 @@ class Classifier(TextPotential):
         beta: the power, > 0.
         logit_means: for a model with a single logit; needed unless the label is its `id2label[0]`. "label" if
             a high logit means the label, "not label" if a low one does (ToxicityModel and "toxic").
-        batch_size: distinct texts per forward pass; they are sorted by length first.
+        batch_size: distinct texts per forward pass at most, fewer where they are long; they are sorted by length first.
         of: what is classified, "text" (prompt and continuation together), "continuation" or "chat" (the pair of
             both); None means the continuation after a chat and the text after a plain prompt.
         device: torch device; None means CUDA if there is one. A loaded pair stays where it is.
@@ -50,7 +50,7 @@ class Classifier(TextPotential):
     label: str | int
     beta: float = 1.0
     logit_means: Literal["label", "not label"] | None = None
-    batch_size: int = 32
+    batch_size: int = 128
     of: Of | None = None
     device: str | None = None
     log_upper_bound = 0.0

@@ -30,7 +30,7 @@ class Reward(TextPotential):
             texts where it has none), "text" (both decoded together) or "continuation"; None means the continuation
             after a chat and the text after a plain prompt.
         log_upper_bound: what beta · reward is never above, in nats; None if that is not known.
-        batch_size: distinct texts per forward pass; they are sorted by length first.
+        batch_size: distinct texts per forward pass at most, fewer where they are long; they are sorted by length first.
         device: torch device; None means CUDA if there is one. A loaded pair stays where it is.
 
     Raises:
@@ -41,7 +41,7 @@ class Reward(TextPotential):
     beta: float = 1.0
     of: Of | None = "chat"
     log_upper_bound: float | None = None
-    batch_size: int = 32
+    batch_size: int = 128
     device: str | None = None
     reads_pairs = True
     scores_prefixes = True

@@ -1,7 +1,7 @@
 """Networks that score texts or pairs of prompt and answer: what `Classifier` and `Reward` share."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, ModelError, PromptError
+from twistlm.core.kernels.threads import side_by_side
 from twistlm.core.memory import in_pieces
 from twistlm.core.registry import available
 from twistlm.models.chats import render
 from twistlm.models.local import contents
 from twistlm.potentials.texts import Pair
+
+# Tokens in a pass: of short texts many together, since a product of few rows is slow, and of long ones few, for memory.
+PASS_TOKENS = 4096
 
 ScorerModel = str | Path | tuple[Any, Any]
 """A bundled name, a hub name, a folder, or a loaded pair (model, tokenizer)."""
@@ -62,11 +66,16 @@ class Scorer:
         padding = self.tokenizer.pad_token_id
         size = batch_size if padding is not None and padding == getattr(self.config, "pad_token_id", None) else 1
         logits = torch.empty(len(read), self.config.num_labels, dtype=torch.float64)
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            score = partial(self._scored, encoded, chosen, size > 1)
-            logits[chosen] = in_pieces(score, len(chosen), "scoring texts")
+        chunks = list(passes(order, [len(tokens) for tokens in encoded["input_ids"]], size))
+        found = [partial(self._in_pieces, encoded, chosen, size > 1) for chosen in chunks]
+        each = side_by_side(found) if self.network.device.type == "cpu" else (score() for score in found)
+        for chosen, values in zip(chunks, each, strict=True):
+            logits[chosen] = values
         return logits
+
+    def _in_pieces(self, encoded: Any, chosen: Sequence[int], padding: bool) -> Tensor:
+        """Logits of the chosen texts, in one pass if memory suffices."""
+        return in_pieces(partial(self._scored, encoded, chosen, padding), len(chosen), "scoring texts")
 
     def _scored(self, encoded: Any, chosen: Sequence[int], padding: bool, part: slice) -> Tensor:
         """Logits of some of the chosen texts in one pass."""
@@ -108,6 +117,16 @@ class Scorer:
         # Tokenizers without a limit declare 10^30.
         known = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
         return min(known, default=None)
+
+
+def passes(order: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Texts in `order`, the shorter ones first, in passes of at most `size` texts and about `PASS_TOKENS` tokens."""
+    start = 0
+    for at in range(1, len(order) + 1):
+        full = at - start == size or (at < len(order) and (at - start + 1) * lengths[order[at]] > PASS_TOKENS)
+        if full or at == len(order):
+            yield order[start:at]
+            start = at
 
 
 def scorer(model: ScorerModel, device: str | None) -> Scorer:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, PromptError
+from twistlm.core.kernels.threads import side_by_side
 from twistlm.core.logmath import ess
 from twistlm.core.memory import MEMORY_ERRORS, is_out_of_memory, say_smaller
 from twistlm.core.rng import Rng
@@ -110,11 +111,14 @@ class Sampler:
             batch: sequences at a time, about; part of what a seed reproduces.
             done: is told how many sequences there are so far.
         """
-        parts: list[Samples] = []
+        pieces, parts = [], list[Samples]()
         for at, rows, columns in in_parts(len(cases), num_samples, batch):
             resting, count = None if paused is None else paused[rows, columns], columns.stop - columns.start
-            part = self.draw_at_once(rng.fork("proposal", at), cases[rows], count, keep=keep, paused=resting)
-            parts.append(part)
+            own = rng.fork("proposal", at)
+            pieces.append(partial(self._unjudged, own, cases[rows], count, keep=keep, paused=resting))
+        drawn = side_by_side(pieces) if self.model.serves_threads else (piece() for piece in pieces)
+        for part in drawn:
+            parts.append(self._judged(part))
             if done is not None:
                 done(sum(map(len, parts)))
         return Samples.concatenate(parts)
@@ -122,12 +126,19 @@ class Sampler:
     def draw_at_once(
         self, rng: Rng, cases: Cases, num_samples: int, *, keep: Keep = NOTHING, paused: Tensor | None = None
     ) -> Samples:
-        """The same in one batch; `paused` [R, num_samples, T].
+        """The same in one batch; `paused` [R, num_samples, T]."""
+        return self._judged(self._unjudged(rng, cases, num_samples, keep=keep, paused=paused))
+
+    def _unjudged(self, rng: Rng, cases: Cases, num_samples: int, *, keep: Keep, paused: Tensor | None) -> Samples:
+        """Draws before φ, and p₀ where the model is another one, have been asked about them.
 
         φ is taken apart from SMC, which refuses a batch of which every sequence has φ = 0: here each stands for itself.
         """
         free = replace(self, potential=None, ess_threshold=0.0, reference=None)
-        drawn = free.samples_of(free.smc(rng, cases, num_samples, keep=keep, paused=paused), cases)
+        return free.samples_of(free.smc(rng, cases, num_samples, keep=keep, paused=paused), cases)
+
+    def _judged(self, drawn: Samples) -> Samples:
+        """The same draws with what φ and p₀ say of them. A potential of one's own need not serve several threads."""
         if self.potential is not None:
             log_phi = evaluate(self.potential, drawn.prompts, drawn.tokens, drawn.conditions)
             drawn = replace(drawn, log_phi=log_phi.to(drawn.log_p.device))
@@ -360,10 +371,14 @@ def in_batches(cases: Cases, num_particles: int, batch: int = BATCH) -> Iterator
 
 
 def in_parts(num_cases: int, num_samples: int, batch: int) -> Iterator[tuple[int, slice, slice]]:
-    """`num_samples` draws of each case in parts of about `batch`: the number of each, its cases, and which draws."""
+    """`num_samples` draws of each case in parts of about `batch`: the number of each, its cases, and which draws.
+
+    Those of one case are as large as each other, so that workers who begin together end together.
+    """
     if num_cases == 1:
-        for at in range(0, num_samples, batch):
-            yield at, slice(0, 1), slice(at, min(at + batch, num_samples))
+        size = max(1, -(-num_samples // max(1, -(-num_samples // batch))))
+        for at in range(0, num_samples, size):
+            yield at, slice(0, 1), slice(at, min(at + size, num_samples))
         return
     size = max(1, batch // num_samples)
     for at in range(0, num_cases, size):

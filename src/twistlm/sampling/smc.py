@@ -26,7 +26,8 @@ from twistlm.core.rng import Rng
 from twistlm.sampling.particles import Particles, SMCResult, StepInfo, select
 from twistlm.sampling.proposals import Drawn, Proposal
 from twistlm.sampling.resampling import Resampler, invert
-from twistlm.sampling.twisted import State, TwistedLM
+from twistlm.sampling.states import State
+from twistlm.sampling.twisted import TwistedLM
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from twistlm.models.rereading import Rereading, RereadingLM
 from twistlm.sampling.particles import NextToken
 from twistlm.sampling.proposals import Drawn, Proposal, draw
 from twistlm.sampling.samples import Samples
+from twistlm.sampling.states import State, TwistState, beside
 from twistlm.twists.base import Twist
 
 # Elements of a [rows, V] block when a pass over the vocabulary is chunked: 8 M float32 = 32 MB. At V = 50,257 that is
@@ -28,47 +29,12 @@ IMPOSSIBLE = -1e4
 
 
 @dataclass(frozen=True)
-class TwistState:
-    """What a twist has read of U prefixes: with its own network if it has one, and of conditions [U, d'] if it does."""
-
-    own: DecoderState | None = None
-    given: Tensor | None = None
-
-    def features(self, lm: DecoderState) -> Tensor:
-        """What its head reads [U, …]."""
-        features = lm.features if self.own is None else self.own.features
-        return features if self.given is None else beside(features, self.given)
-
-    def at(self, rows: slice) -> "TwistState":
-        """Some of the prefixes, for one pass over the vocabulary: no network goes on from there."""
-        return TwistState(
-            None if self.own is None else DecoderState(self.own.features[rows]),
-            None if self.given is None else self.given[rows],
-        )
-
-
-@dataclass(frozen=True)
-class State:
-    """Distinct prefixes read by the base model and by each twist; `rows` [B] maps particles to them."""
-
-    lm: DecoderState
-    twists: tuple[TwistState, ...]
-    rows: Tensor
-
-
-@dataclass(frozen=True)
 class Scores:
     """log ψ_t of each prefix [B, T], log Σ_v p₀ψ_t [B, T] if asked, log ψ of its siblings [B, T, K] if it has any."""
 
     log_psi: Tensor
     log_normaliser: Tensor | None
     siblings: Tensor | None
-
-
-def beside(features: Tensor, given: Tensor) -> Tensor:
-    """Features [B, …, d] of prefixes and [B, d'] of their conditions, joined: [B, …, d + d']."""
-    given = given.view(given.shape[0], *[1] * (features.dim() - 2), given.shape[1])
-    return torch.cat([features, given.to(features.dtype).expand(*features.shape[:-1], -1)], -1)
 
 
 class TwistedLM:
@@ -168,6 +134,12 @@ class TwistedLM:
     def features_are_reusable(self) -> bool:
         """Whether features recorded while sampling are what the twist's head trains on (no network of its own)."""
         return self.twist is None or self.twist.decoder is None
+
+    @property
+    def serves_threads(self) -> bool:
+        """Whether several threads may draw by it at once: the base model's own network alone reads."""
+        reads = [twist.decoder for twist in self._twists if twist.decoder is not None]
+        return bool(getattr(self.lm, "serves_threads", False)) and not reads
 
     @property
     def _rows_at_a_time(self) -> int:

@@ -77,11 +77,12 @@ class VocabularyHead(nn.Module):
     def _packed(self, dtype: torch.dtype) -> PackedProduct:
         """The output layer in `dtype`, made once per version of its parameters."""
         version = (dtype, *[(tensor.data_ptr(), tensor._version) for tensor in (self.weight, self.bias)])
-        if self._product is None or self._product[0] != version:
+        kept = self._product
+        if kept is None or kept[0] != version:
             # The last one goes before there is another.
-            self._product = None
-            self._product = (version, self._made(dtype, pack=self._packs or dtype != self.weight.dtype))
-        return self._product[1]
+            kept = self._product = None
+            kept = self._product = (version, self._made(dtype, pack=self._packs or dtype != self.weight.dtype))
+        return kept[1]
 
     def _made(self, dtype: torch.dtype, *, pack: bool) -> PackedProduct:
         return PackedProduct(self.weight.detach().to(dtype), self.bias.detach().to(dtype), pack=pack)

@@ -91,8 +91,9 @@ class LowRankHead(nn.Module):
     def _token_side(self) -> tuple[Tensor, Tensor]:
         """Bᵀx_v [V, rank] and c·x_v + b_v [V]; kept while the parameters stay as they are."""
         version = (self.up._version, self.bias._version, self.up.data_ptr())
-        if not torch.is_grad_enabled() and self._tokens is not None and self._tokens[0] == version:
-            return self._tokens[1], self._tokens[2]
+        kept = self._tokens
+        if not torch.is_grad_enabled() and kept is not None and kept[0] == version:
+            return kept[1], kept[2]
         assert isinstance(self.unembedding, Tensor)
         width = self.unembedding.shape[1]
         # In the model's own precision: a skinny product over all of V, twice per update, is the cost of training.

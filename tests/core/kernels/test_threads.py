@@ -1,7 +1,11 @@
+import threading
+import time
+from functools import partial
+
 import pytest
 import torch
 
-from twistlm.core.kernels.threads import alone, together
+from twistlm.core.kernels.threads import alone, side_by_side, together
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +44,49 @@ def test_all_is_read_anew_each_time() -> None:
     torch.set_num_threads(2)
     with alone(), together():
         assert torch.get_num_threads() == 2
+
+
+def test_side_by_side_gives_results_in_order_whoever_ends_first() -> None:
+    ended = []
+
+    def piece(number: int) -> int:
+        time.sleep(0.05 * (2 - number))
+        ended.append(number)
+        return number
+
+    assert list(side_by_side(partial(piece, number) for number in range(3))) == [0, 1, 2]
+    assert ended == [2, 1, 0]
+
+
+def test_side_by_side_shares_out_torchs_threads_and_gives_them_back() -> None:
+    torch.set_num_threads(4)
+    assert list(side_by_side([torch.get_num_threads] * 2)) == [2, 2]
+    assert torch.get_num_threads() == 4
+
+
+def test_side_by_side_is_alone_where_one_thread_is_left() -> None:
+    here = threading.get_ident()
+    with alone():
+        assert list(side_by_side([threading.get_ident] * 2)) == [here, here]
+    assert here not in list(side_by_side([threading.get_ident] * 2))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_side_by_side_pieces_take_gradients_as_the_caller_does(grad: bool) -> None:
+    with torch.set_grad_enabled(grad):
+        assert list(side_by_side([torch.is_grad_enabled] * 3)) == [grad] * 3
+
+
+def test_an_error_of_a_piece_is_the_callers_and_later_pieces_are_left() -> None:
+    done = []
+
+    def piece(number: int) -> None:
+        time.sleep(0.02)
+        if number == 0:
+            raise ValueError("piece 0")
+        done.append(number)
+
+    with pytest.raises(ValueError, match="piece 0"):
+        list(side_by_side(partial(piece, number) for number in range(30)))
+    assert len(done) < 29
+    assert torch.get_num_threads() == 3

@@ -10,6 +10,7 @@ float64, so a token of probability 1e-9 keeps its probability to a relative erro
 cumulative sum over V would lose it altogether.
 """
 
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +21,8 @@ BLOCK = 256
 CACHE_ELEMENTS = 1_600_000
 
 
-class Scratch:
-    """Memory that one table after another uses, as large as the largest has been.
+class Scratch(threading.local):
+    """Memory that one table after another uses, as large as the largest has been; each thread has its own.
 
     Taking tens of megabytes from the system anew at every step costs as much as filling them.
     """
