@@ -1,7 +1,7 @@
 """Toxicity of comments, by weights that a Python package ships: no download from a hub."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.identity import Files
+from twistlm.core.kernels.threads import side_by_side
 from twistlm.core.registry import register
 from twistlm.models.base import Prompts
 from twistlm.potentials._bilstm import LABELS, BiLSTM, WordTokenizer, packaged_folder
@@ -87,7 +88,7 @@ def score_texts(texts: list[str], batch_size: int = 128) -> Tensor:
     # Sorted by length, a batch pays for both directions only up to its own longest text.
     order = sorted(set(encoded), key=len)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    logits = torch.cat([torch.empty(0, len(LABELS)), *(network(batch) for batch in batches)])
+    logits = torch.cat([torch.empty(0, len(LABELS)), *side_by_side(partial(network, batch) for batch in batches)])
     index = {words: i for i, words in enumerate(order)}
     return logits[[index[words] for words in encoded]]
 
