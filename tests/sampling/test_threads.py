@@ -1,12 +1,14 @@
 """Draws by several threads are those of one thread, whatever they share: prompts read, caches, tables, twists."""
 
+import copy
+import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from tests.cases import cases
+from tests.cases import cases, make_case
 from twistlm.core.rng import Rng
 from twistlm.models.huggingface import load
 from twistlm.potentials import Function
@@ -71,3 +73,13 @@ def test_the_users_network_attends_as_before_afterwards() -> None:
     before = LM.module.config._attn_implementation
     drawn(Sampler(TwistedLM(LM), None, 4), 4, PROMPTS[:1], 40, 5)
     assert LM.module.config._attn_implementation == before == "sdpa"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_what_threads_share_can_be_copied(copied: Callable[[TwistedLM], TwistedLM]) -> None:
+    case = make_case()
+    here, there = (model.start([case.prompt], 3, 2) for model in (case.twisted, copied(case.twisted)))
+    assert torch.equal(here.lm.features, there.lm.features)
+    LM.start(PROMPTS[:1])
+    assert LM._memory._kept
+    assert not copied(LM._memory)._kept  # type: ignore[arg-type, attr-defined]

@@ -90,6 +90,10 @@ class Memory:
         self._kept: OrderedDict[tuple[Tokens, ...], Reading] = OrderedDict()
         self._one_at_a_time = RLock()
 
+    def __reduce__(self) -> tuple[type["Memory"], tuple[()]]:
+        """A copy, here or in another process, has read nothing yet: it belongs to another network."""
+        return Memory, ()
+
     def read(self, network: nn.Module, prompts: Sequence[Tokens], device: torch.device) -> Reading:
         """The distinct prompts as `network` reads them without gradient, or has read them."""
         with self._one_at_a_time:

@@ -11,7 +11,10 @@ from twistlm.models.base import Decoder, Prompts
 
 
 class Head(Protocol):
-    """log ψ over the vocabulary from features; the same everywhere before training."""
+    """log ψ over the vocabulary from features; the same everywhere before training.
+
+    Without gradient several threads may ask at once.
+    """
 
     @property
     def shrinkage(self) -> Tensor:

@@ -30,6 +30,10 @@ class Scratch(threading.local):
     def __init__(self) -> None:
         self._memory: Tensor | None = None
 
+    def __reduce__(self) -> tuple[type["Scratch"], tuple[()]]:
+        """A copy, here or in another process, is empty."""
+        return Scratch, ()
+
     def take(self, rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Uninitialised [rows, columns]. What was taken before is void."""
         memory, needed = self._memory, rows * columns
