@@ -1,6 +1,7 @@
 """Verdicts: what is said is what the numbers are, and nothing is claimed that is not known."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -234,7 +235,8 @@ def test_exact_twists_raise_no_warning(case: Case) -> None:
     found = certified(case.optimal, case)
     assert findings(found, certified(case.base, case)) == []
     assert verdict(found)[0].startswith("q is all but σ itself")
-    assert verdict(found)[1].startswith("log Z is known to 0.01 nats")
+    # What 20,000 base draws leave open: by their seed 0.011 to 0.024.
+    assert re.match(r"log Z is known to 0\.0[12] nats", verdict(found)[1])
 
 
 def test_a_twist_worse_than_none(case: Case) -> None:
