@@ -1,7 +1,6 @@
 """Verdicts: what is said is what the numbers are, and nothing is claimed that is not known."""
 
 import math
-import re
 from dataclasses import replace
 
 import pytest
@@ -218,10 +217,10 @@ def test_one_voice(
 # --- On real targets ---
 
 
-def certified(model: TwistedLM, case: Case) -> Certificate:
+def certified(model: TwistedLM, case: Case, num_draws: int = 20_000) -> Certificate:
     subject = Sampler(model, case.potential, case.num_steps)
     base = Sampler(case.base, case.potential, case.num_steps)
-    witness = of_draws(base.draw(Rng(2), [case.at], 20_000).log_phi, 0.0)
+    witness = of_draws(base.draw(Rng(2), [case.at], num_draws).log_phi, 0.0)
     return certify(
         Rng(1),
         subject,
@@ -232,11 +231,11 @@ def certified(model: TwistedLM, case: Case) -> Certificate:
 
 
 def test_exact_twists_raise_no_warning(case: Case) -> None:
-    found = certified(case.optimal, case)
+    # 20,000 base draws leave 0.01 or 0.02 open, by their seed.
+    found = certified(case.optimal, case, num_draws=50_000)
     assert findings(found, certified(case.base, case)) == []
     assert verdict(found)[0].startswith("q is all but σ itself")
-    # What 20,000 base draws leave open: by their seed 0.011 to 0.024.
-    assert re.match(r"log Z is known to 0\.0[12] nats", verdict(found)[1])
+    assert verdict(found)[1].startswith("log Z is known to 0.01 nats")
 
 
 def test_a_twist_worse_than_none(case: Case) -> None:
