@@ -1,5 +1,7 @@
 """Fixtures for every test."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
@@ -12,6 +14,14 @@ torch.set_num_threads(1)
 def case(request: pytest.FixtureRequest) -> Case:
     """V = 3, T = 3 after one token of prompt, both EOS semantics."""
     return make_case(eos=request.param)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads torch has, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

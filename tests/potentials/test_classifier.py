@@ -42,16 +42,12 @@ def test_softmax_over_the_labels_in_any_batching(three, label, batch_size) -> No
     assert_equal(value, 2 * reference(three, TEXTS).log_softmax(-1)[:, 1])
 
 
-def test_many_texts_are_scored_as_one_by_one_by_any_number_of_threads(three) -> None:
+@pytest.mark.parametrize("count", [1, 4])
+def test_many_texts_are_scored_as_one_by_one_by_any_number_of_threads(three, threads, count) -> None:
+    threads(count)
     texts = [" ".join(["so"] * (1 + i % 8) + ["dog"] * (i % 3)) for i in range(200)]
-    expected, threads = reference(three, texts), torch.get_num_threads()
-    try:
-        for count in (1, 4):
-            torch.set_num_threads(count)
-            logits = torch.stack([Classifier(three, i, batch_size=16).logit_texts(texts) for i in range(3)], -1)
-            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-    finally:
-        torch.set_num_threads(threads)
+    logits = torch.stack([Classifier(three, i, batch_size=16).logit_texts(texts) for i in range(3)], -1)
+    torch.testing.assert_close(logits, reference(three, texts), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 7, 128])

@@ -3,7 +3,7 @@
 import copy
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,11 +23,7 @@ LM = load("stories")
 PROMPTS = [LM.encode(text) for text in ("Once upon a time, there was a", "The dog said that", "He")]
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def twisted(name: str) -> TwistedLM:

@@ -1,7 +1,7 @@
 """The gradient of the same batch is the same, bit for bit, with several threads."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,12 +18,9 @@ REPEATS = 30
 
 
 @pytest.fixture(autouse=True)
-def _several_threads() -> Iterator[None]:
+def _several_threads(threads: Callable[[int], None]) -> None:
     """More threads than cores take turns in ever other orders."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+    threads(4)
 
 
 def samples(count: int, length: int, num_siblings: int) -> Samples:

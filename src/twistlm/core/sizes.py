@@ -1,5 +1,6 @@
-"""Numbers of things: at least so many, and no more than memory can hold, refused before anything is computed."""
+"""Numbers of things: at least so many, and no more than memory can hold, refused before anything is computed; parts."""
 
+import math
 from numbers import Integral
 
 import psutil
@@ -12,6 +13,12 @@ TOKEN_BYTES = 24
 RUN_BYTES = 1
 # Of each update in a run's history: a dictionary with a few numbers.
 RECORD_BYTES = 512
+
+
+def even(count: int, most: int) -> int:
+    """Size of each of the fewest equal parts of `count` things, of at most `most` each; the last may be smaller."""
+    parts = max(1, math.ceil(count / most))
+    return max(1, math.ceil(count / parts))
 
 
 def check_sizes(each: int, least: int = 1, **counts: int) -> None:

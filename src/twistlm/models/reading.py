@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from twistlm.core.kernels.entries import entries
 from twistlm.core.kernels.threads import alone
 from twistlm.core.memory import in_pieces
+from twistlm.core.sizes import even
 from twistlm.models.base import Prompts
 from twistlm.models.cache import Pair, following
 
@@ -226,7 +227,7 @@ def in_parts(run: Callable[..., Tensor], given: Sequence[Tensor | None], rows: i
     count = len(next(each for each in given if each is not None))
     if training:
         # Equal parts: the largest decides the memory, and the last one is spared being run again.
-        rows = -(-count // -(-count // rows))
+        rows = even(count, rows)
     starts, parts = range(0, count, rows), []
     for at in starts:
         part = [None if each is None else each[at : at + rows] for each in given]

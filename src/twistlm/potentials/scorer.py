@@ -68,7 +68,7 @@ class Scorer:
         logits = torch.empty(len(read), self.config.num_labels, dtype=torch.float64)
         chunks = list(passes(order, [len(tokens) for tokens in encoded["input_ids"]], size))
         found = [partial(self._in_pieces, encoded, chosen, size > 1) for chosen in chunks]
-        each = side_by_side(found) if self.network.device.type == "cpu" else (score() for score in found)
+        each = side_by_side(found, when=self.network.device.type == "cpu")
         for chosen, values in zip(chunks, each, strict=True):
             logits[chosen] = values
         return logits

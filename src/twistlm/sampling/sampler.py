@@ -12,7 +12,7 @@ from twistlm.core.kernels.threads import side_by_side
 from twistlm.core.logmath import ess
 from twistlm.core.memory import MEMORY_ERRORS, is_out_of_memory, say_smaller
 from twistlm.core.rng import Rng
-from twistlm.core.sizes import TOKEN_BYTES, check_sizes
+from twistlm.core.sizes import TOKEN_BYTES, check_sizes, even
 from twistlm.potentials.base import evaluate
 from twistlm.potentials.conditions import is_conditional
 from twistlm.potentials.prefixes import prefix_scores, softened
@@ -116,8 +116,7 @@ class Sampler:
             resting, count = None if paused is None else paused[rows, columns], columns.stop - columns.start
             own = rng.fork("proposal", at)
             pieces.append(partial(self._unjudged, own, cases[rows], count, keep=keep, paused=resting))
-        drawn = side_by_side(pieces) if self.model.serves_threads else (piece() for piece in pieces)
-        for part in drawn:
+        for part in side_by_side(pieces, when=self.model.serves_threads):
             parts.append(self._judged(part))
             if done is not None:
                 done(sum(map(len, parts)))
@@ -376,7 +375,7 @@ def in_parts(num_cases: int, num_samples: int, batch: int) -> Iterator[tuple[int
     Those of one case are as large as each other, so that workers who begin together end together.
     """
     if num_cases == 1:
-        size = max(1, -(-num_samples // max(1, -(-num_samples // batch))))
+        size = even(num_samples, batch)
         for at in range(0, num_samples, size):
             yield at, slice(0, 1), slice(at, min(at + size, num_samples))
         return

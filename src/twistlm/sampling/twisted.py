@@ -13,6 +13,7 @@ from torch import Tensor
 from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.kernels.categorical import Scratch
 from twistlm.core.rng import Rng
+from twistlm.core.sizes import even
 from twistlm.models.base import BaseLM, DecoderState, Prompts
 from twistlm.models.rereading import Rereading, RereadingLM
 from twistlm.sampling.particles import NextToken
@@ -234,7 +235,7 @@ class TwistedLM:
         count, most = state.lm.features.shape[0], self._rows_at_a_time
         if count <= most:
             return draw(rng, self.next(state), proposal, forced, num_siblings, self._scratch, paused)
-        size = -(-count // -(-count // most))
+        size = even(count, most)
         orders, parts = [], []
         for at in range(0, count, size):
             index = ((state.rows >= at) & (state.rows < at + size)).nonzero().squeeze(-1)

@@ -9,11 +9,8 @@ from twistlm.core.kernels.threads import alone, side_by_side, together
 
 
 @pytest.fixture(autouse=True)
-def _three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+def _three_threads(threads):
+    threads(3)
 
 
 def test_alone_leaves_one_thread_and_together_brings_all_back_for_a_moment() -> None:
@@ -69,6 +66,7 @@ def test_side_by_side_is_alone_where_one_thread_is_left() -> None:
     with alone():
         assert list(side_by_side([threading.get_ident] * 2)) == [here, here]
     assert here not in list(side_by_side([threading.get_ident] * 2))
+    assert list(side_by_side([threading.get_ident] * 2, when=False)) == [here, here]
 
 
 @pytest.mark.parametrize("grad", [True, False])

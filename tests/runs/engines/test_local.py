@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.runs.engines.pieces import Work, loaded
 from twistlm.core.errors import ConfigError
@@ -19,13 +18,10 @@ from twistlm.runs.engines.local import Local
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_every_piece_has_its_outcome_and_its_share_of_threads(jobs: int) -> None:
-    torch.set_num_threads(6)
-    try:
-        with Local(jobs).open(loaded) as team:
-            outcomes = dict(team.do([Work("fine"), Work("refused")]))
-    finally:
-        torch.set_num_threads(1)
+def test_every_piece_has_its_outcome_and_its_share_of_threads(jobs: int, threads: Callable[[int], None]) -> None:
+    threads(6)
+    with Local(jobs).open(loaded) as team:
+        outcomes = dict(team.do([Work("fine"), Work("refused")]))
     fine = outcomes.pop(0)
     assert not isinstance(fine, Failure)
     assert fine[0] == "fine"

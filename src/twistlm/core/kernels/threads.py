@@ -54,14 +54,14 @@ def together(when: bool = True) -> Iterator[None]:
         torch.set_num_threads(1)
 
 
-def side_by_side(pieces: Iterable[Callable[[], R]]) -> Iterator[R]:
-    """What each of the pieces gives, in order, as several threads do them; alone where torch has one thread.
+def side_by_side(pieces: Iterable[Callable[[], R]], when: bool = True) -> Iterator[R]:
+    """What each of the pieces gives, in order: several threads do them, `when` they can bear it, or else this one.
 
     Torch's threads are shared out among them. Pieces may read the same things, and write nothing that another reads.
     """
     waiting, count = list(pieces), torch.get_num_threads()
     workers = min(len(waiting), count, MOST)
-    if workers < 2:
+    if not when or workers < 2:
         for piece in waiting:
             yield piece()
         return
