@@ -183,7 +183,7 @@ def _log_Z(certificate: Certificate) -> str:
         return coded("TW311", shown)
     known = f"log Z = {used} (mostly by {certificate.log_Z_source})"
     if used.high - used.low <= CLOSED:
-        return f"log Z is known to {used.high - used.low:.2f} nats: {known}."
+        return f"log Z is known to {plain(used.high - used.low, used.digits(2))} nats: {known}."
     other = "" if bounds.upper is None or bounds.gap is None else f", or {closing(bounds)}"
     return coded(
         "TW309", f"log Z is not known to {CLOSED:g} nats: {known}. It takes more base draws (--num-draws){other}."

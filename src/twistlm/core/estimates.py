@@ -45,7 +45,12 @@ class Estimate:
         if math.isinf(self.low) and math.isinf(self.high) and self.low < self.high:
             return "not known" if math.isfinite(self.value) else plain(self.value)
         left, right = "(" if math.isinf(self.low) else "[", ")" if math.isinf(self.high) else "]"
-        return f"{plain(self.value)} {left}{plain(self.low)}, {plain(self.high)}{right}"
+        value, low, high = (plain(number, self.digits()) for number in (self.value, self.low, self.high))
+        return f"{value} {left}{low}, {high}{right}"
+
+    def digits(self, least: int = 3) -> int:
+        """Decimals to show it with, `least` of them or more: as many as keep the ends apart, as what is shown."""
+        return max(least, decimals(self.high - self.low))
 
     @property
     def half_width(self) -> float:
@@ -96,6 +101,11 @@ def plain(number: float, digits: int = 3) -> str:
         return "∞" if number > 0 else "−∞"
     text = f"{number:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
+
+
+def decimals(difference: float) -> int:
+    """Decimals with which numbers so far apart are not shown as the same."""
+    return max(0, -math.floor(math.log10(difference))) if 0 < difference < math.inf else 0
 
 
 def exactly(value: float, n: int = 1) -> Estimate:

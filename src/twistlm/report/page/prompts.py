@@ -98,7 +98,8 @@ def _cell(estimate: Estimate | None) -> tuple[str, str, float | None]:
     if not estimate.is_known:
         return "—", str(estimate), None
     value = estimate.value if math.isfinite(estimate.value) else None
-    return plain(estimate.value), str(estimate).removeprefix(plain(estimate.value)).strip(), value
+    shown = plain(estimate.value, estimate.digits())
+    return shown, str(estimate).removeprefix(shown).strip(), value
 
 
 def _samples(record: Record, name: str, text: str) -> dict[str, list[SampleRow]]:
