@@ -39,7 +39,9 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
         if name not in made:
             count = config.pool_batch if marked(name, "pooled") else config.num_particles
             batch = get_source(name)(rng.fork(name), setting, count)
-            made[name] = batch if config.max_share == 1 else batch.truncated(config.max_share)
+            batch = batch if config.max_share == 1 else batch.truncated(config.max_share)
+            # Of others the proposal that they came from may be far away, or not known.
+            made[name] = replace(batch, baseline=config.baseline and name == "proposal")
     return {role: made[name] for role, name in sources.items()}
 
 

@@ -50,6 +50,8 @@ class TrainingConfig:
         max_share: of a batch's weight towards σ that one sequence may have, or one in √num_particles if that is more;
             larger weights are lowered (truncated importance sampling), so that single sequences do not decide. 1 leaves
             them as they are.
+        baseline: whether DPG counts the proposal's own draws ("proposal") by what their weights differ from the mean,
+            which leaves its gradient as it is in expectation, with less noise.
         pool_batch: sequences per batch from the sources "pool" and "dense", which draw as many sequences as the others
             do, but in a few large rounds; see `twistlm.sampling.mixture`.
         pool_start: what the pool begins with: "fresh" draws of the base model, as many as the updates until its next
@@ -85,6 +87,7 @@ class TrainingConfig:
     num_particles: int = 100
     num_minibatches: int = 1
     max_share: float = 1.0
+    baseline: bool = False
     pool_batch: int = 512
     pool_start: str = "fresh"
     pool_first: int = 16

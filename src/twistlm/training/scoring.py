@@ -79,6 +79,7 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
             log_psi=log_psi,
             log_normaliser=scores.log_normaliser,
             log_phi=samples.log_phi,
+            baseline=torch.full((len(samples), 1), 1 / len(samples)).to(log_psi) if batch.baseline else None,
         )
     return Scoring(made, effective)
 

@@ -19,6 +19,7 @@ from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import check_loss
 from twistlm.testing.laws.loss import expectation, expected_log_phi, ratio
 from twistlm.training.losses import objective
+from twistlm.training.losses.dpg import dpg
 from twistlm.training.scoring import score
 from twistlm.training.sources import Batch, independent
 from twistlm.twists.tabular import TabularHead
@@ -155,6 +156,29 @@ def test_dpg_gradient_is_that_of_the_divergence(case: Case) -> None:
     for index in [(0, 1), (3, 2), (7, 0)]:
         expected = by_differences(case, case.truth.kl_target_q, index) / 3
         assert found[index] == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_baseline_leaves_no_noise_where_q_is_the_target(case: Case) -> None:
+    model = case.twisted_for("dpg", optimum(case, "dpg").twist.head.table.detach())
+    batch = independent(Sampler(model, case.potential, 3).draw(Rng(0), [case.at], 50))
+    without, with_one = (gradient(model, "dpg", replace(batch, baseline=b)).abs().max() for b in (False, True))
+    assert with_one < 1e-9
+    assert without > 1e-3
+
+
+def test_a_baseline_changes_no_expectation_after_a_step_either(case: Case) -> None:
+    # All sequences as one proposal draws them, while another one learns.
+    old, new = case.twisted, case.twisted_for("dpg", optimum(case, "dpg").twist.head.table.detach())
+    (scored,) = score(new, {"target": enumerated(case)}, normaliser=True).scored.values()
+    found = old.densities(enumerated(case).samples, twist_induced)
+    scored = replace(scored, log_p=found.log_p, log_q=found.log_q)
+    equal = found.log_q.sum(-1, keepdim=True).exp()
+    change = dpg(replace(scored, baseline=equal)) - dpg(scored)
+    (gradient,) = torch.autograd.grad(change, new.twist.module.table, retain_graph=True)
+    assert gradient.abs().max() < 1e-12
+    # Unlike what a step away from the proposal, which no baseline is meant for, would bring.
+    away = (equal * (scored.log_psi - scored.log_normaliser) * scored.mask).sum()
+    assert torch.autograd.grad(away, new.twist.module.table)[0].abs().max() > 0.01
 
 
 def test_nvi_gradient_is_that_of_the_summed_divergence(case: Case) -> None:

@@ -74,6 +74,7 @@ class Batch:
             normalised among those of one target.
         values: log V of every prefix and of every sibling, which weigh in the place of φ; None for φ.
         whole: the batch that this is a part of, whose rows `rows` it has; None if it is no part.
+        baseline: whether weights towards σ count by what they differ from those of equally good draws.
     """
 
     samples: Samples
@@ -83,6 +84,7 @@ class Batch:
     values: Values | None = None
     whole: "Batch | None" = None
     rows: Tensor | None = None
+    baseline: bool = False
 
     def truncated(self, share: float) -> "Batch":
         """Weights towards σ of which none is more than that share of its target's, or one in √n if that is more."""
@@ -114,6 +116,7 @@ class Batch:
             None if self.values is None else self.values.select(flat),
             self,
             flat,
+            self.baseline,
         )
 
 
