@@ -7,7 +7,7 @@ from twistlm.certificates.bounds import Bounds, main_bounds, width
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.divergences import Divergences
 from twistlm.core.advice import coded
-from twistlm.core.estimates import Estimate, plain
+from twistlm.core.estimates import Estimate, decimals, plain
 from twistlm.sampling.diagnostics import Finding
 
 # log Z is known well enough to half a nat, errors included: Z to a factor of 1.6.
@@ -182,8 +182,9 @@ def _log_Z(certificate: Certificate) -> str:
         shown = f"log Z is at most {plain(used.high)}: no draw has shown φ > 0. It takes more base draws (--num-draws)."
         return coded("TW311", shown)
     known = f"log Z = {used} (mostly by {certificate.log_Z_source})"
-    if used.high - used.low <= CLOSED:
-        return f"log Z is known to {plain(used.high - used.low, used.digits(2))} nats: {known}."
+    if (nats := used.high - used.low) <= CLOSED:
+        digits = 2 if nats >= 0.005 else decimals(nats)
+        return f"log Z is known to {plain(nats, digits)} nats: {known}."
     other = "" if bounds.upper is None or bounds.gap is None else f", or {closing(bounds)}"
     return coded(
         "TW309", f"log Z is not known to {CLOSED:g} nats: {known}. It takes more base draws (--num-draws){other}."
