@@ -111,7 +111,7 @@ def test_what_is_said_besides_counts() -> None:
     potential = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
     target = Target(tiny_lm(), potential, "5", 4, eos="ignore")
     run = train(target, config=CONFIG, method="auto", source="draws", learning_rate=None, num_updates=1, num_draws=64)
-    assert (run.config.training.target_source, run.config.training.learning_rate) == ("draws", 3e-3)
+    assert (run.config.training.target_source, run.config.training.learning_rate) == ("draws", 6e-3)
 
 
 def test_a_method_of_a_preset_may_have_a_name_of_its_own() -> None:

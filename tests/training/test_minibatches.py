@@ -11,12 +11,13 @@ from twistlm.core.errors import ConfigError
 from twistlm.core.rng import Rng
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.smc import Keep
+from twistlm.training import batches
 from twistlm.training.batches import steps
 from twistlm.training.config import TrainingConfig
 from twistlm.training.dense import Values
 from twistlm.training.losses import objective
 from twistlm.training.scoring import score
-from twistlm.training.sources import Batch, independent
+from twistlm.training.sources import Batch, Setting, independent
 
 COUNT = 60
 
@@ -59,10 +60,12 @@ def test_one_part_is_the_batch_itself(case: Case) -> None:
 
 @pytest.mark.parametrize("valued", [False, True], ids=["sequences", "labelled prefixes"])
 @pytest.mark.parametrize(("num_targets", "count"), [(1, 6), (4, 5), (12, 4)])
-@pytest.mark.parametrize("loss", ["dpg", "fudge"])
-def test_the_mean_over_parts_is_the_whole(case: Case, loss: str, num_targets: int, count: int, valued: bool) -> None:
+@pytest.mark.parametrize(("loss", "baseline"), [("dpg", False), ("dpg", True), ("fudge", False)])
+def test_the_mean_over_parts_is_the_whole(
+    case: Case, loss: str, num_targets: int, count: int, valued: bool, baseline: bool
+) -> None:
     """For losses that are linear in weights that do not move with the twist."""
-    batch, wanted = drawn(case, num_targets, valued=valued), objective(loss)
+    batch, wanted = replace(drawn(case, num_targets, valued=valued), baseline=baseline), objective(loss)
     model = case.twisted_for(loss, torch.randn(case.lm.table.shape, dtype=torch.float64))
 
     def found(batches: dict[str, Batch]) -> tuple[torch.Tensor, float]:
@@ -79,6 +82,16 @@ def test_the_mean_over_parts_is_the_whole(case: Case, loss: str, num_targets: in
     # The effective number is of all that was drawn.
     assert math.isnan(ess) == (not valued and "target" not in wanted.roles)
     assert [part_ess for _, part_ess in gradients] == pytest.approx([ess] * len(parts), rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize(("source", "expected"), [("proposal", True), ("base", False), ("smc", False)])
+def test_only_draws_of_the_proposal_have_a_baseline(case: Case, source: str, expected: bool) -> None:
+    setting = Setting(Sampler(case.twisted, case.potential, 3), [case.at])
+    for asked in (True, False):
+        config = TrainingConfig("dpg", source, num_particles=8, baseline=asked)
+        (batch,) = batches.drawn(Rng(0), config, setting, [case.at], ["target"]).values()
+        part = next(iter(batch.parts(Rng(1), 2)))
+        assert batch.baseline is part.baseline is (asked and expected)
 
 
 def test_no_sequence_has_more_than_its_share(case: Case) -> None:

@@ -37,6 +37,9 @@ LEXICAL_DPG: dict[str, Any] = {
     # So many are drawn in half the time of eight times fifty, and what is learned of them is the same.
     "num_particles": 400,
     "num_minibatches": 8,
+    # The noise that is left bears longer steps.
+    "baseline": True,
+    "learning_rate": 6e-3,
     "num_updates": 24,
     "evaluate_every": 4,
     # Of a rare target a few sequences would have most of the weight.
