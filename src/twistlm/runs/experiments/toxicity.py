@@ -31,7 +31,7 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         return Target("roneneldan/TinyStories-33M", scorer, PROMPT, length, eos="ignore")
 
     # Collected draws judge; every update learns from the twist's own. Two cores draw 400 each.
-    many = {"num_particles": 800, "num_minibatches": 16, "num_updates": 30, "evaluate_every": 5}
+    many = {"num_particles": 800, "num_minibatches": 16, "num_updates": 20, "evaluate_every": 5}
     demo = RunConfig(num_draws=12_288, num_siblings=0, chunk=2048, folds=(0.02, 0.3, 0.68)).changed(
         **{**LEXICAL_DPG, **many, "evaluation_samples": 128}
     )
