@@ -49,7 +49,7 @@ class Estimate:
         return f"{value} {left}{low}, {high}{right}"
 
     def digits(self, least: int = 3) -> int:
-        """Decimals to show it with, `least` of them or more: as many as keep the ends apart, as what is shown."""
+        """Decimals to show it with: `least`, or as many as keep its ends apart."""
         return max(least, decimals(self.high - self.low))
 
     @property
