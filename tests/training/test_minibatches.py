@@ -11,7 +11,7 @@ from twistlm.core.errors import ConfigError
 from twistlm.core.rng import Rng
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.smc import Keep
-from twistlm.training import batches
+from twistlm.training.batches import drawn as batches_of
 from twistlm.training.batches import steps
 from twistlm.training.config import TrainingConfig
 from twistlm.training.dense import Values
@@ -89,7 +89,7 @@ def test_only_draws_of_the_proposal_have_a_baseline(case: Case, source: str, exp
     setting = Setting(Sampler(case.twisted, case.potential, 3), [case.at])
     for asked in (True, False):
         config = TrainingConfig("dpg", source, num_particles=8, baseline=asked)
-        (batch,) = batches.drawn(Rng(0), config, setting, [case.at], ["target"]).values()
+        (batch,) = batches_of(Rng(0), config, setting, [case.at], ["target"]).values()
         part = next(iter(batch.parts(Rng(1), 2)))
         assert batch.baseline is part.baseline is (asked and expected)
 

@@ -7,7 +7,7 @@ from twistlm.certificates.bounds import Bounds, main_bounds, width
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.divergences import Divergences
 from twistlm.core.advice import coded
-from twistlm.core.estimates import Estimate, decimals, plain
+from twistlm.core.estimates import Estimate, plain
 from twistlm.sampling.diagnostics import Finding
 
 # log Z is known well enough to half a nat, errors included: Z to a factor of 1.6.
@@ -183,8 +183,7 @@ def _log_Z(certificate: Certificate) -> str:
         return coded("TW311", shown)
     known = f"log Z = {used} (mostly by {certificate.log_Z_source})"
     if (nats := used.high - used.low) <= CLOSED:
-        digits = 2 if nats >= 0.005 else decimals(nats)
-        return f"log Z is known to {plain(nats, digits)} nats: {known}."
+        return f"log Z is known to {plain(nats, 2 if nats >= 0.005 else used.digits())} nats: {known}."
     other = "" if bounds.upper is None or bounds.gap is None else f", or {closing(bounds)}"
     return coded(
         "TW309", f"log Z is not known to {CLOSED:g} nats: {known}. It takes more base draws (--num-draws){other}."

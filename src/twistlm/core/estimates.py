@@ -50,7 +50,8 @@ class Estimate:
 
     def digits(self, least: int = 3) -> int:
         """Decimals to show it with: `least`, or as many as keep its ends apart."""
-        return max(least, decimals(self.high - self.low))
+        width = self.high - self.low
+        return max(least, -math.floor(math.log10(width))) if 0 < width < math.inf else least
 
     @property
     def half_width(self) -> float:
@@ -101,11 +102,6 @@ def plain(number: float, digits: int = 3) -> str:
         return "∞" if number > 0 else "−∞"
     text = f"{number:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
-
-
-def decimals(difference: float) -> int:
-    """Decimals with which numbers so far apart are not shown as the same."""
-    return max(0, -math.floor(math.log10(difference))) if 0 < difference < math.inf else 0
 
 
 def exactly(value: float, n: int = 1) -> Estimate:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twistlm.certificates.bounds import main_bounds
-from twistlm.core.estimates import Estimate, decimals
+from twistlm.core.estimates import Estimate
 from twistlm.core.estimates import plain as number
 from twistlm.runs.sweeps.pooled import Pooled, Row
 
@@ -136,7 +136,7 @@ def plain(estimate: Estimate | None, digits: int) -> str:
     """A number with its half-width, or with the one end that is known, as text; a dash for what is not known."""
     if estimate is None:
         return "—"
-    digits = max(digits, decimals(estimate.half_width))
+    digits = estimate.digits(digits)
     value = number(estimate.value, digits)
     if estimate.is_exact or not estimate.is_known:
         return value

@@ -33,6 +33,13 @@ class Scored:
     baseline: Tensor | None = None
 
     @property
+    def ratio(self) -> Tensor:
+        """q / q as drawn of each token [B, T], q being the twist-induced proposal as it is: what a step has moved."""
+        assert self.log_normaliser is not None
+        drawn = (self.log_p - self.log_q).to(self.log_psi.dtype)
+        return ((self.log_psi - self.log_normaliser + drawn) * self.mask).exp()
+
+    @property
     def labels(self) -> Tensor:
         """log φ for each prefix [B, T], or [B, 1] if all prefixes of a sequence have its own; in log ψ's precision."""
         log_phi = self.log_phi if self.log_phi.dim() == 2 else self.log_phi.unsqueeze(-1)

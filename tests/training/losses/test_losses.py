@@ -159,7 +159,7 @@ def test_dpg_gradient_is_that_of_the_divergence(case: Case) -> None:
 
 
 def test_a_baseline_leaves_no_noise_where_q_is_the_target(case: Case) -> None:
-    model = case.twisted_for("dpg", optimum(case, "dpg").twist.head.table.detach())
+    model = optimum(case, "dpg")
     batch = independent(Sampler(model, case.potential, 3).draw(Rng(0), [case.at], 50))
     without, with_one = (gradient(model, "dpg", replace(batch, baseline=b)).abs().max() for b in (False, True))
     assert with_one < 1e-9
@@ -168,9 +168,9 @@ def test_a_baseline_leaves_no_noise_where_q_is_the_target(case: Case) -> None:
 
 def test_a_baseline_changes_no_expectation_after_a_step_either(case: Case) -> None:
     # All sequences as one proposal draws them, while another one learns.
-    old, new = case.twisted, case.twisted_for("dpg", optimum(case, "dpg").twist.head.table.detach())
-    (scored,) = score(new, {"target": enumerated(case)}, normaliser=True).scored.values()
-    found = old.densities(enumerated(case).samples, twist_induced)
+    new, batch = optimum(case, "dpg"), enumerated(case)
+    (scored,) = score(new, {"target": batch}, normaliser=True).scored.values()
+    found = case.twisted.densities(batch.samples, twist_induced)
     scored = replace(scored, log_p=found.log_p, log_q=found.log_q)
     equal = found.log_q.sum(-1, keepdim=True).exp()
     change = dpg(replace(scored, baseline=equal)) - dpg(scored)

@@ -30,7 +30,8 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         length = 20 if num_tokens is None else num_tokens
         return Target("roneneldan/TinyStories-33M", scorer, PROMPT, length, eos="ignore")
 
-    # Collected draws judge; every update learns from the twist's own. Two cores draw 400 each.
+    # Collected draws judge; every update learns from the twist's own. Two cores draw 400 each, and parts
+    # are as large as the default's.
     many = {"num_particles": 800, "num_minibatches": 16, "num_updates": 20, "evaluate_every": 5}
     demo = RunConfig(num_draws=12_288, num_siblings=0, chunk=2048, folds=(0.02, 0.3, 0.68)).changed(
         **{**LEXICAL_DPG, **many, "evaluation_samples": 128}

@@ -23,9 +23,8 @@ def dpg(target: Scored) -> Tensor:
         target: weights [B, T] towards σ, the same at every t.
     """
     assert target.log_normaliser is not None
-    log_ratio = (target.log_psi - target.log_normaliser) * target.mask
-    divergence = -(target.weights * log_ratio).sum(0).mean()
+    log_q = (target.log_psi - target.log_normaliser) * target.mask
+    divergence = -(target.weights * log_q).sum(0).mean()
     if target.baseline is None:
         return divergence
-    moved = log_ratio + (target.log_p - target.log_q).to(log_ratio.dtype) * target.mask
-    return divergence + (target.baseline * target.mask * moved.exp()).sum(0).mean()
+    return divergence + (target.baseline * target.mask * target.ratio).sum(0).mean()

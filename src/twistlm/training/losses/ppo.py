@@ -22,15 +22,12 @@ def ppo(drawn: Scored) -> Tensor:
     Args:
         drawn: equal weights [B, T], drawn from the proposal as it was before the first of the steps.
     """
-    assert drawn.log_normaliser is not None
-    mask, weights = drawn.mask, drawn.weights
-    log_p, log_q = drawn.log_p.to(drawn.log_psi.dtype), drawn.log_q.to(drawn.log_psi.dtype)
-    cost = (log_q - log_p) * mask
+    mask, weights, ratio = drawn.mask, drawn.weights, drawn.ratio
+    cost = (drawn.log_q - drawn.log_p).to(drawn.log_psi.dtype) * mask
     to_go = end(drawn) - cost.flip(-1).cumsum(-1).flip(-1)
     active = (weights * mask).sum(0).clamp_min(1e-12)
     advantage = (to_go - (weights * mask * to_go).sum(0) / active) * mask
     advantage = advantage / ((weights * advantage.square()).sum() / active.sum()).sqrt().clamp_min(1e-8)
-    ratio = ((log_p + drawn.log_psi - drawn.log_normaliser - log_q) * mask).exp()
     clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
     return -(weights * mask * surrogate).sum(0).mean()
