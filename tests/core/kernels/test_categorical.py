@@ -63,3 +63,10 @@ def test_rows_are_drawn_from_their_own_distribution() -> None:
     logits[torch.arange(3), torch.tensor([4, 0, 2])] = 1.0
     table = CategoricalTable.from_logits(logits)
     assert Rng(1).categorical(table, torch.tensor([2, 0, 0, 1])).tolist() == [2, 4, 4, 0]
+
+
+def test_the_mode_is_the_likeliest_outcome() -> None:
+    logits = torch.randn(50, 700, generator=torch.Generator().manual_seed(0))
+    logits[0] = -torch.inf
+    logits[0, 699] = 0.0
+    assert torch.equal(CategoricalTable.from_logits(logits).mode, logits.argmax(-1))

@@ -1,8 +1,32 @@
-"""Products with a matrix in half precision, against float64."""
+"""Products with a fixed matrix, in all precisions and of any number of rows."""
 
+import pytest
 import torch
+from torch.nn import functional
 
-from twistlm.core.kernels.linear import skinny
+from twistlm.core.kernels.linear import PackedProduct, even_rows, skinny
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_rows_in_any_shape(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((40, 24), (40,)))
+    product, tolerance = PackedProduct(weight, bias), 1e-5 if dtype == torch.float32 else 0.1
+    for shape in [(0,), (1,), (), (97,), (97, 1), (97, 3), (130,)]:
+        x = torch.randn(*shape, 24, generator=generator).to(dtype)
+        made = product(x)
+        assert made.shape == (*shape, 40)
+        assert made.is_contiguous()
+        assert torch.allclose(
+            made.double(), functional.linear(x.double(), weight.double(), bias.double()), atol=tolerance
+        )
+
+
+def test_the_sizes_that_are_compiled_are_few_and_near() -> None:
+    sizes = [even_rows(count) for count in range(1, 1025)]
+    assert all(count <= size <= count * 17 / 16 for count, size in enumerate(sizes, 1))
+    assert [even_rows(size) for size in sizes] == sizes
+    assert len({size for size in sizes if 256 < size <= 512}) == 16
 
 
 def test_gradients_that_cancel_keep_their_digits() -> None:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 BLOCK = 256
-# Rows are processed in groups so that the passes over one group hit a core's cache; measured, flat from 1e6 to 1e7.
-CACHE_ELEMENTS = 1_600_000
+# Rows are processed in groups so that the passes over one group hit a core's own cache: a seventh to a fifth less time
+# than with four times as many on a Xeon of 2 MB, the same on a core of 1 MB.
+CACHE_ELEMENTS = 400_000
 
 
 class Scratch(threading.local):
@@ -100,6 +101,16 @@ class CategoricalTable:
         """The normalised probabilities, float64 [U, K]: for tests and small K only."""
         flat = self.values.flatten(1)[:, : self.size].double()
         return flat / flat.sum(-1, keepdim=True)
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest outcome of each row [U].
+
+        By blocks: torch finds the place of a maximum ten times as slowly as the maximum.
+        """
+        block = self.values.amax(-1).argmax(-1)
+        inside = self.values[torch.arange(len(block), device=block.device), block]
+        return block * BLOCK + inside.argmax(-1)
 
     def invert(self, uniforms: Tensor, rows: Tensor) -> Tensor:
         """Outcome [B] of row `rows` [B] whose distribution function first exceeds `uniforms` [B] in [0, 1).

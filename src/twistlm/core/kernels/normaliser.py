@@ -1,14 +1,14 @@
 """log Σ_v p₀(v) ψ(v) of many prefixes, with gradient to the twist: what maximum-likelihood losses need.
 
 Written out for autograd, [rows, V] would be held several times over in float32 and both products with it run in the
-slowest form. Here the forward pass goes through the packed products that sampling uses, and keeps of each row only
-its softmax q ∝ p₀ψ, from which everything else follows::
+slowest form. Here the forward pass goes through the packed products that sampling uses, and keeps only each row of p₀ψ
+as shares of its largest entry, with their sum. From them everything else follows::
 
-    ∂/∂log ψ(v) log Σ p₀ψ = q(v)
+    ∂/∂log ψ(v) log Σ p₀ψ = q(v) = share(v) / Σ shares
 
 In half precision q(v) has an error of 2⁻⁹ of itself, and so has any product with it. A loss subtracts them from the
 entry of one token, and where that token is all but certain the difference is smaller than the error: most of the
-gradient would be rounding. So each row's largest entry m is kept apart in float32, and errors are parts of 1 − q(m).
+gradient would be rounding. So each row's largest entry m is left out of the products, and errors are parts of 1 − q(m).
 """
 
 from collections.abc import Callable
@@ -88,39 +88,36 @@ class _FromProduct(torch.autograd.Function):
     ) -> Tensor:
         narrow = inner.to(product.dtype)
         count, vocab_size = inner.shape[0], weight.shape[0]
-        q: Tensor | None = None
-        total, mode_mass = inner.new_empty(count), inner.new_empty(count)
+        others: Tensor | None = None
+        total, inverse = inner.new_empty(count), inner.new_empty(count)
         mode = torch.empty(count, dtype=torch.long, device=inner.device)
         scratch = Scratch()
         for at in range(0, count, rows):
             part = slice(at, at + rows)
             log_p, log_psi = logits(part), product(narrow[part])
-            q = log_p.new_empty(count, vocab_size) if q is None else q
+            others = log_p.new_empty(count, vocab_size) if others is None else others
             table = CategoricalTable.from_logits(log_p, log_psi if scale == 1.0 else log_psi * scale, scratch=scratch)
             total[part] = table.log_total - table.log_total_first
-            values = table.values.flatten(1)[:, :vocab_size]
-            sums = table.block_sums.sum(-1, keepdim=True).to(values.dtype)
-            torch.div(values, sums, out=q[part])
-            mode[part] = values.argmax(-1)
-            at_mode = mode[part].unsqueeze(-1)
-            mode_mass[part] = (values.gather(-1, at_mode) / sums).squeeze(-1)
-            q[part].scatter_(-1, at_mode, 0.0)
-        ctx.save_for_backward(inner, weight, q, mode, mode_mass)
+            inverse[part] = 1 / table.block_sums.sum(-1)
+            mode[part] = table.mode
+            others[part] = table.values.flatten(1)[:, :vocab_size]
+        others[torch.arange(count, device=inner.device), mode] = 0.0
+        ctx.save_for_backward(inner, weight, others, mode, inverse)
         ctx.dtype, ctx.scale = product.dtype, scale
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inner, weight, q, mode, mode_mass = ctx.saved_tensors
-        by_row = (gradients[0] * ctx.scale).unsqueeze(-1)
-        at_mode = by_row * mode_mass.unsqueeze(-1)
+        inner, weight, others, mode, inverse = ctx.saved_tensors
+        # The share of the largest entry is 1, and needs no product.
+        by_row = (gradients[0] * ctx.scale * inverse).unsqueeze(-1)
         inner_grad = weight_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
-            inner_grad = multiply(q, weight.to(q.dtype)).to(by_row.dtype) * by_row + entries(weight, mode) * at_mode
+            inner_grad = (multiply(others, weight.to(others.dtype)).to(by_row.dtype) + entries(weight, mode)) * by_row
         if ctx.needs_input_grad[1]:
-            weight_grad = (q.T @ (inner.to(ctx.dtype) * by_row).to(q.dtype)).to(weight.dtype)
-            add_entries(weight_grad, mode, (inner * at_mode).to(weight.dtype))
+            weight_grad = (others.T @ (inner.to(ctx.dtype) * by_row).to(others.dtype)).to(weight.dtype)
+            add_entries(weight_grad, mode, (inner * by_row).to(weight.dtype))
         if ctx.needs_input_grad[2]:
-            bias_grad = (by_row.T.to(q.dtype) @ q).squeeze(0).to(weight.dtype)
-            add_entries(bias_grad, mode, at_mode.squeeze(-1).to(weight.dtype))
+            bias_grad = (by_row.T.to(others.dtype) @ others).squeeze(0).to(weight.dtype)
+            add_entries(bias_grad, mode, by_row.squeeze(-1).to(weight.dtype))
         return inner_grad, weight_grad, bias_grad, None, None, None, None
