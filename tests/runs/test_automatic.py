@@ -30,7 +30,7 @@ def test_it_follows_what_the_potential_can_do(caplog: pytest.LogCaptureFixture) 
     chosen = automatic(given)
     assert [chosen[name] for name in ("method", "source", "twist")] == ["dpg", "draws", "prompted"]
     several = Target(lm, telling, prompts=Prompts(("5", "6")), num_tokens=4, eos="ignore")
-    assert automatic(several) == DRAWS | LEXICAL
+    assert automatic(several) == LEXICAL_DPG
     said = [record.message for record in caplog.records if record.name == "twistlm"]
     assert len(said) == 5
     assert all(line.startswith("method auto: ") for line in said)

@@ -29,14 +29,16 @@ LEXICAL_TWIST: dict[str, Any] = {
     # The held-out draws of so few would choose by chance.
     "shrinkages": (),
 }
-# One prompt, where drawing costs little and φ can be asked about single tokens: every update learns from the twist's
-# own, fresh draws. No other settings bring as much for as many sequences (docs/log.md).
+# Where drawing costs little and φ can be asked about single tokens: every update learns from the twist's own, fresh
+# draws. No other settings bring as much for as many sequences (docs/log.md).
 LEXICAL_DPG: dict[str, Any] = {
     **LEXICAL_TWIST,
     "source": "proposal",
     # So many are drawn in half the time of eight times fifty, and what is learned of them is the same.
     "num_particles": 400,
     "num_minibatches": 8,
+    # Of a set of prompts so many at a time: weights are those of a prompt's own draws, and fifty are not few.
+    "num_cases": 8,
     # The noise that is left bears longer steps.
     "baseline": True,
     "learning_rate": 6e-3,
@@ -94,11 +96,11 @@ def suited(target: Target) -> tuple[dict[str, Any], str]:
         beside = PROMPTED if isinstance(target.lm, HuggingFaceLM) and _is_quick(target.lm) else BESIDE
         return GIVEN | beside, "each collected draw is exact for its condition"
     tells = scores_prefixes(potential)
-    if tells and len(target.prompts) == 1 and _is_quick(target.lm):
+    if tells and _is_quick(target.lm):
         return dict(LEXICAL_DPG), "drawing is quick, and φ can be asked about single tokens"
     chosen = DRAWS if _collected_draws_teach(potential) else POOL
     if tells:
-        return chosen | LEXICAL, "drawing takes long, or there are several prompts"
+        return chosen | LEXICAL, "drawing takes long"
     return dict(chosen), "φ says nothing of unfinished texts"
 
 
