@@ -88,7 +88,7 @@ class _FromProduct(torch.autograd.Function):
     ) -> Tensor:
         narrow = inner.to(product.dtype)
         count, vocab_size = inner.shape[0], weight.shape[0]
-        others: Tensor | None = None
+        others: Any = None
         total, inverse = inner.new_empty(count), inner.new_empty(count)
         mode = torch.empty(count, dtype=torch.long, device=inner.device)
         scratch = Scratch()
