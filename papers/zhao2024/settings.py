@@ -62,6 +62,11 @@ BUDGETS = {
 LONG = {
     **BUDGETS,
     "sentiment-long": Request("sentiment", SMALL, methods=("ctl", "dpg", "dense"), num_seeds=2, num_updates=2048),
+    # What is taken where nothing is said, in batches of 400: up to 102,400 sequences.
+    **{
+        f"{name}-fresh-long": Request(name, SMALL, methods=("fresh",), num_seeds=2, num_updates=256)
+        for name in ("sentiment", "toxicity")
+    },
     # Twists with a network of their own, each at the better of two rates by 32 updates.
     **{
         f"sentiment-long-{twist}": Request(

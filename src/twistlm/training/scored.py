@@ -19,8 +19,8 @@ class Scored:
         log_psi: log ψ_t(s_1:t) [B, T], with gradient.
         log_normaliser: log Σ_v p₀(v | s_<t) ψ_t(s_<t, v) [B, T], with gradient; None unless the loss asked for it.
         log_phi: log φ [B], or of a fresh end of each prefix [B, T].
-        baseline: the weight [B, 1] of every sequence were the proposal σ, which `weights` are compared with; None for
-            no baseline, and where the sequences are not draws of `log_q`.
+        baseline: the weight [B, 1] of every sequence were the proposal σ, which `weights` are compared with (0 at a
+            target that no sequence hits); None for no baseline, and where the sequences are not draws of `log_q`.
     """
 
     mask: Tensor

@@ -79,7 +79,7 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
             log_psi=log_psi,
             log_normaliser=scores.log_normaliser,
             log_phi=samples.log_phi,
-            baseline=torch.full((len(samples), 1), 1 / len(samples)).to(log_psi) if batch.baseline else None,
+            baseline=_shares(batch, _equal).unsqueeze(-1).to(log_psi) if batch.baseline else None,
         )
     return Scoring(made, effective)
 
@@ -170,6 +170,13 @@ def _effective(batch: Batch) -> float:
 def _at_every_t(weights: Tensor, mask: Tensor) -> Tensor:
     """Weights of whole sequences [B] as those of their prefixes [B, T]."""
     return weights.unsqueeze(-1).expand(mask.shape)
+
+
+def _equal(batch: Batch) -> Tensor:
+    """Log weights [B] of draws that are as good as each other; of a target that none of them hits, none."""
+    by_target = batch.log_w.view(batch.num_targets, -1)
+    hit = by_target.isfinite().any(-1, keepdim=True)
+    return torch.zeros_like(by_target).masked_fill(~hit, -torch.inf).flatten()
 
 
 def _ratio(batch: Batch) -> Tensor:

@@ -166,6 +166,15 @@ def test_a_baseline_leaves_no_noise_where_q_is_the_target(case: Case) -> None:
     assert without > 1e-3
 
 
+def test_a_target_that_no_draw_hits_teaches_nothing_by_its_baseline(case: Case) -> None:
+    model = case.twisted_for("dpg", torch.randn(case.lm.table.shape, dtype=torch.float64))
+    samples, some = Sampler(model, case.potential, 3).draw(Rng(0), [case.at], 50), torch.arange(25)
+    batch = independent(samples, num_targets=2)
+    missed = replace(batch, log_w=batch.log_w.index_fill(0, some + 25, -torch.inf), baseline=True).truncated(0.05)
+    hit = replace(independent(samples.select(some)), baseline=True).truncated(0.05)
+    torch.testing.assert_close(gradient(model, "dpg", missed), gradient(model, "dpg", hit) / 2)
+
+
 def test_a_baseline_changes_no_expectation_after_a_step_either(case: Case) -> None:
     # All sequences as one proposal draws them, while another one learns.
     new, batch = optimum(case, "dpg"), enumerated(case)
