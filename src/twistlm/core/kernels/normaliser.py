@@ -88,14 +88,14 @@ class _FromProduct(torch.autograd.Function):
     ) -> Tensor:
         narrow = inner.to(product.dtype)
         count, vocab_size = inner.shape[0], weight.shape[0]
-        others: Any = None
-        total, inverse = inner.new_empty(count), inner.new_empty(count)
+        total, inverse, others = inner.new_empty(count), inner.new_empty(count), inner.new_empty(0)
         mode = torch.empty(count, dtype=torch.long, device=inner.device)
         scratch = Scratch()
         for at in range(0, count, rows):
             part = slice(at, at + rows)
             log_p, log_psi = logits(part), product(narrow[part])
-            others = log_p.new_empty(count, vocab_size) if others is None else others
+            if at == 0:
+                others = log_p.new_empty(count, vocab_size)
             table = CategoricalTable.from_logits(log_p, log_psi if scale == 1.0 else log_psi * scale, scratch=scratch)
             total[part] = table.log_total - table.log_total_first
             inverse[part] = 1 / table.block_sums.sum(-1)
