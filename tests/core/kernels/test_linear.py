@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from twistlm.core.kernels.linear import PackedProduct, even_rows, skinny
+from twistlm.core.kernels.linear import PackedProduct, compiled_rows, skinny
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -23,9 +23,9 @@ def test_any_number_of_rows_in_any_shape(dtype: torch.dtype) -> None:
 
 
 def test_the_sizes_that_are_compiled_are_few_and_near() -> None:
-    sizes = [even_rows(count) for count in range(1, 1025)]
+    sizes = [compiled_rows(count) for count in range(1, 1025)]
     assert all(count <= size <= count * 17 / 16 for count, size in enumerate(sizes, 1))
-    assert [even_rows(size) for size in sizes] == sizes
+    assert [compiled_rows(size) for size in sizes] == sizes
     assert len({size for size in sizes if 256 < size <= 512}) == 16
 
 
