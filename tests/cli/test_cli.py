@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from twistlm import __version__
 from twistlm.cli import COMMANDS, main
 from twistlm.core.errors import StorageError
 
@@ -31,6 +32,19 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
             main([command, "--help"])
         assert stopped.value.code == 0
         assert len(capsys.readouterr().out) > 300
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("train", "--help"), ("probability", "-h")])
+def test_help_and_the_version_do_not_wait_for_torch(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "twistlm", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "|torch" not in done.stderr.replace(" ", "")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"twistlm {__version__}\n"
 
 
 def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:

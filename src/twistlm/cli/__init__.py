@@ -18,6 +18,7 @@ from typing import Any
 
 import tyro
 
+from twistlm import __version__
 from twistlm.cli.certify import certify
 from twistlm.cli.collect import collect
 from twistlm.cli.demo import demo
@@ -68,7 +69,7 @@ COMMANDS: dict[str, Command] = {
 
 DESCRIPTION = """Probabilistic inference in language models: sample from p₀(s)·φ(s) by twisted sequential Monte Carlo,
 learn the twists, certify the result. Start with `twistlm demo`, then `twistlm list`. Parts of your own come from
-installed packages, or from a file: --plugin mine.py, with any command."""
+installed packages, or from a file: --plugin mine.py, with any command. `twistlm --version` says which twistlm this is."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if launched():
                 _join()
-            command, given = _parsed(sys.argv[1:] if arguments is None else arguments)
+            asked = sys.argv[1:] if arguments is None else arguments
+            if tuple(asked) == ("--version",):
+                print(f"twistlm {__version__}")
+                return 0
+            command, given = _parsed(asked)
             plugins = validated(_load, {"plugin": given.pop("plugin")})["plugin"]
             given = validated(command, given)
             if launched() and command is not train:
