@@ -69,7 +69,8 @@ COMMANDS: dict[str, Command] = {
 
 DESCRIPTION = """Probabilistic inference in language models: sample from p₀(s)·φ(s) by twisted sequential Monte Carlo,
 learn the twists, certify the result. Start with `twistlm demo`, then `twistlm list`. Parts of your own come from
-installed packages, or from a file: --plugin mine.py, with any command. `twistlm --version` says which twistlm this is."""
+installed packages, or from a file: --plugin mine.py, with any command. `twistlm --version` says which
+this is."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
