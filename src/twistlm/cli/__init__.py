@@ -13,12 +13,12 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
+from importlib.metadata import version
 from io import StringIO
 from typing import Any
 
 import tyro
 
-from twistlm import __version__
 from twistlm.cli.certify import certify
 from twistlm.cli.collect import collect
 from twistlm.cli.demo import demo
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _join()
             asked = sys.argv[1:] if arguments is None else arguments
             if tuple(asked) == ("--version",):
-                print(f"twistlm {__version__}")
+                print(f"twistlm {version('twistlm')}")
                 return 0
             command, given = _parsed(asked)
             plugins = validated(_load, {"plugin": given.pop("plugin")})["plugin"]
