@@ -46,6 +46,10 @@ class OfTraining(Group):
         Text | None, arg(help="adamw, or adafactor: less memory for a twist with a network of its own; default: adamw.")
     ] = None
     learning_rate: Annotated[Positive | None, arg(help="Of the optimiser.")] = None
+    decay_after: Annotated[
+        Natural | None,
+        arg(help="Updates after which the learning rate falls, in a line to zero at the last; default: the preset's."),
+    ] = None
     weight_decay: Annotated[NotNegative | None, arg(help="Of the optimiser, towards log ψ = 0.")] = None
     source: Annotated[
         Text | None,

@@ -43,6 +43,8 @@ LEXICAL_DPG: dict[str, Any] = {
     "baseline": True,
     "learning_rate": 6e-3,
     "num_updates": 24,
+    # More updates are worth more with a rate that falls, so few are not.
+    "decay_after": 24,
     "evaluate_every": 4,
     # Of a rare target a few sequences would have most of the weight.
     "max_share": 0.05,

@@ -64,6 +64,8 @@ class TrainingConfig:
         num_updates: at most so many batches.
         optimiser: a registered optimiser: "adamw", or "adafactor", which needs a half of the memory or less.
         learning_rate: of the optimiser.
+        decay_after: so many updates are of that learning rate; then it falls in a line, to zero at the end of
+            `num_updates`, so that the noise of single batches does not keep the twist from its best. None: all are.
         weight_decay: of the optimiser, towards log ψ = 0.
         betas: of AdamW; no other has any.
         max_grad_norm: gradients are clipped to this norm.
@@ -72,7 +74,8 @@ class TrainingConfig:
         evaluate_every: updates between looks at the held-out criterion.
         evaluation_samples: fresh proposal draws at each look, for KL(q‖σ) against updates; 0 to skip. Not where there
             are several targets: certificates during training do that.
-        patience: stop after so many updates without improvement; None never stops early.
+        patience: stop after so many updates without improvement, but not while the learning rate falls, which is yet
+            to bring one; None never stops early.
         shrinkages: candidates for α at the end; 1 is always one.
         informed: what SMC weighs by beside the finished twist: "auto" fits what the potential says of unfinished texts,
             asked ten times in a text at most, a number asks after every so many tokens, "never" fits the twist's own
@@ -96,6 +99,7 @@ class TrainingConfig:
     num_updates: int = 500
     optimiser: str = "adamw"
     learning_rate: float = 1e-3
+    decay_after: int | None = None
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 10.0
@@ -142,6 +146,8 @@ class TrainingConfig:
             check_sizes(TOKEN_BYTES, **{name: getattr(self, name)})
         check_sizes(RECORD_BYTES, num_updates=self.num_updates)
         check_sizes(TOKEN_BYTES, least=0, evaluation_samples=self.evaluation_samples)
+        if self.decay_after is not None:
+            check_sizes(0, least=0, decay_after=self.decay_after)
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
@@ -193,6 +199,18 @@ class TrainingConfig:
     def has_pool(self) -> bool:
         """Whether a source gives what a pool of all draws so far has."""
         return any(marked(self.source_of(role), "pooled") for role in SOURCES)
+
+    @property
+    def constant_updates(self) -> int:
+        """Updates of the full learning rate."""
+        return self.num_updates if self.decay_after is None else min(self.decay_after, self.num_updates)
+
+    def rate_at(self, number: int) -> float:
+        """The learning rate of update `number`, the first of which is 0."""
+        constant = self.constant_updates
+        if number < constant:
+            return self.learning_rate
+        return self.learning_rate * (self.num_updates - number) / (self.num_updates - constant)
 
     def draws_from(self, *names: str) -> bool:
         """Whether one of these sources gives a part of any role's samples."""

@@ -162,6 +162,7 @@ class Trainer:
             return self._passed_over(start)
         if self.objective.scale and not any(row["kind"] == "update" for row in self.history):
             self._start_at_scale(batches)
+        optimisers.set_rate(self.optimiser, self.config.rate_at(number))
         # All of a batch's steps are one update: methods are compared by the sequences that they draw.
         epochs, losses = self.objective.inner_steps, []
         for part in steps(self.rng.fork("steps", number), batches, epochs, self.config.num_minibatches):
@@ -261,8 +262,8 @@ class Trainer:
         if held_out.value < progress.best_value:
             progress.best_value, progress.best_update = held_out.value, number
             self.best = snapshot(self.module)
-        elif self.config.patience is not None and number - progress.best_update >= self.config.patience:
-            progress.stopped = True
+        elif self.config.patience is not None and number < self.config.constant_updates:
+            progress.stopped = number - progress.best_update >= self.config.patience
         record["seconds"] = time.perf_counter() - start
         self._record(record)
         first = next((row for row in self.history if row["kind"] == "evaluation"), record)["held_out"]

@@ -33,6 +33,12 @@ def build(parameters: Sequence[Tensor], config: TrainingConfig) -> torch.optim.O
     return make(parameters, config)
 
 
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Let its next steps be of this learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
 def kept(name: str, parameters: Sequence[Tensor]) -> list[Mapping[str, Tensor]]:
     """What the optimiser of that name keeps of each of the parameters, as tensors of the same shape and type.
 
