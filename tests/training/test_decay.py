@@ -13,6 +13,8 @@ from twistlm import train
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import Estimate
 from twistlm.core.rng import Rng
+from twistlm.runs.automatic import LEXICAL_DPG
+from twistlm.runs.config import RunConfig
 from twistlm.sampling.sampler import Sampler
 from twistlm.training import trainer
 from twistlm.training.config import TrainingConfig
@@ -104,6 +106,12 @@ def test_an_interrupted_training_ends_as_if_nothing_had_been(tmp_path: Path, mon
     started("cut", "resume")
     for name in ("twist.safetensors", "checkpoint.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_none_is_a_value() -> None:
+    config = RunConfig().changed(**LEXICAL_DPG)
+    assert config.training.decay_after == 24
+    assert config.changed(decay_after=None).training.decay_after is None
 
 
 @pytest.mark.parametrize(

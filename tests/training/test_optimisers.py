@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.cases import make_case
-from tests.training.test_trainer import CONFIG, SCRIPT, comparable, killed, tiny_target
+from tests.training.test_trainer import CONFIG, comparable, killed, tiny_target
 from twistlm import train
 from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.registry import available
@@ -89,7 +89,7 @@ def test_it_trains_the_table_towards_the_truth(name: str, seed: int) -> None:
 
 
 def test_killed_with_adafactor_it_resumes_bit_for_bit(tmp_path: Path) -> None:
-    rows = killed(SCRIPT, tmp_path, "adafactor")
+    rows = killed(tmp_path, "adafactor")
     assert comparable(rows[0]) == comparable(rows[1])
 
 

@@ -2,10 +2,6 @@
 
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +11,7 @@ import torch
 
 from tests.architectures import tiny_lm
 from tests.cases import TablePotential, make_case
+from tests.forked import start
 from twistlm import Run, Target, train
 from twistlm.certificates.certify import improvement
 from twistlm.certificates.log_Z import decide
@@ -29,6 +26,7 @@ from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.sampling.workplace import Workplace
+from twistlm.training import trainer as loop
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
 from twistlm.training.losses import objective
@@ -124,61 +122,47 @@ def test_the_same_seed_gives_the_same_run_whatever_the_global_generator_does(tmp
     assert a.read_bytes() != c.read_bytes()
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, {root!r})
-import twistlm.training.trainer
-twistlm.training.trainer.CHECKPOINT_SECONDS = 0.0
-from tests.training.test_trainer import CONFIG, tiny_target
-from twistlm import train
-train(tiny_target(), config=CONFIG, optimiser=sys.argv[2], num_minibatches=3, out=Path(sys.argv[1]), exists="resume")
-"""
+def learn(out: Path, optimiser: str) -> None:
+    """What is killed: every update leaves a checkpoint."""
+    loop.CHECKPOINT_SECONDS = 0.0
+    train(tiny_target(), config=CONFIG, optimiser=optimiser, num_minibatches=3, out=out, exists="resume")
 
 
 def test_killed_at_any_moment_it_resumes_bit_for_bit(tmp_path: Path) -> None:
-    rows = killed(SCRIPT, tmp_path, "adamw")
+    rows = killed(tmp_path, "adamw")
     assert comparable(rows[0]) == comparable(rows[1])
 
 
-def killed(code: str, tmp_path: Path, optimiser: str) -> list[list[dict]]:
+def killed(tmp_path: Path, optimiser: str) -> list[list[dict]]:
     """Metrics of a run that was killed several times, and of one that was not; all else of them is the same."""
-    script = tmp_path / "script.py"
-    script.write_text(code.format(root=str(Path(__file__).parents[2])))
-
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, str(script), str(out), optimiser], stderr=subprocess.PIPE)
-
-    whole = start(tmp_path / "whole")
-    _, errors = whole.communicate(timeout=300)
-    assert whole.returncode == 0, errors.decode()
+    whole = start(learn, tmp_path / "whole", optimiser)
+    whole.join(300)
+    assert whole.exitcode == 0
     kills, milestone = 0, ["draws.safetensors", "metrics.jsonl", "checkpoint.safetensors"]
     out = tmp_path / "killed"
     while True:
-        process = start(out)
+        process = start(learn, out, optimiser)
         # First as soon as each file appears, then after ever longer pieces of training.
         deadline = time.monotonic() + 120
         if kills < len(milestone):
-            while not (out / milestone[kills]).exists() and process.poll() is None and time.monotonic() < deadline:
+            while not (out / milestone[kills]).exists() and process.is_alive() and time.monotonic() < deadline:
                 time.sleep(0.002)
         else:
             seen = len((out / "metrics.jsonl").read_text().splitlines())
             grown = seen
-            while grown < seen + 3 and process.poll() is None and time.monotonic() < deadline:
+            while grown < seen + 3 and process.is_alive() and time.monotonic() < deadline:
                 time.sleep(0.01)
                 text = (out / "metrics.jsonl").read_text()
                 grown = len(text.splitlines())
-        if process.poll() is not None:
+        if not process.is_alive():
             break
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         kills += 1
         if kills == 6:
-            process = start(out)
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors.decode()
+            process = start(learn, out, optimiser)
+            process.join(300)
+            assert process.exitcode == 0
             break
     assert kills >= 3, "nothing was interrupted"
     for name in ("twist.safetensors", "draws.safetensors", "checkpoint.safetensors"):

@@ -19,6 +19,8 @@ OWN = ("num_draws", "held_out_prompts", "seed")
 FEWEST_TO_HOLD_OUT = 10
 # Settings of training that there were not always, and what they were then: left out of files where they are the same.
 BEFORE = {"optimiser": "adamw", "informed": "off", "pool_start": "fresh", "pool_first": 16, "num_labels": 400_000}
+# Of these settings None is a value; it leaves any other as it is.
+NONE_IS_A_VALUE = ("patience", "decay_after")
 FOLDS = ("training", "held_out", "evaluation")
 
 
@@ -142,12 +144,12 @@ class RunConfig:
             source: of the target's samples, and of those of the loss's other roles that it can serve.
             evaluation: fields of `EvaluationConfig`.
             **settings: fields of `TrainingConfig`; or num_draws, held_out_prompts or seed of the run. Here and above
-                None leaves a setting as it is, but for `patience`, where it is a value.
+                None leaves a setting as it is, but for `patience` and `decay_after`, where it is a value.
 
         Raises:
             ConfigError: a setting is unknown or out of range.
         """
-        changes = {k: v for k, v in settings.items() if v is not None or k == "patience"}
+        changes = {k: v for k, v in settings.items() if v is not None or k in NONE_IS_A_VALUE}
         own = {name: changes.pop(name) for name in OWN if name in changes}
         if method is not None:
             changes["loss"] = method
