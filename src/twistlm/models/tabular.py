@@ -70,7 +70,7 @@ class TabularLM:
 
     def decode(self, sequences: Sequence[Tensor]) -> list[str]:
         """Tokens are written as digits."""
-        return ["".join(str(token) for token in sequence.tolist()) for sequence in sequences]
+        return ["".join(map(str, sequence.tolist())) for sequence in sequences]
 
     def _walk(self, prompt: Tensor) -> Tensor:
         node = torch.tensor(0)

@@ -111,9 +111,19 @@ def read_texts(lm: BaseLM, prompts: Prompts, tokens: Tensor, of: Of | None) -> l
         key: of == "continuation" or (of is None and chat_of(lm, prompt) is not None)
         for key, prompt in distinct.items()
     }
-    return lm.decode(
-        [
-            row if alone[id(prompt)] else torch.cat([prompt.to(row), row])
-            for prompt, row in zip(prompts, tokens, strict=True)
-        ]
-    )
+    return lm.decode(_joined(prompts, tokens, {key: None if alone[key] else distinct[key] for key in distinct}))
+
+
+def _joined(prompts: Prompts, tokens: Tensor, heads: dict[int, Tensor | None]) -> list[Tensor]:
+    """Each row of tokens [B, T] after the head of its prompt, by the prompt's `id`; prompt by prompt, not row by row."""
+    places: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(id(prompt), []).append(place)
+    joined: list[Tensor] = [tokens] * len(tokens)
+    for key, own in places.items():
+        head, rows = heads[key], tokens if len(own) == len(tokens) else tokens[own]
+        if head is not None:
+            rows = torch.cat([head.to(tokens).expand(len(own), -1), rows], 1)
+        for place, row in zip(own, rows.unbind(), strict=True):
+            joined[place] = row
+    return joined
