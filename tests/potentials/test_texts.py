@@ -82,6 +82,14 @@ def test_one_batch_may_mix_chats_and_plain_prompts(chat_lm) -> None:
     assert potential.heard == ["See a cat", " a dog"]
 
 
+def test_prompts_that_take_turns_keep_their_texts_in_order(chat_lm) -> None:
+    short, long = chat_lm.encode("See"), chat_lm.encode("Here we see")
+    potential = Heard("text").bind(chat_lm)
+    prompts, tokens = [short, long, short, long.clone(), long, short], rows(chat_lm).repeat(2, 1)
+    assert evaluate(potential, prompts, tokens).tolist() == [0.0, -1.0, 0.0, -2.0, -1.0, 0.0]
+    assert potential.heard == ["See a cat", "Here we see a dog", "Here we see a cat"]
+
+
 def test_equal_answers_to_different_prompts_are_different_pairs(chat_lm) -> None:
     prompts = [chat_lm.encode_chat(chat(text)) for text in ("One", "Two", "One")]
     potential = Heard("chat").bind(chat_lm)

@@ -115,7 +115,7 @@ def read_texts(lm: BaseLM, prompts: Prompts, tokens: Tensor, of: Of | None) -> l
 
 
 def _joined(prompts: Prompts, tokens: Tensor, heads: dict[int, Tensor | None]) -> list[Tensor]:
-    """Each row of tokens [B, T] after the head of its prompt, by the prompt's `id`; prompt by prompt, not row by row."""
+    """Each row of tokens [B, T] after its prompt's head, by the prompt's `id`: prompt by prompt, not row by row."""
     places: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):
         places.setdefault(id(prompt), []).append(place)
