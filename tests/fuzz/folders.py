@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,16 @@ def contents(place: Path) -> dict[str, str]:
     """Every file by name with a hash of its bytes; folders too."""
     found = {}
     for path in place.rglob("*"):
-        what = "folder" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+        status = path.stat()
+        what = "folder" if path.is_dir() else _hash(path, status.st_ino, status.st_ctime_ns)
         found[str(path.relative_to(place))] = what
     return found
+
+
+@cache
+def _hash(path: Path, inode: int, changed: int) -> str:
+    """Of a file that nothing has written to since; reading all of a folder twice would take as long as the command."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _is_made_anew(name: str) -> bool:

@@ -7,6 +7,7 @@ here.
 """
 
 import difflib
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -98,8 +99,9 @@ def lookup(kind: str, name: str) -> Entry:
     )
 
 
+@functools.cache
 def _import(kind: str) -> None:
-    """Import the modules that define twistlm's own parts of this kind."""
+    """Import the modules that define twistlm's own parts of this kind, once."""
     home = importlib.import_module(HOMES[kind])
     for module in pkgutil.iter_modules(getattr(home, "__path__", ())):
         importlib.import_module(f"{HOMES[kind]}.{module.name}")
