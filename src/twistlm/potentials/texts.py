@@ -119,11 +119,10 @@ def _joined(prompts: Prompts, tokens: Tensor, heads: dict[int, Tensor | None]) -
     places: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):
         places.setdefault(id(prompt), []).append(place)
-    joined: list[Tensor] = [tokens] * len(tokens)
+    joined: dict[int, Tensor] = {}
     for key, own in places.items():
         head, rows = heads[key], tokens if len(own) == len(tokens) else tokens[own]
         if head is not None:
             rows = torch.cat([head.to(tokens).expand(len(own), -1), rows], 1)
-        for place, row in zip(own, rows.unbind(), strict=True):
-            joined[place] = row
-    return joined
+        joined.update(zip(own, rows.unbind(), strict=True))
+    return [joined[place] for place in range(len(tokens))]

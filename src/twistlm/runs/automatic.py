@@ -43,7 +43,7 @@ LEXICAL_DPG: dict[str, Any] = {
     "baseline": True,
     "learning_rate": 6e-3,
     "num_updates": 24,
-    # More updates are worth more with a rate that falls, so few are not.
+    # Of more updates the noise of batches is what would remain; few gain nothing from a rate that falls.
     "decay_after": 24,
     "evaluate_every": 4,
     # Of a rare target a few sequences would have most of the weight.
