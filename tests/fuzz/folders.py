@@ -4,7 +4,6 @@ What must hold: no traceback; exit code 0, or 1 or 2 with one line on standard e
 code 0 no result that was there is gone.
 """
 
-import hashlib
 import io
 import itertools
 import json
@@ -15,7 +14,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.fuzz.harness import SECONDS, limit
+from tests.fuzz.harness import SECONDS, contents, limit
 from twistlm.cli import main
 from twistlm.core.errors import TwistError
 from twistlm.report.page import save_page
@@ -171,22 +169,6 @@ def _page(run: str) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
-
-
-def contents(place: Path) -> dict[str, str]:
-    """Every file by name with a hash of its bytes; folders too."""
-    found = {}
-    for path in place.rglob("*"):
-        status = path.stat()
-        what = "folder" if path.is_dir() else _hash(path, status.st_ino, status.st_ctime_ns)
-        found[str(path.relative_to(place))] = what
-    return found
-
-
-@cache
-def _hash(path: Path, inode: int, changed: int) -> str:
-    """Of a file that nothing has written to since; reading all of a folder twice would take as long as the command."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _is_made_anew(name: str) -> bool:

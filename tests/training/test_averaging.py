@@ -1,6 +1,5 @@
-"""The running mean of parameters: what it is, that it is judged and kept, and that it survives an interruption."""
+"""The running mean of parameters: what it is, and that it is judged and kept."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from tests.training.test_trainer import CONFIG, tiny_target
 from twistlm import train
 from twistlm.core.errors import ConfigError
-from twistlm.training import trainer
 from twistlm.training.averaging import Average
 
 
@@ -55,24 +53,3 @@ def test_what_is_kept_is_the_mean() -> None:
     assert mean.model.twist is not None
     pairs = zip(plain.model.twist.module.parameters(), mean.model.twist.module.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
-
-
-def test_an_interrupted_training_ends_as_if_nothing_had_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def started(name: str, exists: str = "refuse") -> None:
-        train(tiny_target(), config=CONFIG, out=tmp_path / name, exists=exists, averaging=0.9, num_updates=12, seed=1)
-
-    started("whole")
-    original, calls = trainer.score, iter(range(100))
-
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
-        if next(calls) == 7:
-            raise KeyboardInterrupt
-        return original(*arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "score", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            started("cut")
-    started("cut", "resume")
-    for name in ("twist.safetensors", "checkpoint.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -1,7 +1,6 @@
-"""The learning rate over the updates: what it is in each, what a fall is for, and that it survives an interruption."""
+"""The learning rate over the updates: what it is in each, and what a fall is for."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,28 +83,6 @@ def test_patience_waits_for_what_a_fall_is_to_bring(decay_after: int | None, don
     same = Trainer(Rng(0), setting, config, lambda rng, sampler: Estimate(0.0, 0.0, 0.0, 1))
     same.train()
     assert (same.progress.best_update, same.progress.done) == (0, done)
-
-
-def test_an_interrupted_training_ends_as_if_nothing_had_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def started(name: str, exists: str = "refuse") -> None:
-        settings: dict[str, Any] = {"decay_after": 4, "num_updates": 12, "seed": 1}
-        train(tiny_target(), config=CONFIG, out=tmp_path / name, exists=exists, **settings)
-
-    started("whole")
-    original, calls = trainer.score, iter(range(100))
-
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
-        if next(calls) == 7:
-            raise KeyboardInterrupt
-        return original(*arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "score", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            started("cut")
-    started("cut", "resume")
-    for name in ("twist.safetensors", "checkpoint.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_none_is_a_value() -> None:

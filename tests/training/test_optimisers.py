@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.cases import make_case
-from tests.training.test_trainer import CONFIG, comparable, killed, tiny_target
+from tests.training.test_trainer import CONFIG, comparable, tiny_target
 from twistlm import train
 from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.registry import available
@@ -86,11 +86,6 @@ def test_it_trains_the_table_towards_the_truth(name: str, seed: int) -> None:
     Trainer(Rng(seed), setting, config, held_out_divergence(Rng(8), held_out, [case.at], 1000)).train()
     assert case.truth.kl_target_q(model) < 0.35 * case.truth.kl_target_q(case.base)
     assert case.truth.kl_q_target(model) < 0.5 * case.truth.kl_q_target(case.base)
-
-
-def test_killed_with_adafactor_it_resumes_bit_for_bit(tmp_path: Path) -> None:
-    rows = killed(tmp_path, "adafactor")
-    assert comparable(rows[0]) == comparable(rows[1])
 
 
 def test_a_folder_begun_before_there_was_a_choice_goes_on(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""The training loop: it improves, it does no harm, and it resumes bit for bit after a kill at any moment."""
+"""The training loop: it improves, it does no harm, and a seed means the same run."""
 
 import json
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 
 from tests.architectures import tiny_lm
 from tests.cases import TablePotential, make_case
-from tests.forked import start
 from twistlm import Run, Target, train
 from twistlm.certificates.certify import improvement
 from twistlm.certificates.log_Z import decide
@@ -26,7 +24,6 @@ from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.sampling.workplace import Workplace
-from twistlm.training import trainer as loop
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
 from twistlm.training.losses import objective
@@ -120,56 +117,6 @@ def test_the_same_seed_gives_the_same_run_whatever_the_global_generator_does(tmp
     a, b, c = (tmp_path / name / "twist.safetensors" for name in "abc")
     assert a.read_bytes() == b.read_bytes()
     assert a.read_bytes() != c.read_bytes()
-
-
-def learn(out: Path, optimiser: str) -> None:
-    """What is killed: every update leaves a checkpoint."""
-    loop.CHECKPOINT_SECONDS = 0.0
-    train(tiny_target(), config=CONFIG, optimiser=optimiser, num_minibatches=3, out=out, exists="resume")
-
-
-def test_killed_at_any_moment_it_resumes_bit_for_bit(tmp_path: Path) -> None:
-    rows = killed(tmp_path, "adamw")
-    assert comparable(rows[0]) == comparable(rows[1])
-
-
-def killed(tmp_path: Path, optimiser: str) -> list[list[dict]]:
-    """Metrics of a run that was killed several times, and of one that was not; all else of them is the same."""
-    whole = start(learn, tmp_path / "whole", optimiser)
-    whole.join(300)
-    assert whole.exitcode == 0
-    kills, milestone = 0, ["draws.safetensors", "metrics.jsonl", "checkpoint.safetensors"]
-    out = tmp_path / "killed"
-    while True:
-        process = start(learn, out, optimiser)
-        # First as soon as each file appears, then after ever longer pieces of training.
-        deadline = time.monotonic() + 120
-        if kills < len(milestone):
-            while not (out / milestone[kills]).exists() and process.is_alive() and time.monotonic() < deadline:
-                time.sleep(0.002)
-        else:
-            seen = len((out / "metrics.jsonl").read_text().splitlines())
-            grown = seen
-            while grown < seen + 3 and process.is_alive() and time.monotonic() < deadline:
-                time.sleep(0.01)
-                text = (out / "metrics.jsonl").read_text()
-                grown = len(text.splitlines())
-        if not process.is_alive():
-            break
-        process.kill()
-        process.join()
-        kills += 1
-        if kills == 6:
-            process = start(learn, out, optimiser)
-            process.join(300)
-            assert process.exitcode == 0
-            break
-    assert kills >= 3, "nothing was interrupted"
-    for name in ("twist.safetensors", "draws.safetensors", "checkpoint.safetensors"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    return [
-        [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (out, tmp_path / "whole")
-    ]
 
 
 @pytest.mark.parametrize("source", [n for n, e in available("source").items()])

@@ -107,22 +107,21 @@ def read_texts(lm: BaseLM, prompts: Prompts, tokens: Tensor, of: Of | None) -> l
         asked = {key: chat_of(lm, prompt) or lm.decode([prompt])[0] for key, prompt in distinct.items()}
         answers = lm.decode(list(tokens))
         return [Pair(asked[id(prompt)], answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    alone = {
-        key: of == "continuation" or (of is None and chat_of(lm, prompt) is not None)
+    heads = {
+        key: prompt[:0] if of == "continuation" or (of is None and chat_of(lm, prompt) is not None) else prompt
         for key, prompt in distinct.items()
     }
-    return lm.decode(_joined(prompts, tokens, {key: None if alone[key] else distinct[key] for key in distinct}))
+    return lm.decode(_joined(prompts, tokens, heads))
 
 
-def _joined(prompts: Prompts, tokens: Tensor, heads: dict[int, Tensor | None]) -> list[Tensor]:
-    """Each row of tokens [B, T] after its prompt's head, by the prompt's `id`: prompt by prompt, not row by row."""
+def _joined(prompts: Prompts, tokens: Tensor, heads: dict[int, Tensor]) -> list[Tensor]:
+    """Each row of tokens [B, T] after its prompt's head, by the prompt's `id`; prompt by prompt, not row by row."""
     places: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):
         places.setdefault(id(prompt), []).append(place)
     joined: dict[int, Tensor] = {}
     for key, own in places.items():
-        head, rows = heads[key], tokens if len(own) == len(tokens) else tokens[own]
-        if head is not None:
-            rows = torch.cat([head.to(tokens).expand(len(own), -1), rows], 1)
+        rows = tokens if len(own) == len(tokens) else tokens[own]
+        rows = torch.cat([heads[key].to(tokens).expand(len(own), -1), rows], 1)
         joined.update(zip(own, rows.unbind(), strict=True))
     return [joined[place] for place in range(len(tokens))]
