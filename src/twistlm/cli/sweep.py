@@ -47,7 +47,10 @@ class OfSweep:
 def sweep(
     experiment: OwnExperimentName = None,
     *,
-    out: Annotated[AnyPlace, arg(help=f"The sweep's folder. Asking the same again continues it. {OR_URL}")],
+    out: Annotated[
+        AnyPlace,
+        arg(help=f"The sweep's folder. Asking the same again, or of more methods or seeds, goes on with it. {OR_URL}"),
+    ],
     preset: SmallUnlessGiven = None,
     overwrite: Annotated[bool, arg(help="Replace the sweep in the folder by a new one.")] = False,
     asked: Annotated[OfSweep, arg(name="")],
@@ -58,10 +61,10 @@ def sweep(
 
     All are judged by the same exact samples.
 
-    Killed at any moment, the same command continues it, run by run. Runs that fail are reported at the end, and the
-    others are done. Leaves in the folder: sweep.json (what was asked), draws.safetensors (shared by all runs),
-    METHOD/seed-K/ (a run folder each, with certificate.json) and failures.json (if any). `twistlm table` and
-    `twistlm plot` read it, at any time. For example:
+    Killed at any moment, the same command continues it, run by run, and one that differs by more methods or seeds alone
+    adds them. Runs that fail are reported at the end, and the others are done. Leaves in the folder: sweep.json (what
+    was asked), draws.safetensors (shared by all runs), METHOD/seed-K/ (a run folder each, with certificate.json) and
+    failures.json (if any). `twistlm table` and `twistlm plot` read it, at any time. For example:
 
     twistlm sweep toxicity --seeds 3 --model models/tiny-stories --classifier models/toxicity --out runs/sweep
     """

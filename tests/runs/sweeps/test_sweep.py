@@ -51,7 +51,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         def target() -> Target:
             return Target(tiny_lm(), Function(small_numbers, log_upper_bound=threshold), "5", 3, eos="ignore")
 
-        return {"small": Preset("tiny", target, TINY)}
+        of_draws = {"collected": {"method": "gkl", "source": "draws"}}
+        return {"small": Preset("tiny", target, TINY, of_draws)}
 
 
 def files(folder: Path) -> dict[str, object]:
@@ -166,6 +167,36 @@ def test_a_method_that_fails_leaves_the_others(tmp_path: Path) -> None:
         "fudge, seed 0": "ConfigError", "fudge, seed 1": "ConfigError"
     }  # fmt: skip
     assert read(tmp_path).methods == ["ctl"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_more_seeds_and_methods_are_added_and_all_is_as_if_asked_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Request("tiny", "small", methods=("ctl", "dpg"), num_seeds=2)
+    sweep(whole, tmp_path / "at once")
+    sweep(replace(whole, methods=("dpg",), num_seeds=1), tmp_path / "grown")
+    untouched = (tmp_path / "grown" / "dpg" / "seed-0" / "certificate.json").stat().st_mtime_ns
+    capsys.readouterr()
+    folder = sweep(whole, tmp_path / "grown")
+    assert "4 runs, 1 of them done already" in capsys.readouterr().out
+    assert (folder.asked.methods, folder.asked.seeds) == (["ctl", "dpg"], 2)
+    assert (tmp_path / "grown" / "dpg" / "seed-0" / "certificate.json").stat().st_mtime_ns == untouched
+    assert files(tmp_path / "grown") == files(tmp_path / "at once")
+    # What is there is never less than what was asked.
+    for fewer in (replace(whole, num_seeds=1), replace(whole, methods=("ctl",))):
+        with pytest.raises(RunError, match="the same with more methods or seeds"):
+            sweep(fewer, tmp_path / "grown")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_method_that_would_have_other_draws_is_not_added(tmp_path: Path) -> None:
+    request = Request("tiny", "small", methods=("dpg",), num_seeds=1)
+    sweep(request, tmp_path / "sweep")
+    before = files(tmp_path / "sweep")
+    with pytest.raises(RunError, match="has other draws than collected would share with its methods"):
+        sweep(replace(request, methods=("dpg", "collected")), tmp_path / "sweep")
+    assert files(tmp_path / "sweep") == before
 
 
 @pytest.mark.usefixtures("tiny")

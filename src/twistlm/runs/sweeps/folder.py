@@ -8,7 +8,8 @@
     table.md, table.csv, table.tex   what `twistlm table` writes
     plots/                           what `twistlm plot` writes
 
-Asking the same again continues it; asking anything else of the same folder is refused.
+Asking the same again continues it, and asking the same of more methods or seeds makes it larger, what is there staying
+as it is; asking anything else of the same folder is refused.
 """
 
 import json
@@ -32,6 +33,8 @@ from twistlm.runs.folder import Evaluation, RunFolder, versions
 
 NAME = "sweep.json"
 FORMAT = 1
+# What has an entry for each method, or for what its settings name.
+GROWING = ("methods", "settings", "plugins")
 # More is no sweep but a damaged number.
 MOST_SEEDS = 100_000
 
@@ -176,7 +179,7 @@ class SweepFolder:
 
         Args:
             path: the folder.
-            asked: what it is asked.
+            asked: what it is asked; of one that is there it may have more methods and seeds.
             overwrite: replace a sweep that is there, once `take_place` is called. If that was killed, the same goes on.
 
         Raises:
@@ -215,12 +218,16 @@ class SweepFolder:
             return SweepFolder(path)
         folder = SweepFolder.open(path)
         asked = {name: value for name, value in whole.items() if name != "versions"}
-        if differences := _differences(folder._values, asked):
+        differences = _differences(folder._values, asked)
+        if not differences:
+            return folder
+        if not _is_more(folder._values, asked):
             raise RunError(
-                f"{path} holds a sweep that was asked otherwise: {differences}. Ask the same again to continue it, "
-                "choose another --out, or replace it with --overwrite"
+                f"{path} holds a sweep that was asked otherwise: {differences}. Ask the same again to continue it, or "
+                "the same with more methods or seeds, choose another --out, or replace it with --overwrite"
             )
-        return folder
+        save_json(path / NAME, {**asked, "versions": folder._values["versions"]})
+        return SweepFolder.open(path)
 
     @staticmethod
     def open(path: Path) -> "SweepFolder":
@@ -327,6 +334,20 @@ def _is_of(asked: Mapping[str, Any], path: Path) -> bool:
         return SweepFolder.open(path)._values == asked
     except TwistError:
         return False
+
+
+def _is_more(there: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether all of the sweep that is there is asked for, in just the same way, and more."""
+
+    def without(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in (*GROWING, "seeds", "versions")}
+
+    def items(values: Mapping[str, Any], name: str) -> set[str]:
+        found = values.get(name, [])
+        return {json.dumps(each) for each in (found.items() if isinstance(found, dict) else found)}
+
+    grown = all(items(there, name) <= items(asked, name) for name in GROWING)
+    return grown and there["seeds"] <= asked["seeds"] and without(there) == without(asked)
 
 
 def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

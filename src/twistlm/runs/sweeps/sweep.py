@@ -119,13 +119,14 @@ def sweep(request: Request, out: Path, *, engine: Engine | None = None, overwrit
 
     Args:
         request: what to sweep over.
-        out: the sweep's folder; asking the same again continues it.
+        out: the sweep's folder; asking the same again continues it, and the same with more methods or seeds adds them.
         engine: where runs are done (`twistlm.engine`); by default one after the other in this process.
         overwrite: start over.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
-        RunError: `out` is something else, or a sweep that was asked otherwise; or some runs failed, the others done.
+        RunError: `out` is something else, or a sweep that was asked otherwise, or whose draws do not do for the methods
+            that are added; or some runs failed, the others done.
     """
     check_sizes(RECORD_BYTES, seeds=request.num_seeds)
     settings = {method: request.config(method) for method in request.methods}
@@ -142,6 +143,8 @@ def sweep(request: Request, out: Path, *, engine: Engine | None = None, overwrit
         plugins={name: each for config in settings.values() for name, each in config.plugins(None).items()},
     )
     SweepFolder.check(out)
+    if SweepFolder.is_one(out) and not overwrite:
+        _check_draws(out, settings)
     # What can be refused is refused before a folder is made or replaced.
     target.check()
     with SweepFolder.writing(out, asked, overwrite=overwrite) as folder:
@@ -172,12 +175,34 @@ def _report_failures(folder: SweepFolder) -> None:
         raise RunError(f"{len(failures)} of {len(folder.cells)} runs failed, the others are done. {which}")
 
 
+def _check_draws(out: Path, settings: Mapping[str, RunConfig]) -> None:
+    """Raise RunError if methods are to be added to a sweep whose draws are others than all of them would share."""
+    there = {method: settings[method] for method in SweepFolder.open(out).asked.methods if method in settings}
+    if there and _shared(there) != _shared(settings):
+        added = ", ".join(method for method in settings if method not in there)
+        raise RunError(
+            f"{shown(out)} has other draws than {added} would share with its methods; sweep them into another --out, "
+            "or all anew with --overwrite"
+        )
+
+
+def _shared(settings: Mapping[str, RunConfig]) -> tuple[Any, ...]:
+    """What the draws that all methods share depend on."""
+    first, training = _asks(settings)
+    return first.num_draws, first.num_exact, first.chunk, first.num_siblings if training else None
+
+
+def _asks(settings: Mapping[str, RunConfig]) -> tuple[RunConfig, bool]:
+    """Whose settings of draws are taken for all methods, and whether any of them trains on what is drawn."""
+    configs = list(settings.values())
+    return configs[0], any(config.trains_on_draws for config in configs)
+
+
 def _collect(folder: SweepFolder, target: Target, settings: Mapping[str, RunConfig]) -> bool:
     """Collect the shared draws unless they are there; False where no exact samples can be had."""
-    config = next(iter(settings.values()))
+    config, training = _asks(settings)
     if config.num_draws == 0:
         return False
-    training = any(each.trains_on_draws for each in settings.values())
     try:
         collection = collect(target, config, Rng(0, ("sweep",)), folder.draws, training=training)
     except (NoneAcceptedError, UpperBoundError) as error:
