@@ -10,6 +10,7 @@ from twistlm import Prompts, Run, RunConfig, Target, fine_tune, train
 from twistlm.core.errors import ConfigError, PromptError, UpperBoundError
 from twistlm.potentials import Classifier, Function, Infilling
 from twistlm.runs.config import EvaluationConfig
+from twistlm.runs.folder import Evaluation
 from twistlm.training.config import TrainingConfig
 from twistlm.training.trainer import Trainer
 
@@ -55,6 +56,16 @@ def test_training_and_held_out_prompts_are_apart(run: Run) -> None:
         again = {(tuple(p.tolist()), tuple(t)) for p, t in zip(other.draws.prompts, other.draws.log_p.tolist(),
                                                                strict=True)}  # fmt: skip
         assert len(rows & again) < 0.3 * len(again)
+
+
+def test_published_with_the_prompts_that_it_was_certified_at(run: Run, tmp_path: Path) -> None:
+    loaded = Run.load(run.folder.path)
+    loaded.evaluate(2, num_samples=8, budget=8, save=False)
+    folder = loaded.save_pretrained(tmp_path / "published")
+    again = Run.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    one, other = (Evaluation.read(place / "certificate.json") for place in (folder, again))
+    assert [each.content for each in one.prompts] == [run.target.prompts.entries[r] for r in run.held_out]
+    assert (one.settings, one.prompts) == (other.settings, other.prompts)
 
 
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(

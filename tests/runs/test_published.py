@@ -15,6 +15,7 @@ from twistlm import Run, Target
 from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.models import bundled
 from twistlm.potentials import Classifier, Function
+from twistlm.runs.folder import Evaluation
 
 PROMPT = "Once upon a time, there was a"
 STORIES = bundled.folder("stories")
@@ -42,6 +43,10 @@ def test_there_and_back(run: Run, tmp_path: Path) -> None:
     assert run.certificate is not None
     for said in (str(run.certificate.divergences.kl_q_target), PROMPT, "sentiment", "Run.from_pretrained("):
         assert said in card.text
+    # How it was certified is said there, too, and again when it is published from there.
+    asked = {"num_particles": [4], "num_samples": 64, "budget": 32, "seed": 1}
+    for place in (folder, again.save_pretrained(tmp_path / "again")):
+        assert Evaluation.read(place / "certificate.json").settings == asked
     # What was there stays, and a second time it is replaced only if that is asked for.
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):

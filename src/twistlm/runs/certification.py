@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +121,13 @@ class Certification:
 
     # --- Keeping ---
 
+    def known(self, run: "Run", certificate: Certificate) -> "Known":
+        """A certificate that was made so, with what a folder says beside it."""
+        return Known(certificate, self.settings, self._where(run, bool(certificate.by_prompt)))
+
+    def _where(self, run: "Run", several: bool) -> dict[str, Any]:
+        return {"prompts": evidence.where(run, self.prompts)[1].described()} if several else {}
+
     def check(self, run: "Run") -> None:
         """Refuse early, before anything is computed, what `save` would refuse."""
         with _writable(run):
@@ -141,18 +148,32 @@ class Certification:
             RunError: somebody else is writing it, or it has another twist by now.
             StorageError: it was deleted or replaced, or the system refuses.
         """
-        several = evidence.where(run, self.prompts)[1] if any(c.by_prompt for c in certificates.values()) else None
+        several = any(each.by_prompt for each in certificates.values())
         with _writable(run) as folder:
-            more = {} if several is None else {"prompts": several.described()}
-            path = folder.evaluations.add(certificates, self.settings | settings, **more)
-        if several is not None and "after" in certificates:
+            path = folder.evaluations.add(certificates, self.settings | settings, **self._where(run, several))
+        if several and "after" in certificates:
             drawn = samples_at_prompts(run, self.prompts, NUM_KEPT, self.seed, **self._sampling)
             with _writable(run) as folder:
                 folder.save_prompt_samples(drawn)
         return path
 
 
-def kept(folder: RunFolder) -> Certificate | None:
+@dataclass(frozen=True)
+class Known:
+    """A certificate of a run's twist, with what a folder says beside it.
+
+    Attributes:
+        certificate: at prompts of the run's own.
+        settings: how it was made, as JSON values.
+        more: what else, as JSON values: the prompts, of a set.
+    """
+
+    certificate: Certificate
+    settings: Mapping[str, Any]
+    more: Mapping[str, Any]
+
+
+def kept(folder: RunFolder) -> Known | None:
     """The certificate that counts in a run's folder, if it is of the twist that is there, at prompts of the run's own.
 
     Raises:
@@ -162,7 +183,10 @@ def kept(folder: RunFolder) -> Certificate | None:
     current = evaluations.current() if folder.is_trained else None
     if current is None or not evaluations.is_of_this_twist(current):
         return None
-    return current.certificates.get("after") if current.settings.get("prompts") in (None, evidence.ALL) else None
+    if "after" not in current.certificates or current.settings.get("prompts") not in (None, evidence.ALL):
+        return None
+    more = {"prompts": [asdict(each) for each in current.prompts]} if current.prompts else {}
+    return Known(current.certificates["after"], current.settings, more)
 
 
 @contextmanager

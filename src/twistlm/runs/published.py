@@ -126,8 +126,8 @@ class _Repository(ModelHubMixin):
         twist, about = run.model.twist, {} if run.informed is None else {"informed": run.informed.as_dict()}
         assert twist is not None
         folder = RunFolder.keep(save_directory, asked, run.target.fingerprint, twist.module.state_dict(), about)
-        if (certificate := run.certificate) is not None:
-            folder.evaluations.add({"after": certificate}, {})
+        if (known := run.evaluated) is not None:
+            folder.evaluations.add({"after": known.certificate}, known.settings, **known.more)
         code = save_directory / "custom_generate"
         code.mkdir(exist_ok=True)
         (code / "generate.py").write_text(GENERATE.replace("{place!r}", repr(self.place)), encoding="utf-8")

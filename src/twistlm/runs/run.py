@@ -20,7 +20,7 @@ from twistlm.core.storage import check_tensors
 from twistlm.core.urls import url_of
 from twistlm.potentials.specs import Trust
 from twistlm.runs import evidence
-from twistlm.runs.certification import Certification, kept
+from twistlm.runs.certification import Certification, Known, kept
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.published import Publishable
@@ -57,7 +57,7 @@ class Run(Shown, Publishable):
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.model = target.twisted(twist)
         self.collection, self.informed = collection, informed
-        self._certificate: Certificate | None = None
+        self._known: Known | None = None
 
     @staticmethod
     def load(
@@ -306,7 +306,7 @@ class Run(Shown, Publishable):
             asked.check(self)
         found = asked.of(self, before=before)
         if asked.is_own and not before:
-            self._certificate = found
+            self._known = asked.known(self, found)
         if save:
             asked.save(self, {"before" if before else "after": found})
         return found
@@ -318,8 +318,12 @@ class Run(Shown, Publishable):
         Raises:
             RunError: the one in the folder is damaged.
         """
-        known = self._certificate
-        return kept(self.folder) if known is None and self.folder is not None else known
+        return None if self.evaluated is None else self.evaluated.certificate
+
+    @property
+    def evaluated(self) -> Known | None:
+        """The same with what a folder says beside it: how it was made, and at which prompts of a set."""
+        return kept(self.folder) if self._known is None and self.folder is not None else self._known
 
     @property
     def witnesses(self) -> tuple[Witness, ...]:
