@@ -97,63 +97,122 @@ def collect(
         UpperBoundError: φ has no known upper bound.
         NoneAcceptedError: nothing was accepted within the budget.
     """
-    sampler, cases = here.sampler, here.cases
-    bound = bound_of(sampler.potential)
-    sizes = {"max_draws": budget.max_draws, "chunk": budget.chunk}
-    sizes |= {} if budget.num_samples is None else {"num_samples": budget.num_samples}
-    check_sizes(TOKEN_BYTES * sampler.num_steps, **sizes)
-    parts = [] if so_far is None else [so_far]
-    saved_at, counts = time.monotonic(), Counts.of(cases, so_far)
-    plan = Plan.of(budget, len(cases))
-    before = counts if so_far is None else plan.before(cases, so_far, len(so_far.streams))
-    learner = None if sampler.model.constraint is None else Learner(sampler, cases, bound, so_far)
-    with (
-        bar("exact samples", (budget.num_samples or 0) * len(cases) or budget.max_draws) as report,
-        _kept(parts, save_to),
-    ):
-        while not budget.is_spent(counts):
-            number = sum(len(part.streams) for part in parts)
-            wave, ruled_out = plan.wave(before, number), None
-            if learner is not None:
-                ruled_out = learner.at(number)
-                wave = islice(wave, next_look(number) - number)
-            pieces = (DrawChunk(rng.fork("collect", k), chunk, keep, ruled_out) for k, chunk in enumerate(wave, number))
-            for made in in_order(team or Alone(here), pieces):
-                parts.append(_judged(made, here, bound, target))
-                if learner is not None:
-                    learner.chunks.append(parts[-1].draws.bare())
-                counts = counts.plus(parts[-1], cases)
-                if save_to is not None and time.monotonic() - saved_at > SAVE_SECONDS:
-                    parts[:] = [_joined(parts)]
-                    parts[0].save(save_to)
-                    saved_at = time.monotonic()
-                n, hits = counts.num_draws, counts.num_accepted
-                enough = sum(min(int(accepted), budget.num_samples or 0) for accepted in counts.accepted)
-                report(enough if budget.num_samples else n, f"accepted {hits} of {n} ({hits / n:.2%})")
-                if budget.is_spent(counts):
+    check_sizes(
+        TOKEN_BYTES * here.sampler.num_steps,
+        max_draws=budget.max_draws,
+        chunk=budget.chunk,
+        **({} if budget.num_samples is None else {"num_samples": budget.num_samples}),
+    )
+    there = _InProgress(here, budget, target, so_far, save_to)
+    with bar("exact samples", there.total) as report, there.kept():
+        while not there.is_complete:
+            for made in in_order(team or Alone(here), there.wave(rng, keep)):
+                there.take(*made)
+                report(*there.said)
+                if there.is_complete:
                     break
-            # What is ruled out may be looked at within a wave, which goes on by the plan that it began with.
-            if len(cases) == 1 or sum(len(part.streams) for part in parts) % WAVE == 0:
-                before = counts
-    collection = _joined(parts)
-    if learner is not None:
-        collection = replace(collection, log_uppers=learner.uppers())
-    if save_to is not None:
-        collection.save(save_to)
-    if not collection.accepted.any():
-        n = len(collection.draws)
-        raise NoneAcceptedError(
-            f"none of {n} draws was accepted: the acceptance rate is below {3 / n:.1e} with 95 % confidence "
-            f"(log Z < {math.log(3 / n) + bound:.1f}); raise max_draws, or do without exact samples (lower bounds "
-            "only)",
-            collection,
-        )
-    return collection
+            there.end_wave()
+    return there.whole()
 
 
-def _judged(made: tuple[DrawChunk, Samples], here: Workplace, bound: float, target: str) -> Collection:
+class _InProgress:
+    """What has been drawn of a collection, and what is to be drawn next."""
+
+    def __init__(
+        self, here: Workplace, budget: Budget, target: str, so_far: Collection | None, save_to: Path | None
+    ) -> None:
+        self._here, self._budget, self._target = here, budget, target
+        self._bound = bound_of(here.sampler.potential)
+        self._parts = [] if so_far is None else [so_far]
+        self._counts, self._plan = Counts.of(here.cases, so_far), Plan.of(budget, len(here.cases))
+        self._before = self._counts if so_far is None else self._plan.before(here.cases, so_far, self._number)
+        is_constrained = here.sampler.model.constraint is not None
+        self._learner = Learner(here.sampler, here.cases, self._bound, so_far) if is_constrained else None
+        self._save_to, self._saved_at = save_to, time.monotonic()
+
+    @property
+    def total(self) -> int:
+        """How many samples are wanted, or draws if nobody said how many."""
+        return (self._budget.num_samples or 0) * len(self._here.cases) or self._budget.max_draws
+
+    @property
+    def said(self) -> tuple[int, str]:
+        """How many of the total are there, and how many were accepted."""
+        num_draws, accepted = self._counts.num_draws, self._counts.num_accepted
+        wanted = self._budget.num_samples
+        there = sum(min(int(each), wanted) for each in self._counts.accepted) if wanted else num_draws
+        return there, f"accepted {accepted} of {num_draws} ({accepted / num_draws:.2%})"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the budget is spent."""
+        return self._budget.is_spent(self._counts)
+
+    @property
+    def _number(self) -> int:
+        """Of the next chunk."""
+        return sum(len(part.streams) for part in self._parts)
+
+    def wave(self, rng: Rng, keep: Keep) -> Iterator[DrawChunk]:
+        """The next chunks, which do not depend on one another."""
+        number, ruled_out = self._number, None
+        chunks = self._plan.wave(self._before, number)
+        if self._learner is not None:
+            ruled_out = self._learner.at(number)
+            chunks = islice(chunks, next_look(number) - number)
+        return (DrawChunk(rng.fork("collect", k), chunk, keep, ruled_out) for k, chunk in enumerate(chunks, number))
+
+    def take(self, piece: DrawChunk, draws: Samples) -> None:
+        """A chunk that was drawn."""
+        part = _judged(piece, draws, self._here, self._bound, self._target)
+        self._parts.append(part)
+        if self._learner is not None:
+            self._learner.chunks.append(part.draws.bare())
+        self._counts = self._counts.plus(part, self._here.cases)
+        if self._save_to is not None and time.monotonic() - self._saved_at > SAVE_SECONDS:
+            self._parts = [_joined(self._parts)]
+            self._parts[0].save(self._save_to)
+            self._saved_at = time.monotonic()
+
+    def end_wave(self) -> None:
+        """What is ruled out may be looked at within a wave, which goes on by the plan that it began with."""
+        if len(self._here.cases) == 1 or self._number % WAVE == 0:
+            self._before = self._counts
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Save the chunks that are there if the process is told to end meanwhile, or one cannot be drawn."""
+        try:
+            yield
+        except (KeyboardInterrupt, Terminated, TwistError):
+            if self._save_to is not None and self._parts:
+                _joined(self._parts).save(self._save_to)
+            raise
+
+    def whole(self) -> Collection:
+        """All of it, saved.
+
+        Raises:
+            NoneAcceptedError: nothing was accepted.
+        """
+        collection = _joined(self._parts)
+        if self._learner is not None:
+            collection = replace(collection, log_uppers=self._learner.uppers())
+        if self._save_to is not None:
+            collection.save(self._save_to)
+        if not collection.accepted.any():
+            n = len(collection.draws)
+            raise NoneAcceptedError(
+                f"none of {n} draws was accepted: the acceptance rate is below {3 / n:.1e} with 95 % confidence "
+                f"(log Z < {math.log(3 / n) + self._bound:.1f}); raise max_draws, or do without exact samples (lower "
+                "bounds only)",
+                collection,
+            )
+        return collection
+
+
+def _judged(piece: DrawChunk, draws: Samples, here: Workplace, bound: float, target: str) -> Collection:
     """A chunk's draws and which of them are accepted."""
-    piece, draws = made
     # Sequences of one prompt share its tensor, which those from elsewhere do not.
     prompts = [here.cases[r].prompt for r in piece.chunk.rows for _ in range(piece.chunk.each)]
     draws = replace(draws, prompts=prompts)
@@ -219,17 +278,6 @@ def base_draws(
         whole.log_p[:, num_steps:],
     )
     return replace(draws, log_phi=log_phi.to(draws.log_p.device), conditions=conditions)
-
-
-@contextmanager
-def _kept(parts: list[Collection], path: Path | None) -> Iterator[None]:
-    """Save the chunks that are there if the process is told to end meanwhile, or one cannot be drawn."""
-    try:
-        yield
-    except (KeyboardInterrupt, Terminated, TwistError):
-        if path is not None and parts:
-            _joined(parts).save(path)
-        raise
 
 
 def _joined(parts: Sequence[Collection]) -> Collection:
