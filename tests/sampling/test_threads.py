@@ -4,19 +4,26 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.cases import cases, make_case
+from twistlm.certificates.bounds import Bounds, log_Z_bounds
+from twistlm.core.errors import DeadParticlesError
 from twistlm.core.rng import Rng
 from twistlm.models.huggingface import load
 from twistlm.potentials import Function
+from twistlm.sampling.exact.budget import Budget
+from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
+from twistlm.sampling.workplace import Workplace
 from twistlm.twists.head import linear
+from twistlm.twists.informed import Informed
 from twistlm.twists.low_rank import low_rank
 
 LM = load("stories")
@@ -63,6 +70,50 @@ def test_a_potential_is_asked_by_the_callers_thread_alone() -> None:
     sampler = Sampler(TwistedLM(LM), Function(function).bind(LM), 4)
     assert len(drawn(sampler, 3, PROMPTS[:1], 40, 10)) == 40
     assert asked == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("informed", [None, Informed((1, 3), torch.tensor([[0.8, 0.3, 0.0]] * 2).double())])
+def test_smc_of_several_batches_is_that_of_one_thread(informed: Informed | None) -> None:
+    asked = set()
+
+    def vowels(texts: list[str]) -> list[float]:
+        asked.add(threading.get_ident())
+        return [sum(each in "aeiou" for each in text) / len(text) for text in texts]
+
+    potential = Function(vowels, log=False, log_upper_bound=0.0).bind(LM)
+    plain = Sampler(twisted("low_rank"), potential, 5)
+    exact = collect(Rng(1), Workplace(plain, cases(PROMPTS[:1])), Budget(256), target="").exact
+
+    def bounds(num_threads: int) -> Bounds:
+        torch.set_num_threads(num_threads)
+        sampler, runs = replace(plain, informed=informed), cases(PROMPTS[:1] * 24)
+        return log_Z_bounds(Rng(2), sampler, runs, 4, exact=exact, batch=16)
+
+    alone, together = bounds(1), bounds(4)
+    assert len(alone.lowers.unique()) == 24
+    for name in ("lowers", "uppers"):
+        torch.testing.assert_close(getattr(alone, name), getattr(together, name), rtol=0, atol=0)
+    assert asked == {threading.get_ident()}
+
+
+def test_chosen_sequences_are_those_of_one_thread() -> None:
+    sampler = Sampler(
+        twisted("low_rank"), Function(lambda texts: [1 / len(text) for text in texts], log=False).bind(LM), 5
+    )
+    found = []
+    for num_threads in (1, 4):
+        torch.set_num_threads(num_threads)
+        found.append(sampler.choose(Rng(4), cases(PROMPTS[:1] * 700), 2))
+    alone, together = found
+    assert len(alone.results) == 3
+    assert torch.equal(alone.samples.tokens, together.samples.tokens)
+    torch.testing.assert_close(alone.log_Z_hat, together.log_Z_hat, rtol=0, atol=0)
+
+
+def test_an_error_within_a_thread_is_the_callers() -> None:
+    sampler = Sampler(TwistedLM(LM), Function(lambda texts: [0.0] * len(texts), log=False).bind(LM), 3)
+    with pytest.raises(DeadParticlesError, match="every particle of run 0"):
+        log_Z_bounds(Rng(0), sampler, cases(PROMPTS[:1] * 8), 4, batch=8)
 
 
 def test_the_users_network_attends_as_before_afterwards() -> None:

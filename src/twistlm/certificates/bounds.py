@@ -7,8 +7,9 @@ also bounds the symmetrised KL between SMC's samples and the target.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -107,24 +108,30 @@ def log_Z_bounds(
     if method == "iwae":
         sampler = replace(sampler, ess_threshold=0.0)
 
-    def estimates(side: str, tokens: Tensor | None = None) -> Tensor:
-        return torch.cat(
-            [
-                sampler.smc(
-                    rng.fork(method, side, num_particles, at),
-                    some,
-                    num_particles,
-                    retained=None if tokens is None else tokens[at : at + len(some)],
-                ).log_Z_hat
-                for at, some in in_batches(cases, num_particles, batch)
-            ]
-        )
+    def pieces(side: str, tokens: Tensor | None = None) -> list[Callable[[], Tensor]]:
+        return [
+            partial(
+                _estimates,
+                rng.fork(method, side, num_particles, at),
+                sampler,
+                some,
+                num_particles,
+                None if tokens is None else tokens[at : at + len(some)],
+            )
+            for at, some in in_batches(cases, num_particles, batch)
+        ]
 
-    lower = estimates("lower")
-    upper = None if exact is None else estimates("upper", exact.samples.tokens)
+    below, above = pieces("lower"), [] if exact is None else pieces("upper", exact.samples.tokens)
+    found = list(sampler.side_by_side([*below, *above]))
+    lower, upper = torch.cat(found[: len(below)]), torch.cat(found[len(below) :]) if above else None
     # With a twist that weighs, the estimates are not bounded as φ is, whatever proposes.
     ranges = replace(sampler.ranges, is_base=sampler.model.is_base)
     return Bounds.of(method, num_particles, lower, upper, ranges)
+
+
+def _estimates(rng: Rng, sampler: Sampler, cases: Cases, num_particles: int, retained: Tensor | None) -> Tensor:
+    """log Ẑ of a run for each case [R]."""
+    return sampler.smc(rng, cases, num_particles, retained=retained).log_Z_hat
 
 
 def sandwich(

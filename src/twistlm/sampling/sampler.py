@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, PromptError
-from twistlm.core.kernels.threads import side_by_side
+from twistlm.core.kernels.threads import asked, side_by_side
 from twistlm.core.logmath import ess
 from twistlm.core.memory import MEMORY_ERRORS, is_out_of_memory, say_smaller
 from twistlm.core.rng import Rng
@@ -28,6 +29,7 @@ from twistlm.sampling.smc import NOTHING, Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.twists.informed import Informed
 
+R = TypeVar("R")
 # Sequences drawn at a time; part of what a seed reproduces.
 BATCH = 512
 
@@ -116,7 +118,7 @@ class Sampler:
             resting, count = None if paused is None else paused[rows, columns], columns.stop - columns.start
             own = rng.fork("proposal", at)
             pieces.append(partial(self._unjudged, own, cases[rows], count, keep=keep, paused=resting))
-        for part in side_by_side(pieces, when=self.model.serves_threads):
+        for part in self.side_by_side(pieces):
             parts.append(self._judged(part))
             if done is not None:
                 done(sum(map(len, parts)))
@@ -137,7 +139,7 @@ class Sampler:
         return free.samples_of(free.smc(rng, cases, num_samples, keep=keep, paused=paused), cases)
 
     def _judged(self, drawn: Samples) -> Samples:
-        """The same draws with what φ and p₀ say of them. A potential of one's own need not serve several threads."""
+        """The same draws with what φ and p₀ say of them."""
         if self.potential is not None:
             log_phi = evaluate(self.potential, drawn.prompts, drawn.tokens, drawn.conditions)
             drawn = replace(drawn, log_phi=log_phi.to(drawn.log_p.device))
@@ -256,6 +258,13 @@ class Sampler:
             )
         return SMCResult(particles, tuple(infos), log_phi)
 
+    def side_by_side(self, pieces: Sequence[Callable[[], R]]) -> Iterator[R]:
+        """What each of the pieces gives, in order, each by a thread of its own where the model serves several.
+
+        φ is asked by the caller's thread alone: a potential of one's own need not serve several.
+        """
+        return side_by_side(pieces, when=self.model.serves_threads)
+
     def samples_of(self, result: SMCResult, cases: Cases) -> Samples:
         """The R·N sequences of `smc` with the densities they were drawn with; resampling's weights stay in `result`."""
         particles = result.particles
@@ -280,9 +289,10 @@ class Sampler:
         expectation Σ p₀φ f, for any number of particles (Naesseth, Lindsten and Schön, 2015).
         """
         check_sizes(TOKEN_BYTES * self.num_steps, num_particles=num_particles)
+        batches = list(in_batches(cases, num_particles))
+        pieces = [partial(self.smc, rng.fork(at), some, num_particles) for at, some in batches]
         samples, moves, results = [], [], []
-        for at, some in in_batches(cases, num_particles):
-            result = self.smc(rng.fork(at), some, num_particles)
+        for (at, some), result in zip(batches, self.side_by_side(pieces), strict=True):
             index = smc.choose(rng.fork(at, "choose"), result) + num_particles * torch.arange(len(some))
             samples.append(self.samples_of(result, some).select(index))
             moves.append(smc.increments(result)[index])
@@ -295,7 +305,8 @@ class Sampler:
         if self.potential is None:
             return torch.zeros((num_runs, num_particles), dtype=torch.float64, device=tokens.device)
         given = None if conditions is None else conditions.repeat_interleave(num_particles, 0)
-        values = evaluate(self.potential, _repeated(cases, num_particles), tokens.flatten(0, 1), given)
+        question = partial(evaluate, self.potential, _repeated(cases, num_particles), tokens.flatten(0, 1), given)
+        values = asked(question)
         return values.to(tokens.device).view(num_runs, num_particles)
 
     def _log_psi(self, informed: Informed, cases: Cases, particles: Particles, drawn: Drawn, own: Tensor) -> Tensor:
@@ -312,7 +323,8 @@ class Sampler:
                 conditions = conditions_of(cases)
                 given = None if conditions is None else conditions.repeat_interleave(shape[1], 0)
                 tokens = particles.tokens[..., :t].flatten(0, 1)
-                scores = prefix_scores(self.potential, _repeated(cases, shape[1]), tokens, given)
+                question = partial(prefix_scores, self.potential, _repeated(cases, shape[1]), tokens, given)
+                scores = asked(question)
                 log_psi = log_psi + b * scores.to(log_psi.device).view(shape)
         return log_psi.masked_fill(own.isneginf(), -torch.inf)
 

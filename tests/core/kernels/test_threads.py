@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from twistlm.core.kernels.threads import alone, side_by_side, together
+from twistlm.core.kernels.threads import alone, asked, side_by_side, together
 
 
 @pytest.fixture(autouse=True)
@@ -87,4 +87,56 @@ def test_an_error_of_a_piece_is_the_callers_and_later_pieces_are_left() -> None:
     with pytest.raises(ValueError, match="piece 0"):
         list(side_by_side(partial(piece, number) for number in range(30)))
     assert len(done) < 29
+    assert torch.get_num_threads() == 3
+
+
+def test_what_is_asked_is_done_by_the_thread_that_waits() -> None:
+    here = threading.get_ident()
+
+    def piece(number: int) -> tuple[bool, int]:
+        time.sleep(0.01 * (3 - number))
+        return threading.get_ident() == here, asked(threading.get_ident)
+
+    assert list(side_by_side(partial(piece, number) for number in range(3))) == [(False, here)] * 3
+    # Outside, it is just called.
+    assert piece(3) == (True, here)
+
+
+def test_an_error_of_what_is_asked_is_the_pieces_own() -> None:
+    def bad() -> None:
+        raise ValueError("asked")
+
+    def piece() -> str:
+        try:
+            asked(bad)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    assert list(side_by_side([piece] * 4)) == ["asked"] * 4
+
+
+def test_that_the_one_who_is_asked_is_told_to_end_ends_all() -> None:
+    def told() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(side_by_side([partial(asked, told)] * 4))
+    assert torch.get_num_threads() == 3
+
+
+def test_pieces_that_still_ask_do_not_hold_up_one_who_leaves() -> None:
+    ended = []
+
+    def piece(number: int) -> int:
+        if number > 0:
+            time.sleep(0.05)
+            asked(time.monotonic)
+            ended.append(number)
+        return number
+
+    results = side_by_side(partial(piece, number) for number in range(3))
+    assert next(results) == 0
+    results.close()
+    assert ended == []
     assert torch.get_num_threads() == 3
