@@ -318,11 +318,16 @@ class Run(Shown, Publishable):
         Raises:
             RunError: the one in the folder is damaged.
         """
-        return None if self.evaluated is None else self.evaluated.certificate
+        known = self.evaluated
+        return None if known is None else known.certificate
 
     @property
     def evaluated(self) -> Known | None:
-        """The same with what a folder says beside it: how it was made, and at which prompts of a set."""
+        """The same with what a folder says beside it: how it was made, and at which prompts of a set.
+
+        Raises:
+            RunError: as for `certificate`.
+        """
         return kept(self.folder) if self._known is None and self.folder is not None else self._known
 
     @property

@@ -339,15 +339,12 @@ def _is_of(asked: Mapping[str, Any], path: Path) -> bool:
 def _is_more(there: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether all of the sweep that is there is asked for, in just the same way, and more."""
 
-    def without(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if name not in (*GROWING, "seeds", "versions")}
-
     def items(values: Mapping[str, Any], name: str) -> set[str]:
         found = values.get(name, [])
-        return {json.dumps(each) for each in (found.items() if isinstance(found, dict) else found)}
+        return {json.dumps(each, sort_keys=True) for each in (found.items() if isinstance(found, dict) else found)}
 
-    grown = all(items(there, name) <= items(asked, name) for name in GROWING)
-    return grown and there["seeds"] <= asked["seeds"] and without(there) == without(asked)
+    others = {name for name in asked if there.get(name) != asked[name]} - {*GROWING, "seeds"}
+    return not others and there["seeds"] <= asked["seeds"] and all(items(there, n) <= items(asked, n) for n in GROWING)
 
 
 def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
