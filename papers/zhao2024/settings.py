@@ -70,9 +70,9 @@ LONG = {
     # Twists with a network of their own, each at the better of two rates by 32 updates.
     **{
         f"sentiment-long-{twist}": Request(
-            "sentiment", SMALL, methods=("dpg",), num_seeds=2, twist=twist, num_updates=updates, learning_rate=rate
+            "sentiment", SMALL, methods=("dpg",), num_seeds=2, twist=twist, num_updates=2048, learning_rate=rate
         )
-        for twist, rate, updates in (("lora", 3e-4, 2048), ("backbone", 1e-4, 1024))
+        for twist, rate in (("lora", 3e-4), ("backbone", 1e-4))
     },
     "infilling-2-1-long": replace(MAIN["infilling-2-1"], methods=("dpg", "prompted"), num_seeds=2, num_updates=1024),
     "toxicity-long": Request("toxicity", SMALL, methods=("ctl", "dense"), num_seeds=2, num_updates=256),
