@@ -48,11 +48,17 @@ def test_the_least_automaton() -> None:
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [("a(", "does not compile"), ("(?=a)b", "look-around"), (r"(a)\1", "back-reference"), ("^a$", "anchor"),
+     ("a$", "anchor"), ("a|b$", "anchor"), (r"a\z", "anchor"), ("(a$)", "anchor"), (r"[$]b\\$", "anchor"),
      (r"\ba\b", "word boundary"), ("a)(?:b", "does not compile")],
 )  # fmt: skip
 def test_what_does_not_compile_is_refused(pattern: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Automaton.of_pattern(pattern)
+
+
+@pytest.mark.parametrize("pattern", [r"a\$", "[$]", r"[\]$]", "[]$]", "[^]$]+b", "[^^$]", r"\\\$", "[a[$b]c]"])
+def test_a_dollar_that_is_a_character_is_no_anchor(pattern: str) -> None:
+    assert not Automaton.of_pattern(pattern).is_empty
 
 
 def test_too_many_states_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,3 +126,18 @@ def test_a_real_chat_model(tmp_path_factory, monkeypatch) -> None:
     assert (tokens == lm.tokenizer.convert_tokens_to_ids("<|im_start|>")).sum() == 3
     assert lm.chat_of(tokens) == asked
     assert not torch.equal(lm.encode_chat(chat("Who are you?", system="You are a pirate.")), tokens)
+
+
+def test_chats_that_were_not_asked_about_for_long_are_forgotten(stories, monkeypatch) -> None:
+    """A server reads chats without end, those included that it refuses."""
+    monkeypatch.setattr("twistlm.models.chats.REMEMBERED", 1000)
+    reader = ChatReader(stories.tokenizer, "stories")
+    kept = reader.encode(chat("Hi"))
+    first = reader.encode(chat("0" * 100))
+    for number in range(1, 40):
+        reader.encode(chat(str(number).rjust(100, "0")))
+        reader.encode(chat(str(number).rjust(100, "0")))
+        assert reader.of(kept) == chat("Hi")
+    assert len(reader._read) <= 11
+    with pytest.raises(PromptError, match="has not read it as a chat"):
+        reader.of(first)

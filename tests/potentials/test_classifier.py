@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch.nn.functional import logsigmoid
+from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
+from tests.architectures import tiny_lm
 from tests.scorers import reference, save
 from twistlm.core.errors import ConfigError, ModelError
-from twistlm.potentials import Classifier, Threshold, evaluate
-from twistlm.potentials.scorer import PASS_TOKENS, passes
+from twistlm.potentials import Classes, Classifier, Threshold, evaluate
+from twistlm.potentials.scorer import PASS_TOKENS, Scorer, passes
 
 TEXTS = ["hi dog", "hi cats", "a", "so so so dog", "cat"]
 
@@ -159,3 +164,37 @@ def test_a_language_model_is_not_taken_for_a_classifier(three, tmp_path) -> None
 def test_settings_are_checked_before_anything_is_loaded(arguments, message) -> None:
     with pytest.raises(ConfigError, match=message):
         Classifier("nowhere", "toxic", **arguments)
+
+
+def test_classes_are_all_of_a_classifier_that_chooses_one(three, multi) -> None:
+    """Of two labels of five a class was drawn by their shares, and scored by what the classifier says: not p₀'s law."""
+    lm = tiny_lm()
+    assert Classes(str(three), ("positive", "Negative", "neutral")).bind(lm).labels
+    for labels in (("Negative", "Positive"), ("Negative", "Neutral", "Neutral"), ("Negative", "Neutral", "Good")):
+        with pytest.raises(
+            ConfigError, match=r"must be all of the classifier's, once each.*: Negative, Neutral, Positive"
+        ):
+            Classes(str(three), labels).bind(lm)
+    with pytest.raises(ConfigError, match="says of each label by itself"):
+        Classes(str(multi), ("rude", "kind")).bind(lm)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("texts", [[""], ["", ""], ["hi dog", "", "so"]])
+def test_an_empty_text_is_one_token_where_the_tokenizer_writes_none(texts: list[str], padded: bool) -> None:
+    """As GPT-2's: an answer that ends at once was no input at all, and ended the run."""
+    words = Tokenizer(WordLevel({"hi": 0, "dog": 1, "so": 2, "<end>": 3, "<pad>": 4}, unk_token="so"))
+    words.pre_tokenizer = Whitespace()
+    pad = {"pad_token": "<pad>"} if padded else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", **pad)
+    assert tokenizer("")["input_ids"] == []
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=5, n_positions=8, n_embd=8, n_layer=1, n_head=2, num_labels=3, pad_token_id=4 if padded else None
+    )
+    network = GPT2ForSequenceClassification(config).eval()
+    found = Scorer(network, tokenizer).logits(texts, 128)
+    written = [[3] if text == "" else tokenizer(text)["input_ids"] for text in texts]
+    with torch.no_grad():
+        expected = torch.cat([network(input_ids=torch.tensor([ids])).logits for ids in written]).double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -160,7 +160,7 @@ CONTINUED = ["cat", " cat", "s cat.", "s", "_cat", ".cat", "é cat", "", " a dog
 def test_words_after_a_prompt_that_ends_inside_one(words: Words) -> None:
     """The text that a user sees counts: what a prompt's last word goes on with is not a word by itself."""
     lm = load("stories")
-    for before in ("con", "I love my", "He said: ", "The 3", "!"):
+    for before in ("con", "I love my", "He said: ", "The 3", "!", "He said my\n", "my \n", "my\n\n"):
         bound, prompt = words.bind(lm), lm.encode(before)
         for text in CONTINUED:
             tokens = lm.encode(text) if text else torch.zeros(0, dtype=torch.long)

@@ -32,7 +32,7 @@ from twistlm.testing.laws.trial import stories
 
 TOXIC = Classifier("toxicity", "toxic")
 EXAMPLES: dict[str, BasePotential] = {
-    "classes": Classes("sentiment", ("negative", "positive")),
+    "classes": Classes("sentiment", ("negative", "neutral", "positive")),
     "classifier": TOXIC,
     "continuation": Continuation(" and"),
     "function": Function(lambda texts: [-float(len(text)) for text in texts]),
@@ -47,7 +47,7 @@ EXAMPLES: dict[str, BasePotential] = {
     "threshold": Threshold(TOXIC, 0.2),
     "words": Words(none_of=("the",)),
 }
-CONDITIONS = {"classes": torch.arange(12).remainder(2).view(12, 1), "infilling": torch.arange(24).view(12, 2)}
+CONDITIONS = {"classes": torch.arange(12).remainder(3).view(12, 1), "infilling": torch.arange(24).view(12, 2)}
 lm = functools.cache(stories)
 
 

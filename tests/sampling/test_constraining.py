@@ -203,3 +203,10 @@ def test_a_prompt_that_ends_inside_a_token() -> None:
         ended = row.tolist().index(of.lm.eos_token_id) if of.lm.eos_token_id in row else len(row)
         (text,) = of.lm.decode([row[:ended]])
         assert re.fullmatch(pattern, text), text
+
+
+def test_what_only_the_rest_of_a_word_satisfies() -> None:
+    """After "con" the letters "cat" are no word by themselves: that was known first, and then refused."""
+    of = Target("stories", Words(none_of=("cat",)) * full("cat"), "con", num_tokens=4)
+    found = of.sampler().draw(Rng(0), of.cases, 8)
+    assert bool(found.log_phi.isfinite().all())

@@ -13,7 +13,7 @@ from twistlm.potentials.base import BasePotential
 from twistlm.sampling import smc
 from twistlm.sampling.proposals import base, get_proposal, tempered, twist_induced
 from twistlm.sampling.resampling import Resampler, multinomial, systematic
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, in_parts
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import Enumeration, assert_mean, enumerate_paths, exact_twist
@@ -238,3 +238,48 @@ def test_bad_input_is_refused(case: Case) -> None:
         get_proposal("tempered:3")
     with pytest.raises(ConfigError, match="eos must be"):
         TwistedLM(TabularLM.random(2, 2, 0), None, "stop")
+
+
+@pytest.mark.parametrize("resampler", RESAMPLERS, ids=lambda r: r.name)
+def test_a_run_without_a_living_particle_keeps_them_apart(case: Case, resampler: Resampler) -> None:
+    """Where every draw had died all became copies of the first, even of those that never resample."""
+    dead = TabularHead.twist(torch.full(case.lm.table.shape, -torch.inf, dtype=torch.float64))
+    model = TwistedLM(case.lm, dead, case.eos)
+    sampler = Sampler(model, None, 3, proposal=base, resampler=resampler)
+    drawn, free = (each.draw(Rng(1), [case.at], 64) for each in (sampler, sampler.base))
+    assert torch.equal(drawn.tokens, free.tokens)
+    assert len(drawn.tokens.unique(dim=0)) > 4
+
+
+def test_siblings_of_a_dead_prefix_have_no_part(case: Case) -> None:
+    table = torch.zeros_like(case.lm.table)
+    # After a 2 nothing may follow.
+    table[case.lm.start([torch.cat([case.prompt, torch.tensor([2])])]).features] = -torch.inf
+    sampler = Sampler(TwistedLM(case.lm, TabularHead.twist(table), case.eos), None, 3)
+    samples = sampler.draw(Rng(0), [case.at], 60, keep=Keep(siblings=4))
+    assert samples.siblings is not None
+    dead = samples.tokens[:, 0] == 2
+    assert 5 < int(dead.sum()) < 60
+    assert not bool(samples.siblings.log_ratio.isnan().any())
+    assert bool(samples.siblings.log_ratio[dead, 1].isneginf().all())
+
+
+@pytest.mark.parametrize("proposal", ["tempered:0", "defensive:1"])
+def test_the_base_model_proposes_under_a_constraint_too(case: Case, proposal: str) -> None:
+    table = torch.zeros_like(case.lm.table)
+    table[:, 2] = -torch.inf
+    model = TwistedLM(case.lm, TabularHead.twist(table), case.eos)
+    found = Sampler(model, None, 3, proposal=get_proposal(proposal)).draw(Rng(1), [case.at], 50)
+    assert torch.equal(found.tokens, Sampler(model.base, None, 3).draw(Rng(1), [case.at], 50).tokens)
+    assert bool((found.tokens == 2).any())
+
+
+def test_parts_are_no_larger_than_a_batch_at_several_prompts(case: Case) -> None:
+    sizes = {}
+    for count, num_samples, batch in [(1, 1000, 100), (3, 1000, 100), (3, 100, 100), (7, 30, 100), (2, 101, 100)]:
+        parts = list(in_parts(count, num_samples, batch))
+        order = [(r, k) for _, rows, columns in parts for r in range(count)[rows] for k in range(num_samples)[columns]]
+        assert order == [(r, k) for r in range(count) for k in range(num_samples)]
+        assert len({number for number, _, _ in parts}) == len(parts)
+        sizes[count, num_samples] = max(len(range(count)[a]) * len(range(num_samples)[b]) for _, a, b in parts)
+    assert max(sizes.values()) <= 100

@@ -130,3 +130,12 @@ def test_what_threads_share_can_be_copied(copied: Callable[[TwistedLM], TwistedL
     LM.start(PROMPTS[:1])
     assert LM._memory._kept
     assert not copied(LM._memory)._kept  # type: ignore[arg-type, attr-defined]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_head_can_be_copied_after_it_has_been_used(copied: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+    head, features = linear(LM).head, torch.randn((3, LM.feature_size))
+    with torch.no_grad():
+        head.bias.add_(1.0)  # type: ignore[union-attr, operator]
+        before = head(features)
+        torch.testing.assert_close(copied(head)(features), before)  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
 """The adapted twist, on every architecture: what is trained, shared, saved and sampled from."""
 
+import gc
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -185,3 +187,20 @@ def test_settings_out_of_range_are_refused() -> None:
         build(TabularLM.random(2, 2, 0))
     with pytest.raises(ConfigError, match="needs a transformer to copy"):
         lookup("twist", "backbone").value(TabularLM.random(2, 2, 0))
+
+
+def test_the_network_before_an_update_is_held_no_longer() -> None:
+    """It was, with what it had read, until another prompt was."""
+    model = built("llama")
+    decoder, samples = model.twist.decoder, drawn(model)
+    before = weakref.ref(decoder._network())
+    model.score(samples).log_psi.sum().backward()
+    gc.collect()
+    assert before() is None
+    drawn(model)
+    before = weakref.ref(decoder._network())
+    with torch.no_grad():
+        next(p for p in decoder.module.parameters() if p.requires_grad).add_(1.0)
+    decoder._network()
+    gc.collect()
+    assert before() is None

@@ -24,6 +24,11 @@ LINK = 0xFE
 DEAD = -1
 MOST_STATES = 100_000
 
+ANCHORED = (
+    "pattern {!r} has an anchor; leave out ^ and $, since the whole text must match (and write .* where anything may "
+    "stand)"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Automaton:
@@ -135,6 +140,8 @@ class Automaton:
 def _compiled(pattern: str) -> Automaton:
     # By itself, a pattern with a bracket too many does not compile; between brackets it might.
     _index(pattern, pattern)
+    if _ends_anchored(pattern):
+        raise ConfigError(ANCHORED.format(pattern))
     index: Any = _index(f"(?:{pattern}){MARK_PATTERN}", pattern)
     if index is None:
         return Automaton(np.full((1, BYTES), DEAD, dtype=np.int32), np.zeros(1, dtype=np.bool_))
@@ -172,10 +179,7 @@ def _index(pattern: str, said: str) -> Any:
     if "provided is incompatible" in reason:
         return None
     if "start state" in reason:
-        raise ConfigError(
-            f"pattern {said!r} has an anchor; leave out ^ and $, since the whole text must match (and write .* where "
-            "anything may stand)"
-        )
+        raise ConfigError(ANCHORED.format(said))
     if "word boundar" in reason:
         raise ConfigError(
             f"pattern {said!r} has a word boundary \\b, which no automaton over bytes knows; use Words, or write \\W "
@@ -185,6 +189,27 @@ def _index(pattern: str, said: str) -> Any:
         f"pattern {said!r} does not compile: it must be a regular expression in Rust's syntax, without look-around "
         "((?=…), (?<!…)) and back-references (\\1)"
     )
+
+
+def _ends_anchored(pattern: str) -> bool:
+    """Whether a pattern that compiles asks for the end of the text, which here is never before the mark of it."""
+    depth, at = 0, 0
+    while at < len(pattern):
+        if pattern[at] == "\\":
+            if depth == 0 and pattern[at + 1 : at + 2] == "z":
+                return True
+            at += 1
+        elif pattern[at] == "[":
+            depth += 1
+            # A bracket that comes first in a class is one of its characters.
+            at += pattern[at + 1 : at + 2] == "^"
+            at += pattern[at + 1 : at + 2] == "]"
+        elif pattern[at] == "]":
+            depth = max(0, depth - 1)
+        elif pattern[at] == "$" and depth == 0:
+            return True
+        at += 1
+    return False
 
 
 def _alive(following: NDArray[np.int32], accepting: NDArray[np.bool_]) -> NDArray[np.bool_]:

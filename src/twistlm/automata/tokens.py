@@ -127,7 +127,7 @@ class TokenAutomaton:
             if not self.tokens[token] or len(written) >= LONGEST_LETTER:
                 break
             written = self.tokens[token] + written
-        return re.search(r"\w$", written.decode(errors="ignore")) is not None
+        return re.search(r"\w\Z", written.decode(errors="ignore")) is not None
 
     def walk(self, tokens: Tensor, begin: Tensor | None = None) -> Tensor:
         """The states [B, T + 1] that tokens [B, T] lead to, from the one in which each begins [B] (the first) on."""

@@ -1,10 +1,14 @@
 """Chats: messages between a user and an assistant, whose next answer is what a model writes."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +16,8 @@ from twistlm.core.errors import ModelError, PromptError
 from twistlm.models.base import BaseLM
 
 ROLES = ("system", "user", "assistant")
+# Characters of chats that a model remembers to have read.
+REMEMBERED = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ class Chat:
         """What the user said last."""
         return self.messages[-1].content
 
+    @property
+    def length(self) -> int:
+        """Characters of all messages."""
+        return sum(len(each.content) for each in self.messages)
+
     def described(self) -> list[dict[str, str]]:
         """The messages as JSON, which is also how templates read them; `Chat` takes them back."""
         return [{"role": each.role, "content": each.content} for each in self.messages]
@@ -98,6 +109,11 @@ def chat(user: str, *, system: str | None = None, history: Sequence[tuple[str, s
     return Chat((*before, Message("user", user)))
 
 
+def _name(ids: Sequence[int]) -> bytes:
+    """What stands for the tokens of a chat."""
+    return blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=16).digest()
+
+
 def _message(value: Any) -> Message:
     if isinstance(value, Message):
         return value
@@ -123,6 +139,8 @@ class ChatLM(Protocol):
 class ChatReader:
     """Turns chats into tokens by a tokenizer's own template, and knows afterwards which tokens were which chat.
 
+    Of the chats, those that were read or asked about last, up to `REMEMBERED` characters: a server reads without end.
+
     Args:
         tokenizer: of the model.
         name: how error messages call the model.
@@ -130,7 +148,8 @@ class ChatReader:
 
     def __init__(self, tokenizer: Any, name: str) -> None:
         self.tokenizer, self.name = tokenizer, name
-        self._read: dict[tuple[int, ...], Chat] = {}
+        self._read: OrderedDict[bytes, Chat] = OrderedDict()
+        self._size = 0
 
     def encode(self, chat: Chat) -> Tensor:
         """Token ids [P] of a chat, up to where the answer begins.
@@ -144,8 +163,16 @@ class ChatReader:
                 f"model {self.name!r} has no chat template: give a plain prompt, or set chat_template of its tokenizer"
             )
         ids = render(self.tokenizer, chat.described(), answering=True)["input_ids"]
-        self._read.setdefault(tuple(ids), chat)
+        self._remember(_name(ids), chat)
         return torch.tensor(ids, dtype=torch.long)
+
+    def _remember(self, name: bytes, chat: Chat) -> None:
+        # Several threads may be here: each step stands for itself.
+        if self._read.setdefault(name, chat) is chat:
+            self._size += chat.length
+        while self._size > REMEMBERED and len(self._read) > 1:
+            _, last = self._read.popitem(last=False)
+            self._size -= last.length
 
     def of(self, prompt: Tensor) -> Chat | None:
         """The chat that these tokens [P] were made of; None for a plain prompt.
@@ -154,7 +181,10 @@ class ChatReader:
             PromptError: they end as a chat does that waits for an answer, and no such chat was read here.
         """
         ids = tuple(prompt.tolist())
-        found = self._read.get(ids)
+        found = self._read.get(_name(ids))
+        if found is not None:
+            with suppress(KeyError):
+                self._read.move_to_end(_name(ids))
         # Taken for a plain prompt it would be scored with what the user said: another number, and nobody would know.
         if found is None and self._answer and ids[-len(self._answer) :] == self._answer:
             raise PromptError(

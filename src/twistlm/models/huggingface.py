@@ -153,7 +153,7 @@ class HuggingFaceDecoder:
         training = self.trainable and torch.is_grad_enabled()
         if training:
             # An update follows, after which it is made anew: activations take its room.
-            self._inference = None
+            self._forget()
         network, once = self.module if training else self._network(), distinct(prompts)
         tokens, longest = tokens.to(self.device), max(len(prompt) for prompt in once)
         most, at_once = PASS_TOKENS // (longest + tokens.shape[1]), _trained_at_once(self.module)
@@ -195,11 +195,17 @@ class HuggingFaceDecoder:
         version = (parameters[0].data_ptr(), parameters[0].dtype, sum(p._version for p in parameters))
         if self._inference is None or self._inference[0] != version:
             # The last one goes before there is another.
-            network, self._inference = self.module, None
+            network = self.module
+            self._forget()
             if self._merge is not None:
                 self._merge(network := sharing_copy(network))
             self._inference = (version, for_inference(network, self.dtype, stays=self._merge is None))
         return self._inference[1]
+
+    def _forget(self) -> None:
+        """Drop the network for passes without gradient, and what it has read."""
+        self._inference = None
+        self._memory.forget()
 
 
 def _trained_at_once(network: nn.Module) -> int:

@@ -95,6 +95,12 @@ class Memory:
         """A copy, here or in another process, has read nothing yet: it belongs to another network."""
         return Memory, ()
 
+    def forget(self) -> None:
+        """Hold on to no network, and to nothing that it has read."""
+        with self._one_at_a_time:
+            self._network = None
+            self._kept.clear()
+
     def read(self, network: nn.Module, prompts: Sequence[Tokens], device: torch.device) -> Reading:
         """The distinct prompts as `network` reads them without gradient, or has read them."""
         with self._one_at_a_time:

@@ -11,7 +11,7 @@ from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BasePotential, evaluate
 from twistlm.potentials.classifier import Classifier
-from twistlm.potentials.scorer import of_scorer
+from twistlm.potentials.scorer import of_scorer, scorer
 from twistlm.potentials.texts import Of
 
 
@@ -29,7 +29,7 @@ class Classes(BasePotential):
         of: as for `Classifier`.
 
     Raises:
-        ConfigError: fewer than two labels, or `of` is unknown.
+        ConfigError: fewer than two labels, or `of` is unknown; when it is bound, others than the classifier's.
     """
 
     model: str
@@ -54,9 +54,25 @@ class Classes(BasePotential):
         return {"labels": self.labels, "model": of_scorer(self.model), **read}
 
     def bind(self, lm: BaseLM) -> "Classes":
-        """A copy whose scorers read sequences of `lm`."""
+        """A copy whose scorers read sequences of `lm`; from here on the classifier's labels are known to be these.
+
+        Raises:
+            ConfigError: labels are not all of the classifier's, once each, or its classes do not exclude each other.
+        """
+        config = scorer(self.model, None).config
+        names = [str(name) for name in config.id2label.values()]
+        if config.num_labels == 1 or config.problem_type == "multi_label_classification":
+            raise ConfigError(
+                f"model = {self.model!r} says of each label by itself whether a text has it; classes exclude each "
+                "other: use a classifier with a softmax, or Classifier for one label"
+            )
+        if sorted(label.lower() for label in self.labels) != sorted(name.lower() for name in names):
+            raise ConfigError(
+                f"labels = {', '.join(self.labels)} must be all of the classifier's, once each, so that their "
+                f"probabilities sum to one: {', '.join(names)}"
+            )
         bound = super().bind(lm)
-        object.__setattr__(bound, "scorers", tuple(scorer.bind(lm) for scorer in self.scorers))
+        object.__setattr__(bound, "scorers", tuple(each.bind(lm) for each in self.scorers))
         return bound
 
     def condition(self, given: str) -> Tensor:
@@ -93,4 +109,4 @@ class Classes(BasePotential):
 
     def _log_p(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log p of every class, float64 [B, classes]."""
-        return torch.stack([evaluate(scorer, prompts, tokens) for scorer in self.scorers], -1)
+        return torch.stack([evaluate(each, prompts, tokens) for each in self.scorers], -1)

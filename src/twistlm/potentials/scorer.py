@@ -88,7 +88,7 @@ class Scorer:
         """Token ids and masks of each."""
         limit, pairs = self._max_length, [each for each in read if isinstance(each, Pair)]
         if not pairs:
-            return self.tokenizer(list(read), truncation=limit is not None, max_length=limit)
+            return self._filled(self.tokenizer(list(read), truncation=limit is not None, max_length=limit))
         self.check_pairs()
         if any(not pair.question.strip() for pair in pairs):
             raise PromptError("of='chat' scores an answer to a prompt, and this prompt has no text; give it one")
@@ -99,6 +99,17 @@ class Scorer:
         # The end stays, which is the answer.
         cut = slice(None if limit is None else -limit, None)
         return {name: [each[name][cut] for each in rendered] for name in rendered[0]}
+
+    def _filled(self, encoded: Any) -> Any:
+        """The same with a token for each empty text, of which a tokenizer without special tokens makes none."""
+        if not all(encoded["input_ids"]):
+            known = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
+            token = next((each for each in known if each is not None), 0)
+            one = {"input_ids": token, "attention_mask": 1}
+            for row in [at for at, ids in enumerate(encoded["input_ids"]) if not ids]:
+                for name in encoded:
+                    encoded[name][row] = [one.get(name, 0)]
+        return encoded
 
     @property
     def _has_template(self) -> bool:
@@ -149,7 +160,8 @@ def check_batch_size(batch_size: int) -> None:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
 
 
-@lru_cache(maxsize=2)
+# More than anyone puts together; a process that sees others after one another does not keep them all.
+@lru_cache(maxsize=8)
 def _load(name: str, device: str | None) -> Scorer:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -58,6 +58,7 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
     head = unmasked(twist).head
     assert isinstance(head, twists.AutomatonHead)
     automaton, rng, some = head.automaton, Rng(0, ("constraint",)), cases[:PROMPTS]
+    begin = automaton.begin(prompts_of(cases))
 
     def drawn(name: str, number: int, twist: Twist, count: int, *, features: bool) -> Samples:
         model = TwistedLM(lm, None, eos, constraint=twist)
@@ -69,7 +70,7 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
     for number, count in enumerate(TABLE):
         counts += _seen(lm, automaton, drawn("table", number, twist, count, features=True))
         shown = twists.smoothed(counts, counts.sum(0) / counts.sum())
-        twist = twists.build(automaton, num_tokens, shown, absorbing=eos == "absorb")
+        twist = twists.build(automaton, num_tokens, shown, absorbing=eos == "absorb", begin=begin)
     explored, found = Explored(twist, precision(lm, some[0].prompt), bounds=False), [-math.inf]
     with bar("finding what the constraint leaves likely", len(BEGINNINGS) + MOST_ROUNDS) as progress:
         for number in range(len(BEGINNINGS) + MOST_ROUNDS):

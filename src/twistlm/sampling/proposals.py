@@ -46,7 +46,10 @@ def tempered(exponent: float) -> Proposal:
         )
 
     def proposal(following: NextToken) -> tuple[Tensor, ...]:
-        return (following.logits,) if following.inducing is None else (following.logits, exponent * following.inducing)
+        # Zero times the −∞ of a constraint would be no number.
+        if following.inducing is None or exponent == 0.0:
+            return (following.logits,)
+        return following.logits, exponent * following.inducing
 
     return proposal
 
@@ -172,5 +175,7 @@ def draw(
         repeated = rows.repeat_interleave(num_siblings)
         others = rng.categorical(table, repeated)
         log_p_others, log_q_others = densities(repeated, others)
-        siblings = Siblings(others, log_p_others - log_q_others).map(lambda x: x.view(-1, num_siblings))
+        # Of a dead prefix neither is a number.
+        log_ratio = (log_p_others - log_q_others).masked_fill(dead.repeat_interleave(num_siblings), -torch.inf)
+        siblings = Siblings(others, log_ratio).map(lambda x: x.view(-1, num_siblings))
     return Drawn(tokens, log_p, log_psi.masked_fill(dead, -torch.inf), log_q.masked_fill(dead, 0.0), siblings)

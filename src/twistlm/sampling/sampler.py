@@ -293,7 +293,8 @@ class Sampler:
         pieces = [partial(self.smc, rng.fork(at), some, num_particles) for at, some in batches]
         samples, moves, results = [], [], []
         for (at, some), result in zip(batches, self.side_by_side(pieces), strict=True):
-            index = smc.choose(rng.fork(at, "choose"), result) + num_particles * torch.arange(len(some))
+            index = smc.choose(rng.fork(at, "choose"), result)
+            index = index + num_particles * torch.arange(len(some), device=index.device)
             samples.append(self.samples_of(result, some).select(index))
             moves.append(smc.increments(result)[index])
             results.append(result)
@@ -386,10 +387,11 @@ def in_parts(num_cases: int, num_samples: int, batch: int) -> Iterator[tuple[int
 
     Those of one case are as large as each other, so that workers who begin together end together.
     """
-    if num_cases == 1:
+    if num_cases == 1 or num_samples > batch:
         size = even(num_samples, batch)
-        for at in range(0, num_samples, size):
-            yield at, slice(0, 1), slice(at, min(at + size, num_samples))
+        for case in range(num_cases):
+            for at in range(0, num_samples, size):
+                yield case * num_samples + at, slice(case, case + 1), slice(at, min(at + size, num_samples))
         return
     size = max(1, batch // num_samples)
     for at in range(0, num_cases, size):

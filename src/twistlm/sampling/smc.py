@@ -84,10 +84,14 @@ def init(model: TwistedLM, num_runs: int, num_particles: int, num_steps: int, de
 def resample(
     rng: Rng, particles: Particles, resampler: Resampler, ess_threshold: float, retained: bool
 ) -> tuple[Particles, Tensor, Tensor]:
-    """Resample the runs whose ESS is at most `ess_threshold`·N; also returns ancestors [R, N] and which runs [R]."""
+    """Resample the runs whose ESS is at most `ess_threshold`·N; also returns ancestors [R, N] and which runs [R].
+
+    A run without a living particle has none to choose, and stays as it is.
+    """
     num_runs, num_particles = particles.log_w.shape
     ancestors = torch.arange(num_particles, device=particles.log_w.device).expand(num_runs, -1)
-    resampled = (ess(particles.log_w) <= ess_threshold * num_particles + 1e-9) & (particles.length > 0)
+    size = ess(particles.log_w)
+    resampled = (size <= ess_threshold * num_particles + 1e-9) & (size > 0) & (particles.length > 0)
     if not resampled.any():
         return particles, ancestors, resampled
     ancestors = ancestors.clone()

@@ -168,11 +168,11 @@ class TwistedLM:
         rows = torch.tensor(numbers, device=lm.features.device).repeat_interleave(num_particles)
         if conditions is not None:
             conditions = torch.tensor([condition for _, condition in distinct], device=lm.features.device)
-        twists = []
+        twists, openings = [], [prompt.to(lm.features.device) for prompt in unique]
         for twist in self._twists:
             given, own = twist.given(conditions), None
             if twist.decoder is not None:
-                own = twist.decoder.start(self._openings(twist, unique, conditions, max(1, num_steps)), capacity)
+                own = twist.decoder.start(self._openings(twist, openings, conditions, max(1, num_steps)), capacity)
             twists.append(TwistState(own, given))
         return State(lm, tuple(twists), rows)
 

@@ -44,6 +44,10 @@ class VocabularyHead(nn.Module):
         self.register_buffer("shrinkage", torch.ones(()))
         self._product: tuple[object, PackedProduct] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not the packed product, which is made anew."""
+        return self.__dict__ | {"_product": None}
+
     def forward(self, features: Tensor) -> Tensor:
         """log ψ of every token [..., V].
 

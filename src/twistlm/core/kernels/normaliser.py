@@ -111,13 +111,20 @@ class _FromProduct(torch.autograd.Function):
         inner, weight, others, mode, inverse = ctx.saved_tensors
         # The share of the largest entry is 1, and needs no product.
         by_row = (gradients[0] * ctx.scale * inverse).unsqueeze(-1)
+        scaled, unit = by_row, None
+        if others.dtype == torch.float16:
+            # It has no numbers as small as these may be; a power of two changes no digit.
+            unit = torch.exp2(by_row.abs().amax().clamp_min(torch.finfo(by_row.dtype).tiny).log2().floor())
+            scaled = by_row / unit
         inner_grad = weight_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
             inner_grad = (multiply(others, weight.to(others.dtype)).to(by_row.dtype) + entries(weight, mode)) * by_row
         if ctx.needs_input_grad[1]:
-            weight_grad = (others.T @ (inner.to(ctx.dtype) * by_row).to(others.dtype)).to(weight.dtype)
+            weight_grad = (others.T @ (inner.to(ctx.dtype) * scaled).to(others.dtype)).to(weight.dtype)
+            weight_grad = weight_grad if unit is None else weight_grad.mul_(unit)
             add_entries(weight_grad, mode, (inner * by_row).to(weight.dtype))
         if ctx.needs_input_grad[2]:
-            bias_grad = (by_row.T.to(others.dtype) @ others).squeeze(0).to(weight.dtype)
+            bias_grad = (scaled.T.to(others.dtype) @ others).squeeze(0).to(weight.dtype)
+            bias_grad = bias_grad if unit is None else bias_grad.mul_(unit)
             add_entries(bias_grad, mode, by_row.squeeze(-1).to(weight.dtype))
         return inner_grad, weight_grad, bias_grad, None, None, None, None
