@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from tests.architectures import tiny_lm
 from tests.forked import start
-from tests.training.test_trainer import CONFIG, comparable, tiny_target
-from twistlm import train
+from tests.training.test_trainer import CONFIG, comparable, small_numbers, tiny_target
+from twistlm import Target, train
 from twistlm.core.registry import available
+from twistlm.potentials import Function
 from twistlm.training import trainer
 
 
@@ -87,3 +89,35 @@ def killed(tmp_path: Path, optimiser: str) -> list[list[dict]]:
     return [
         [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (out, tmp_path / "whole")
     ]
+
+
+def test_labels_of_collected_draws_are_those_that_training_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that goes on from another's twist; they were made anew by no twist at all."""
+    tells = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
+    target = Target(tiny_lm(), tells, "5", 4, eos="ignore", identity="small numbers")
+    begun = train(target, config=CONFIG, num_updates=20)
+    settings: dict[str, Any] = {
+        "method": "gkl", "source": "dense", "pool_start": "collected", "num_updates": 6, "evaluate_every": 2,
+        "num_labels": 2000, "start": begun,
+    }  # fmt: skip
+
+    def started(name: str, exists: str = "refuse") -> None:
+        train(target, config=CONFIG, out=tmp_path / name, exists=exists, **settings)
+
+    started("whole")
+    original, calls = trainer.score, iter(range(100))
+
+    def interrupted(*arguments: Any, **keywords: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            started("cut")
+    started("cut", "resume")
+    for name in ("twist.safetensors", "checkpoint.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

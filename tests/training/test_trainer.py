@@ -352,3 +352,38 @@ def test_infinite_loss_is_refused() -> None:
     trainer.config = replace(config, num_updates=2)
     with pytest.raises(TrainingError, match="lower learning_rate"):
         trainer.train()
+
+
+def test_a_run_that_found_nothing_is_no_beginning_that_cannot_learn() -> None:
+    """Its α is 0, times which every gradient is zero."""
+    begun = train(tiny_target(), config=CONFIG, num_updates=1)
+    begun.model.twist.head.shrinkage.fill_(0.0)
+    run, fresh = (train(tiny_target(), config=CONFIG, num_updates=10, **start) for start in ({"start": begun}, {}))
+    assert comparable(run.history) == comparable(fresh.history)
+    assert all(row["grad_norm"] > 0 for row in run.history if row["kind"] == "update")
+
+
+def test_the_alpha_that_a_run_began_with_is_one_to_choose() -> None:
+    begun = train(tiny_target(), config=CONFIG, shrinkages=())
+    begun.model.twist.head.shrinkage.fill_(0.25)
+    run = train(tiny_target(), config=CONFIG, start=begun, num_updates=4, shrinkages=())
+    (chosen,) = [row for row in run.history if row["kind"] == "shrinkage"]
+    assert set(chosen["held_out"]) == {0.25, 1.0}
+
+
+@pytest.mark.parametrize("loss", ["rl", "fudge"])
+def test_a_twist_that_goes_on_keeps_its_scale(loss: str) -> None:
+    """log Z was added again, so that the first loss was that of a constant."""
+    target = Target(tiny_lm(), Function(rare, log_upper_bound=0.0), "5", 3, eos="ignore")
+    config = replace(
+        CONFIG, num_draws=2048, num_siblings=0, twist="mlp",
+        training=replace(
+            CONFIG.training, loss=loss, target_source="proposal", num_updates=12, evaluate_every=4, learning_rate=3e-3,
+            intermediate_source="base" if loss == "fudge" else "proposal", shrinkages=(),
+        ),
+    )  # fmt: skip
+    first = train(target, config=config)
+    then = train(target, config=replace(config, seed=1), start=first, num_updates=2)
+    assert not [row for row in then.history if row["kind"] == "start"]
+    losses = [[row["loss"] for row in run.history if row["kind"] == "update"] for run in (first, then)]
+    assert losses[1][0] < 1.5 * max(losses[0])

@@ -23,6 +23,7 @@ from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.workplace import Workplace
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
+from twistlm.training.parallel import among
 from twistlm.training.sources import Setting
 from twistlm.training.trainer import Trainer
 
@@ -108,8 +109,20 @@ def everything(processes: Processes = ALONE) -> dict[str, Tensor]:
         "value": with_value(),
         "conditions": with_conditions(),
         "unbounded": unbounded(),
+        "parts": in_parts(processes),
     }
     return {f"{name}.{key}": tensor for name, tensors in made.items() for key, tensor in tensors.items()}
+
+
+def in_parts(processes: Processes) -> dict[str, Tensor]:
+    """More draws than are made at once, by processes of several threads, which would draw the parts side by side."""
+    before, target = torch.get_num_threads(), tiny_target()
+    torch.set_num_threads(2)
+    try:
+        drawn = among(target.sampler(), processes).draw(Rng(5), target.cases, 1500)
+    finally:
+        torch.set_num_threads(before)
+    return {"tokens": drawn.tokens.flatten(), "log_q": drawn.log_q.flatten()}
 
 
 def refused() -> None:

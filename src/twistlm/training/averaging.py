@@ -70,4 +70,4 @@ class Average:
     def state(self, saved: dict[str, Tensor]) -> None:
         if self.parameters:
             self.count = int(saved["count"])
-            self.mean = [saved[str(k)] for k in range(len(self.mean))]
+            self.mean = [saved[str(k)].to(mean) for k, mean in enumerate(self.mean)]

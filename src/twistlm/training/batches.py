@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import torch
+
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.rng import Rng
 from twistlm.sampling.cases import Cases, rows_of, shares_of
 from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.smc import Keep
+from twistlm.sampling.twisted import TwistedLM
 from twistlm.training.config import TrainingConfig
 from twistlm.training.losses import finite
 from twistlm.training.sources import Batch, Setting, collected_joint, get_source, marked
@@ -65,6 +68,14 @@ def scale(batch: Batch) -> float:
     has seen them all.
     """
     return float(log_mean_exp(finite(batch.samples.log_phi).view(batch.num_targets, -1)).mean())
+
+
+@torch.no_grad()
+def is_constant(model: TwistedLM, batch: Batch) -> bool:
+    """Whether the twist says the same of every prefix, as it does before it has learned anything."""
+    assert model.twist is not None
+    log_psi = model.twist.head.gather(model.twist_features(batch.samples), batch.samples.tokens)
+    return bool((log_psi == log_psi.flatten()[0]).all())
 
 
 def served(config: TrainingConfig, setting: Setting) -> Cases:

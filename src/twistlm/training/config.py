@@ -76,7 +76,7 @@ class TrainingConfig:
             are several targets: certificates during training do that.
         patience: stop after so many updates without improvement, but not while the learning rate falls, which is yet
             to bring one; None never stops early.
-        shrinkages: candidates for α at the end; 1 is always one.
+        shrinkages: candidates for α at the end; 1 always is one, and the α of a run that the twist began as.
         informed: what SMC weighs by beside the finished twist: "auto" fits what the potential says of unfinished texts,
             asked ten times in a text at most, a number asks after every so many tokens, "never" fits the twist's own
             numbers alone, and "off" leaves the twist as the loss made it. See `twistlm.twists.informed`.

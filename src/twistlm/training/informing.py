@@ -92,8 +92,9 @@ def inform(
         for done, t in enumerate(asked):
             potential, samples = sampler.potential if asks else None, draws.samples
             score = known_scores(potential, samples.prompts, samples.tokens[:, :t], samples.conditions)
-            features = torch.stack([gone[:, t - 1], own[:, t - 1], score], -1)
-            number, gain = fit(Prefixes(features, draws.log_ratio[:, t - 1], draws.log_w, draws.groups))
+            # Three numbers a prefix, wherever the model lives.
+            features = torch.stack([each.cpu() for each in (gone[:, t - 1], own[:, t - 1], score)], -1)
+            number, gain = fit(Prefixes(features, draws.log_ratio[:, t - 1].cpu(), draws.log_w.cpu(), draws.groups))
             if gain > 0:
                 steps.append(t)
                 numbers.append(number)

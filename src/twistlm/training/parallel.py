@@ -1,10 +1,11 @@
 """A sampler that several processes use together, each in the same way: all have the same sequences afterwards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
+from twistlm.core.kernels.threads import side_by_side
 from twistlm.core.processes import ALONE, Processes
 from twistlm.core.rng import Rng
 from twistlm.sampling.cases import Cases
@@ -36,6 +37,10 @@ class JointSampler(Sampler):
     def smc(self, rng: Rng, cases: Cases, num_particles: int, **options: Any) -> SMCResult:
         """As `Sampler.smc`, by the first process."""
         return self._by_first(rng, partial(self._plain.smc, rng, cases, num_particles, **options))
+
+    def side_by_side(self, pieces: Sequence[Callable[[], T]]) -> Iterator[T]:
+        """One after the other: what they send each other comes in the same order in every process."""
+        return side_by_side(pieces, when=False)
 
     def densities(self, samples: Samples) -> Drawn:
         """As `Sampler.densities`; rows are divided among the processes."""

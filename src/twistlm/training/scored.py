@@ -21,6 +21,7 @@ class Scored:
         log_phi: log φ [B], or of a fresh end of each prefix [B, T].
         baseline: the weight [B, 1] of every sequence were the proposal σ, which `weights` are compared with (0 at a
             target that no sequence hits); None for no baseline, and where the sequences are not draws of `log_q`.
+        num_targets: R targets that the sequences belong to, equally many to each, one after the other.
     """
 
     mask: Tensor
@@ -31,6 +32,7 @@ class Scored:
     log_normaliser: Tensor | None
     log_phi: Tensor
     baseline: Tensor | None = None
+    num_targets: int = 1
 
     @property
     def ratio(self) -> Tensor:

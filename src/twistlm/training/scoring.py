@@ -80,6 +80,7 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
             log_normaliser=scores.log_normaliser,
             log_phi=samples.log_phi,
             baseline=_shares(batch, _equal).unsqueeze(-1).to(log_psi) if batch.baseline else None,
+            num_targets=batch.num_targets,
         )
     return Scoring(made, effective)
 

@@ -30,7 +30,7 @@ from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import growths, snapshot, updates_until_growth
 from twistlm.training import optimisers
 from twistlm.training.averaging import Average
-from twistlm.training.batches import drawn, scale, served, steps
+from twistlm.training.batches import drawn, is_constant, scale, served, steps
 from twistlm.training.checkpoint import Checkpoint, Moment, Progress, Store
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import Criterion
@@ -195,9 +195,12 @@ class Trainer:
         return record
 
     def _start_at_scale(self, batches: dict[str, Batch]) -> None:
-        level = self.processes.of_first(lambda: scale(next(iter(batches.values()))))
-        self.twist.head.start_at(level)
-        self._record({"kind": "start", "update": self.progress.done, "log_psi": level})
+        batch, model = next(iter(batches.values())), self.setting.sampler.model
+        # A twist that began as another run's has a scale of its own.
+        level = self.processes.of_first(lambda: scale(batch) if is_constant(model, batch) else None)
+        if level is not None:
+            self.twist.head.start_at(level)
+            self._record({"kind": "start", "update": self.progress.done, "log_psi": level})
 
     def _step(self, value: Tensor) -> float:
         """One optimiser step; returns the gradient's norm before clipping."""
@@ -328,7 +331,7 @@ class Trainer:
 
     def _choose_shrinkage(self) -> float:
         values = {}
-        for alpha in sorted({1.0, *self.config.shrinkages}):
+        for alpha in sorted({1.0, float(self.twist.head.shrinkage), *self.config.shrinkages}):
             self.twist.head.shrinkage.fill_(alpha)
             values[alpha] = self._judged(self.rng.fork("shrinkage")).value
         chosen = min(values, key=lambda alpha: values[alpha])
@@ -384,11 +387,13 @@ class Trainer:
             self.history = folder.truncate_metrics(0 if saved is None else saved.rows)
         if saved is None:
             return
+        begin, number = self.best, 0
         self.progress, self.best = saved.progress, saved.best
-        number = 0
         for generation, (number, until) in zip(saved.pool, pairwise(growths(self.config.pool_first)), strict=False):
             self.module.load_state_dict(generation)
             self._grow(number, until)
+        if number == 0:  # Collected draws are of no twist, and were labelled by the one that training began with.
+            self.module.load_state_dict(begin)
         self._label(number)
         self.module.load_state_dict(saved.twist)
         self.average.state = saved.average

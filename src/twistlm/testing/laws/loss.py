@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,10 +145,9 @@ class _LossTrial(Trial):
         before = {role: _map(each, lambda x: x.detach().clone()) for role, each in scored.items()}
         value = self.value(scored, "all sequences")
         same = all(
-            torch.equal(getattr(each, field.name), getattr(before[role], field.name))
+            torch.equal(tensor, getattr(before[role], name))
             for role, each in scored.items()
-            for field in fields(Scored)
-            if getattr(each, field.name) is not None
+            for name, tensor in _tensors(each).items()
         )
         self.require(
             same, "what it is given stays as it is", "it changed a field of Scored", "Make new tensors, in no place"
@@ -228,5 +228,11 @@ class _LossTrial(Trial):
 
 def _map(scored: Scored, function: Callable[[Tensor], Tensor]) -> Scored:
     """Every tensor through the function."""
+    changed: dict[str, Any] = {name: function(each) for name, each in _tensors(scored).items()}
+    return replace(scored, **changed)
+
+
+def _tensors(scored: Scored) -> dict[str, Tensor]:
+    """Those that it has, by name."""
     made = {field.name: getattr(scored, field.name) for field in fields(Scored)}
-    return replace(scored, **{name: function(each) for name, each in made.items() if each is not None})
+    return {name: each for name, each in made.items() if isinstance(each, Tensor)}

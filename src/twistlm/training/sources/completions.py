@@ -33,7 +33,7 @@ def completions(rng: Rng, setting: Setting, count: int) -> Batch:
     assert potential is not None
     for length in range(sampler.num_steps - 1, 0, -1):
         prefixes = samples.tokens[:, :length]
-        cases = [Case(torch.cat([prompt, row])) for prompt, row in zip(samples.prompts, prefixes, strict=True)]
+        cases = [Case(torch.cat([prompt.to(row), row])) for prompt, row in zip(samples.prompts, prefixes, strict=True)]
         ends = replace(plain, num_steps=sampler.num_steps - length).draw_at_once(rng.fork("ends", length), cases, 1)
         whole = torch.cat([prefixes, ends.tokens], -1)
         labels.append(evaluate(potential, samples.prompts, whole, samples.conditions))
