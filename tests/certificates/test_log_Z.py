@@ -105,6 +105,19 @@ def test_sources_that_exclude_each_other_are_an_alarm() -> None:
     assert "base draws" in found.alarm
 
 
+def test_a_source_that_excludes_what_is_certain_is_an_alarm() -> None:
+    """400 draws of a coin, and at most 0.4 for certain: log Z was −0.916 (exact)."""
+    coin = Witness(Source.DRAWS, indicators(200, 400), None, 0.0)
+    found = decide([coin], None, math.log(0.4))
+    assert "base draws say that log Z is at least" in found.alarm
+    assert "it is at most -0.916 for certain" in found.alarm
+    assert "it is at least -0.105 for certain" in decide([coin], math.log(0.9), 0.0).alarm
+    # What only the 95 % limits exclude is no alarm, and no point either.
+    near = decide([coin], None, math.log(0.445))
+    assert not near.alarm
+    assert near.log_Z.low < near.log_Z.high == math.log(0.445)
+
+
 def alarmed(case: Case, log_phi: Tensor) -> Certificate:
     subject = Sampler(case.twisted, case.potential, case.num_steps)
     return certify(

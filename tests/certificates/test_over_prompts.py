@@ -1,6 +1,8 @@
 """Certificates over prompts, on tabular models whose divergences are known by enumeration."""
 
+import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -9,9 +11,10 @@ from tests.cases import Case, TablePotential
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.evidence import Evidence, acceptance
 from twistlm.certificates.log_Z import of_draws
-from twistlm.certificates.over_prompts import certify_prompts
+from twistlm.certificates.over_prompts import _between, _mean, _Weights, certify_prompts
 from twistlm.certificates.spending import Spending
 from twistlm.certificates.verdict import verdict
+from twistlm.core.errors import NoneAcceptedError
 from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
 from twistlm.sampling.exact.budget import Budget
@@ -38,7 +41,11 @@ def certificate(
     sampler, cases = Sampler(several[0].twisted, several[0].potential, STEPS), [case.at for case in several]
     if weights is not None:
         cases = [replace(case, weight=weight) for case, weight in zip(cases, weights, strict=True)]
-    draws = collect(Rng(seed, ("draws",)), Workplace(sampler, cases), Budget(each * len(cases), chunk=80), target="t")
+    budget = Budget(each * len(cases), chunk=80)
+    try:
+        draws = collect(Rng(seed, ("draws",)), Workplace(sampler, cases), budget, target="t")
+    except NoneAcceptedError as error:
+        draws = error.collection
     rest, evaluation = draws.split((0.5, 0.5))
     evidence = []
     for case in cases:
@@ -114,6 +121,86 @@ def test_a_prompt_whose_phi_is_never_met_is_left_out_and_named(several: list[Cas
     assert found.divergences.log_Z.low > -20
     lines = verdict(found)
     assert any("At 1 prompts no draw had φ > 0" in line and ": 0." in line for line in lines)
+
+
+class Sometimes(TablePotential):
+    """φ is 1 for one of nine texts and 0 for the others; never after the prompts that are `without`."""
+
+    without: tuple[int, ...] = ()
+
+    def log_phi(self, prompts, tokens):  # type: ignore[no-untyped-def]
+        hit = (tokens == torch.tensor([1, 2])).all(-1)
+        possible = torch.tensor([not any(prompt.equal(PROMPTS[k]) for k in self.without) for prompt in prompts])
+        return torch.where(hit & possible, 0.0, -torch.inf).double()
+
+
+def sometimes(several: list[Case], *without: int) -> list[Case]:
+    hard = Sometimes(several[0].potential.table, 3)
+    object.__setattr__(hard, "log_upper_bound", 0.0)
+    object.__setattr__(hard, "without", without)
+    return [replace(case, potential=hard) for case in several]
+
+
+def test_prompts_with_few_events_are_counted_with_the_others(several: list[Case]) -> None:
+    """A group of four without an event has log Ẑ = −∞, and dropped its prompt: those with many remained."""
+    rare, spending = sometimes(several), Spending((4,), num_samples=64, budget=8, methods=("iwae",))
+    truth, held = sum(float(case.truth.log_Z) for case in rare) / len(rare), 0
+    for seed in range(20):
+        found = certificate(rare, seed, spending, each=200)
+        assert all(each.is_met for each in found.by_prompt)
+        held += found.divergences.log_Z.low <= truth <= found.divergences.log_Z.high
+    assert held >= 17
+
+
+def test_where_no_prompt_is_met_nothing_is_known_but_a_limit(several: list[Case]) -> None:
+    """What was said of all was what the first prompt's certificate said of itself."""
+    found = certificate(sometimes(several, *range(len(PROMPTS))), 1)
+    log_Z, phi = found.divergences.log_Z, found.divergences.phi
+    assert not any(each.is_met for each in found.by_prompt)
+    limits = [each.certificate.divergences.log_Z.high for each in found.by_prompt]
+    assert log_Z.low == -math.inf
+    assert sum(limits) / len(limits) <= log_Z.high < 0.0
+    assert (phi.value, phi.low) == (0.0, 0.0)
+    assert 0.0 < phi.high < 1.0
+    assert any("no draw has shown φ > 0" in line for line in verdict(found))
+    assert Certificate.from_dict(found.as_dict()).as_dict() == found.as_dict()
+
+
+def test_contradicting_draws_at_one_prompt_leave_nothing_said_of_all(several: list[Case]) -> None:
+    sampler, cases = Sampler(several[0].twisted, several[0].potential, STEPS), [case.at for case in several[:3]]
+    honest = [sampler.base.draw(Rng(9, (r,)), [case], 4000).log_phi for r, case in enumerate(cases)]
+    other = torch.full((4000,), float(several[1].truth.log_Z) - 3.0, dtype=torch.float64)
+    evidence = [Evidence(None, (of_draws(each, 0.0),)) for each in (honest[0], other, honest[2])]
+    spending = Spending((4,), num_samples=4000, budget=8, methods=("iwae",))
+    found = certify_prompts(Rng(0), Workplace(sampler, cases), ["a", "b", "c"], evidence, spending)
+    assert found.alarm.startswith("b: ")
+    assert not found.divergences.log_Z.is_known
+    assert not found.divergences.kl_q_target.is_known
+
+
+def test_a_constant_beside_unequal_weights_is_no_noise() -> None:
+    shares = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    values = [0.0, 0.1, 0.0, 0.1]
+    small, large = _mean(values, shares), _mean([value - 50.0 for value in values], shares)
+    assert small.value == pytest.approx(0.06)
+    assert large.value == pytest.approx(small.value - 50.0)
+    assert large.high - large.low == pytest.approx(small.high - small.low)
+
+
+def test_values_by_two_sets_of_draws_hold_log_Z_between_them(several: list[Case]) -> None:
+    """By enumeration of two draws of q, one of p₀ and an exact sample; Ẑ itself is unbiased."""
+    truth, model = several[0].truth, several[0].twisted
+    p_of = {"q": truth.log_q(model).exp(), "p": truth.log_p.exp(), "sigma": truth.log_sigma.exp()}
+    ratios, log_phi = truth.log_p + truth.log_phi - truth.log_q(model), truth.log_phi
+    places, low, high, estimate = range(len(ratios)), 0.0, 0.0, 0.0
+    for first, second, base, exact in product(places, repeat=4):
+        own = _Weights(ratios[[first, second]], ratios[[exact]])
+        below, above = _between([own, _Weights(log_phi[[base]], log_phi[[exact]])], math.inf)
+        chance = float(p_of["q"][first] * p_of["q"][second] * p_of["p"][base] * p_of["sigma"][exact])
+        low, high, estimate = low + chance * below, high + chance * above, estimate + chance * math.exp(below)
+    assert math.log(estimate) == pytest.approx(float(truth.log_Z), abs=1e-12)
+    assert low < float(truth.log_Z) - 0.01
+    assert high > float(truth.log_Z) + 0.01
 
 
 def test_it_comes_back_from_json(several: list[Case]) -> None:

@@ -1,5 +1,6 @@
 """Targets that differ by a condition: weights, bounds and training against enumeration, and what is refused."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ import torch
 
 from tests.architectures import VOCAB, tiny_lm
 from tests.cases import cases, make_case, samples_of
-from twistlm import Run, Target, train
+from twistlm import Run, Target, certify, train
 from twistlm.certificates.bounds import log_Z_bounds
 from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.rng import Rng
+from twistlm.models.tabular import TabularLM, num_nodes
 from twistlm.potentials import Classes, Classifier, Function, Infilling, evaluate
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import base_draws, collect
+from twistlm.sampling.prompts import Prompts
 from twistlm.sampling.proposals import twist_induced
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
@@ -324,3 +327,28 @@ def test_one_twist_for_every_class(tmp_path) -> None:
         run.sample(2, condition="happy")
     with pytest.raises(ConfigError, match="at least two classes"):
         Classes("sentiment", ("negative",))
+
+
+class Sides(TabularLM):
+    """After 0 tokens tell nothing of the next; after 1 the next is what was said, mostly."""
+
+    def __init__(self) -> None:
+        table = torch.zeros((num_nodes(2, 4), 2), dtype=torch.float64)
+        super().__init__(table, 4)
+        said = self.start([torch.tensor([1, v]) for v in (0, 1)]).features
+        table[said, [0, 1]] = 5.0
+
+
+@pytest.mark.parametrize(
+    ("entries", "weights", "share"), [("01", (1, 1), 0.5), ("10", (1, 1), 0.5), ("01", (1, 9), 0.9)]
+)
+def test_prompts_count_by_their_weights(entries: str, weights: tuple[float, ...], share: float) -> None:
+    """All of the conditions were those of the first prompt, whatever the weights."""
+    goal = Target(Sides(), Infilling(1), prompts=Prompts(tuple(entries), weights=weights), num_tokens=1, eos="ignore")
+    found = certify(goal, num_draws=4096, num_samples=1024, num_particles=(4, 16), budget=4096).divergences
+    # KL(σ‖p₀) is 0 after 0, and what the condition tells of the token after 1.
+    p = 1 / (1 + math.exp(-5.0))
+    told = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
+    assert found.kl_target_q is not None
+    assert found.kl_target_q.low <= share * told <= found.kl_target_q.high
+    assert found.kl_target_q.high - found.kl_target_q.low < 0.3

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from tests.architectures import tiny_lm
 from twistlm import Target
 from twistlm.certificates.effort import Search
-from twistlm.certificates.probability import Probability, plain_tokens
+from twistlm.certificates.probability import Probability, plain_tokens, spelled
 from twistlm.certificates.rare_events import SWITCHING, Climb, probability
 from twistlm.core import registry
 from twistlm.core.errors import ConfigError
@@ -227,3 +228,16 @@ def test_plain_monte_carlo_would_need_what_the_textbook_says() -> None:
     p = Estimate(0.01, 0.01 - half, 0.01 + half, 2)
     found = Probability(0.5, p, p, 0.01, None, 2, 2, 2.0, 10, 1)
     assert found.plain_tokens(20) == pytest.approx(20 * 0.01 * 0.99 / 1e-8, rel=1e-3)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_thresholds_that_agree_to_six_digits_are_two(saved: bool, tmp_path: Path, target: Target) -> None:
+    """The second read the first one's saved draws: whether they reached the first threshold."""
+    low, between, high = 0.12345641, 0.12345645, 0.12345649
+    scores = Function(lambda texts: [math.log(between) * (text[1] == "4") for text in texts], log_upper_bound=0.0)
+    goal = Target(target.lm, scores, "1", STEPS, eos="ignore", identity="between")
+    found = probability(goal, [low, high], search=SEARCH, state=tmp_path if saved else None)
+    assert truth(goal, high) < 0.95
+    for each in found:
+        assert each.value.value == pytest.approx(truth(goal, each.threshold), abs=0.03)
+    assert [spelled(each) for each in (0.5, 1.0, 1e-7, low, high)] == ["0.5", "1", "1e-07", "0.12345641", "0.12345649"]

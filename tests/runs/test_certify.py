@@ -16,6 +16,7 @@ from tests.architectures import tiny_lm
 from tests.cases import Case
 from tests.certificates.test_bounds import exact_of
 from twistlm import Target, train
+from twistlm.certificates.bounds import main_bounds, width
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import Effort, certify
 from twistlm.certificates.evidence import Evidence
@@ -226,3 +227,45 @@ def test_a_gap_that_cannot_be_met_spends_its_budget_and_says_so(case: Case) -> N
     with pytest.raises(ConfigError, match="gap = 1e-30 may never be met: give max_sequences or max_seconds"):
         Effort(1e-30)
     assert Effort(1e-9, seconds=1.0).gap == 1e-9
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_sandwich_that_is_called_tight_is(case: Case, seed: int) -> None:
+    """What stopped the search is drawn anew, and may be wider: two of nine ended at 0.41 and 0.40 of 0.4."""
+    subject = Sampler(case.twisted, case.potential, 3)
+    spending = Spending(num_particles=(2,), num_samples=64, budget=64, effort=Effort(0.4, num_sequences=1e5))
+    found = certify(Rng(seed), subject, case.at, Evidence(exact_of(case, 100)), spending)
+    assert found.stopped == "gap"
+    assert width(main_bounds(found.bounds)) <= 0.4
+
+
+def test_draws_that_are_there_are_added_to_up_to_what_was_asked_for(case: Case) -> None:
+    """`evaluate --before` took the training draws, 32 of them where 64 particles were asked for, and failed."""
+    subject = Sampler(case.base, case.potential, 3)
+    few, many = (subject.draw(Rng(5), [case.at], count) for count in (10, 300))
+    spending = Spending(num_particles=(4, 64), num_samples=200)
+    found = certify(Rng(0), subject, case.at, Evidence(exact_of(case, 50)), spending, drawn=few)
+    assert (found.divergences.f.n, found.num_sequences) == (200, 190)
+    assert {b.num_particles for b in found.bounds} == {4, 64}
+    found = certify(Rng(0), subject, case.at, Evidence(exact_of(case, 50)), spending, drawn=many)
+    assert (found.divergences.f.n, found.num_sequences) == (300, 0)
+
+
+def test_methods_that_leave_no_bound_are_refused(case: Case) -> None:
+    with pytest.raises(ConfigError, match="methods must name at least one of iwae, smc"):
+        Spending(methods=())
+    two = Two(3)
+    with pytest.raises(ConfigError, match="SMC needs a twist, and the sampler is a model of its own; give iwae"):
+        twistlm.certify(two.target, two.other, num_draws=64, methods=("smc",))
+
+
+def test_a_score_beyond_any_number_is_infinite() -> None:
+    """log φ of 800, and a bound of 2,000: exp of either has no double."""
+    lm = TabularLM.random(3, 3, 1)
+    scores = Function(lambda texts: [800.0 + text.count("0") for text in texts], log_upper_bound=2000.0)
+    for potential in (scores, replace(scores, log_upper_bound=None)):
+        target = Target(lm, potential, prompts=["0", "1"], num_tokens=2, eos="ignore")
+        for goal in (target, target.at(["0"])):
+            found = twistlm.certify(goal, num_draws=0, num_samples=64, num_particles=(4,), budget=16).divergences
+            assert found.phi.value == found.phi.high == math.inf
+            assert 800.0 < found.log_phi.value < 802.0

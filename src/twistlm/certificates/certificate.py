@@ -212,8 +212,8 @@ class OfPrompt:
 
     @property
     def is_met(self) -> bool:
-        """Whether any draw there had φ > 0."""
-        return math.isfinite(self.certificate.log_Z_lower.value)
+        """Whether any draw there had φ > 0: the sampler's own, or one of those that its log Z is by."""
+        return math.isfinite(self.certificate.log_Z.value)
 
 
 def _optional(estimate: Estimate | None) -> dict[str, Any] | None:

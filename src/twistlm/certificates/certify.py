@@ -12,7 +12,6 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.divergences import divergences, sides, withheld
 from twistlm.certificates.evidence import FEWEST_EXACT, Evidence
 from twistlm.certificates.log_Z import Source, Witness, decide, of_weights
-from twistlm.certificates.paired import certify_paired
 from twistlm.certificates.spending import Effort, Spending
 from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.estimates import ALARM, Estimate, difference, mean
@@ -32,15 +31,22 @@ IWAE_RUNS = 8
 def certify(
     rng: Rng, sampler: Sampler, case: Case, evidence: Evidence, spending: Spending, *, drawn: Samples | None = None
 ) -> Certificate:
-    """Certify a sampler, and SMC with it.
+    """Certify a sampler, and SMC with it; arguments and errors are those of `certified`."""
+    return certified(rng, sampler, case, evidence, spending, drawn=drawn)[0]
+
+
+def certified(
+    rng: Rng, sampler: Sampler, case: Case, evidence: Evidence, spending: Spending, *, drawn: Samples | None = None
+) -> tuple[Certificate, Tensor, Tensor | None]:
+    """A certificate, and log p₀φ/q of the proposal's samples [n] and of the exact ones [m].
 
     Args:
         rng: source of randomness.
-        sampler: what samples.
-        case: where; if targets differ by a condition, the exact samples bring theirs.
+        sampler: what samples; of a target that does not differ by its condition (`certify_paired`).
+        case: where.
         evidence: what is known of the target.
         spending: what it may cost.
-        drawn: proposal samples that are there already, used instead of drawing `num_samples`.
+        drawn: proposal samples that are there already; only what they lack of `num_samples` is drawn.
 
     Raises:
         ConfigError: a number is out of range, or a gap is asked for without exact samples.
@@ -52,13 +58,6 @@ def certify(
         raise ExactSamplesError(
             f"a certificate needs at least {FEWEST_EXACT} exact samples, not {len(exact)}; raise --num-draws"
         )
-    if sampler.is_conditional:
-        if exact is None or effort is not None or sampler.reference is not None:
-            raise ConfigError(
-                "a target that differs by its condition is certified for runs, on collected draws (num_draws above 0), "
-                "and without a gap"
-            )
-        return certify_paired(rng, sampler, exact, spending)
     if spending.num_samples < max(2, *spending.num_particles):
         raise ConfigError(f"num_samples must be at least 2 and the largest num_particles, not {spending.num_samples}")
     if exact is None and effort is not None:
@@ -66,12 +65,15 @@ def certify(
             f"gap = {effort.gap:g} needs an upper bound on log Z, and there are no exact samples; collect some, or "
             "leave gap out"
         )
+    if sampler.reference is not None and "iwae" not in spending.methods:
+        raise ConfigError("methods: SMC needs a twist, and the sampler is a model of its own; give iwae")
     start = time.perf_counter()
     spent = 0
     if drawn is None:
         drawn = sampler.draw(rng.fork("samples"), [case], spending.num_samples)
         spent = len(drawn)
     work = _Work(rng, sampler, case, exact, spending, drawn, spent)
+    work.draw_up_to(spending.num_samples)
     bounds, stopped = (work.spend(), "") if effort is None else work.tighten(effort, start)
     witnesses = [*evidence.witnesses, *work.witnesses(bounds)]
     limits = [each for each in (sampler.ranges.high, evidence.most) if each is not None]
@@ -80,7 +82,7 @@ def certify(
     # A KL whose upper end has been cut at 0 would be negative.
     negative = 0.0 in (kls.kl_q_target.high, 1.0 if kls.kl_target_q is None else kls.kl_target_q.high)
     alarm = decision.alarm or (work.contradiction(witnesses) if negative else "")
-    return Certificate(
+    made = Certificate(
         bounds=tuple(bounds),
         divergences=withheld(kls) if alarm else kls,
         log_Z_source=decision.source,
@@ -92,6 +94,7 @@ def certify(
         acceptance=evidence.acceptance,
         alarm=alarm,
     )
+    return made, work.drawn.log_ratios, work.exact_ratios
 
 
 @dataclass
@@ -171,7 +174,9 @@ class _Work:
                 report(0, f"N = {n}, gap {gap:.3f}")
                 if gap <= effort.gap:
                     self.anew()
-                    return bounds + self.sandwiches(n, num_runs), "gap"
+                    made = self.sandwiches(n, num_runs)
+                    if width(main_bounds(made)) <= effort.gap:
+                        return bounds + made, "gap"
                 bounds += made
                 # The next N takes twice what this one took, and as long as all before it.
                 if (

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from twistlm.core.estimates import CONFIDENCE, Estimate, difference, exactly, log_of_mean, mean
+from twistlm.core.logmath import exp
 from twistlm.sampling.ranges import Ranges
 from twistlm.sampling.samples import Samples
 
@@ -114,8 +115,14 @@ def _least_ratio(drawn: Samples, ranges: Ranges) -> float | None:
 
 def phi(log_phi: Tensor, ranges: Ranges) -> Estimate:
     """E_q[φ] from log φ of independent samples [n]."""
-    low = -math.inf if ranges.low is None else ranges.low
-    if ranges.high is not None:
-        return mean(log_phi.exp(), low=math.exp(low), high=math.exp(ranges.high))
-    log_mean = log_of_mean(log_phi, low=low)
-    return Estimate(math.exp(log_mean.value), math.exp(log_mean.low), math.exp(log_mean.high), log_mean.n)
+    low, high = ends_of_phi(ranges)
+    if high is not None:
+        return mean(log_phi.exp(), low=low, high=high)
+    log_mean = log_of_mean(log_phi, low=-math.inf if ranges.low is None else ranges.low)
+    return Estimate(exp(log_mean.value), exp(log_mean.low), exp(log_mean.high), log_mean.n)
+
+
+def ends_of_phi(ranges: Ranges) -> tuple[float, float | None]:
+    """What φ is not below and not above; None for the latter where it has no bound that a number can hold."""
+    high = math.inf if ranges.high is None else exp(ranges.high)
+    return 0.0 if ranges.low is None else exp(ranges.low), high if math.isfinite(high) else None

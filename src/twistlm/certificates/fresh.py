@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from twistlm.certificates.probability import spelled
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.storage import load_tensors, save_tensors
@@ -106,7 +107,7 @@ def draw_fresh(
     num_cases, parts = len(here.cases), dict[int, Fresh]()
     each = max(1, CHUNK // num_cases)
     starts = range(0, count, each)
-    paths = {at: None if state is None else state / f"fresh-{threshold:g}-{at}.safetensors" for at in starts}
+    paths = {at: None if state is None else state / f"fresh-{spelled(threshold)}-{at}.safetensors" for at in starts}
     for at, path in paths.items():
         if path is not None and path.exists():
             parts[at] = Fresh(**load_tensors(path)[0])
@@ -116,7 +117,7 @@ def draw_fresh(
     pieces = [DrawFresh(rng.fork(at), now, min(each, count - at) * num_cases, threshold) for at in missing]
     failed: Failure | None = None
     with (
-        bar(f"estimating P[φ ≥ {threshold:g}]", count * num_cases) as report,
+        bar(f"estimating P[φ ≥ {spelled(threshold)}]", count * num_cases) as report,
         closing((team or Alone(here)).do(pieces)) as results,
     ):
         for number, result in results:

@@ -19,6 +19,9 @@ from twistlm.core.estimates import ALARM, CONFIDENCE, Estimate, mean, midpoint, 
 from twistlm.core.limits import Array, log_lower_limit, log_upper_limit
 from twistlm.core.logmath import log_mean_exp
 
+# Limits that differ by less do so by rounding.
+ROUNDING = 1e-9
+
 
 class Source(StrEnum):
     """Where a log Z comes from."""
@@ -86,20 +89,24 @@ class Decision:
 
 @dataclass(frozen=True)
 class _Limits:
-    """Every witness's own limits at one level."""
+    """Every witness's own limits at one level, and what log Z can be at least and at most by definition."""
 
     witnesses: Sequence[Witness]
     lows: list[float]
     highs: list[float]
+    least: float
+    most: float
 
     @staticmethod
-    def of(witnesses: Sequence[Witness], level: float) -> "_Limits":
+    def of(witnesses: Sequence[Witness], least: float, most: float, level: float) -> "_Limits":
         tail = (1.0 - level) / 2
         ways = sum(each.ways for each in witnesses)
         return _Limits(
             witnesses,
             [each.lower(tail / len(witnesses)) for each in witnesses],
             [min(each.uppers(tail / max(1, ways)), default=math.inf) for each in witnesses],
+            least,
+            most,
         )
 
     @property
@@ -120,12 +127,16 @@ class _Limits:
         return self.witnesses[away.index(min(away))]
 
     def contradiction(self) -> str:
-        """Which two witnesses exclude each other."""
-        low, high = self.lows.index(self.low), self.highs.index(self.high)
-        return (
-            f"{self.witnesses[low].source} say that log Z is at least {plain(self.low)}, and "
-            f"{self.witnesses[high].source} that it is at most {plain(self.high)}"
-        )
+        """Which two witnesses exclude each other, or which one what is certain; "" if none does."""
+        lowest = f"{self.witnesses[self.lows.index(self.low)].source} say that log Z is at least {plain(self.low)}"
+        highest = f"{self.witnesses[self.highs.index(self.high)].source} say that log Z is at most {plain(self.high)}"
+        if self.low > self.high:
+            return f"{lowest}, and {highest}"
+        if self.low > self.most + ROUNDING:
+            return f"{lowest}, and it is at most {plain(self.most)} for certain"
+        if self.high < self.least - ROUNDING:
+            return f"{highest}, and it is at least {plain(self.least)} for certain"
+        return ""
 
 
 def decide(
@@ -136,15 +147,14 @@ def decide(
     Limits that cross at the stated level are taken at `estimates.ALARM` instead; if they cross there too, one of the
     sources is not what it is said to be, and the decision says so.
     """
-    limits, alarm = _Limits.of(witnesses, level), ""
-    if limits.low > limits.high:
-        limits = _Limits.of(witnesses, ALARM)
-        if limits.low > limits.high:
-            alarm = limits.contradiction()
+    ends = -math.inf if least is None else least, math.inf if most is None else most
+    limits = _Limits.of(witnesses, *ends, level)
+    if alarm := limits.contradiction():
+        limits = _Limits.of(witnesses, *ends, ALARM)
+        alarm = limits.contradiction()
     best = limits.sharpest
     low, high = sorted((limits.low, limits.high))
-    log_Z = Estimate(best.value, low, high, best.below.numel()).clipped(low, high)
-    log_Z = log_Z.clipped(-math.inf if least is None else least, math.inf if most is None else most)
+    log_Z = Estimate(best.value, low, high, best.below.numel()).clipped(low, high).clipped(*ends)
     return Decision(log_Z, Source.BELOW if math.isinf(high) else best.source, alarm)
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from twistlm.certificates.bounds import Bounds
 from twistlm.certificates.certificate import Certificate, OfPrompt
-from twistlm.certificates.certify import certify
-from twistlm.certificates.divergences import Divergences
+from twistlm.certificates.certify import certified
+from twistlm.certificates.divergences import Divergences, ends_of_phi, withheld
 from twistlm.certificates.evidence import FEWEST_EXACT, Evidence
 from twistlm.certificates.log_Z import Source
 from twistlm.certificates.spending import Spending
@@ -42,8 +42,9 @@ class _Known:
 
     Attributes:
         certificate: of the sampler there.
-        sandwiches: values with log Z between them in expectation, by the sampler itself, then by base draws if there
-            are any; the upper one is what log Z is at most with 95 % where there is no exact sample.
+        sandwiches: values with log Z between them in expectation: by the sampler itself, by all weights together, then
+            by base draws if there are any; the upper one is what log Z is at most with 95 % where there is no exact
+            sample. The second has a lower end wherever φ was met.
         g: the mean log p₀φ/q of exact samples; None without any.
     """
 
@@ -107,12 +108,13 @@ def certify_prompts(
     cases = [cases[row] for row in sorted(made)]
     by_prompt = tuple(OfPrompt(name, each.certificate) for name, each in zip(names, known, strict=True))
     # Where φ was never met nothing is known but a limit, which would make every mean infinite.
-    met = [r for r, each in enumerate(known) if all(math.isfinite(low) for low, _ in each.sandwiches)]
-    whole = _over([known[r] for r in met], shares_of([cases[r] for r in met]), sampler) if met else known[0].certificate
+    met = [r for r, each in enumerate(by_prompt) if each.is_met] or [*range(len(known))]
+    whole = _over([known[r] for r in met], shares_of([cases[r] for r in met]), sampler)
     alarms = [f"{each.name}: {each.certificate.alarm}" for each in by_prompt if each.certificate.alarm]
     alarms += [f"{name} could not be certified: {failure.message}" for name, failure in failed.items()]
     return replace(
         whole,
+        divergences=withheld(whole.divergences) if alarms else whole.divergences,
         by_prompt=by_prompt,
         alarm="; ".join(alarms),
         num_sequences=sum(each.certificate.num_sequences for each in by_prompt),
@@ -143,32 +145,56 @@ def _done(
 def _at(rng: Rng, sampler: Sampler, case: Case, given: Evidence, spending: Spending) -> _Known:
     exact = given.exact
     enough = exact is not None and len(exact) >= FEWEST_EXACT
-    certificate = certify(rng, sampler, case, given if enough else replace(given, exact=None), spending)
+    known = given if enough else replace(given, exact=None)
+    certificate, drawn, ratios = certified(rng, sampler, case, known, spending)
     kls = certificate.divergences
-    g = None if kls.g is None else kls.g.value
-    if g is None and exact is not None:
-        g = float(sampler.log_ratios(exact.samples).mean())
-    lower, upper = certificate.log_Z_lower.value, kls.log_Z.high
-    own = certificate.log_Z_upper
-    sandwiches = [(lower, upper if own is None else own.value)]
+    if ratios is None and exact is not None:
+        ratios = sampler.log_ratios(exact.samples)
+    upper, own = kls.log_Z.high, certificate.log_Z_upper
+    sets = [_Weights(drawn, ratios)]
     if given.witnesses:
-        # Base draws make a sandwich too, of φ alone: with an exact sample among them the upper one.
-        log_phi = torch.cat([each.below for each in given.witnesses if each.source is Source.DRAWS])
-        below, above = float(log_mean_exp(log_phi)), upper
-        if exact is not None:
-            total = torch.logaddexp(torch.logsumexp(log_phi, 0), exact.samples.log_phi)
-            above = float(total.mean()) - math.log(len(log_phi) + 1)
-        sandwiches.append((below, above))
-    return _Known(certificate, tuple(sandwiches), g)
+        log_weights = torch.cat([each.below for each in given.witnesses if each.source is Source.DRAWS])
+        sets.append(_Weights(log_weights, None if exact is None else exact.samples.log_ratios))
+    sandwiches = [
+        (certificate.log_Z_lower.value, upper if own is None else own.value),
+        *(_between(some, upper) for some in (sets, *([sets[1:]] if len(sets) > 1 else []))),
+    ]
+    return _Known(certificate, tuple(sandwiches), None if ratios is None else float(ratios.mean()))
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """log p₀φ/q of independent draws of one sampler [n], and of exact samples [m]; None without any."""
+
+    drawn: Tensor
+    exact: Tensor | None
+
+
+def _between(sets: Sequence[_Weights], upper: float) -> tuple[float, float]:
+    """Values with log Z between them in expectation, by sets of draws that count alike: log of the mean of their Ẑ.
+
+    With an exact sample in the place of a draw of either set, chosen by a coin, E[1/Ẑ] = 1/Z: the target is then that
+    of all draws times Ẑ/Z (as of one set: Zhao et al. 2024, section 5.2). Without any, `upper` is returned.
+    """
+    estimates = torch.stack([log_mean_exp(each.drawn) for each in sets])
+    found = []
+    for k, (drawn, exact) in enumerate((each.drawn, each.exact) for each in sets):
+        if exact is None:
+            return float(log_mean_exp(estimates)), upper
+        joined = torch.logaddexp(torch.logsumexp(drawn[1:].double(), 0), exact.double()) - math.log(len(drawn))
+        others = torch.cat([estimates[:k], estimates[k + 1 :]]).expand(len(exact), -1)
+        found.append(log_mean_exp(torch.cat([joined.unsqueeze(-1), others], -1)).mean())
+    return float(log_mean_exp(estimates)), float(torch.stack(found).mean())
 
 
 def _mean(values: Sequence[float], shares: Tensor, low: float | None = None, high: float | None = None) -> Estimate:
     """The mean over prompts by their shares; bounds of the values hold where these are alike."""
-    # Scaled so that the plain mean of the values is the mean by weight.
-    scale = shares / shares.mean()
-    scaled = torch.tensor(values, dtype=torch.float64) * scale
-    alike = bool((scale - 1.0).abs().max() < 1e-9)
-    return mean(scaled, low=low, high=high) if alike else mean(scaled)
+    x, scale = torch.tensor(values, dtype=torch.float64), shares / shares.mean()
+    if bool((scale - 1.0).abs().max() < 1e-9):
+        return mean(x, low=low, high=high)
+    middle = (x * shares).sum()
+    # Their mean is the mean by weight, and they scatter about it as the values do: not as the weights themselves.
+    return mean(middle + scale * (x - middle)) if bool(middle.isfinite()) else mean(middle.expand(len(x)))
 
 
 def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certificate:
@@ -176,10 +202,13 @@ def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certific
     over = partial(_mean, shares=shares)
     # One kind of sandwich for all prompts: the best of each would be chosen for its errors.
     kinds = range(min(len(each.sandwiches) for each in known))
-    kind = min(kinds, key=lambda k: sum(upper - lower for lower, upper in (each.sandwiches[k] for each in known)))
+    kind = min(kinds, key=lambda k: _extent([each.sandwiches[k] for each in known]))
     lower, upper = ([each.sandwiches[kind][end] for each in known] for end in (0, 1))
     f, kls = [each.f for each in known], [each.certificate.divergences for each in known]
-    below, above = ([a - b for a, b in zip(ends, f, strict=True)] for ends in (lower, upper))
+    # What has a −∞ among its values has no finite mean, whatever it is taken from.
+    below, above = (
+        [math.inf if b == -math.inf else a - b for a, b in zip(ends, f, strict=True)] for ends in (lower, upper)
+    )
     # KL(σ‖q) and G are over the prompts that have exact samples.
     exact = [(each.g, low, high) for each, low, high in zip(known, lower, upper, strict=True) if each.g is not None]
     has_exact = torch.tensor([each.g is not None for each in known])
@@ -192,8 +221,7 @@ def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certific
         nearest, farthest = over_exact([g - high for g, _, high in exact]), over_exact([g - low for g, low, _ in exact])
         target_q = midpoint(nearest, farthest).as_divergence
     log_Z = midpoint(over(lower), over(upper))
-    phi_low = 0.0 if ranges.low is None else math.exp(ranges.low)
-    phi_high = None if ranges.high is None else math.exp(ranges.high)
+    phi_low, phi_high = ends_of_phi(ranges)
     accepted = [each.certificate.acceptance for each in known]
     return Certificate(
         bounds=_bounds(known, over),
@@ -215,6 +243,11 @@ def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certific
         if any(each is None for each in accepted)
         else over([each.value for each in accepted if each is not None], low=0.0, high=1.0),
     )
+
+
+def _extent(sandwiches: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """How wide they are, and of infinitely wide ones how high the lower ends are, the least first."""
+    return sum(upper - lower for lower, upper in sandwiches), -sum(lower for lower, _ in sandwiches)
 
 
 def _bounds(known: Sequence[_Known], over: Callable[[Sequence[float]], Estimate]) -> tuple[Bounds, ...]:

@@ -11,26 +11,45 @@ import time
 from twistlm.certificates.bounds import Bounds, log_Z_bounds, main_bounds
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.divergences import MIN_EXACT, Divergences, phi
+from twistlm.certificates.evidence import FEWEST_EXACT, Evidence
 from twistlm.certificates.log_Z import over_conditions
 from twistlm.certificates.spending import Spending
+from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.estimates import mean, midpoint
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.sampling.exact.collection import ExactSamples
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.cases import in_shares, rows_of, shares_of
+from twistlm.sampling.workplace import Workplace
 
 
-def certify_paired(rng: Rng, sampler: Sampler, exact: ExactSamples, spending: Spending) -> Certificate:
+def certify_paired(rng: Rng, here: Workplace, evidence: Evidence, spending: Spending) -> Certificate:
     """Certify a proposal over the conditions of exact samples, and SMC with it.
 
     Args:
         rng: source of randomness.
-        sampler: what samples.
-        exact: at least 2, one for each condition; they took no part in training.
+        here: what samples, and the prompts with their weights.
+        evidence: exact samples, at least 2, one for each condition; they took no part in training.
         spending: what it may cost.
+
+    Raises:
+        ConfigError: there are no exact samples, the sampler is a model of its own, or a gap is asked for.
+        ExactSamplesError: fewer than `FEWEST_EXACT` exact samples, or none at a prompt.
     """
+    sampler, exact = here.sampler, evidence.exact
+    if exact is None or spending.effort is not None or sampler.reference is not None:
+        raise ConfigError(
+            "a target that differs by its condition is certified for runs, on collected draws (num_draws above 0), "
+            "and without a gap"
+        )
     start = time.perf_counter()
-    exact = exact.take(min(len(exact), spending.num_samples))
+    # As many conditions of each prompt as its share is, however few of them serve the sandwich.
+    index = in_shares(rng.fork("prompts"), rows_of(exact.samples.prompts, here.cases), shares_of(here.cases))
+    exact = exact.select(index[: spending.num_samples])
+    if len(exact) < FEWEST_EXACT:
+        raise ExactSamplesError(
+            f"a certificate needs at least {FEWEST_EXACT} exact samples, of every prompt one, not {len(exact)}; raise "
+            "--num-draws"
+        )
     drawn = sampler.draw(rng.fork("samples"), exact.cases, 1)
     below, above = drawn.log_ratios, sampler.log_ratios(exact.samples)
     bounds: list[Bounds] = []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from twistlm.certificates.effort import LEVELS
+from twistlm.certificates.probability import spelled
 from twistlm.sampling.mixture import Pool
 from twistlm.sampling.switching import Switching
 
@@ -48,7 +49,7 @@ class Price:
 def price(climb: "Climb", thresholds: Sequence[float]) -> Price:
     """Of what is left to be done for the thresholds."""
     search, effort = climb.search, climb.effort
-    begun = [climb.done.get(f"{threshold:g}", (0, 0, False)) for threshold in thresholds]
+    begun = [climb.done.get(spelled(threshold), (0, 0, False)) for threshold in thresholds]
     left = sum(0 if complete else search.max_rounds - rounds for rounds, _, complete in begun)
     before = sum(rounds for rounds, _, _ in begun)
     num_draws, num_fresh = effort.each * effort.num_cases, effort.samples_each * effort.num_cases * len(thresholds)

@@ -16,6 +16,12 @@ from twistlm.certificates.events import Event
 from twistlm.core.estimates import CONFIDENCE, Estimate, mean
 
 
+def spelled(threshold: float) -> str:
+    """A threshold as a name that no other has: short where six digits are all of it, else with all that it has."""
+    short = f"{threshold:g}"
+    return short if float(short) == threshold else repr(threshold)
+
+
 @dataclass(frozen=True)
 class PromptProbability:
     """P[φ ≥ threshold] at one prompt.

@@ -30,7 +30,7 @@ from twistlm.certificates.events import Event, chosen, spans_of
 from twistlm.certificates.fresh import FRESH, Fresh, draw_fresh
 from twistlm.certificates.levels import chances, levels_of
 from twistlm.certificates.price import price
-from twistlm.certificates.probability import Probability, PromptProbability, chance, seen
+from twistlm.certificates.probability import Probability, PromptProbability, chance, seen, spelled
 from twistlm.certificates.satisfied import only_constraints, satisfied
 from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError
@@ -161,7 +161,7 @@ class Climb:
 
     def reach(self, threshold: float, team: Workers | None = None) -> Probability:
         """Learn to reach the threshold, in every way that the rounds show; then estimate. `team` draws, or we here."""
-        goal, name = math.log(threshold), f"{threshold:g}"
+        goal, name = math.log(threshold), spelled(threshold)
         rounds, _, complete = self.done.get(name, (0, 0, False))
         while not complete:
             rounds += 1
@@ -208,10 +208,10 @@ class Climb:
             learning = ", ".join(f"{math.exp(level):.2g}" for level in levels[0].unique().flip(0).tolist())
         else:
             there = int((levels[:, 0] >= math.log(threshold)).sum())
-            learning = f"{threshold:g} at {there} of {len(counts)} prompts, and less at the others"
+            learning = f"{spelled(threshold)} at {there} of {len(counts)} prompts, and less at the others"
         self.report(
             f"round {number}: of {sum(self.pool.counts):,} draws, {sum(counts):.0f} effective ones reach "
-            f"{threshold:g}; learning to reach {learning}"
+            f"{spelled(threshold)}; learning to reach {learning}"
         )
 
     def _warn(self, rounds: int, threshold: float, reached: Tensor) -> None:
@@ -297,7 +297,7 @@ class Climb:
     # --- Estimates ---
 
     def _fresh(self, threshold: float, team: Workers | None = None) -> Fresh:
-        rng = self.rng.fork("fresh", f"{threshold:g}")
+        rng = self.rng.fork("fresh", spelled(threshold))
         return draw_fresh(rng, self.here, self.effort.samples_each, threshold, self.state, team)
 
     def _concluded(self, fresh: Fresh, threshold: float, rounds: int) -> Probability:
@@ -321,7 +321,7 @@ class Climb:
         # each stratum has its number scatter less than as many independent ones (Hoeffding 1956), which limits are of.
         factors = shares.unsqueeze(1) * len(self.cases)
         whole = (weighted * factors).flatten()
-        _, drawn, _ = self.done.get(f"{threshold:g}", (0, sum(self.pool.counts), True))
+        _, drawn, _ = self.done.get(spelled(threshold), (0, sum(self.pool.counts), True))
         total = fresh.log_w.numel()
         return Probability(
             threshold=threshold,

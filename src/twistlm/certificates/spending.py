@@ -69,6 +69,8 @@ class Spending:
         """Check every field."""
         if not self.num_particles or min(self.num_particles) < 1:
             raise ConfigError(f"num_particles must be at least 1 each, not {list(self.num_particles)}")
+        if not self.methods:
+            raise ConfigError(f"methods must name at least one of {', '.join(METHODS)}")
         check_methods(self.methods)
         check_sizes(TOKEN_BYTES, num_samples=self.num_samples)
         check_sizes(RUN_BYTES, budget=self.budget)

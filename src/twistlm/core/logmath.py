@@ -5,10 +5,14 @@ many tokens, and float32 loses the digits that a difference of two bounds is mad
 """
 
 import math
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+# The largest x whose exp is a number of float64.
+MOST = math.log(sys.float_info.max)
 
 
 def widen(x: Tensor) -> Tensor:
@@ -19,6 +23,11 @@ def widen(x: Tensor) -> Tensor:
 def log_mean_exp(x: Tensor, dim: int = -1) -> Tensor:
     """log (1/n Σ exp x) along `dim`, in float64. All −inf gives −inf, never NaN."""
     return torch.logsumexp(x.double(), dim) - math.log(x.shape[dim])
+
+
+def exp(x: float) -> float:
+    """exp x, ∞ where that is beyond float64."""
+    return math.exp(x) if x <= MOST else math.inf
 
 
 def normalise(log_w: Tensor, dim: int = -1) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from twistlm.certificates.events import Event
-from twistlm.certificates.probability import Place, Probability, one_in
+from twistlm.certificates.probability import Place, Probability, one_in, spelled
 from twistlm.core.storage import save_text
 from twistlm.report.page import environment, policy_hash, resource
 from twistlm.report.tables import places
@@ -37,7 +37,7 @@ def save_probability_page(found: Sequence[Probability], target: Target, path: Pa
 def _part(found: Probability, prompts: dict[str, str]) -> dict[str, Any]:
     """What the template says of a threshold."""
     return {
-        "threshold": f"{found.threshold:g}",
+        "threshold": spelled(found.threshold),
         "headline": found.headline,
         "seen": None if found.seen is None else one_in(found.seen),
         "hits": found.hits,

@@ -132,15 +132,25 @@ def _by_sampler(samples: Sequence[SampleRow], base: Sequence[SampleRow]) -> dict
 
 
 def read_all(paths: Sequence[Path]) -> list[Record]:
-    """Several runs, each by the shortest end of its path that no other has.
+    """Several runs, each by its name among them.
 
     Raises:
         RunError: one cannot be read, or is named twice.
     """
-    parts = [path.resolve().parts for path in paths]
+    return [Record.read(path, name) for path, name in zip(paths, names_among(paths, "run"), strict=True)]
+
+
+def names_among(paths: Sequence[Path], kind: str) -> list[str]:
+    """Each by the shortest end of its path that no other has.
+
+    Raises:
+        RunError: one is named twice; `kind` is what the error calls it.
+    """
+    # Without the root, so that a name is never a path of its own.
+    parts = [path.resolve().parts[1:] for path in paths]
     if len(set(parts)) < len(parts):
-        raise RunError(f"a run is named twice among {', '.join(map(str, paths))}; name each once")
+        raise RunError(f"a {kind} is named twice among {', '.join(map(str, paths))}; name each once")
     length = 1
     while len({each[-length:] for each in parts}) < len(parts):
         length += 1
-    return [Record.read(path, "/".join(each[-length:])) for path, each in zip(paths, parts, strict=True)]
+    return ["/".join(each[-length:]) for each in parts]

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twistlm.certificates.certificate import Certificate
-from twistlm.certificates.probability import Place, Probability, plain_tokens
+from twistlm.certificates.probability import Place, Probability, plain_tokens, spelled
 from twistlm.core.advice import coded
 from twistlm.core.estimates import Estimate, plain
 from twistlm.sampling.prompts import Prompts, quoted
@@ -126,7 +126,7 @@ def probability_table(probabilities: Sequence[Probability], num_tokens: int) -> 
     table.add_column("score ≥")
     columns = []
     for each in probabilities:
-        table.add_column(f"{each.threshold:g}", justify="right")
+        table.add_column(spelled(each.threshold), justify="right")
         columns.append(_probability_cells(each, num_tokens))
     names = (
         "",
@@ -151,8 +151,9 @@ def ranking_table(found: Probability, prompts: Prompts) -> Table:
     ranked = found.ranked()
     shown = ranked[:MOST_ROWS]
     of = "" if len(shown) == len(ranked) else f", the first {len(shown)} of {len(ranked)}"
+    event = f"score ≥ {spelled(found.threshold)}"
     table = Table(
-        title=f"Prompts by P[score ≥ {found.threshold:g}]{of} (places and intervals hold at 95 % for all at once)",
+        title=f"Prompts by P[{event}]{of} (places and intervals hold at 95 % for all at once)",
         title_justify="left",
     )
     for heading in ("place", "name", "prompt", "probability", "from", "to"):

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError
+from twistlm.core.rng import Rng
 from twistlm.models.base import Prompts
+
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,28 @@ def shares_of(cases: Cases) -> Tensor:
     """The weight of each, summing to 1, float64 [R]."""
     weights = torch.tensor([case.weight for case in cases], dtype=torch.float64)
     return weights / weights.sum()
+
+
+def in_shares(rng: Rng, rows: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """Positions [n] in an order of which every beginning has each of R cases by its share, nearly (on average just so).
+
+    A random start and steps of the golden ratio around the circle (additive recurrence: Kronecker's sequence, of the
+    least discrepancy), cut into arcs as long as the shares. It ends before the first case that has no more.
+
+    Args:
+        rng: source of randomness.
+        rows: positions of each case's sequences, taken in their order [n_r].
+        shares: sum to 1, float64 [R].
+    """
+    total = sum(map(len, rows))
+    turns = (rng.uniform((1, 1)) + GOLDEN * torch.arange(total, dtype=torch.float64)) % 1.0
+    owner = torch.searchsorted(shares.cumsum(0)[:-1].contiguous(), turns[0], right=True)
+    index, left = [], [iter(row.tolist()) for row in rows]
+    for which in owner.tolist():
+        if (position := next(left[which], None)) is None:
+            break
+        index.append(position)
+    return torch.tensor(index, dtype=torch.long)
 
 
 def rows_of(prompts: Prompts, cases: Cases) -> list[Tensor]:
