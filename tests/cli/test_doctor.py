@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from packaging.specifiers import SpecifierSet
 
+import twistlm
 from twistlm.cli import main
 from twistlm.core.errors import ModelError
 from twistlm.models import bundled
@@ -18,7 +20,7 @@ from twistlm.runs.doctor import at_hand, examination, installed, machine
 from twistlm.runs.doctor.examination import Examination, examine
 from twistlm.runs.doctor.imports import failures
 from twistlm.runs.doctor.installed import Extra, Installed, Package
-from twistlm.runs.doctor.machine import Machine, Torch
+from twistlm.runs.doctor.machine import VARIABLES, Machine, Torch
 from twistlm.runs.doctor.speed import LEAST, MOST, NUM_SEQUENCES, NUM_TOKENS, Speed
 
 IN_ORDER = Package("numpy", ">=1.26", metadata.version("numpy"), "")
@@ -241,6 +243,13 @@ def test_secrets_are_not_shown_and_misspelt_variables_are(monkeypatch: pytest.Mo
     said = {each.what: each.remedy for each in examination._machine(found, None)}
     assert said["OMP_WAIT_POLICY=ACTIVE lets idle threads spin"] == "export OMP_WAIT_POLICY=PASSIVE"
     assert said["nothing reads the variable TWISTLM_CASHE"] == "correct its name, or unset TWISTLM_CASHE"
+
+
+def test_every_variable_that_is_read_is_known() -> None:
+    source = Path(twistlm.__file__).parent
+    read = {name for file in source.rglob("*.py") for name in re.findall(r'"(TWISTLM_[A-Z_]+)"', file.read_text())}
+    assert {"TWISTLM_CACHE", "TWISTLM_URL"} <= read
+    assert read <= VARIABLES.keys()
 
 
 def test_more_threads_than_cores_and_an_idle_gpu_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:

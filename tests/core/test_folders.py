@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([*TRAIN, "--out", str(place / "run")]) == 0
     assert main([*SWEEP, "--out", str(place / "sweep")]) == 0
     assert main([*COLLECT, "--out", str(place / "draws")]) == 0
-    shutil.copytree(place / "run", place / "gallery" / "run")
+    shutil.copytree(place / "run", place / "gallery" / "beta-100.0-num_tokens-20-label-1-star")
     (place / "gallery" / "gallery.jsonl").write_text("{}\n")
     (place / "foreign").write_bytes((place / "run" / "twist.safetensors").read_bytes())
     return place
@@ -96,6 +96,7 @@ WRONG_GALLERY = [
     ("no such method", {}, ["--method", "pppo"]),
     ("no samples", {}, ["--num-samples", "0"]),
     ("something of somebody else's", {}, ["--out", "."]),
+    ("another gallery", {1: "infilling"}, []),
 ]
 DEMO = ["demo"]
 WRONG_DEMO = [("no such preset", {}, ["--preset", "huge"]), ("two policies", {}, ["--resume"])]

@@ -47,7 +47,7 @@ VALID: dict[str, tuple[str, ...]] = {
     "doctor": ("--no-speed",),
     "list": ("loss",),
     "collect": (*INFILLING, "--max-draws", "8", "--out", "new.safetensors"),
-    "train": (*INFILLING, "--num-updates", "1", "--num-particles", "4", "--num-draws", "64", "--out", "new"),
+    "train": (*INFILLING, "--num-updates", "1", "--num-particles", "4", "--out", "new"),
     "evaluate": ("run", *TINY),
     "certify": ("run", *TINY, "--num-draws", "64", "--out", "new.json"),
     "probability": ("Once upon", "--regex", "e", "--thresholds", "1", "--num-tokens", "2", "--num-draws", "64",

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.serving import serving
 from twistlm import Run, Target
 from twistlm.cli import main
 from twistlm.core.errors import ConfigError
+from twistlm.core.places import opened
 from twistlm.integrations.server.app import application
 from twistlm.integrations.server.limits import Limits
 from twistlm.potentials import Function
@@ -181,6 +183,41 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     asking.join(60)
     assert started.wait(60) == 128 + signal.SIGTERM
     assert len(answers[0].choices) == 64
+
+
+def test_a_run_in_a_store_is_written_by_others_while_it_is_served(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.folder is not None
+    monkeypatch.setenv("TWISTLM_CACHE", str(tmp_path / "cache"))
+    url, trusted = f"memory://bucket/{tmp_path.name}/stored", ["--trust-function", f"{__name__}:same_letter"]
+    with opened(url, write=True) as place:
+        shutil.copytree(run.folder.path, place, dirs_exist_ok=True)
+    codes = []
+
+    def serve_until_written(*_: Any, **__: Any) -> None:
+        codes.append(main(["sample", url, "--num-samples", "2", "--prompt", PROMPTS[0], *trusted]))
+
+    monkeypatch.setattr("uvicorn.run", serve_until_written)
+    assert main(["serve", url, *trusted]) == 0, capsys.readouterr().err
+    assert codes == [0], capsys.readouterr().err
+    assert "stored: texts of 6 tokens" in capsys.readouterr().out
+    with opened(url, write=False) as place:
+        assert len((place / "samples.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(("given", "name"), [(".", "letters"), ("..", "letters"), ("../../link", "link")])
+def test_a_run_is_called_as_its_folder(
+    given: str, name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.folder is not None
+    place = Path(shutil.copytree(run.folder.path, tmp_path / "letters"))
+    (place / "inner").mkdir()
+    (tmp_path / "link").symlink_to("letters")
+    monkeypatch.chdir(place if given == "." else place / "inner")
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
+    assert main(["serve", given, "--trust-function", f"{__name__}:same_letter"]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.startswith(f"{name}: texts of 6 tokens")
 
 
 def test_nobody_else_gets_in_without_a_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

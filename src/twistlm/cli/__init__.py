@@ -12,9 +12,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from importlib.metadata import version
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -46,6 +47,8 @@ from twistlm.core.signals import Terminated, terminable
 from twistlm.core.terminal import hush, outlets
 
 Command = Callable[..., None]
+# Of a file: its number, when it was changed, its size.
+Identity = tuple[int, int, int]
 
 COMMANDS: dict[str, Command] = {
     "demo": demo,
@@ -82,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Command | None = None
     given: dict[str, Any] = {}
+    before: Identity | None = None
     with outlets(), terminable(signal.SIGINT, signal.SIGTERM):
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         try:
@@ -94,11 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command, given = _parsed(asked)
             plugins = validated(_load, {"plugin": given.pop("plugin")})["plugin"]
             given = validated(command, given)
+            before = _identity(given)
             if launched() and command is not train:
                 raise ConfigError("train alone runs as several processes; start other commands without a launcher")
             _load(plugin=plugins)
-            with on_this_machine(given) as here:
-                command(**here)
+            with on_this_machine(given, only_reads=command is serve) as given:
+                before = _identity(given)
+                command(**given)
             sys.stdout.flush()
         except TwistError as error:
             return _refused(error, error.exit_code)
@@ -111,9 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             return _refused(MemoryError(_without_memory(error)), StorageError.exit_code)
         except KeyboardInterrupt:
-            return _stopped("interrupted", 128 + signal.SIGINT, command, given)
+            return _stopped("interrupted", 128 + signal.SIGINT, command, given, before)
         except Terminated:
-            return _stopped("terminated", 128 + signal.SIGTERM, command, given)
+            return _stopped("terminated", 128 + signal.SIGTERM, command, given, before)
     return 0
 
 
@@ -217,16 +223,37 @@ def _without_memory(error: Exception) -> str:
     )
 
 
-def _stopped(how: str, code: int, command: Command | None, given: Mapping[str, Any]) -> int:
-    """The last line of a command that was told to end, with what continues it, if anything does."""
+def _identity(given: Mapping[str, Any]) -> Identity | None:
+    """What tells the file at --out from all that may take its place; None where there is none."""
+    out = given.get("out")
+    with suppress(OSError, ValueError):
+        if isinstance(out, Path):
+            found = out.stat()
+            return found.st_ino, found.st_mtime_ns, found.st_size
+    return None
+
+
+def _stopped(how: str, code: int, command: Command | None, given: Mapping[str, Any], before: Identity | None) -> int:
+    """The last line of a command that was told to end, with what continues it, if anything does.
+
+    Args:
+        how: it was told.
+        code: its exit code.
+        command: None if it had not come so far.
+        given: its arguments.
+        before: what was at --out when it began.
+    """
     existing = given.get("existing")
     out = given.get("out", getattr(existing, "out", None))
+    now = _identity(given)
     if command is sweep or (out is not None and is_drafted(out)):
         remedy = "; the same command again continues it"
-    elif out is None or existing is None:
+    elif out is None or existing is None or (command is collect and now is None):
         remedy = ""
-    elif command is collect and existing.overwrite and out.exists():
+    elif command is collect and existing.overwrite and now == before:
         remedy = "; what was there is as it was"
+    elif command is collect and existing.overwrite:
+        remedy = "; --resume in place of --overwrite continues what was saved"
     else:
         remedy = "; --resume continues what was saved"
     _says(f"{how}{remedy}")

@@ -1,5 +1,6 @@
 """`twistlm certify`."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -52,10 +53,19 @@ class OfCertificate(OfEngine):
 
     @property
     def effort(self) -> "Effort | None":
-        """What may be spent on a gap; None where none is asked for."""
+        """What may be spent on a gap; None where none is asked for.
+
+        Raises:
+            ConfigError: limits are given, and nothing that they limit.
+        """
         from twistlm.certificates.spending import Effort
 
-        return None if self.gap is None else Effort(self.gap, self.max_sequences, self.max_seconds)
+        if self.gap is not None:
+            return Effort(self.gap, self.max_sequences, self.max_seconds)
+        limits = {"--max-sequences": self.max_sequences, "--max-seconds": self.max_seconds}
+        if given := [f"{name} {limit:g}" for name, limit in limits.items() if limit < inf]:
+            raise ConfigError(f"{', '.join(given)}: limits of what --gap spends; give that too, or leave them out")
+        return None
 
 
 def certify(
@@ -93,6 +103,7 @@ def certify(
     """
 
     from twistlm.certificates.verdict import verdict
+    from twistlm.core.folders import writing_file
     from twistlm.core.places import shown
     from twistlm.core.storage import save_json
     from twistlm.core.terminal import console
@@ -102,7 +113,7 @@ def certify(
     from twistlm.runs.run import Run
 
     refuse_existing(out)
-    engine = spending.made()
+    effort, engine = spending.effort, spending.made()
     is_run = target is not None and (url_of(target) is not None or RunFolder.is_one(Path(target)))
     given = [*([] if preset is None else ["preset"]), *options.given]
     if is_run and given:
@@ -113,27 +124,33 @@ def certify(
         else options.preset(target, preset, "small").target()
     )
     sampler = proposal if proposal is not None else goal if isinstance(goal, Run) else "base"
-    certificate = certificate_of(
-        goal,
-        sampler,
-        draws=spending.draws,
-        num_draws=spending.num_draws,
-        num_particles=spending.num_particles,
-        num_samples=spending.num_samples,
-        budget=spending.budget,
-        effort=spending.effort,
-        engine=engine,
-        seed=seed,
-        trust_functions=trust_function,
-    )
-    certificates = {str(proposal or target if is_run else sampler): certificate}
-    if out is not None:
-        save_json(out, certificate.as_dict())
-    show = console()
-    show.print(certificate_table(certificates))
-    show.print(bounds_table(certificates))
-    if certificate.by_prompt:
-        show.print(prompts_table(certificates, (goal.target if isinstance(goal, Run) else goal).prompts))
-    print_lines(show, [*effort_lines(certificate), *verdict(certificate)])
+    with nullcontext() if out is None else writing_file(out):
+        certificate = certificate_of(
+            goal,
+            sampler,
+            draws=spending.draws,
+            num_draws=spending.num_draws,
+            num_particles=spending.num_particles,
+            num_samples=spending.num_samples,
+            budget=spending.budget,
+            effort=effort,
+            engine=engine,
+            seed=seed,
+            trust_functions=trust_function,
+        )
+        certificates = {str(proposal or target if is_run else sampler): certificate}
+        try:
+            if out is not None:
+                # Somebody else may have put a file there meanwhile.
+                refuse_existing(out)
+                save_json(out, certificate.as_dict())
+        finally:
+            # What was found is shown also where it cannot be kept.
+            show = console()
+            show.print(certificate_table(certificates))
+            show.print(bounds_table(certificates))
+            if certificate.by_prompt:
+                show.print(prompts_table(certificates, (goal.target if isinstance(goal, Run) else goal).prompts))
+            print_lines(show, [*effort_lines(certificate), *verdict(certificate)])
     if out is not None:
         print(f"Written to {shown(out)}")

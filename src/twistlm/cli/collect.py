@@ -26,7 +26,12 @@ class HowMuch:
         None
     )
     max_draws: Annotated[
-        Count, arg(aliases=("--num-draws",), help="Draw at most so many sequences from the base model.")
+        Count,
+        arg(
+            aliases=("--num-draws",),
+            help="Draw at most so many sequences from the base model, those that --resume finds among them, rounded up "
+            "to whole chunks (2,048 in most presets).",
+        ),
     ] = 8192
 
 

@@ -8,13 +8,18 @@ from typing import Any
 
 from twistlm.core.urls import path_of, url_of
 
-# What commands call the places that they write, and those that they read unless --out says where else to write.
+# What commands call the places that they write (but for one that only reads), and those that they read unless --out
+# says where else to write.
 WRITTEN, READ_IF_OUT = ("out", "run"), ("runs", "sweeps")
 
 
 @contextmanager
-def on_this_machine(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def on_this_machine(given: Mapping[str, Any], *, only_reads: bool = False) -> Iterator[dict[str, Any]]:
     """A command's arguments with paths in place of URLs.
+
+    Args:
+        given: the arguments.
+        only_reads: it writes nothing to a run; others may do so meanwhile.
 
     Raises:
         ConfigError: a scheme needs a package that is not there.
@@ -34,7 +39,7 @@ def on_this_machine(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
         for name in WRITTEN:
             if isinstance(values.get(name), Path):
-                values[name] = path(values[name], True)
+                values[name] = path(values[name], not only_reads)
         # Options that go together come as one.
         for name, group in values.items():
             if is_dataclass(group) and not isinstance(group, type) and isinstance(getattr(group, "out", None), Path):

@@ -48,6 +48,11 @@ def sample(
     from twistlm.sampling.diagnostics import findings
 
     opened = Run.load(run, trust_functions=trust_function, draws=False)
+    folder = opened.folder
+    assert folder is not None
+    # What cannot be kept is refused before it is drawn.
+    with folder.adding():
+        pass
     drawn = opened.sample(
         num_samples,
         num_particles=num_particles,
@@ -56,10 +61,10 @@ def sample(
         seed=seed,
         **smc.for_run(trust_function),
     )
-    assert opened.folder is not None
     base = opened.base_samples(min(num_samples, MOST_BASE), prompt=prompt, condition=condition, seed=seed)
     assert drawn.diagnostics is not None
-    path = opened.folder.save_samples(drawn, base)
+    with folder.adding():
+        path = folder.save_samples(drawn, base)
     table = Table(
         "weight", "log φ", "log p₀", f"text after {opened.target.prompts if prompt is None else repr(prompt)}", box=None
     )

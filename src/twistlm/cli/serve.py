@@ -74,7 +74,9 @@ def serve(
         raise ConfigError(f"host {address.host} is open to others; give --api-key, or set {KEY}")
     limits = Limits(**requests.given)
     opened = Run.load(run, trust_functions=trust_function, draws=False)
-    name = address.name or run.name
+    # A link is called as it is named itself; "." and ".." say no name.
+    place = run.resolve() if run.name in ("", "..") else run
+    name = address.name or place.name
     app = application(opened, name, limits=limits, api_key=key, seed=seed, **smc.for_run(trust_function))
     print(f"{name}: texts of {opened.target.num_tokens} tokens after any prompt; Ctrl-C ends it", flush=True)
     uvicorn.run(app, host=address.host, port=address.port, log_level="info", server_header=False)

@@ -102,9 +102,12 @@ def train(
 
     twistlm train --model smollm2 --potential jigsaw --prompts requests.txt --chat --num-tokens 30 --out runs/requests
     """
+    from twistlm.core.errors import ConfigError
     from twistlm.core.places import shown
     from twistlm.runs.train import train as learn
 
+    if draws is not None and settings.num_draws is not None:
+        raise ConfigError("--draws and --num-draws exclude each other, as a file is used whole; choose one")
     chosen = options.preset(experiment, preset, "demo")
     given = {name: value for name, value in settings.given.items() if name != "method"}
     config = chosen.config(settings.method).changed(**given)

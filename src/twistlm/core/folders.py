@@ -172,9 +172,11 @@ def writing(
     new, old = hidden(real, "new"), hidden(real, "old")
     if old.is_dir() and not real.exists():
         old.rename(real)
-    draft, made = Draft(place, place), _make(real)
+    draft, made, begun = Draft(place, place), _make(real), False
     try:
         draft.locks.append(_Lock(real / LOCK, place, real, place))
+        # Another process may have found no folder either, and been quicker.
+        begun = bool(made) and not is_occupied(real)
         shutil.rmtree(old, ignore_errors=True)
         if replace and is_occupied(real):
             draft.path = new
@@ -188,7 +190,7 @@ def writing(
             pass
         elif draft.replaces:
             _remove(new)
-        elif made and real.is_dir() and _only_asked(real):
+        elif begun and real.is_dir() and _only_asked(real):
             _remove(real)
         raise
     finally:
@@ -225,7 +227,8 @@ def writing_file(place: Path, *, replace: bool = False) -> Iterator[Path]:
             new.replace(real)
             holds.wrote(real)
     finally:
-        if not any(lock.lease.lost for lock in locks):
+        # Without the lock, or with one that is lost, it is what somebody else writes.
+        if locks and not any(lock.lease.lost for lock in locks):
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
                 holds.removed(new)

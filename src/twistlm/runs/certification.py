@@ -12,6 +12,7 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import certify
 from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.over_prompts import certify_prompts
+from twistlm.certificates.paired import certify_paired
 from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError
 from twistlm.core.rng import Rng
@@ -19,6 +20,7 @@ from twistlm.core.work import Engine, InThisProcess, Opened
 from twistlm.runs import evidence
 from twistlm.runs.at_prompts import samples_at_prompts
 from twistlm.runs.folder import RunFolder
+from twistlm.runs.seen import refuse_judging
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.prompts import Prompts
 from twistlm.sampling.workplace import Workplace
@@ -74,7 +76,11 @@ class Certification:
     # --- Certifying ---
 
     def of(self, run: "Run", *, before: bool = False) -> Certificate:
-        """The certificate of a run's proposal and SMC; `before`: of the base model, with the same exact samples."""
+        """The certificate of a run's proposal and SMC; `before`: of the base model, with the same exact samples.
+
+        Raises:
+            ExactSamplesError: another run is to propose, and was trained on what this one kept for evaluation.
+        """
         sampling, engine = self._sampling, self.options.get("engine") or InThisProcess()
         rng, sampler = (
             Rng(self.seed, ("evaluate", "before" if before else "after")),
@@ -82,10 +88,15 @@ class Certification:
         )
         spending = self._spending(run)
         # Exact samples that bring a condition bring their prompt too: all is paired already.
-        if self.prompts is not None or (len(run.target.cases) > 1 and not sampler.is_conditional):
+        at_prompts = self.prompts is not None or (len(run.target.cases) > 1 and not sampler.is_conditional)
+        if self.is_own and (other := self.options.get("proposal_run")) is not None:
+            refuse_judging(run, evidence.where(run, self.prompts)[0] if at_prompts else run.target.cases, other)
+        if at_prompts:
             return self._at_prompts(rng, run, spending, engine, {"before": before, **sampling})
         evaluation, spare = run.fold("evaluation"), run.fold("training") if before else None
         known = Evidence() if evaluation is None else Evidence.of(evaluation)
+        if sampler.is_conditional:
+            return certify_paired(rng, Workplace(sampler, run.target.cases), known, spending)
         return certify(
             rng,
             sampler,

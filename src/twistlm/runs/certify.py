@@ -11,6 +11,7 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.evidence import Evidence, acceptance, witness
 from twistlm.certificates.log_Z import Witness
 from twistlm.certificates.over_prompts import certify_prompts
+from twistlm.certificates.paired import certify_paired
 from twistlm.certificates.spending import Spending
 from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, NoneAcceptedError, UpperBoundError
@@ -25,6 +26,7 @@ from twistlm.potentials.specs import Trust
 from twistlm.runs.evidence import of_collection, of_run
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.run import Run
+from twistlm.runs.seen import refuse_judging
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.provenance import refuse_seen
 from twistlm.sampling.sampler import Sampler
@@ -66,7 +68,7 @@ def certify(
     Raises:
         ConfigError: a setting is unknown or out of range, or the proposal is of another base model.
         ModelError: the proposal cannot be loaded, or has another tokenizer.
-        ExactSamplesError: the file belongs to another target.
+        ExactSamplesError: the file belongs to another target, or the proposal was trained on what it is judged by.
     """
     goal, rng = target.target if isinstance(target, Run) else target, Rng(seed, ("certify",))
     asked = _spending(spending)
@@ -76,20 +78,29 @@ def certify(
     sampler = _sampler(goal, proposes)
     known = next((run for run in (target, proposes) if isinstance(run, Run) and _knows(run, goal)), None)
     seen = proposes.collection if isinstance(proposes, Run) else None
+    if known is not None and draws is None and isinstance(proposes, Run):
+        refuse_judging(known, goal.cases, proposes)
     here = Workplace(sampler, goal.cases)
     several = len(goal.cases) > 1 and not sampler.is_conditional
     with (engine or InThisProcess()).open(partial(_workplace, goal, proposal, trust_functions), here) as team:
         if known is not None and draws is None:
             if not several:
-                return certificates.certify(rng, sampler, goal.cases[0], _of_run(known), asked)
+                return _certify(rng, here, _of_run(known), asked)
             given = of_run(known, goal.cases)
         else:
             collection = _collected(goal, rng.fork("draws"), draws, num_draws, seen, Opened(team))
             if not several:
-                return certificates.certify(rng, sampler, goal.cases[0], _of_draws(collection), asked)
+                return _certify(rng, here, _of_draws(collection), asked)
             rest, judging = (None, None) if collection is None else collection.split((0.5, 0.5))
             given = of_collection(goal.cases, judging, [] if rest is None else [rest])
         return certify_prompts(rng, here, goal.prompts.names, given, asked, team)
+
+
+def _certify(rng: Rng, here: Workplace, known: Evidence, spending: Spending) -> Certificate:
+    """At one prompt, or over conditions."""
+    if here.sampler.is_conditional:
+        return certify_paired(rng, here, known, spending)
+    return certificates.certify(rng, here.sampler, here.cases[0], known, spending)
 
 
 def _workplace(goal: Target, proposal: str | Path | Run | BaseLM, trust_functions: Trust) -> Workplace:

@@ -9,20 +9,31 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Interval
 
 from twistlm.certificates import rare_events
 from twistlm.certificates.effort import Search
-from twistlm.certificates.events import Event
+from twistlm.certificates.events import Event, Span
 from twistlm.certificates.probability import Probability
 from twistlm.core import holds
 from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.folders import writing
 from twistlm.core.places import opened
-from twistlm.core.storage import load_json, load_lines, parse_json, remove_temporary, save_json, save_lines
+from twistlm.core.storage import (
+    STRICT,
+    as_type,
+    load_json,
+    load_lines,
+    parse_json,
+    remove_temporary,
+    save_json,
+    save_lines,
+)
 from twistlm.core.work import Engine
 from twistlm.runs.folder import versions
 from twistlm.runs.folder.place import Place, check_policy
@@ -30,6 +41,90 @@ from twistlm.sampling.target import Target
 
 NAME, EVENTS, STATE, PAGE = "probability.json", "events.jsonl", "state", "probability.html"
 FORMAT = 1
+
+Share = Annotated[float, Interval(ge=0, le=1)]
+# JSON has no infinity, so `Estimate.as_dict` writes it as text; beyond the others no logarithm of a number is.
+Log = Annotated[float, Interval(gt=-700, lt=700)] | Literal["inf", "-inf"]
+
+
+@dataclass(frozen=True)
+class ChanceFields:
+    """A probability with its interval."""
+
+    __pydantic_config__ = STRICT
+
+    value: Share
+    low: Share
+    high: Annotated[float, Interval(gt=0, le=1)]
+    n: int
+
+
+@dataclass(frozen=True)
+class LogFields:
+    """Its logarithm with an interval."""
+
+    __pydantic_config__ = STRICT
+
+    value: Log
+    low: Log
+    high: Log
+    n: int
+
+
+@dataclass(frozen=True)
+class AtPromptFields:
+    """What `PromptProbability.from_dict` takes."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    share: Share
+    probability: ChanceFields
+    seen: ChanceFields | None
+    simultaneous: ChanceFields
+    hits: int
+    num_draws: int
+
+
+@dataclass(frozen=True)
+class FoundFields:
+    """What `Probability.from_dict` takes."""
+
+    __pydantic_config__ = STRICT
+
+    threshold: float
+    probability: ChanceFields
+    seen: ChanceFields | None
+    self_normalised: float
+    log_upper: LogFields | None
+    hits: int
+    num_draws: int
+    ess: float
+    num_tokens: Annotated[int, Ge(1)]
+    rounds: int
+    by_prompt: tuple[AtPromptFields, ...]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a folder says of itself; what was asked stands beside that."""
+
+    found: tuple[FoundFields, ...] | None
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """A text in which the event happened, and which event at which prompt that was."""
+
+    __pydantic_config__ = STRICT
+
+    threshold: float
+    prompt: str
+    text: str
+    weight: float
+    log_phi: float
+    log_p: float
+    spans: tuple[Span, ...]
 
 
 def probability(
@@ -68,19 +163,20 @@ def probability(
     if out is None:
         return look(target, thresholds)
     with opened(out, write=True) as place:
-        return _in_folder(place, exists, _asked(target, thresholds, search, seed), partial(look, target, thresholds))
+        asked = _asked(target, thresholds, search, seed)
+        return _in_folder(place, exists, asked, target.prompts.names, partial(look, target, thresholds))
 
 
 def _in_folder(
-    out: Path, exists: str, asked: Mapping[str, Any], look: Callable[..., list[Probability]]
+    out: Path, exists: str, asked: Mapping[str, Any], names: Sequence[str], look: Callable[..., list[Probability]]
 ) -> list[Probability]:
-    """What is found, and kept in a folder on this machine."""
+    """What is found at prompts of these names, and kept in a folder on this machine."""
     check_folder(out, exists)
     with ExitStack() as stack:
         draft = stack.enter_context(writing(out, replace=exists == "overwrite", goes_on=partial(_is_of, asked)))
         folder = draft.path
         check_folder(out, exists)
-        found = _begun(folder, out, asked)
+        found = _begun(folder, out, asked, names)
         if found is None:
             remove_temporary(folder)
             remove_temporary(folder / STATE)
@@ -88,7 +184,7 @@ def _in_folder(
             found = look(state=folder / STATE)
             begun.check_there()
             save_lines(folder / EVENTS, _rows(found))
-            save_json(folder / NAME, {**load_json(folder / NAME), "found": [each.as_dict() for each in found]})
+            save_json(folder / NAME, {**_said(folder), "found": [each.as_dict() for each in found]})
         shutil.rmtree(folder / STATE, ignore_errors=True)
         holds.removed(folder / STATE)
         draft.take_place()
@@ -116,12 +212,14 @@ def load(path: str | Path) -> list[Probability]:
 
 
 def _load(path: Path) -> list[Probability]:
-    said = load_json(path / NAME)
-    if said.get("found") is None:
+    said = _said(path)
+    if said["found"] is None:
         raise RunError(f"{path} has not been finished; continue it with twistlm probability … --resume")
     events: dict[tuple[float, str], list[Event]] = {}
-    for line in load_lines(path / EVENTS):
-        row = parse_json(line, str(path / EVENTS))
+    for number, line in enumerate(load_lines(path / EVENTS), 1):
+        where = f"{path / EVENTS} at line {number}"
+        row = parse_json(line, where)
+        as_type(EventRow, row, where)
         events.setdefault((row.pop("threshold"), row.pop("prompt")), []).append(Event.from_dict(row))
     return [
         Probability.from_dict(
@@ -129,6 +227,17 @@ def _load(path: Path) -> list[Probability]:
         )
         for each in said["found"]
     ]
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """What a folder says of itself.
+
+    Raises:
+        RunError: nothing, or something else; the message names the file, the field and the value.
+    """
+    said: dict[str, Any] = load_json(folder / NAME)
+    as_type(Said, said, str(folder / NAME))
+    return said
 
 
 def _asked(target: Target, thresholds: Sequence[float], search: Search, seed: int) -> dict[str, Any]:
@@ -143,25 +252,34 @@ def _asked(target: Target, thresholds: Sequence[float], search: Search, seed: in
     return values
 
 
-def _begun(folder: Path, place: Path, asked: Mapping[str, Any]) -> list[Probability] | None:
-    """What was found there already; None if there is something to do."""
+def _begun(folder: Path, place: Path, asked: Mapping[str, Any], names: Sequence[str]) -> list[Probability] | None:
+    """What was found there already, at prompts of these names; None if there is something to do."""
     if not (folder / NAME).exists():
         save_json(folder / NAME, {**asked, "versions": versions(), "found": None})
         return None
-    there = load_json(folder / NAME)
+    there = _said(folder)
     different = sorted(name for name in asked if there.get(name) != asked[name])
     if different:
         raise RunError(
             f"{place} was asked with another {', '.join(different)}; resume with what it was started with, or choose "
             "another --out"
         )
-    return None if there.get("found") is None else _load(folder)
+    if there["found"] is None:
+        return None
+    found = _load(folder)
+    named = all([each.name for each in one.by_prompt] == list(names) for one in found)
+    if not named or [each.threshold for each in found] != asked["thresholds"]:
+        raise RunError(
+            f"{folder / NAME} is damaged: what was found is of other prompts or thresholds than were asked; restore it "
+            "or start over with --overwrite"
+        )
+    return found
 
 
 def _is_of(asked: Mapping[str, Any], folder: Path) -> bool:
     """Whether what an earlier attempt has left is of the same question."""
     try:
-        there = load_json(folder / NAME)
+        there = _said(folder)
     except RunError:
         return False
     return all(there.get(name) == value for name, value in asked.items())

@@ -26,6 +26,7 @@ from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
 from twistlm.sampling.exact.collect import bound_of
 from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.exact.provenance import identity
 from twistlm.sampling.prompts import Entry
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.target import Target
@@ -72,7 +73,8 @@ def train(
         seed: of everything random; the same seed gives the same run bit for bit on the same machine.
         out: run folder, or a URL of one in a store, as s3://bucket/run; None keeps everything in memory.
         exists: what to do if `out` exists: "refuse", "resume" or "overwrite", which replaces it when all is done.
-        draws: a file of `twistlm collect` for the same target, used instead of new draws; `out` shares it.
+        draws: a file of `twistlm collect` for the same target, used instead of new draws; `out` shares it. What is
+            resumed goes on with the draws that it began with, and takes the same file or none.
         config: all settings at once; what is given besides overrides it.
         start: a run whose twist is gone on from (of the same kind); none starts at log ψ = 0.
         **training: fields of `TrainingConfig`, as num_particles=100 and num_updates=500, and what else
@@ -83,7 +85,8 @@ def train(
     Raises:
         ConfigError: a setting is unknown or out of range.
         UpperBoundError: base draws are asked for, and φ has no known upper bound.
-        RunError: `out` exists and must not, cannot be resumed, or is being written by somebody else.
+        RunError: `out` exists and must not, cannot be resumed, or not with these draws, or is being written by
+            somebody else.
         StorageError: the system refuses, or files of the run were deleted meanwhile.
         TrainingError: the loss became infinite, or batch after batch has no sequence of φ > 0.
         ProcessError: another of the processes has ended.
@@ -118,6 +121,8 @@ def _train(
 ) -> Run:
     """The same, on this machine; `draws` need not be there for any process but the first."""
     processes.of_first(lambda: None if out is None else RunFolder.check(out, exists))
+    if draws is None and exists == "resume":
+        draws = processes.of_first(lambda: None if out is None else RunFolder.given_draws(out))
     # What can be refused is refused before a folder is made or replaced.
     target.check()
     if config.num_draws == 0 and draws is None and is_conditional(target.potential):
@@ -145,9 +150,9 @@ def _train(
     if out is None:
         return _trained(target, config, built, None, given, processes)
     check_room(out, _room(config, target, built, given))
-    with RunFolder.writing(out, _asked(target, config), exists) as folder:
-        if draws is not None:
-            folder.share_draws(draws)
+    with RunFolder.writing(out, _asked(target, config, given), exists) as folder:
+        if draws is not None and given is not None:
+            folder.share_draws(draws, given)
         return _trained(target, config, built, folder, given, processes)
 
 
@@ -159,6 +164,9 @@ def _go_on(twist: Twist, start: Run) -> None:
         raise ConfigError(
             "start has a twist of another kind than the one to be trained; take the same kind and options"
         )
+    if other is not None and float(other.head.shrinkage) == 0.0:
+        # Nothing better than the base model was found there: times 0, its parameters would have no gradient.
+        return
     twist.module.load_state_dict(held)
 
 
@@ -257,13 +265,13 @@ def fine_tune(
     return train(target, config=config, out=out, start=run, **training)
 
 
-def _asked(target: Target, config: RunConfig) -> AskedRun:
+def _asked(target: Target, config: RunConfig, given: Collection | None) -> AskedRun:
     described: dict[str, Any] | None = None
     try:
         described = target.spec()
     except ConfigError as error:
         logger.warning(coded("TW106", "the run is saved without its target, which Run.load must be given (%s)"), error)
-    return AskedRun(described, config)
+    return AskedRun(described, config, None if given is None else identity(given))
 
 
 def collect(target: Target, config: RunConfig, rng: Rng, path: Path | None, *, training: bool) -> Collection:
@@ -284,6 +292,11 @@ def collect(target: Target, config: RunConfig, rng: Rng, path: Path | None, *, t
 
 
 def _collect(target: Target, config: RunConfig, rng: Rng, folder: RunFolder | None) -> Collection | None:
+    # One that trains has all its draws, and they stay as many: they may have been given before folders said so.
+    if folder is not None and folder.checkpoint.exists() and folder.draws.exists():
+        there = target.draws(folder.draws)
+        if bool(there.accepted.any()):
+            return there
     if config.num_draws == 0:
         return None
     try:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 
 from tests.runs.sweeps.test_pooled import certificate
 from twistlm.certificates.certificate import Certificate
+from twistlm.cli import main
 from twistlm.core.errors import RunError
 from twistlm.core.storage import save_lines
-from twistlm.runs.folder import RunFolder
+from twistlm.models import bundled
+from twistlm.runs.config import RunConfig
+from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.texts import TextSamples
 
 FOUND = Certificate.from_dict(certificate(-4.0, -2.0, -3.5, -2.5))
@@ -87,3 +91,45 @@ def test_a_history_knows_the_lines_it_needs(folder: RunFolder) -> None:
     assert (at, held_out.low, f) == (1, -math.inf, None)
     assert history.certificates == {1: FOUND}
     assert len(folder.metrics()) == 4
+
+
+@pytest.mark.parametrize("command", ["train toxicity --preset smoke --num-tokens 3", "demo --preset smoke"])
+@pytest.mark.parametrize("policy", ["--overwrite", "--resume"])
+def test_a_language_model_is_no_run(
+    command: str, policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(bundled.folder("stories"), tmp_path / "model"))
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    assert main([*command.split(), "--out", str(model), policy]) == 2
+    assert capsys.readouterr().err == f"error: {model} is not a run folder, so it is left alone; choose another --out\n"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("exists", ["resume", "overwrite"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": 1, "run": {', r"config\.json is corrupt \(.*\); restore it, or delete the folder"),
+        ("\0\udcff", r"config\.json is corrupt \(.*\); restore it, or delete the folder"),
+        ("[]", "is not a run folder, so it is left alone"),
+        ('{"format": 1}', "is not a run folder, so it is left alone"),
+        ('{"format": "pt", "run": {}}', "is not a run folder, so it is left alone"),
+        ('{"model_type": "gpt2", "run": {}}', "is not a run folder, so it is left alone"),
+    ],
+)
+def test_what_may_be_no_run_is_left_alone(exists: str, text: str, message: str, folder: RunFolder) -> None:
+    (folder.path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    before = {path: path.read_bytes() for path in folder.path.iterdir()}
+    with (
+        pytest.raises(RunError, match=message),
+        RunFolder.writing(folder.path, AskedRun(None, RunConfig()), exists),
+    ):
+        pass
+    assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+def test_a_run_of_another_format_is_a_run(folder: RunFolder) -> None:
+    (folder.path / "config.json").write_text(json.dumps({"format": 99, "run": {}}))
+    with pytest.raises(RunError, match="written in format 99"):
+        RunFolder.open(folder.path)
+    RunFolder.check(folder.path, "overwrite")

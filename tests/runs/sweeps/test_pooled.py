@@ -229,6 +229,18 @@ def test_pictures_of_two_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "mild" / "table.md").exists()
 
 
+def test_pictures_of_sweeps_of_one_name_are_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other, out = tmp_path / "a" / "sweep", tmp_path / "b" / "sweep", tmp_path / "pics"
+    for path in (one, other):
+        fabricate(path, {("ctl", 0): certificate(-4.0, None, -3.0, None)}, seeds=1)
+    assert main(["plot", str(one), str(one.parent / "." / "sweep"), "--out", str(out)]) == 2
+    assert "a sweep is named twice" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["plot", str(one), str(other), "--out", str(out)]) == 0
+    drawn = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    assert drawn == {"frontier.png"} | {f"{of}/sweep/{name}.png" for of in "ab" for name in ("bounds", "resampling")}
+
+
 def test_every_number_of_every_run_as_a_data_frame(tmp_path: Path) -> None:
     found = {("ctl", 0): certificate(-4.0, -2.0, -3.5, -2.5), ("dpg", 1): certificate(-4.5, None, -3.5, None)}
     frame = fabricate(tmp_path / "sweep", found, 2).to_pandas()

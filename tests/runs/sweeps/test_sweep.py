@@ -123,9 +123,9 @@ def test_only_what_is_missing_is_done_again_and_comes_out_the_same(
     assert "all 4 runs are done" in capsys.readouterr().out
 
 
-def test_a_target_that_differs_by_condition_gets_one_reference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> Request:
+    """A sweep of an experiment "ends", gone again afterwards, whose target differs by condition."""
     monkeypatch.setitem(registry._ENTRIES, "experiment", {**registry.available("experiment")})
     training = replace(TINY.training, target_source="exact", num_cases=8)
     config = replace(TINY, twist="conditional", training=training, evaluation=EvaluationConfig((2, 4), 64, 32))
@@ -135,8 +135,13 @@ def test_a_target_that_differs_by_condition_gets_one_reference(
         """What comes before an end."""
         return {"small": Preset("tiny", lambda: Target(tiny_lm(), Infilling(1), "5", 2, eos="ignore"), config)}
 
-    request = Request("ends", "small", methods=("ctl", "dpg"), num_seeds=1)
-    folder = sweep(request, tmp_path)
+    return Request("ends", "small", methods=("ctl", "dpg"), num_seeds=1)
+
+
+def test_a_target_that_differs_by_condition_gets_one_reference(
+    ends: Request, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep(ends, tmp_path)
     pooled = read(tmp_path)
     assert pooled.reference is not None
     assert pooled.reference.run == str(pooled.best.cell)
@@ -151,9 +156,49 @@ def test_a_target_that_differs_by_condition_gets_one_reference(
         assert row.kl_q_target.value + row.kl_target_q.value > 0
     assert pooled.log_Z == found.divergences.log_Z
     written = (folder.path / "reference.json").stat().st_mtime_ns
-    sweep(request, tmp_path)
-    assert (folder.path / "reference.json").stat().st_mtime_ns == written
     assert "bounding log Z" in capsys.readouterr().out
+    sweep(ends, tmp_path)
+    assert (folder.path / "reference.json").stat().st_mtime_ns == written
+    assert "bounding log Z" not in capsys.readouterr().out
+
+
+def test_a_sweep_killed_before_its_reference_gets_it_all_the_same(
+    ends: Request, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All runs were done, so that nothing was left to do."""
+    request, path = replace(ends, methods=("ctl",)), tmp_path / "reference.json"
+
+    def killed(number: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(SweepFolder, "save_reference", lambda *given: pytest.fail("killed"))
+            with pytest.raises(pytest.fail.Exception, match="killed"):
+                sweep(replace(request, num_seeds=number), tmp_path)
+        assert len(read(tmp_path).results) == number
+
+    killed(1)
+    assert not path.exists()
+    assert read(tmp_path).reference is None
+    sweep(request, tmp_path)
+    first = files(tmp_path)
+    assert "reference.json" in first
+    path.unlink()
+    sweep(request, tmp_path)
+    assert files(tmp_path) == first
+    # One from before other runs were done is none of all.
+    before = path.stat().st_mtime_ns
+    killed(2)
+    assert path.stat().st_mtime_ns == before
+    capsys.readouterr()
+    sweep(replace(request, num_seeds=2), tmp_path)
+    assert path.stat().st_mtime_ns > before
+    pooled = read(tmp_path)
+    assert pooled.reference is not None
+    assert f"by the best run ({pooled.best.cell})" in capsys.readouterr().out
+    # Nor is one of another run, whenever it was made.
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"run": "ctl, seed 7"}))
+    sweep(replace(request, num_seeds=2), tmp_path)
+    assert json.loads(path.read_text())["run"] == values["run"]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -326,9 +326,13 @@ def test_the_same_sequences_are_known_under_another_name_but_short_ones_may_coin
     renamed = replace(run.collection, streams=(Stream(9, ("elsewhere",), 96),))
     # Four tokens of this model: e⁻²⁰ pairs are never reached, so that coincidences are legitimate.
     refuse_seen(renamed, run.collection, "a file")
-    improbable = replace(renamed, draws=replace(renamed.draws, log_p=renamed.draws.log_p * 10))
+    log_p = renamed.draws.log_p * 10
+    improbable = replace(renamed, draws=replace(renamed.draws, log_p=log_p, log_q=log_p))
     with pytest.raises(ExactSamplesError, match=r"sequences in both"):
         refuse_seen(improbable, replace(run.collection, draws=improbable.draws), "a file")
+    # Under a constraint that leaves few of them, what p₀ never draws twice comes again and again.
+    constrained = replace(renamed, draws=replace(improbable.draws, log_q=renamed.draws.log_p))
+    refuse_seen(constrained, replace(run.collection, draws=constrained.draws), "a file")
 
 
 def test_a_run_checks_its_draws_when_it_is_opened(run: Run, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import improvement
@@ -51,9 +50,12 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
         "peak_memory_gib": round(_peak_gib(), 2),
     }
     more = {"improvement_kl_target_q": None if gain is None else gain.as_dict(), "cost": cost}
-    _save(run, certificates, columns, more)
-    assert run.folder is not None
-    page, _ = save_report([Record.read(out, out.name)], run.folder.report)
+    folder = run.folder
+    assert folder is not None
+    with folder.adding():
+        folder.evaluations.add(certificates, dataclasses.asdict(run.config.evaluation), **more)
+        folder.save_samples(columns)
+        page, _ = save_report([Record.read(out, out.name)], folder.report)
     # Everything is on disk before it is shown.
     _show(certificates, gain, columns, power_of(target.potential))
     print(
@@ -79,15 +81,6 @@ def _show(
         for name, drawn in columns.items()
     }
     screen.print(samples_table(scores))
-
-
-def _save(
-    run: Run, certificates: Mapping[str, Certificate], columns: Mapping[str, TextSamples], more: Mapping[str, Any]
-) -> None:
-    folder = run.folder
-    assert folder is not None
-    folder.evaluations.add(certificates, dataclasses.asdict(run.config.evaluation), **more)
-    folder.save_samples(columns)
 
 
 def _peak_gib() -> float:

@@ -1,7 +1,8 @@
 """What the methods write: base draws beside twisted SMC, for the settings that an experiment is best looked at in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from twistlm.report.record import BASE, TWISTED
 from twistlm.report.tables import samples_table
 from twistlm.runs.config import RunConfig
 from twistlm.runs.experiments import get_preset
-from twistlm.runs.folder import RunFolder
+from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run
 from twistlm.runs.train import train
 from twistlm.sampling.target import Target
@@ -48,7 +49,7 @@ def gallery(
 
     Raises:
         ConfigError: there is no such experiment, preset or method.
-        RunError: a run is there and must not be.
+        RunError: a run is there and must not be, or something else.
     """
     chosen: dict[str, tuple[str, Target, RunConfig]] = {}
     for options in lookup("experiment", experiment).options["gallery"]:
@@ -56,21 +57,19 @@ def gallery(
         # A conservative name: it becomes a folder.
         name = "-".join(f"{key}-{value}".replace(" ", "-") for key, value in options.items()) or "run"
         about = ", ".join(f"{key} = {value}" for key, value in options.items()) or experiment
-        chosen[name] = about, size.target(), _simplified(size.config(method), size.target())
-        RunFolder.check(out / name, exists)
-    if exists == "overwrite" and (foreign := _foreign(out)):
-        raise RunError(
-            f"{out} is not a gallery's folder ({foreign} is there), so it is left alone; choose another --out"
-        )
+        chosen[name] = about, size.target(), _simplified(size.config(method), size.target()).changed(seed=seed)
+    _check(out, chosen.keys(), exists)
     # What can be refused is refused before anything is made or replaced.
     for _, target, _ in chosen.values():
         check_sizes(TOKEN_BYTES * target.num_tokens * PARTICLES_PER_SAMPLE, num_samples=num_samples)
         target.check()
-    with writing(out, replace=exists == "overwrite") as draft:
+    with writing(out, replace=exists == "overwrite", goes_on=partial(_is_of, chosen)) as draft:
+        # Somebody else may have been quicker.
+        _check(out, chosen.keys(), exists)
         pictures: list[Picture] = []
         policy = "refuse" if exists == "refuse" else "resume"
         for name, (about, target, config) in chosen.items():
-            run = train(target, config=config, seed=seed, out=draft.path / name, exists=policy)
+            run = train(target, config=config, out=draft.path / name, exists=policy)
             pictures += _pictures(run, about, num_samples, seed)
         rows = [
             {"picture": picture.title, "sampler": sampler, "text": text, "log_phi": log_phi}
@@ -89,13 +88,40 @@ def _simplified(config: RunConfig, target: Target) -> RunConfig:
     return config.changed(evaluation={"during_training": False}, num_draws=num_draws)
 
 
-def _foreign(out: Path) -> str | None:
-    """The name of something in a folder that no gallery has put there; None if there is nothing."""
-    entries = list(out.iterdir()) if is_occupied(out) else []
-    return next(
-        (each.name for each in entries if not (each.name == PICTURES or is_lock(each.name) or RunFolder.is_one(each))),
-        None,
-    )
+def _check(out: Path, names: Set[str], exists: str) -> None:
+    """Refuse what a gallery of the runs of these names may not write to or replace.
+
+    Raises:
+        RunError: a run or another gallery is there and must not be, or something that is neither.
+    """
+    for name in names:
+        RunFolder.check(out / name, exists)
+    there = _entries(out)
+    if exists == "overwrite" and (foreign := sorted(there - names - {PICTURES})):
+        raise RunError(
+            f"{out} is not this gallery's folder ({foreign[0]} is there), so it is left alone; choose another --out"
+        )
+    if PICTURES in there and (exists == "refuse" or (exists == "resume" and names.isdisjoint(there))):
+        raise RunError(f"{out / PICTURES} exists already, of other runs than this gallery's; choose another --out")
+
+
+def _is_of(chosen: Mapping[str, tuple[str, Target, RunConfig]], out: Path) -> bool:
+    """Whether a folder has runs of this gallery, asked just so, and nothing else."""
+    runs = _entries(out) - {PICTURES}
+    return runs <= chosen.keys() and all(RunFolder.is_of(out / name, _asked(*chosen[name][1:])) for name in runs)
+
+
+def _asked(target: Target, config: RunConfig) -> AskedRun:
+    try:
+        return AskedRun(target.spec(), config)
+    except ConfigError:
+        # Its potential has no JSON form.
+        return AskedRun(None, config)
+
+
+def _entries(out: Path) -> set[str]:
+    """The names of what is in a folder, but for its lock."""
+    return {each.name for each in out.iterdir() if not is_lock(each.name)} if is_occupied(out) else set()
 
 
 def show(pictures: list[Picture], console: Console) -> None:

@@ -28,6 +28,7 @@ VARIABLES = {
     "TWISTLM_CACHE": "where converted models and compiled constraints are kept; by default ~/.cache/twistlm",
     "TWISTLM_PROGRESS": "0 for no progress bars",
     "TWISTLM_API_KEY": "what `twistlm serve` asks its clients for",
+    "TWISTLM_URL": "where garak finds what `twistlm serve` serves; by default http://127.0.0.1:8000/v1",
     "HF_HOME": "where models of the hub are kept; by default ~/.cache/huggingface",
     "HF_HUB_OFFLINE": "1: nothing is downloaded, and what is here is used",
     "HF_TOKEN": "for models of the hub that want an account",

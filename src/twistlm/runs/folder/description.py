@@ -27,14 +27,18 @@ class AskedRun:
     Attributes:
         target: what `Target.spec` says; None if the potential has no JSON form.
         run: the settings.
+        draws: what tells the base draws that are given from others; None of a run that collects its own.
     """
 
     target: Mapping[str, Any] | None
     run: RunConfig
+    draws: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, as the file holds them."""
-        fields = {"format": FORMAT, "target": self.target, "run": self.run.as_dict()}
+        fields: dict[str, Any] = {"format": FORMAT, "target": self.target, "run": self.run.as_dict()}
+        if self.draws is not None:
+            fields["draws"] = self.draws
         # Going on with another version of a plugin would make one run of two.
         if plugins := self.run.plugins(self.target):
             fields["plugins"] = plugins
@@ -53,6 +57,8 @@ class Described:
         versions: of everything that results depend on.
         plugins: what tells parts of others from their later versions.
         fingerprint: of the target, in folders that were made to be used elsewhere.
+        draws: what tells the base draws that were given from others; None of a run that collected its own, and in
+            folders of older versions.
     """
 
     __pydantic_config__ = STRICT
@@ -63,6 +69,7 @@ class Described:
     versions: Mapping[str, str]
     plugins: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
+    draws: str | None = None
 
     def target_at(self, run: Path, model: str | Path | None, trust_functions: Trust) -> Target:
         """The target of the run in that folder.
@@ -145,7 +152,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         RunError: there is none, or it is corrupt or of another version.
     """
-    config = load_json(path / NAME)
+    config = _loaded(path)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         written = config.get("format") if isinstance(config, dict) else None
         raise RunError(f"{path} was written in format {written} and this version reads format {FORMAT}; train it again")
@@ -155,6 +162,31 @@ def read(path: Path) -> dict[str, Any]:
             del training["num_conditions"]
             training["num_cases"] = count
     return config
+
+
+def is_a_runs(path: Path) -> bool:
+    """Whether a folder's config.json is a run's, of whatever format: a language model's has the same name.
+
+    Raises:
+        RunError: it is corrupt, so that nobody can tell.
+        StorageError: it cannot be read.
+    """
+    match _loaded(path) if (path / NAME).is_file() else None:
+        case {"format": int(), "run": dict()}:
+            return True
+    return False
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        return load_json(path / NAME)
+    except RunError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise
+        # Not to be started over with --overwrite: nothing says any more that the folder is a run's.
+        raise RunError(
+            f"{path / NAME} is corrupt ({error.__cause__}); restore it, or delete the folder and start over"
+        ) from error
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:

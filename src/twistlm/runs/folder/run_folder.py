@@ -19,6 +19,8 @@ from twistlm.runs.folder.place import Place, check_policy
 from twistlm.runs.folder.samples import SampleRow
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling.diagnostics import Diagnostics
+from twistlm.sampling.exact.collection import Collection, load
+from twistlm.sampling.exact.provenance import identity
 from twistlm.twists.informed import Informed
 
 
@@ -64,14 +66,33 @@ class RunFolder(Place):
 
         Raises:
             RunError: the folder exists and must not, or is no run folder.
+            StorageError: it cannot be told whether it is one.
             ConfigError: unknown policy.
         """
-        check_policy(path, exists, RunFolder.is_one, "a run folder")
+        check_policy(path, exists, RunFolder.is_ours, "a run folder")
+
+    @staticmethod
+    def is_ours(path: Path) -> bool:
+        """Whether a run folder is there for certain, which alone may be written to or replaced.
+
+        Raises:
+            RunError: its config.json is corrupt, so that nobody can tell.
+            StorageError: the system refuses to say.
+        """
+        return description.is_a_runs(path)
 
     @staticmethod
     def is_one(path: Path) -> bool:
-        """Whether a run folder is there. Not for a folder that may be a language model's: that has this file too."""
+        """Whether there is something to be read as a run folder; a language model's folder has this file too."""
         return (path / description.NAME).is_file()
+
+    @staticmethod
+    def is_of(path: Path, asked: AskedRun) -> bool:
+        """Whether a run that was asked just this, and made by just these versions, is there."""
+        try:
+            return description.read(path) == _whole(asked)
+        except TwistError:
+            return False
 
     @staticmethod
     def has_begun(path: Path) -> bool:
@@ -96,11 +117,10 @@ class RunFolder(Place):
             ConfigError: unknown policy.
         """
         RunFolder.check(path, exists)
-        whole = {**asked.as_dict(), "versions": versions()}
-        with writing(path, replace=exists == "overwrite", goes_on=partial(_is_of, whole)) as draft:
+        with writing(path, replace=exists == "overwrite", goes_on=partial(RunFolder.is_of, asked=asked)) as draft:
             # Somebody else may have been quicker.
             RunFolder.check(path, exists)
-            folder = RunFolder._begun(draft.path, path, whole)
+            folder = RunFolder._begun(draft.path, path, _whole(asked))
             remove_temporary(draft.path)
             yield folder
             folder._check_complete()
@@ -113,8 +133,12 @@ class RunFolder(Place):
             save_json(path / description.NAME, whole)
             return RunFolder(path)
         asked, there = ({k: v for k, v in each.items() if k != "versions"} for each in (whole, description.read(path)))
+        # Folders of older versions do not say which draws were given (`share_draws`).
+        there = {name: asked[name] for name in ("draws",) if name in asked} | there
         if there != asked:
             different = sorted(k for k in {*there, *asked} if there.get(k) != asked.get(k))
+            if different == ["draws"]:
+                raise _other_draws(place)
             raise RunError(
                 f"{place} holds a run with another {', '.join(different)}; resume with the settings it was "
                 "started with, or choose another --out"
@@ -257,10 +281,33 @@ class RunFolder(Place):
 
     # --- Draws and samples ---
 
-    def share_draws(self, source: Path) -> None:
-        """Make the draws those of a file, unless there are some."""
+    @staticmethod
+    def given_draws(path: Path) -> Path | None:
+        """The draws that the run in a folder was given when it began; None if it was given none, or does not say so.
+
+        Raises:
+            RunError: it is corrupt, or they are gone.
+        """
+        if not RunFolder.is_one(path) or description.read(path).get("draws") is None:
+            return None
+        draws = RunFolder(path).draws
+        if not draws.exists():
+            raise RunError(f"{draws} is gone, the draws that the run was given; give the same file again with --draws")
+        return draws
+
+    def share_draws(self, source: Path, given: Collection) -> None:
+        """Make the draws those that are given, in a file, unless they are; and say so.
+
+        Raises:
+            RunError: there are others.
+        """
         if not self.draws.exists():
             share(source, self.draws)
+        elif not self.draws.samefile(source) and identity(load(self.draws, given.target)) != identity(given):
+            raise _other_draws(self.path)
+        said = description.read(self.path)
+        if said.get("draws") is None:
+            save_json(self.path / description.NAME, {**said, "draws": identity(given)})
 
     def save_samples(self, drawn: TextSamples | Mapping[str, TextSamples], base: TextSamples | None = None) -> Path:
         """Keep samples, and what SMC recorded of them; those that were there move to `samples/`.
@@ -307,9 +354,13 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
     return None
 
 
-def _is_of(whole: Mapping[str, Any], path: Path) -> bool:
-    """Whether a run that was asked just this is there."""
-    try:
-        return description.read(path) == whole
-    except TwistError:
-        return False
+def _other_draws(place: Path) -> RunError:
+    return RunError(
+        f"{place} holds a run that began with other base draws; leave out --draws to resume with those, or choose "
+        "another --out"
+    )
+
+
+def _whole(asked: AskedRun) -> dict[str, Any]:
+    """What config.json says of a run that is begun now."""
+    return {**asked.as_dict(), "versions": versions()}

@@ -30,6 +30,7 @@ from twistlm.core.folders import Draft, is_occupied, writing
 from twistlm.core.storage import as_type, load_json, load_typed, remove_temporary, save_json
 from twistlm.core.work import Failure
 from twistlm.runs.folder import Evaluation, RunFolder, versions
+from twistlm.runs.folder.evaluations import CERTIFICATE
 
 NAME = "sweep.json"
 FORMAT = 1
@@ -322,6 +323,19 @@ class SweepFolder:
         if "certificate" not in evaluation.certificates:
             raise RunError(f"{self._reference} is damaged: it has no certificate; delete it and sweep again")
         return Reference(str(load_json(self._reference).get("run")), evaluation.certificates["certificate"])
+
+    def has_reference(self, best: Cell) -> bool:
+        """Whether log Z was bounded by this run, and after the last of all was done.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        reference = self.load_reference()
+        if reference is None or reference.run != str(best):
+            return False
+        made = self._reference.stat().st_mtime_ns
+        done = [cell for cell in self.cells if self.finished(cell)]
+        return all((self.run(cell).path / CERTIFICATE).stat().st_mtime_ns <= made for cell in done)
 
     def save_reference(self, reference: Reference) -> None:
         """Keep what bounds log Z."""

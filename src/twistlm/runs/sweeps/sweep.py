@@ -158,7 +158,8 @@ def sweep(request: Request, out: Path, *, engine: Engine | None = None, overwrit
                 [_Piece(request, folder.path, folder.draws if draws else None, cell) for cell in todo],
                 engine or Local(),
             )
-            _refer(request, folder)
+        # Also where an earlier attempt was killed just before.
+        _refer(request, folder)
         _report_failures(folder)
     place = shown(out)
     print(f"all {len(folder.cells)} runs are done: {place}; see `twistlm table {place}` and `twistlm plot {place}`")
@@ -264,9 +265,9 @@ class _Piece:
 
 
 def _refer(request: Request, folder: SweepFolder) -> None:
-    """Bound log Z over all conditions by the best run, if the target differs by condition."""
+    """Bound log Z over all conditions by the best run, if the target differs by condition and that is not done."""
     pooled = Pooled(folder)
-    if not pooled.conditional:
+    if not pooled.conditional or folder.has_reference(pooled.best.cell):
         return
     cell, sandwich = pooled.best.cell, main_bounds(pooled.best.after.bounds)
     print(f"bounding log Z over all conditions by the best run ({cell})", flush=True)

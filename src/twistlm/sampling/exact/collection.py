@@ -56,7 +56,11 @@ class ExactSamples:
         """
         if at + count > len(self):
             raise ExactSamplesError(f"{count} exact samples are needed and {len(self) - at} are left; collect more")
-        return replace(self, samples=self.samples.select(torch.arange(at, at + count)))
+        return self.select(torch.arange(at, at + count))
+
+    def select(self, index: Tensor) -> "ExactSamples":
+        """The samples at `index`."""
+        return replace(self, samples=self.samples.select(index))
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Collection:
         log_most: log of what p₀φ / (q sup φ) could be at most when each was drawn [n] (`exact.ruled_out`); None for
             base draws, of which it is 1.
         log_uppers: for each prompt, log of what Z / sup φ can be at most by all that was ruled out; none of base draws.
+        positions: of a part: where each of its draws is among those of the streams [n]; None of a whole.
     """
 
     draws: Samples
@@ -83,6 +88,7 @@ class Collection:
     uniforms: Tensor | None
     log_most: Tensor | None = None
     log_uppers: Mapping[tuple[int, ...], float] = field(default_factory=dict)
+    positions: Tensor | None = None
 
     @property
     def are_base_draws(self) -> bool:
@@ -142,8 +148,14 @@ class Collection:
     def select(self, index: Tensor) -> "Collection":
         """The draws at `index`; where the whole came from stays recorded."""
         uniforms, most = (None if each is None else each[index] for each in (self.uniforms, self.log_most))
-        draws = self.draws.select(index)
-        return replace(self, draws=draws, accepted=self.accepted[index], uniforms=uniforms, log_most=most)
+        return replace(
+            self,
+            draws=self.draws.select(index),
+            accepted=self.accepted[index],
+            uniforms=uniforms,
+            log_most=most,
+            positions=index if self.positions is None else self.positions[index],
+        )
 
     def at(self, cases: Cases) -> "Collection":
         """The draws of some cases' prompts."""

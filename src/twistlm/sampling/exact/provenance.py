@@ -1,15 +1,19 @@
 """Whether draws are what they are taken for: of this model and potential, and unseen by what they judge."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 
 from twistlm.core.errors import ExactSamplesError
+from twistlm.core.identity import digest
 from twistlm.core.rng import Rng
 from twistlm.potentials.base import evaluate
 from twistlm.sampling.cases import Cases, distinct
 from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.exact.file import Stream
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 
@@ -105,8 +109,59 @@ def refuse_seen(offered: Collection, seen: Collection, where: str) -> None:
         )
 
 
+def refuse_trained_on(judging: Collection, seen: Sequence[Collection], where: str, proposal: str) -> None:
+    """Refuse what a run keeps for evaluation as evidence for another run, whose training had the parts `seen`.
+
+    Two runs may share streams of random numbers and yet no draw: what one kept the other kept, too.
+
+    Raises:
+        ExactSamplesError: some of it is the same.
+    """
+    for part in seen:
+        count, again = _num_common(judging, part), _rare(judging, part) & _rare(part, judging)
+        if count or again:
+            what = f"{count} draws" if count else f"{len(again)} sequences"
+            raise ExactSamplesError(
+                f"{where} keeps draws for evaluation that the training of {proposal} has seen ({what} in both): they "
+                "prove nothing about it. Certify it by others (twistlm certify --draws, a file collected with another "
+                "--seed), or train one of the two with another --seed"
+            )
+
+
+def identity(collection: Collection) -> str:
+    """What tells draws from others: the sequences with what is known and kept of each, and where they came from."""
+    draws = collection.draws
+    siblings = None if draws.siblings is None else draws.siblings.tokens
+    of_each = [draws.tokens, draws.log_phi, collection.accepted, draws.conditions, siblings]
+    streams = [(each.seed, each.path, each.count) for each in collection.streams]
+    return digest([of_each, list(draws.prompts), streams])
+
+
+def _num_common(judging: Collection, seen: Collection) -> int:
+    """How many of the draws come from where some of those that were seen do."""
+    others = _origins(seen)
+    known = {(stream.seed, stream.path) for stream in others}
+    # Of a stream that was drawn so many at a time here and otherwise there, no draw is apart from the others.
+    return sum(
+        len(places & others.get(stream, places))
+        for stream, places in _origins(judging).items()
+        if (stream.seed, stream.path) in known
+    )
+
+
+def _origins(collection: Collection) -> dict[Stream, set[int]]:
+    """Which draws of each stream it has."""
+    ends = torch.tensor(list(accumulate(stream.count for stream in collection.streams)))
+    positions = torch.arange(len(collection.draws)) if collection.positions is None else collection.positions
+    found: dict[Stream, set[int]] = {}
+    for number, at in zip(torch.searchsorted(ends, positions, right=True).tolist(), positions.tolist(), strict=True):
+        found.setdefault(collection.streams[number], set()).add(at - int(ends[number]))
+    return found
+
+
 def _rare(collection: Collection, other: Collection) -> set[tuple[int, ...]]:
     """Sequences so improbable that none of them would be expected in both."""
     draws = collection.draws
-    rare = draws.log_p.sum(-1) < -math.log(len(draws) * len(other.draws)) - SURPRISE
+    # Under a constraint few may be possible, all of which p₀ hardly ever draws.
+    rare = draws.log_q.sum(-1) < -math.log(max(1, len(draws) * len(other.draws))) - SURPRISE
     return {tuple(row) for row in draws.tokens[rare].tolist()}

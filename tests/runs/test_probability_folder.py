@@ -1,0 +1,123 @@
+"""A folder of `twistlm probability` that is damaged: one line that names the file, and everything as it was."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fuzz.folders import damage
+from tests.fuzz.harness import contents
+from twistlm.cli import main
+from twistlm.core.errors import RunError
+from twistlm.runs.probability import load
+
+SEARCH = ["probability", "Once upon a time", "--regex", "e", "--thresholds", "1", "--num-tokens", "3", "--num-draws",
+          "64", "--num-samples", "64", "--max-rounds", "1"]  # fmt: skip
+
+# No search says so.
+NEVER = {"value": 0, "low": 0, "high": 0, "n": 1}
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWISTLM_PROGRESS", "0")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "found"
+    assert main([*SEARCH, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def out(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "found"))
+
+
+def refused(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that resuming is refused with; nothing has changed."""
+    before = contents(out)
+    assert main([*SEARCH, "--out", str(out), "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert contents(out) == before
+    return said
+
+
+def changed(path: Path, change: Callable[[Any], Any]) -> None:
+    """Another JSON value in the place of the file's."""
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda said: [], "everything: "),
+        (lambda said: None, "everything: "),
+        (lambda said: {name: said[name] for name in said if name != "found"}, "found: Field required"),
+        (lambda said: {**said, "found": 3}, "found: "),
+        (lambda said: {**said, "found": [{**said["found"][0], "hits": "many"}]}, "found.0.hits: "),
+        (lambda said: {**said, "found": [{**said["found"][0], "by_prompt": [7]}]}, "found.0.by_prompt.0: "),
+        (
+            lambda said: {**said, "found": [{**said["found"][0], "probability": NEVER}]},
+            "found.0.probability.high: Input should be greater than 0",
+        ),
+        (lambda said: {**said, "found": []}, "of other prompts or thresholds"),
+        (lambda said: {**said, "found": [{**said["found"][0], "by_prompt": []}]}, "of other prompts or thresholds"),
+    ],
+)  # fmt: skip
+def test_what_a_folder_does_not_say_of_itself(
+    change: Callable[[Any], Any], message: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(out / "probability.json", change)
+    said = refused(out, capsys)
+    assert f"{out / 'probability.json'} is damaged" in said
+    assert message in said
+    assert "restore it or start over with --overwrite" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{}", "threshold: Field required"),
+        ("[]", "everything: "),
+        ('{"threshold"', "is corrupt ("),
+        ('{"threshold": 1.0, "prompt": "1", "text": 3, "weight": 1, "log_phi": 0, "log_p": 0, "spans": []}', "text: "),
+    ],
+)
+def test_a_line_that_is_no_event(line: str, message: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = (out / "events.jsonl").read_text().splitlines()
+    (out / "events.jsonl").write_text("\n".join([events[0], line, *events[2:]]) + "\n")
+    said = refused(out, capsys)
+    assert f"{out / 'events.jsonl'} at line 2 is " in said
+    assert message in said
+    with pytest.raises(RunError, match="at line 2"):
+        load(out)
+
+
+def test_whatever_happens_to_them(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a seed, as `make fuzz` does to run folders: no traceback, and what is refused is as it was."""
+    for number in range(40):
+        out = Path(shutil.copytree(made, tmp_path / str(number)))
+        rng = random.Random(f"{number} probability")
+        how = damage(rng, out / rng.choice(("probability.json", "events.jsonl")))
+        before = contents(out)
+        code = main([*SEARCH, "--out", str(out), "--resume"])
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert (code, len(said)) in ((0, 0), (1, 1), (2, 1)), how
+        assert code == 0 or contents(out) == before, how
+
+
+def test_a_draft_that_is_damaged_is_begun_again(out: Path) -> None:
+    draft = out.with_name(".found.new")
+    draft.mkdir()
+    (draft / "probability.json").write_text("[]")
+    assert main([*SEARCH, "--seed", "1", "--out", str(out), "--overwrite"]) == 0
+    assert load(out)[0].num_draws == 64
+    assert not draft.exists()

@@ -1,0 +1,140 @@
+"""A run that goes on does so with the draws that it began with: others would move its folds, after it has trained."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.core.test_folders import contents
+from tests.training.test_trainer import CONFIG, tiny_target
+from twistlm import train
+from twistlm.core.errors import RunError
+from twistlm.core.rng import Rng
+from twistlm.runs.folder import RunFolder
+from twistlm.sampling.smc import Keep
+from twistlm.training import trainer
+
+# More draws than are given: what is grown is grown up to here.
+SMALL = replace(CONFIG, num_draws=512, chunk=128, training=replace(CONFIG.training, num_particles=32, num_updates=4))
+MADE = ("draws.safetensors", "checkpoint.safetensors", "twist.safetensors")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Draws `a`, and `b`: the same continued; and the run that nobody interrupts, trained on `a`."""
+    place = tmp_path_factory.mktemp("draws")
+    for name, count in (("a", 256), ("b", 512)):
+        if name == "b":
+            shutil.copy(place / "a", place / "b")
+        keep = Keep(features=True, siblings=4)
+        tiny_target().collect(Rng(3, ("twistlm collect",)), max_draws=count, chunk=128, path=place / name, keep=keep)
+    train(tiny_target(), config=SMALL, out=place / "whole", draws=place / "a")
+    return place
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, out: Path, **how: Any) -> None:
+    """Train for two updates, each of which is saved, and be told to end in the third."""
+    original, calls = trainer.score, iter(range(100))
+
+    def interrupted(*arguments: Any, **keywords: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "score", interrupted)
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_target(), config=SMALL, out=out, **how)
+    begun = out.with_name(f".{out.name}.new") if how.get("exists") == "overwrite" else out
+    assert (begun / "checkpoint.safetensors").exists()
+
+
+def forget(out: Path) -> None:
+    """Leave a folder as older versions did, which said nothing of draws."""
+    fields = json.loads((out / "config.json").read_text())
+    del fields["draws"]
+    (out / "config.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("given", ["a", None])
+def test_it_goes_on_with_those_and_they_do_not_grow(
+    given: str | None, old: bool, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    cut(monkeypatch, out, draws=files / "a")
+    if old:
+        forget(out)
+    run = train(tiny_target(), config=SMALL, out=out, exists="resume", draws=None if given is None else files / given)
+    assert run.collection is not None
+    assert len(run.collection.draws) == 256
+    for name in MADE:
+        assert (out / name).read_bytes() == (files / "whole" / name).read_bytes()
+    assert RunFolder.open(out).load_description().run == SMALL
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_others_are_refused(old: bool, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were taken, and all that the folder kept for evaluation was trained on."""
+    out = tmp_path / "run"
+    cut(monkeypatch, out, draws=files / "a")
+    if old:
+        forget(out)
+    before = contents(out)
+    message = (
+        r"run holds a run that began with other base draws; leave out --draws to resume .* or choose another --out$"
+    )
+    with pytest.raises(RunError, match=message):
+        train(tiny_target(), config=SMALL, out=out, exists="resume", draws=files / "b")
+    assert contents(out) == before
+
+
+def test_a_copy_is_the_same(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    cut(monkeypatch, out, draws=files / "a")
+    shutil.copy(files / "a", tmp_path / "copy")
+    train(tiny_target(), config=SMALL, out=out, exists="resume", draws=tmp_path / "copy")
+    assert (out / "twist.safetensors").read_bytes() == (files / "whole" / "twist.safetensors").read_bytes()
+
+
+def test_draws_that_are_gone_are_asked_for(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ones were collected in their place."""
+    out = tmp_path / "run"
+    cut(monkeypatch, out, draws=files / "a")
+    (out / "draws.safetensors").unlink()
+    with pytest.raises(RunError, match=r"draws\.safetensors is gone.*give the same file again with --draws"):
+        train(tiny_target(), config=SMALL, out=out, exists="resume")
+    with pytest.raises(RunError, match="began with other base draws"):
+        train(tiny_target(), config=SMALL, out=out, exists="resume", draws=files / "b")
+    train(tiny_target(), config=SMALL, out=out, exists="resume", draws=files / "a")
+    assert (out / "twist.safetensors").read_bytes() == (files / "whole" / "twist.safetensors").read_bytes()
+
+
+def test_a_run_that_collected_its_own_takes_no_others(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    cut(monkeypatch, out)
+    assert "draws" not in json.loads((out / "config.json").read_text())
+    with pytest.raises(RunError, match="began with other base draws"):
+        train(tiny_target(), config=SMALL, out=out, exists="resume", draws=files / "a")
+    run = train(tiny_target(), config=SMALL, out=out, exists="resume")
+    assert run.collection is not None
+    assert len(run.collection.draws) == 512
+
+
+def test_what_is_built_anew_from_others_begins_anew(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The draft that a kill had left went on with the draws of its own."""
+    out = tmp_path / "run"
+    shutil.copytree(files / "whole", out)
+    cut(monkeypatch, out, draws=files / "a", exists="overwrite")
+    run = train(tiny_target(), config=SMALL, out=out, exists="overwrite", draws=files / "b")
+    assert run.collection is not None
+    assert len(run.collection.draws) == 512
+    assert (out / "draws.safetensors").read_bytes() == (files / "b").read_bytes()

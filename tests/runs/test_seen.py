@@ -1,0 +1,125 @@
+"""What a run kept for its evaluation is no evidence for another that was trained on it, and is for one that was not."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import twistlm
+from tests.architectures import tiny_lm
+from tests.certificates.test_paired import CONFIG as PAIRED
+from tests.certificates.test_paired import target as paired_target
+from tests.runs.test_certify import CONFIG, small_numbers, tiny_target
+from twistlm import Run, Target, train
+from twistlm.core.errors import ExactSamplesError
+from twistlm.core.rng import Rng
+from twistlm.potentials import Function
+from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.exact.file import Stream
+from twistlm.sampling.exact.provenance import refuse_trained_on
+
+HOW: dict[str, Any] = {"num_particles": (2,), "num_samples": 16, "budget": 16}
+SMALL = replace(CONFIG, training=replace(CONFIG.training, num_particles=32, num_updates=1), chunk=256)
+SEEN = r"keeps draws for evaluation that the training of .* has seen \(\d+ draws in both\): they prove nothing"
+
+
+def both(judging: Run, proposing: Run) -> None:
+    """Certify the one by what the other kept, in both ways that there are."""
+    twistlm.certify(judging, proposing, **HOW)
+    judging.evaluate(**HOW, proposal_run=proposing, save=False)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return train(tiny_target(), config=SMALL)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_draws": 2048}, {"folds": (0.7, 0.2, 0.1)}, {"folds": (0.3, 0.4, 0.3)}, {"chunk": 128}],
+)
+def test_other_folds_of_the_same_draws_are_refused(settings: dict[str, Any], run: Run) -> None:
+    """One seed, and so one stream of draws; every one that judges may be one that was learned from."""
+    other = train(tiny_target(), config=replace(SMALL, **settings))
+    with pytest.raises(ExactSamplesError, match=SEEN):
+        twistlm.certify(run, other, **HOW)
+    with pytest.raises(ExactSamplesError, match=SEEN):
+        run.evaluate(**HOW, proposal_run=other, save=False)
+    fresh = run.target.collect(Rng(0, ("twistlm collect",)), max_draws=256)
+    assert twistlm.certify(run, other, draws=fresh, **HOW).divergences.kl_target_q is not None
+
+
+def test_what_neither_was_trained_on_judges_both(run: Run) -> None:
+    for settings in ({}, {"num_draws": 512}, {"folds": (0.3, 0.3, 0.4)}, {"folds": (0.5, 0.1, 0.1)}):
+        both(run, train(tiny_target(), config=replace(SMALL, **settings), method="ctl"))
+    both(run, run)
+    both(run, train(tiny_target(), config=replace(SMALL, num_draws=2048, seed=1)))
+    both(run, train(tiny_target(), config=replace(SMALL, num_draws=0), source="proposal", method="dpg"))
+
+
+def test_a_run_for_another_target_has_seen_them_too(run: Run) -> None:
+    lm = tiny_lm()
+    target = Target(lm, Function(lambda texts: [x / 2 for x in small_numbers(texts)], log_upper_bound=0.0), "5", 3,
+                    eos="ignore")  # fmt: skip
+    other = train(target, config=replace(SMALL, num_draws=2048))
+    with pytest.raises(ExactSamplesError, match=SEEN):
+        twistlm.certify(run, other, **HOW)
+
+
+def test_it_counts_that_they_were_not_read(run: Run, tmp_path: Path) -> None:
+    """As the command opens a run that is to propose."""
+    train(tiny_target(), config=replace(SMALL, num_draws=2048), out=tmp_path / "other")
+    train(tiny_target(), config=SMALL, out=tmp_path / "same")
+    opened = {name: Run.load(tmp_path / name, target=tiny_target(), draws=False) for name in ("other", "same")}
+    assert opened["other"].collection is None
+    with pytest.raises(ExactSamplesError, match=rf"^in memory {SEEN[:30]}.*training of {tmp_path / 'other'} has seen"):
+        run.evaluate(**HOW, proposal_run=opened["other"], save=False)
+    run.evaluate(**HOW, proposal_run=opened["same"], save=False)
+
+
+def test_with_conditions() -> None:
+    config = replace(PAIRED, num_draws=256, chunk=128, training=replace(PAIRED.training, num_updates=1, num_cases=8))
+    run, same, other = (train(paired_target(2, 2), config=replace(config, num_draws=n)) for n in (256, 256, 512))
+    both(run, same)
+    with pytest.raises(ExactSamplesError, match=SEEN):
+        both(run, other)
+    with pytest.raises(ExactSamplesError, match=SEEN):
+        run.evaluate(**HOW, proposal_run=other, save=False)
+
+
+def test_at_the_prompts_of_a_set() -> None:
+    target = Target(tiny_lm(), Function(small_numbers, log_upper_bound=0.0), prompts=["5", "6", "7"], num_tokens=3,
+                    eos="ignore")  # fmt: skip
+
+    def trained(**settings: Any) -> Run:
+        return train(target, config=replace(SMALL, num_draws=768, **settings))
+
+    run, same, other = trained(), trained(), trained(folds=(0.7, 0.2, 0.1))
+    both(run, same)
+    with pytest.raises(ExactSamplesError, match=SEEN):
+        twistlm.certify(run, other, **HOW)
+    for prompts in (None, "all"):
+        with pytest.raises(ExactSamplesError, match=SEEN):
+            run.evaluate(**HOW, proposal_run=other, prompts=prompts, save=False)
+    # There it is judged by new draws.
+    run.evaluate(**HOW, proposal_run=other, prompts=["8"], num_draws=64, save=False)
+
+
+def test_a_stream_that_was_drawn_from_otherwise_is_one_stream(run: Run) -> None:
+    assert run.collection is not None
+    whole: Collection = run.collection
+    judging, other = whole.split((0.25, 0.75))
+    refuse_trained_on(judging, [other], "A", "B")
+    counts = [stream.count for stream in whole.streams]
+    # All of its draws but those of the first chunk, as if each had been of one more; and then of that chunk, too.
+    longer = replace(other, streams=tuple(replace(each, count=each.count + 1) for each in whole.streams))
+    assert longer.positions is not None
+    refuse_trained_on(judging, [replace(longer, positions=longer.positions + 1)], "A", "B")
+    with pytest.raises(ExactSamplesError, match=rf"A keeps .* of B has seen \({counts[0]} draws in both\)"):
+        refuse_trained_on(judging, [longer], "A", "B")
+    elsewhere = replace(whole, streams=(Stream(9, ("elsewhere",), sum(counts)),))
+    refuse_trained_on(judging, [elsewhere], "A", "B")
+    rare = [replace(each, draws=replace(each.draws, log_q=each.draws.log_q - 50)) for each in (judging, elsewhere)]
+    with pytest.raises(ExactSamplesError, match=r"sequences in both"):
+        refuse_trained_on(rare[0], rare[1:], "A", "B")
