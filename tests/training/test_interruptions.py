@@ -33,8 +33,10 @@ def test_an_interrupted_training_ends_as_if_nothing_had_been(
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "score", interrupted)
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             started("cut")
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
     started("cut", "resume")
     for name in ("twist.safetensors", "checkpoint.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -97,10 +99,12 @@ def test_labels_of_collected_draws_are_those_that_training_began_with(
     """Of a run that goes on from another's twist; they were made anew by no twist at all."""
     tells = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
     target = Target(tiny_lm(), tells, "5", 4, eos="ignore", identity="small numbers")
-    begun = train(target, config=CONFIG, num_updates=20)
+    begun = train(target, config=CONFIG, num_updates=20, num_draws=6144, learning_rate=3e-3, shrinkages=())
+    held_out = [row["held_out"]["value"] for row in begun.history if row["kind"] == "evaluation"]
+    assert min(held_out) < held_out[0], "it says something"
     settings: dict[str, Any] = {
         "method": "gkl", "source": "dense", "pool_start": "collected", "num_updates": 6, "evaluate_every": 2,
-        "num_labels": 2000, "start": begun,
+        "num_labels": 40_000, "num_draws": 6144, "start": begun,
     }  # fmt: skip
 
     def started(name: str, exists: str = "refuse") -> None:
@@ -116,8 +120,10 @@ def test_labels_of_collected_draws_are_those_that_training_began_with(
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "score", interrupted)
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             started("cut")
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
     started("cut", "resume")
     for name in ("twist.safetensors", "checkpoint.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

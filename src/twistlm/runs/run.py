@@ -288,6 +288,7 @@ class Run(Shown, Publishable):
 
         Raises:
             ConfigError: a setting is unknown or out of range; or the run has no folder, and is to be saved.
+            ExactSamplesError: another run is to propose, and was trained on what this one kept for evaluation.
             RunError: somebody else is writing the folder, or it has another twist by now.
             StorageError: it was deleted or replaced, or the system refuses.
         """
