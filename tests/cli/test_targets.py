@@ -119,7 +119,7 @@ def test_train_sample_and_certify_on_folders_and_a_file_of_prompts(
 
 def test_a_target_of_ones_own_needs_no_experiment(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [*OWN, "--prompt", "Once upon"]
-    updates = ["--num-updates", "1", "--num-particles", "8", "--num-draws", "64"]
+    updates = ["--num-updates", "1", "--num-particles", "8"]
     assert main(["collect", *asked, "--num-draws", "64", "--out", "d.safetensors"]) == 0
     assert main(["train", *asked, *updates, "--draws", "d.safetensors", "--out", "run"]) == 0
     spending = ["--num-draws", "64", "--num-particles", "2", "--num-samples", "8", "--budget", "8"]
