@@ -1,5 +1,6 @@
 """The command line's entry, which imports nothing before it has arranged for being interrupted."""
 
+import gc
 import importlib
 import os
 import signal
@@ -17,6 +18,8 @@ def main() -> int:
     """Run `twistlm.cli.main`; until it takes over, a signal ends the process in one line."""
     for number in WORDS:
         signal.signal(number, _leave)
+    # Half a million objects of torch and transformers never become garbage, and are looked at for it ten times.
+    gc.set_threshold(50_000)
     from twistlm.cli import main as run
 
     if len(sys.argv) > 1 and sys.argv[1] not in WITHOUT_TORCH and HELP.isdisjoint(sys.argv):
@@ -30,6 +33,8 @@ def main() -> int:
         with suppress(OSError):
             sys.stdout.flush()
         os._exit(code)
+    # Nor are they at the end.
+    gc.freeze()
     return code
 
 
