@@ -131,13 +131,16 @@ def test_a_real_chat_model(tmp_path_factory, monkeypatch) -> None:
 def test_chats_that_were_not_asked_about_for_long_are_forgotten(stories, monkeypatch) -> None:
     """A server reads chats without end, those included that it refuses."""
     monkeypatch.setattr("twistlm.models.chats.REMEMBERED", 1000)
-    reader = ChatReader(stories.tokenizer, "stories")
-    kept = reader.encode(chat("Hi"))
+    reader, again = ChatReader(stories.tokenizer, "stories"), chat("Hi")
+    kept = reader.encode(again)
     first = reader.encode(chat("0" * 100))
     for number in range(1, 40):
         reader.encode(chat(str(number).rjust(100, "0")))
         reader.encode(chat(str(number).rjust(100, "0")))
+        # The very same object, which counted as often as it was read.
+        for _ in range(20):
+            assert reader.encode(again).equal(kept)
         assert reader.of(kept) == chat("Hi")
-    assert len(reader._read) <= 11
+    assert 9 <= len(reader._read) <= 11
     with pytest.raises(PromptError, match="has not read it as a chat"):
         reader.of(first)

@@ -148,7 +148,7 @@ class ChatReader:
 
     def __init__(self, tokenizer: Any, name: str) -> None:
         self.tokenizer, self.name = tokenizer, name
-        self._read: OrderedDict[bytes, Chat] = OrderedDict()
+        self._read: OrderedDict[bytes, tuple[Chat, int]] = OrderedDict()
         self._size = 0
 
     def encode(self, chat: Chat) -> Tensor:
@@ -167,12 +167,14 @@ class ChatReader:
         return torch.tensor(ids, dtype=torch.long)
 
     def _remember(self, name: bytes, chat: Chat) -> None:
-        # Several threads may be here: each step stands for itself.
-        if self._read.setdefault(name, chat) is chat:
+        # Several threads may be here: each step stands for itself. An entry is made anew, so that a chat that comes
+        # again, be it the very same object, counts once.
+        entry = (chat, chat.length)
+        if self._read.setdefault(name, entry) is entry:
             self._size += chat.length
         while self._size > REMEMBERED and len(self._read) > 1:
-            _, last = self._read.popitem(last=False)
-            self._size -= last.length
+            _, (_, length) = self._read.popitem(last=False)
+            self._size -= length
 
     def of(self, prompt: Tensor) -> Chat | None:
         """The chat that these tokens [P] were made of; None for a plain prompt.
@@ -181,10 +183,11 @@ class ChatReader:
             PromptError: they end as a chat does that waits for an answer, and no such chat was read here.
         """
         ids = tuple(prompt.tolist())
-        found = self._read.get(_name(ids))
+        name = _name(ids)
+        found, _ = self._read.get(name, (None, 0))
         if found is not None:
             with suppress(KeyError):
-                self._read.move_to_end(_name(ids))
+                self._read.move_to_end(name)
         # Taken for a plain prompt it would be scored with what the user said: another number, and nobody would know.
         if found is None and self._answer and ids[-len(self._answer) :] == self._answer:
             raise PromptError(
