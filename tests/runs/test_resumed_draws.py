@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from tests.core.test_folders import contents
+from tests.interrupted import interrupted
 from tests.training.test_trainer import CONFIG, tiny_target
 from twistlm import train
 from twistlm.core.errors import RunError
 from twistlm.core.rng import Rng
 from twistlm.runs.folder import RunFolder
 from twistlm.sampling.smc import Keep
-from twistlm.training import trainer
 
 # More draws than are given: what is grown is grown up to here.
 SMALL = replace(CONFIG, num_draws=512, chunk=128, training=replace(CONFIG.training, num_particles=32, num_updates=4))
@@ -37,18 +37,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cut(monkeypatch: pytest.MonkeyPatch, out: Path, **how: Any) -> None:
     """Train for two updates, each of which is saved, and be told to end in the third."""
-    original, calls = trainer.score, iter(range(100))
-
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "score", interrupted)
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_target(), config=SMALL, out=out, **how)
+    with interrupted(monkeypatch, 2):
+        train(tiny_target(), config=SMALL, out=out, **how)
     begun = out.with_name(f".{out.name}.new") if how.get("exists") == "overwrite" else out
     assert (begun / "checkpoint.safetensors").exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,25 @@ import pytest
 
 from tests.architectures import tiny_lm
 from tests.forked import start
+from tests.interrupted import interrupted
 from tests.training.test_trainer import CONFIG, comparable, small_numbers, tiny_target
 from twistlm import Target, train
 from twistlm.core.registry import available
 from twistlm.potentials import Function
 from twistlm.training import trainer
+
+
+def as_if_nothing_had_been(
+    started: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: int
+) -> None:
+    """A training, by name and what to do with what is there, comes out the same if it ends in an update and resumes."""
+    started("whole")
+    with interrupted(monkeypatch, update):
+        started("cut")
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    started("cut", "resume")
+    for name in ("twist.safetensors", "checkpoint.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.parametrize("settings", [{"averaging": 0.9}, {"decay_after": 4}], ids=["averaging", "decay"])
@@ -23,23 +38,7 @@ def test_an_interrupted_training_ends_as_if_nothing_had_been(
     def started(name: str, exists: str = "refuse") -> None:
         train(tiny_target(), config=CONFIG, out=tmp_path / name, exists=exists, num_updates=12, seed=1, **settings)
 
-    started("whole")
-    original, calls = trainer.score, iter(range(100))
-
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
-        if next(calls) == 7:
-            raise KeyboardInterrupt
-        return original(*arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "score", interrupted)
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
-        with pytest.raises(KeyboardInterrupt):
-            started("cut")
-    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
-    started("cut", "resume")
-    for name in ("twist.safetensors", "checkpoint.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    as_if_nothing_had_been(started, tmp_path, monkeypatch, 7)
 
 
 @pytest.mark.parametrize("optimiser", list(available("optimiser")))
@@ -110,20 +109,4 @@ def test_labels_of_collected_draws_are_those_that_training_began_with(
     def started(name: str, exists: str = "refuse") -> None:
         train(target, config=CONFIG, out=tmp_path / name, exists=exists, **settings)
 
-    started("whole")
-    original, calls = trainer.score, iter(range(100))
-
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "score", interrupted)
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
-        with pytest.raises(KeyboardInterrupt):
-            started("cut")
-    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
-    started("cut", "resume")
-    for name in ("twist.safetensors", "checkpoint.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    as_if_nothing_had_been(started, tmp_path, monkeypatch, 3)

@@ -158,8 +158,8 @@ def rare(texts: list[str]) -> list[float]:
     return [-4.0 - 4.0 * (int(text.split()[-1]) > 100) for text in texts]
 
 
-@pytest.mark.parametrize(("loss", "scaled"), [("rl", True), ("fudge", True), ("ctl", False)])
-def test_losses_that_ask_for_psi_itself_start_at_its_scale(loss: str, scaled: bool) -> None:
+def rarely(loss: str) -> tuple[Target, RunConfig]:
+    """A target whose log Z is far from 0, and how to learn it."""
     target = Target(tiny_lm(), Function(rare, log_upper_bound=0.0), "5", 3, eos="ignore")
     config = replace(
         CONFIG, num_draws=2048, num_siblings=0, twist="mlp",
@@ -168,6 +168,12 @@ def test_losses_that_ask_for_psi_itself_start_at_its_scale(loss: str, scaled: bo
             intermediate_source="base" if loss == "fudge" else "proposal", shrinkages=(),
         ),
     )  # fmt: skip
+    return target, config
+
+
+@pytest.mark.parametrize(("loss", "scaled"), [("rl", True), ("fudge", True), ("ctl", False)])
+def test_losses_that_ask_for_psi_itself_start_at_its_scale(loss: str, scaled: bool) -> None:
+    target, config = rarely(loss)
     run = train(target, config=config)
     starts = [row["log_psi"] for row in run.history if row["kind"] == "start"]
     log_Z = decide(run.witnesses).log_Z
@@ -374,14 +380,7 @@ def test_the_alpha_that_a_run_began_with_is_one_to_choose() -> None:
 @pytest.mark.parametrize("loss", ["rl", "fudge"])
 def test_a_twist_that_goes_on_keeps_its_scale(loss: str) -> None:
     """log Z was added again, so that the first loss was that of a constant."""
-    target = Target(tiny_lm(), Function(rare, log_upper_bound=0.0), "5", 3, eos="ignore")
-    config = replace(
-        CONFIG, num_draws=2048, num_siblings=0, twist="mlp",
-        training=replace(
-            CONFIG.training, loss=loss, target_source="proposal", num_updates=12, evaluate_every=4, learning_rate=3e-3,
-            intermediate_source="base" if loss == "fudge" else "proposal", shrinkages=(),
-        ),
-    )  # fmt: skip
+    target, config = rarely(loss)
     first = train(target, config=config)
     then = train(target, config=replace(config, seed=1), start=first, num_updates=2)
     assert not [row for row in then.history if row["kind"] == "start"]

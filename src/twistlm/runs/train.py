@@ -150,7 +150,7 @@ def _train(
     if out is None:
         return _trained(target, config, built, None, given, processes)
     check_room(out, _room(config, target, built, given))
-    with RunFolder.writing(out, _asked(target, config, given), exists) as folder:
+    with RunFolder.writing(out, asked(target, config, given), exists) as folder:
         if draws is not None and given is not None:
             folder.share_draws(draws, given)
         return _trained(target, config, built, folder, given, processes)
@@ -265,7 +265,8 @@ def fine_tune(
     return train(target, config=config, out=out, start=run, **training)
 
 
-def _asked(target: Target, config: RunConfig, given: Collection | None) -> AskedRun:
+def asked(target: Target, config: RunConfig, given: Collection | None = None) -> AskedRun:
+    """What a run of these settings, and on these draws if any are given, is told from others by."""
     described: dict[str, Any] | None = None
     try:
         described = target.spec()

@@ -18,9 +18,9 @@ from twistlm.report.record import BASE, TWISTED
 from twistlm.report.tables import samples_table
 from twistlm.runs.config import RunConfig
 from twistlm.runs.experiments import get_preset
-from twistlm.runs.folder import AskedRun, RunFolder
+from twistlm.runs.folder import RunFolder
 from twistlm.runs.run import Run
-from twistlm.runs.train import train
+from twistlm.runs.train import asked, train
 from twistlm.sampling.target import Target
 
 PARTICLES_PER_SAMPLE = 64
@@ -108,15 +108,7 @@ def _check(out: Path, names: Set[str], exists: str) -> None:
 def _is_of(chosen: Mapping[str, tuple[str, Target, RunConfig]], out: Path) -> bool:
     """Whether a folder has runs of this gallery, asked just so, and nothing else."""
     runs = _entries(out) - {PICTURES}
-    return runs <= chosen.keys() and all(RunFolder.is_of(out / name, _asked(*chosen[name][1:])) for name in runs)
-
-
-def _asked(target: Target, config: RunConfig) -> AskedRun:
-    try:
-        return AskedRun(target.spec(), config)
-    except ConfigError:
-        # Its potential has no JSON form.
-        return AskedRun(None, config)
+    return runs <= chosen.keys() and all(RunFolder.is_of(out / name, asked(*chosen[name][1:])) for name in runs)
 
 
 def _entries(out: Path) -> set[str]:
