@@ -58,8 +58,6 @@ def changed(path: Path, change: Callable[[Any], Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda said: [], "everything: "),
-        (lambda said: None, "everything: "),
         (lambda said: {name: said[name] for name in said if name != "found"}, "found: Field required"),
         (lambda said: {**said, "found": 3}, "found: "),
         (lambda said: {**said, "found": [{**said["found"][0], "hits": "many"}]}, "found.0.hits: "),
@@ -112,6 +110,21 @@ def test_whatever_happens_to_them(made: Path, tmp_path: Path, capsys: pytest.Cap
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert (code, len(said)) in ((0, 0), (1, 1), (2, 1)), how
         assert code == 0 or contents(out) == before, how
+
+
+@pytest.mark.parametrize("policy", ["--resume", "--overwrite"])
+@pytest.mark.parametrize("others", ["[]", "null", '{"probability": 0.3}', "{"])
+def test_a_folder_of_others_with_such_a_file_is_left_alone(
+    others: str, policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "probability.json").write_text(others)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    before = contents(tmp_path)
+    assert main([*SEARCH, "--out", str(tmp_path), policy]) == 2
+    said = capsys.readouterr().err
+    corrupt = "probability.json is corrupt (Expecting property name enclosed in double quotes"
+    assert (corrupt if others == "{" else "is not a folder of `twistlm probability`, so it is left alone") in said
+    assert contents(tmp_path) == before
 
 
 def test_a_draft_that_is_damaged_is_begun_again(out: Path) -> None:

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import twistlm
+from tests.fuzz.harness import contents
 from twistlm import Run, Target
 from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.models import bundled
@@ -49,13 +50,23 @@ def test_there_and_back(run: Run, tmp_path: Path) -> None:
         assert Evaluation.read(place / "certificate.json").settings == asked
     # What was there stays, and a second time it is replaced only if that is asked for.
     (folder / "mine.txt").write_text("mine")
-    with pytest.raises(RunError, match="not empty"):
+    with pytest.raises(RunError, match="holds a run, so it is left alone; choose another folder, or overwrite=True"):
         run.save_pretrained(folder)
     assert (folder / "mine.txt").exists()
     again.save_pretrained(folder, overwrite=True)
     assert Run.from_pretrained(folder).sample(8, seed=3).texts == one.texts
     # Of a folder that was opened the certificate that is there goes on.
     assert (folder / "certificate.json").exists()
+
+
+def test_what_is_no_run_is_not_replaced(run: Run, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(bundled.folder("stories"), tmp_path / "model"))
+    (tmp_path / "mine.txt").write_text("mine")
+    for place in (tmp_path, model):
+        before = contents(place)
+        with pytest.raises(RunError, match=r"is not a run folder, so it is left alone; choose another folder$"):
+            run.save_pretrained(place, overwrite=True)
+        assert contents(place) == before
 
 
 def test_generate_by_the_name_of_the_folder(run: Run, tmp_path: Path) -> None:

@@ -21,17 +21,17 @@ def table(
     from twistlm.core.storage import save_text
     from twistlm.core.terminal import console
     from twistlm.report import sweep_tables
+    from twistlm.report.record import names_among
     from twistlm.runs.sweeps.folder import SweepFolder
     from twistlm.runs.sweeps.pooled import read
 
-    pooled = [read(path) for path in some(sweeps)]
+    pooled = {name: read(path) for name, path in zip(names_among(some(sweeps), "sweep"), sweeps, strict=True)}
     writers = {"markdown": sweep_tables.markdown, "csv": sweep_tables.as_csv, "latex": sweep_tables.latex}
     endings = {"markdown": "md", "csv": "csv", "latex": "tex"}
     first = SweepFolder(sweeps[0])
     written = {first.table(endings[name]): writers[name] for name in endings if format in ("all", name)}
     for path, write in written.items():
         save_text(path, write(pooled))
-    for each in pooled:
-        console().print(sweep_tables.sweep_table(each))
+    console().print(sweep_tables.terminal(pooled))
     for path in written:
         print(f"Written to {shown(path)}")

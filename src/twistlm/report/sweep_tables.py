@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from rich.console import Group
 from rich.table import Table
@@ -72,32 +72,36 @@ def remarks(pooled: Pooled) -> list[str]:
     return lines
 
 
-def sweep_table(pooled: Pooled) -> Group:
-    """For the terminal."""
+def terminal(sweeps: Mapping[str, Pooled]) -> Group:
+    """For the terminal: sweeps by the names that tell them apart, as everywhere here."""
+    return Group(*(_table(heading, pooled) for heading, pooled in _headed(sweeps)))
+
+
+def _table(heading: str, pooled: Pooled) -> Group:
     table = Table(box=None, pad_edge=False)
-    for heading in HEADINGS:
+    for column in HEADINGS:
         # Text, not markup: E_q[…] would be read as a style.
-        table.add_column(Text(heading), justify="left" if heading == "method" else "right")
+        table.add_column(Text(column), justify="left" if column == "method" else "right")
     for row in pooled.rows:
         table.add_row(*(Text(cell) for cell in _cells(row)))
-    return Group(Text(title(pooled), style="bold"), *map(Text, remarks(pooled)), "", table, "")
+    return Group(Text(heading, style="bold"), *map(Text, remarks(pooled)), "", table, "")
 
 
-def markdown(sweeps: Sequence[Pooled]) -> str:
+def markdown(sweeps: Mapping[str, Pooled]) -> str:
     """A section for each sweep."""
     blocks = []
-    for pooled in sweeps:
+    for heading, pooled in _headed(sweeps):
         lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *(_cells(row) for row in pooled.rows)]
         table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        blocks.append(f"## {title(pooled)}\n\n{' '.join(remarks(pooled))}\n\n{table}\n")
+        blocks.append(f"## {heading}\n\n{' '.join(remarks(pooled))}\n\n{table}\n")
     return "\n".join(blocks)
 
 
-def latex(sweeps: Sequence[Pooled]) -> str:
+def latex(sweeps: Mapping[str, Pooled]) -> str:
     """A tabular for each sweep; needs the package booktabs."""
     blocks = []
-    for pooled in sweeps:
-        comments = "\n".join(f"% {line}" for line in (title(pooled), *remarks(pooled)))
+    for heading, pooled in _headed(sweeps):
+        comments = "\n".join(f"% {line}" for line in (heading, *remarks(pooled)))
         cells = [_cells(row, _math) for row in pooled.rows]
         rows = "\n".join(" & ".join([_escaped(method), *rest]) + r" \\" for method, *rest in cells)
         blocks.append(
@@ -107,21 +111,26 @@ def latex(sweeps: Sequence[Pooled]) -> str:
     return "\n".join(blocks)
 
 
-def as_csv(sweeps: Sequence[Pooled]) -> str:
+def as_csv(sweeps: Mapping[str, Pooled]) -> str:
     """A line per sweep and method with every number in full, and half-widths in columns of their own."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     pairs = [column for name in NAMES for column in (name, f"{name}_half_width")]
     writer.writerow(["sweep", "experiment", "preset", "beta", "log_Z", "log_Z_half_width", "method", *pairs, "seeds"])
-    for pooled in sweeps:
+    for name, pooled in sweeps.items():
         log_Z = ("", "") if pooled.log_Z is None else (pooled.log_Z.value, _half(pooled.log_Z))
-        start = [pooled.name, pooled.asked.experiment, pooled.asked.preset, pooled.beta, *log_Z]
+        start = [name, pooled.asked.experiment, pooled.asked.preset, pooled.beta, *log_Z]
         for row in pooled.rows:
-            estimates: list[Estimate | None] = [getattr(row, name) for name in NAMES]
+            estimates: list[Estimate | None] = [getattr(row, each) for each in NAMES]
             # An empty field is a number that is not known.
             numbers = [n for e in estimates for n in (("", "") if e is None else (e.value, _half(e)))]
             writer.writerow([*start, row.method, *numbers, row.num_seeds])
     return text.getvalue()
+
+
+def _headed(sweeps: Mapping[str, Pooled]) -> list[tuple[str, Pooled]]:
+    """Each with its title, and its name where there are others: those of one experiment have one title."""
+    return [(title(each) if len(sweeps) == 1 else f"{name}: {title(each)}", each) for name, each in sweeps.items()]
 
 
 def _escaped(text: str) -> str:

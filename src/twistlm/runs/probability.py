@@ -36,7 +36,7 @@ from twistlm.core.storage import (
 )
 from twistlm.core.work import Engine
 from twistlm.runs.folder import versions
-from twistlm.runs.folder.place import Place, check_policy
+from twistlm.runs.folder.place import Place, check_policy, says
 from twistlm.sampling.target import Target
 
 NAME, EVENTS, STATE, PAGE = "probability.json", "events.jsonl", "state", "probability.html"
@@ -195,10 +195,16 @@ def check_folder(path: Path, exists: str) -> None:
     """Refuse early, before anything is loaded, what `probability` would refuse.
 
     Raises:
-        RunError: the folder exists and must not, or something else is there.
+        RunError: the folder exists and must not, something else is there, or nobody can tell.
+        StorageError: the system refuses to say.
         ConfigError: unknown policy.
     """
-    check_policy(path, exists, lambda folder: (folder / NAME).is_file(), "a folder of `twistlm probability`")
+    check_policy(path, exists, _is_ours, "a folder of `twistlm probability`")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether such a folder is there for certain, of whatever format."""
+    return says(path / NAME, {"format": int, "thresholds": list, "search": dict})
 
 
 def load(path: str | Path) -> list[Probability]:

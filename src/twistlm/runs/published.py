@@ -56,15 +56,18 @@ class Publishable:
 
         Args:
             folder: new or empty.
-            overwrite: replace what is there, once the new one is complete.
+            overwrite: replace the run that is there, once the new one is complete.
 
         Raises:
-            RunError: something is there.
+            RunError: a run is there; or something else, which is not replaced.
             ConfigError: the potential has no JSON form (a lambda), so that nobody could open it.
         """
         place = Path(folder)
-        if is_occupied(place) and not overwrite:
-            raise RunError(f"{place} is not empty, so it is left alone; choose another folder, or overwrite=True")
+        if is_occupied(place):
+            replaceable = RunFolder.is_ours(place)
+            if not (replaceable and overwrite):
+                says, remedy = ("holds a run", ", or overwrite=True") if replaceable else ("is not a run folder", "")
+                raise RunError(f"{place} {says}, so it is left alone; choose another folder{remedy}")
         with writing(place, replace=overwrite) as draft:
             _Repository(self._run, str(place.resolve())).save_pretrained(draft.path)
             draft.take_place()

@@ -91,6 +91,10 @@ def test_a_history_knows_the_lines_it_needs(folder: RunFolder) -> None:
     assert (at, held_out.low, f) == (1, -math.inf, None)
     assert history.certificates == {1: FOUND}
     assert len(folder.metrics()) == 4
+    folder.append_metrics({"kind": "evaluation", "update": 2, "held_out": estimate | {"value": None}})
+    folder.append_metrics({"kind": "start", "log_psi": 0.0})
+    with pytest.raises(RunError, match=r"at line 5 is damaged or of another version: held_out\.value"):
+        folder.load_history()
 
 
 @pytest.mark.parametrize("command", ["train toxicity --preset smoke --num-tokens 3", "demo --preset smoke"])

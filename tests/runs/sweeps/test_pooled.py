@@ -128,8 +128,8 @@ def test_a_table_does_not_contradict_its_runs(tmp_path: Path) -> None:
         assert row.kl_target_q is not None
         assert row.kl_target_q.value == pytest.approx(-4.1 + 4.806)
         assert row.kl_target_q.half_width >= 0.46
-    assert "log Z = -4.806 [-5.268, -4.344]" in markdown([pooled])
-    assert "the error of log Z and, for KL(σ‖q), of the exact samples" in markdown([pooled])
+    assert "log Z = -4.806 [-5.268, -4.344]" in markdown({"sweep": pooled})
+    assert "the error of log Z and, for KL(σ‖q), of the exact samples" in markdown({"sweep": pooled})
 
 
 def test_student_is_the_textbook_interval() -> None:
@@ -146,13 +146,13 @@ def test_student_is_the_textbook_interval() -> None:
 def test_tables_say_the_same_in_every_format(tmp_path: Path) -> None:
     fabricate(tmp_path / "sweep", BY_HAND, seeds=3)
     pooled = read(tmp_path / "sweep")
-    text = markdown([pooled])
+    text = markdown({"sweep": pooled})
     assert "log Z = -2.900 [-3.100, -2.700]: by the evidence of 4 runs" in text
     assert "Unfinished: 2 of 6 runs are missing" in text
     assert "| dpg | 1.10 ± 1.19 | 0.90 ± 1.11 | -4.00 | 0.50 | 3.5 ± 6.4 | 2 |" in text
     assert "| mc_squared | 2.90 ± 1.29 | — |" in text
-    assert r"mc\_squared & $2.90 \pm 1.29$ & --- &" in latex([pooled])
-    rows = list(csv.DictReader(as_csv([pooled]).splitlines()))
+    assert r"mc\_squared & $2.90 \pm 1.29$ & --- &" in latex({"sweep": pooled})
+    rows = list(csv.DictReader(as_csv({"sweep": pooled}).splitlines()))
     assert [row["method"] for row in rows] == ["dpg", "mc_squared"]
     assert float(rows[0]["kl_q_target_half_width"]) == pytest.approx((1.1 + math.hypot(0.1 * T, 0.2)) / 2, rel=1e-4)
     assert float(rows[0]["log_Z_half_width"]) == pytest.approx(0.2)
@@ -162,9 +162,9 @@ def test_tables_say_the_same_in_every_format(tmp_path: Path) -> None:
 def test_without_exact_samples_no_kl_is_claimed(tmp_path: Path) -> None:
     fabricate(tmp_path / "sweep", {("ctl", 0): certificate(-4.0, None, -3.0, None)}, seeds=1)
     pooled = read(tmp_path / "sweep")
-    assert "Nothing limits log Z from above" in markdown([pooled])
+    assert "Nothing limits log Z from above" in markdown({"sweep": pooled})
     # log Z is at least −3.2 and F is −4, so that KL(q‖σ) is at least 0.8.
-    assert "| ctl | ≥ 0.80 | — | -4.00 | 0.50 | 3.0 | 1 |" in markdown([pooled])
+    assert "| ctl | ≥ 0.80 | — | -4.00 | 0.50 | 3.0 | 1 |" in markdown({"sweep": pooled})
 
 
 def test_where_the_target_differs_by_condition_paired_divergences_stand(tmp_path: Path) -> None:
@@ -193,7 +193,8 @@ def test_a_reference_serves_every_run_where_the_target_differs_by_condition(tmp_
     assert row.kl_q_target is not None
     assert row.kl_target_q is not None
     assert (row.kl_q_target.value, row.kl_target_q.value) == (pytest.approx(1.1), pytest.approx(0.9))
-    assert "over 2 of them is -2.900, the middle of -3.100 and -2.700 (SMC, 8 particles, dpg" in markdown([pooled])
+    text = markdown({"sweep": pooled})
+    assert "over 2 of them is -2.900, the middle of -3.100 and -2.700 (SMC, 8 particles, dpg" in text
 
 
 def test_seeds_that_learned_nothing_still_have_a_divergence(tmp_path: Path) -> None:
@@ -227,6 +228,24 @@ def test_pictures_of_two_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("mild", "dpg", "1.0"), ("mild", "mc_squared", "1.0"), ("strong", "ctl", "5.0")
     ]  # fmt: skip
     assert not (tmp_path / "mild" / "table.md").exists()
+
+
+def test_tables_of_sweeps_of_one_name_say_which_is_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = tmp_path / "a" / "sweep", tmp_path / "b" / "sweep"
+    for path in (one, other):
+        fabricate(path, {("ctl", 0): certificate(-4.0, None, -3.0, None)}, seeds=1)
+    assert main(["table", str(one), str(one.parent / "." / "sweep")]) == 2
+    assert "a sweep is named twice" in capsys.readouterr().err
+    assert not (one / "table.md").exists()
+    assert main(["table", str(one), str(other)]) == 0
+    printed = capsys.readouterr().out
+    rows = csv.DictReader((one / "table.csv").read_text().splitlines())
+    assert [row["sweep"] for row in rows] == ["a/sweep", "b/sweep"]
+    for name in ("a/sweep", "b/sweep"):
+        heading = f"{name}: by_hand, preset small"
+        assert heading in printed
+        assert f"## {heading}" in (one / "table.md").read_text()
+        assert f"% {heading}" in (one / "table.tex").read_text()
 
 
 def test_pictures_of_sweeps_of_one_name_are_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -257,7 +257,14 @@ def test_another_sweep_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     assert SweepFolder.open(tmp_path / "sweep").asked.num_updates == 3
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="is not a sweep's folder, so it is left alone"):
+    # The last is what a sweep of hyperparameters may be called.
+    for others in (None, "[]", '{"method": "bayes", "parameters": {}}'):
+        if others is not None:
+            (tmp_path / "thesis" / "sweep.json").write_text(others)
+        with pytest.raises(RunError, match="is not a sweep's folder, so it is left alone"):
+            sweep(request, tmp_path / "thesis", overwrite=True)
+    (tmp_path / "thesis" / "sweep.json").write_text("{")
+    with pytest.raises(RunError, match=r"sweep\.json is corrupt .*; restore it, or delete the folder and start over"):
         sweep(request, tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis" / "thesis.tex").exists()
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.core.plugins import distributions
-from twistlm.core.storage import STRICT, as_type, load_json
+from twistlm.core.storage import STRICT, as_type
 from twistlm.potentials.specs import Trust
 from twistlm.runs.config import BEFORE, RunConfig
+from twistlm.runs.folder.place import load_description
 from twistlm.sampling.description import TargetFields
 from twistlm.sampling.target import Target
 
@@ -152,7 +153,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         RunError: there is none, or it is corrupt or of another version.
     """
-    config = _loaded(path)
+    config = load_description(path / NAME)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         written = config.get("format") if isinstance(config, dict) else None
         raise RunError(f"{path} was written in format {written} and this version reads format {FORMAT}; train it again")
@@ -162,31 +163,6 @@ def read(path: Path) -> dict[str, Any]:
             del training["num_conditions"]
             training["num_cases"] = count
     return config
-
-
-def is_a_runs(path: Path) -> bool:
-    """Whether a folder's config.json is a run's, of whatever format: a language model's has the same name.
-
-    Raises:
-        RunError: it is corrupt, so that nobody can tell.
-        StorageError: it cannot be read.
-    """
-    match _loaded(path) if (path / NAME).is_file() else None:
-        case {"format": int(), "run": dict()}:
-            return True
-    return False
-
-
-def _loaded(path: Path) -> Any:
-    try:
-        return load_json(path / NAME)
-    except RunError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise
-        # Not to be started over with --overwrite: nothing says any more that the folder is a run's.
-        raise RunError(
-            f"{path / NAME} is corrupt ({error.__cause__}); restore it, or delete the folder and start over"
-        ) from error
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:

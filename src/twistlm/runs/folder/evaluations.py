@@ -27,7 +27,7 @@ from twistlm.sampling.description import PromptFields
 CERTIFICATE, EVALUATIONS, DONE = "certificate.json", "evaluations", "done.json"
 
 # JSON has no infinity, so `Estimate.as_dict` writes it as text.
-Number = float | Literal["inf", "-inf", "nan"] | None
+Number = float | Literal["inf", "-inf", "nan"]
 
 
 @dataclass(frozen=True)

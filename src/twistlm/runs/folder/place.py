@@ -1,6 +1,6 @@
 """A folder that files are written to, as long as it is the one that was opened."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from twistlm.core import holds
 from twistlm.core.errors import ConfigError, RunError, StorageError
 from twistlm.core.folders import is_occupied, writing
 from twistlm.core.places import opened
-from twistlm.core.storage import save_json
+from twistlm.core.storage import load_json, save_json
 
 POLICIES = ("refuse", "resume", "overwrite")
 
@@ -89,6 +89,35 @@ def check_policy(path: Path, exists: str, is_ours: Callable[[Path], bool], kind:
         )
     if not is_ours(path):
         raise RunError(f"{path} is not {kind}, so it is left alone; choose another --out")
+
+
+def says(file: Path, fields: Mapping[str, type]) -> bool:
+    """Whether a file is there and is a JSON object with such fields, as only one of ours has: a name is anybody's.
+
+    Raises:
+        RunError: it is corrupt, so that nobody can tell.
+        StorageError: it cannot be read.
+    """
+    values = load_description(file) if file.is_file() else None
+    return isinstance(values, dict) and all(isinstance(values.get(name), kind) for name, kind in fields.items())
+
+
+def load_description(file: Path) -> Any:
+    """The JSON values of the file that tells a folder of ours from others.
+
+    Raises:
+        RunError: there is none, or it is corrupt.
+        StorageError: it cannot be read.
+    """
+    try:
+        return load_json(file)
+    except RunError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise
+        # Not to be started over with --overwrite: nothing says any more whose the folder is.
+        raise RunError(
+            f"{file} is corrupt ({error.__cause__}); restore it, or delete the folder and start over"
+        ) from error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from twistlm.runs.folder import description, history, samples
 from twistlm.runs.folder.description import AskedRun, Described, Outline, versions
 from twistlm.runs.folder.evaluations import Evaluations
 from twistlm.runs.folder.history import History
-from twistlm.runs.folder.place import Place, check_policy
+from twistlm.runs.folder.place import Place, check_policy, says
 from twistlm.runs.folder.samples import SampleRow
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling.diagnostics import Diagnostics
@@ -73,13 +73,13 @@ class RunFolder(Place):
 
     @staticmethod
     def is_ours(path: Path) -> bool:
-        """Whether a run folder is there for certain, which alone may be written to or replaced.
+        """Whether a run folder is there for certain, of whatever format: a language model's has a config.json, too.
 
         Raises:
             RunError: its config.json is corrupt, so that nobody can tell.
             StorageError: the system refuses to say.
         """
-        return description.is_a_runs(path)
+        return says(path / description.NAME, {"format": int, "run": dict})
 
     @staticmethod
     def is_one(path: Path) -> bool:

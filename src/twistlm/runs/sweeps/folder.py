@@ -31,6 +31,7 @@ from twistlm.core.storage import as_type, load_json, load_typed, remove_temporar
 from twistlm.core.work import Failure
 from twistlm.runs.folder import Evaluation, RunFolder, versions
 from twistlm.runs.folder.evaluations import CERTIFICATE
+from twistlm.runs.folder.place import says
 
 NAME = "sweep.json"
 FORMAT = 1
@@ -163,9 +164,11 @@ class SweepFolder:
         """Refuse early what no sweep may be written to.
 
         Raises:
-            RunError: something else is there.
+            RunError: something else is there, or its sweep.json is corrupt, so that nobody can tell.
+            StorageError: the system refuses to say.
         """
-        if path.is_file() or (is_occupied(path) and not SweepFolder.is_one(path)):
+        fields = {"format": int, "experiment": str, "methods": list}
+        if path.is_file() or (is_occupied(path) and not says(path / NAME, fields)):
             raise RunError(f"{path} is not a sweep's folder, so it is left alone; choose another --out")
 
     @staticmethod

@@ -72,7 +72,6 @@ class Pooled:
     """The results of a sweep's finished runs.
 
     Attributes:
-        name: the folder's.
         asked: what was asked.
         results: of every finished run.
         num_missing: runs that are not finished.
@@ -80,7 +79,7 @@ class Pooled:
     """
 
     def __init__(self, folder: SweepFolder) -> None:
-        self.name, self.asked = folder.path.resolve().name, folder.asked
+        self.asked = folder.asked
         done = [cell for cell in folder.cells if folder.finished(cell)]
         self.results = [_result(folder, cell) for cell in done]
         self.num_missing = len(folder.cells) - len(done)
