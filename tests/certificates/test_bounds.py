@@ -1,11 +1,13 @@
 """Bounds and divergences against enumeration, and the coverage of their intervals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy import stats
 
-from tests.cases import Case, make_case
-from twistlm.certificates.bounds import log_Z_bounds
+from tests.cases import Case, TablePotential, make_case
+from twistlm.certificates.bounds import _estimates, log_Z_bounds
 from twistlm.certificates.divergences import divergences
 from twistlm.certificates.log_Z import Source, Witness, decide
 from twistlm.core.errors import ConfigError, ExactSamplesError
@@ -30,6 +32,20 @@ def exact_of(case: Case, count: int, seed: int = 0) -> ExactSamples:
         target="t",
     )
     return collection.exact.take(count)
+
+
+@pytest.mark.parametrize("method", ["iwae", "smc"])
+def test_a_run_that_loses_all_its_particles_is_an_estimate_of_zero(case: Case, method: str) -> None:
+    """It ended the whole certificate, though the mean of Ẑ needs it."""
+    table = case.potential.table.clone()
+    table[: len(table) * 3 // 4] = -torch.inf
+    hard = replace(case, potential=TablePotential(table, case.potential.vocab_size))
+    sampler, cases = Sampler(hard.twisted, hard.potential, hard.num_steps), [hard.at] * 4000
+    bounds = log_Z_bounds(Rng(3), sampler, cases, 2, method=method)
+    assert bounds.lower.value == bounds.lower.low == -torch.inf
+    estimates = _estimates(Rng(3), replace(sampler, may_die=True, ess_threshold=1.0), cases, 2, None)
+    assert 0.01 < float(estimates.isneginf().double().mean()) < 0.9
+    assert_mean(estimates.exp(), float(hard.truth.log_Z.exp()))
 
 
 @pytest.mark.parametrize("method", ["iwae", "smc"])

@@ -187,6 +187,69 @@ def test_a_constant_beside_unequal_weights_is_no_noise() -> None:
     assert large.high - large.low == pytest.approx(small.high - small.low)
 
 
+@pytest.mark.parametrize("skew", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize(
+    "weights", [[10.0] + [1.0] * 7, [30.0] + [1.0] * 19, [1000.0] + [1.0] * 3, [20.0, 10.0, 5.0, 2.0, 1.0, 1.0, 1.0]]
+)
+def test_means_by_unequal_weights_hold_the_truth(weights: list[float], skew: float) -> None:
+    """What the heavy value draws to itself is no small residual: 40 % of intervals held it at a weight of 30 of 49."""
+    shares, held = torch.tensor(weights, dtype=torch.float64), 0
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(100):
+        values = torch.randn(len(weights), generator=generator, dtype=torch.float64)
+        if skew:
+            values = skew * (values.square() - 1.0)
+        found = _mean(values.tolist(), shares / shares.sum())
+        # Of some prompts of a set the shares sum to less than one.
+        assert _mean(values.tolist(), shares / 1000.0).value == pytest.approx(found.value)
+        held += found.low <= 0.0 <= found.high
+    assert held >= 90
+
+
+def test_ranges_hold_under_unequal_weights_too() -> None:
+    shares = torch.tensor([1.0] * 7 + [1.01], dtype=torch.float64)
+    shares, values = shares / shares.sum(), [0.0, 0.9, 0.1, 0.8, 0.0, 0.1, 0.3, 0.2]
+    alike, apart = (_mean(values, each, low=0.0, high=1.0) for each in (torch.full((8,), 0.125).double(), shares))
+    assert apart.value == pytest.approx(alike.value, abs=1e-2)
+    assert (apart.low, apart.high) == pytest.approx((alike.low, alike.high), abs=0.1)
+    assert 0.0 <= apart.low < apart.high <= 1.0
+    high = _mean([1.0, 1.0, 0.9], torch.tensor([0.5, 0.3, 0.2]).double(), low=0.0, high=1.0).high
+    assert high <= 1.0
+
+
+def test_of_one_prompt_its_own_certificate_is_the_whole(several: list[Case]) -> None:
+    """How prompts differ is not known of one, and all was said to be unknown since "no draw has shown φ > 0"."""
+    found = certificate(several[:1], 3, each=600)
+    (own,) = found.by_prompt
+    assert found.divergences == own.certificate.divergences
+    assert found.divergences.kl_q_target.high < math.inf
+    assert verdict(found) == verdict(own.certificate)
+    # Nor of one that alone was met.
+    found = certificate(sometimes(several, *range(1, len(PROMPTS))), 1, each=600)
+    assert found.divergences == found.by_prompt[0].certificate.divergences
+    assert any(line == "All of this is of one prompt, 0." for line in verdict(found))
+
+
+def test_where_nothing_is_met_and_nothing_bounds_phi_nothing_is_known(several: list[Case]) -> None:
+    never = sometimes(several[:2], *range(len(PROMPTS)))
+    for case in never:
+        object.__setattr__(case.potential, "log_upper_bound", None)
+    sampler = Sampler(never[0].twisted, never[0].potential, STEPS)
+    found = certify_prompts(
+        Rng(0), Workplace(sampler, [case.at for case in never]), ["a", "b"], [Evidence(), Evidence()], SPENDING
+    )
+    assert (found.divergences.log_Z.value, found.divergences.log_Z.high) == (-math.inf, math.inf)
+    lines = verdict(found)
+    assert any(line.startswith("Nothing is known of log Z: no draw has shown φ > 0") for line in lines)
+    assert any(line.startswith("At 2 prompts no draw had φ > 0: a, b. [") for line in lines)
+
+
+def test_a_wide_log_Z_of_many_prompts_is_how_they_differ(several: list[Case]) -> None:
+    line = next(each for each in verdict(certificate(several, 0, each=2000)) if "[TW309]" in each)
+    assert "it takes more prompts; draws hardly matter" in line
+    assert "--num-draws" not in line
+
+
 def test_values_by_two_sets_of_draws_hold_log_Z_between_them(several: list[Case]) -> None:
     """By enumeration of two draws of q, one of p₀ and an exact sample; Ẑ itself is unbiased."""
     truth, model = several[0].truth, several[0].twisted

@@ -219,6 +219,9 @@ def test_what_is_refused() -> None:
     for thresholds in ([], [0.0], [0.5, -1.0]):
         with pytest.raises(ConfigError, match="thresholds must be above 0, at least one"):
             probability(target, thresholds)
+    # In a folder events are known by their threshold, and each would have been both's.
+    with pytest.raises(ConfigError, match=r"a threshold is named twice among 0.5, 0.2, 0.5; name each once"):
+        probability(target, [0.5, 0.2, 0.5])
     with pytest.raises(ConfigError, match="num_draws must be at least 64, not 10"):
         Search(num_draws=10)
 

@@ -126,3 +126,14 @@ def test_the_table_ends_after_so_many_prompts_and_says_how_many_more(run: Path) 
     )
     assert table.row_count == MOST_ROWS
     assert f"{several - MOST_ROWS} more" in str(table.caption)
+
+
+def test_a_prompt_that_could_not_be_certified_before_is_missing_beside(run: Path) -> None:
+    evaluation = RunFolder(run).evaluations.current()
+    assert evaluation is not None
+    after: Certificate = evaluation.certificates["after"]
+    names = tuple(each.name for each in after.by_prompt)
+    table = prompts_table({"before": replace(after, by_prompt=after.by_prompt[1:]), "after": after}, Prompts(names, names))
+    cells = {str(name): str(kl) for name, kl in zip(table.columns[0].cells, table.columns[3].cells, strict=True)}
+    assert cells.pop(f"{names[0]}: {names[0]}") == "—"
+    assert "—" not in cells.values()

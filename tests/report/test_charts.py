@@ -10,7 +10,7 @@ import torch
 
 from tests.cases import Case
 from tests.certificates.test_bounds import exact_of
-from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.certificate import Certificate, OfPrompt
 from twistlm.certificates.certify import certify
 from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.spending import Spending
@@ -82,6 +82,9 @@ def test_curves_are_those_of_certificates_where_there_are_any(case: Case) -> Non
     judged = History([], [Look(5, Estimate(-1.0, -1.25, -0.75, 9), None)], {})
     assert charts.curves(judged, known)["kl_target_q"] == [(5, Estimate(1.0, 0.75, 1.25, 9))]
     assert charts.curves(judged, known)["kl_q_target"] == []
+    # Of a set of prompts log Z may be over others than training judges by.
+    several = replace(known, by_prompt=(OfPrompt("0", found), OfPrompt("1", found)))
+    assert charts.curves(judged, several) == {"kl_q_target": [], "kl_target_q": []}
     certified_too = replace(judged, certificates={7: found})
     assert charts.curves(certified_too, known)["kl_q_target"] == [(7, found.divergences.kl_q_target)]
 

@@ -21,7 +21,7 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import Effort, certify
 from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.spending import Spending
-from twistlm.core.errors import ConfigError, ModelError
+from twistlm.core.errors import ConfigError, ExactSamplesError, ModelError
 from twistlm.core.rng import Rng
 from twistlm.models.bundled import folder
 from twistlm.models.huggingface import HuggingFaceLM
@@ -161,6 +161,19 @@ def test_a_run_brings_its_own_draws_and_certifies_others(tmp_path: Path) -> None
     other = Target(tiny_lm("llama"), Function(small_numbers, log_upper_bound=0.0), "5", 3, eos="ignore")
     with pytest.raises(ConfigError, match="the proposal is on"):
         twistlm.certify(other, run, num_draws=64)
+
+
+def test_draws_at_hand_are_checked_as_a_file_is() -> None:
+    """Those of another φ gave log Z −2.10 [−2.10, −2.04] for −1.94, without an alarm."""
+    goal, spending = tiny_target(), {"num_particles": (4,), "num_samples": 64}
+    own = goal.collect(Rng(5), max_draws=256, chunk=256)
+    assert twistlm.certify(goal, draws=own, **spending).divergences.log_Z.is_known
+    other = Target(tiny_lm(), Function(lambda texts: [-1.0] * len(texts), log_upper_bound=0.0), "5", 3, eos="ignore")
+    with pytest.raises(ExactSamplesError, match="draws holds samples of another target"):
+        twistlm.certify(other, draws=own, **spending)
+    changed = replace(own, draws=replace(own.draws, log_phi=own.draws.log_phi + 0.5))
+    with pytest.raises(ExactSamplesError, match="draws does not hold draws of this target"):
+        twistlm.certify(goal, draws=changed, **spending)
 
 
 def test_without_an_upper_bound_only_lower_bounds_are_claimed(caplog: pytest.LogCaptureFixture) -> None:

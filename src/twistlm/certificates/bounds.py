@@ -105,8 +105,8 @@ def log_Z_bounds(
             f"{len(cases)} runs of the upper bound need as many exact samples, and there are {len(exact)}; collect "
             "more or use fewer runs"
         )
-    if method == "iwae":
-        sampler = replace(sampler, ess_threshold=0.0)
+    # Without any particle left Ẑ is 0, which its mean needs.
+    sampler = replace(sampler, may_die=True, ess_threshold=0.0 if method == "iwae" else sampler.ess_threshold)
 
     def pieces(side: str, tokens: Tensor | None = None) -> list[Callable[[], Tensor]]:
         return [

@@ -109,7 +109,9 @@ def certify_prompts(
     by_prompt = tuple(OfPrompt(name, each.certificate) for name, each in zip(names, known, strict=True))
     # Where φ was never met nothing is known but a limit, which would make every mean infinite.
     met = [r for r, each in enumerate(by_prompt) if each.is_met] or [*range(len(known))]
-    whole = _over([known[r] for r in met], shares_of([cases[r] for r in met]), sampler)
+    counted = [known[r] for r in met]
+    # Of a single one its own certificate says how well it is known; how prompts differ would say nothing.
+    whole = counted[0].certificate if len(met) == 1 else _over(counted, shares_of([cases[r] for r in met]), sampler)
     alarms = [f"{each.name}: {each.certificate.alarm}" for each in by_prompt if each.certificate.alarm]
     alarms += [f"{name} could not be certified: {failure.message}" for name, failure in failed.items()]
     return replace(
@@ -188,13 +190,32 @@ def _between(sets: Sequence[_Weights], upper: float) -> tuple[float, float]:
 
 
 def _mean(values: Sequence[float], shares: Tensor, low: float | None = None, high: float | None = None) -> Estimate:
-    """The mean over prompts by their shares; bounds of the values hold where these are alike."""
-    x, scale = torch.tensor(values, dtype=torch.float64), shares / shares.mean()
-    if bool((scale - 1.0).abs().max() < 1e-9):
+    """The mean over prompts by their shares, of values that lie between `low` and `high`; None where that is unknown.
+
+    Under unequal shares the heavy values decide, and less is known than by as many equal ones. Each end is the farther
+    of two: as if all values scattered alike, whatever their share, and by the jackknife, which lets heavy ones scatter
+    more (of residuals divided by what a value does not draw to itself, 1 − share: MacKinnon and White 1985, HC3).
+    """
+    x = torch.tensor(values, dtype=torch.float64)
+    # Those of some prompts do not sum to one.
+    shares = shares / shares.sum()
+    n, middle = len(x), (x * shares).sum()
+    if bool((shares * n - 1.0).abs().max() < 1e-9):
         return mean(x, low=low, high=high)
-    middle = (x * shares).sum()
-    # Their mean is the mean by weight, and they scatter about it as the values do: not as the weights themselves.
-    return mean(middle + scale * (x - middle)) if bool(middle.isfinite()) else mean(middle.expand(len(x)))
+    if not bool(middle.isfinite()):
+        return mean(middle.expand(n))
+    alike, apart = (n * shares.square().sum()).sqrt().expand(n), n * shares / (1.0 - shares)
+    ends = [_scattered(middle, times, x, about, low, high) for times, about in ((alike, x.mean()), (apart, middle))]
+    found = Estimate(float(middle), min(each.low for each in ends), max(each.high for each in ends), n)
+    return found.clipped(-math.inf if low is None else low, math.inf if high is None else high)
+
+
+def _scattered(middle: Tensor, times: Tensor, x: Tensor, about: Tensor, low: float | None, high: float | None) -> Estimate:
+    """An interval about `middle` by residuals of x [n] so many `times` as large; their range follows."""
+    start = middle - (times * (x - about)).mean()
+    least = None if low is None else float((start + times * (low - about)).min())
+    most = None if high is None else float((start + times * (high - about)).max())
+    return mean(start + times * (x - about), low=least, high=most)
 
 
 def _over(known: Sequence[_Known], shares: Tensor, sampler: Sampler) -> Certificate:

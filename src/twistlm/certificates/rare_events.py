@@ -115,6 +115,8 @@ def check(target: Target, thresholds: Sequence[float]) -> None:
     """
     if not thresholds or not all(0 < threshold < math.inf for threshold in thresholds):
         raise ConfigError(f"thresholds must be above 0, at least one, and finite, not {list(thresholds)}")
+    if len(set(thresholds)) < len(thresholds):
+        raise ConfigError(f"a threshold is named twice among {', '.join(map(str, thresholds))}; name each once")
     check_reachable("threshold", max(thresholds), target.potential)
     if is_conditional(target.potential):
         raise ConfigError("a target that differs by its condition has no single score; use a target without one")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from twistlm.certificates.bounds import Bounds, main_bounds, width
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.divergences import Divergences
+from twistlm.certificates.log_Z import Source
 from twistlm.core.advice import coded
 from twistlm.core.estimates import Estimate, plain
 from twistlm.sampling.diagnostics import Finding
@@ -23,6 +24,8 @@ CLOSENESS = (
 )
 # From here on a lower end alone says something.
 FAR_LEVEL = 2
+# What a mean is over, and its interval counts how they differ.
+SPREAD = {Source.PROMPTS: "prompts", Source.CONDITIONS: "conditions"}
 # Prompts that are named.
 WORST = 3
 # A mode is missed where KL(σ‖q) is surely so many times KL(q‖σ) and so many nats: both are alike near σ.
@@ -72,24 +75,24 @@ def _alarm(certificate: Certificate) -> str:
 
 def _prompts(certificate: Certificate) -> list[str]:
     """Over how many prompts the means are, and which are the worst."""
-    if not certificate.by_prompt:
-        return []
     met = [each for each in certificate.by_prompt if each.is_met]
-    never = [each.name for each in certificate.by_prompt if not each.is_met]
-    lines = [f"These are means over {len(met)} prompts, with intervals that count how prompts differ."]
+    never = [each for each in certificate.by_prompt if not each.is_met]
+    lines = []
+    if len(met) > 1:
+        lines.append(f"These are means over {len(met)} prompts, with intervals that count how prompts differ.")
+    elif met and never:
+        lines.append(f"All of this is of one prompt, {met[0].name}.")
     worst = sorted(met, key=lambda each: -each.certificate.divergences.kl_q_target.value)[:WORST]
     named = [f"{each.name} ({_said('KL(q‖σ)', each.certificate.divergences.kl_q_target)})" for each in worst]
     if len(met) > WORST:
         lines.append(f"The worst prompts are {', '.join(named)}.")
     if never:
-        shown = ", ".join(never[:WORST]) + (", …" if len(never) > WORST else "")
-        lines.append(
-            coded(
-                "TW312",
-                f"At {len(never)} prompts no draw had φ > 0, and the means leave them out: {shown}. Their certificates "
-                "say how large Z can be.",
-            )
-        )
+        shown = ", ".join(each.name for each in never[:WORST]) + (", …" if len(never) > WORST else "")
+        left_out = ", and the means leave them out" if met else ""
+        line = f"At {len(never)} prompts no draw had φ > 0{left_out}: {shown}."
+        if any(math.isfinite(each.certificate.divergences.log_Z.high) for each in never):
+            line += " Their certificates say how large Z can be."
+        lines.append(coded("TW312", line))
     return lines
 
 
@@ -172,22 +175,24 @@ def _level(nats: float) -> int:
 def _log_Z(certificate: Certificate) -> str:
     """How well log Z is known, and what would make it better known."""
     used, bounds = certificate.divergences.log_Z, main_bounds(certificate.bounds)
+    if used.value == -math.inf:
+        most = "Nothing is known of log Z" if math.isinf(used.high) else f"log Z is at most {plain(used.high)}"
+        return coded("TW311", f"{most}: no draw has shown φ > 0. It takes more base draws (--num-draws).")
     if math.isinf(used.high):
         return coded(
             "TW310",
             f"log Z is at least {plain(used.low)}; nothing limits it from above. That takes a potential with a "
             "log_upper_bound, or exact samples.",
         )
-    if math.isinf(used.low):
-        shown = f"log Z is at most {plain(used.high)}: no draw has shown φ > 0. It takes more base draws (--num-draws)."
-        return coded("TW311", shown)
     known = f"log Z = {used} (mostly by {certificate.log_Z_source})"
     if (nats := used.high - used.low) <= CLOSED:
         return f"log Z is known to {plain(nats, 2 if nats >= 0.005 else used.digits())} nats: {known}."
-    other = "" if bounds.upper is None or bounds.gap is None else f", or {closing(bounds)}"
-    return coded(
-        "TW309", f"log Z is not known to {CLOSED:g} nats: {known}. It takes more base draws (--num-draws){other}."
-    )
+    if (of := SPREAD.get(certificate.log_Z_source)) is not None:
+        takes = f"That is how {of} differ, so it takes more {of}; draws hardly matter"
+    else:
+        other = "" if bounds.upper is None or bounds.gap is None else f", or {closing(bounds)}"
+        takes = f"It takes more base draws (--num-draws){other}"
+    return coded("TW309", f"log Z is not known to {CLOSED:g} nats: {known}. {takes}.")
 
 
 def closing(bounds: Bounds) -> str:

@@ -59,6 +59,11 @@ class Estimate:
         return (self.high - self.low) / 2
 
     @property
+    def reach(self) -> float:
+        """How far the farther end is from the value: value ± this holds the whole interval."""
+        return max(self.high - self.value, self.value - self.low)
+
+    @property
     def is_exact(self) -> bool:
         """Whether the number is known by definition, and not estimated."""
         return self.low == self.value == self.high and math.isfinite(self.value)
@@ -239,6 +244,6 @@ def pooled(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def midpoint(lower: Estimate, upper: Estimate) -> Estimate:
-    """The middle of a sandwich, with the whole sandwich and its errors as the interval."""
-    value = (lower.value + upper.value) / 2
+    """The middle of a sandwich, with the whole sandwich and its errors as the interval; −∞ where the lower end is."""
+    value = lower.value if lower.value == -math.inf else (lower.value + upper.value) / 2
     return Estimate(value, min(lower.low, value), max(upper.high, value), min(lower.n, upper.n))

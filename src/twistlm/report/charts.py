@@ -126,7 +126,8 @@ Curve = Sequence[tuple[float, Estimate]]
 def curves(history: History, after: Certificate) -> dict[str, Curve]:
     """Both KLs after each update where they were estimated: by certificates, else by what training judges by.
 
-    Without exact samples training judges by a bound on log Z, and neither KL is known.
+    Without exact samples training judges by a bound on log Z, and neither KL is known. Nor is it where log Z is a mean
+    over prompts: those that training judges by may be others.
     """
     if after.divergences.kl_target_q is None:
         return {"kl_q_target": [], "kl_target_q": []}
@@ -136,7 +137,7 @@ def curves(history: History, after: Certificate) -> dict[str, Curve]:
             "kl_q_target": _known([(at, each.kl_q_target) for at, each in certified]),
             "kl_target_q": _known([(at, each.kl_target_q) for at, each in certified if each.kl_target_q is not None]),
         }
-    log_Z, looks = after.divergences.log_Z, history.looks
+    log_Z, looks = after.divergences.log_Z, [] if after.by_prompt else history.looks
     return {
         "kl_q_target": _known([(look.update, difference(log_Z, look.f)) for look in looks if look.f is not None]),
         "kl_target_q": _known([(look.update, difference(look.held_out, log_Z)) for look in looks]),

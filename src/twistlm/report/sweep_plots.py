@@ -198,7 +198,7 @@ def _sandwich(axes: Any, pooled: Pooled, method: str, name: str, smc: bool, inde
             axes.errorbar(
                 x,
                 [e.value for _, e in points],
-                yerr=[_half(e) for _, e in points],
+                yerr=[[_side(e, e.value - e.low) for _, e in points], [_side(e, e.high - e.value) for _, e in points]],
                 capsize=2,
                 elinewidth=0.8,
                 label=label,
@@ -223,8 +223,9 @@ def _legend(figure: Any, axes: Any) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
 
 
-def _half(estimate: Estimate) -> float:
-    return estimate.half_width if math.isfinite(estimate.half_width) else 0.0
+def _side(estimate: Estimate, length: float) -> float:
+    """The length of one side of a bar; there is none where an end is not known."""
+    return length if math.isfinite(estimate.half_width) else 0.0
 
 
 def _particles(axes: Any, pooled: Pooled) -> None:

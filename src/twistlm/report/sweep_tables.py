@@ -29,7 +29,7 @@ NAMES = ("kl_q_target", "kl_target_q", "log_phi", "kl_q_prior", "seconds")
 
 # What ± contains.
 MEANING = (
-    "Nats; ± is 95 % and holds the scatter over seeds (Student's t; of a single seed the error of its evaluation), and "
+    "Nats; ± is 95 %, by the farther end, and holds the scatter over seeds (Student's t; of a single seed the error of its evaluation), and "
     "of KLs to σ what all runs share: the error of log Z and, for KL(σ‖q), of the exact samples. Seconds are those of "
     "the updates."
 )
@@ -61,9 +61,10 @@ def remarks(pooled: Pooled) -> list[str]:
         lines.append(f"log Z = {pooled.log_Z}: by the evidence of {len(pooled.results)} runs, weighted by precision.")
         if math.isinf(pooled.log_Z.high):
             lines.append("Nothing limits log Z from above, hence no KL to the target either.")
-    if pooled.conditional and pooled.reference is None:
+    if pooled.is_mean and pooled.reference is None:
         lines.append(
-            "It differs by condition, so each run's KLs are those of its own certificate, paired by condition."
+            "It is a mean of what differs by condition or prompt, so each run's KLs are those of its own certificate, "
+            "paired by it."
         )
     lines.append(MEANING)
     if pooled.num_missing:
@@ -138,7 +139,7 @@ def _escaped(text: str) -> str:
 
 
 def _half(estimate: Estimate) -> float | str:
-    return estimate.half_width if math.isfinite(estimate.half_width) else ""
+    return estimate.reach if math.isfinite(estimate.reach) else ""
 
 
 def plain(estimate: Estimate | None, digits: int) -> str:
@@ -149,8 +150,8 @@ def plain(estimate: Estimate | None, digits: int) -> str:
     value = number(estimate.value, digits)
     if estimate.is_exact or not estimate.is_known:
         return value
-    if math.isfinite(estimate.half_width):
-        return f"{value} ± {estimate.half_width:.{digits}f}"
+    if math.isfinite(estimate.reach):
+        return f"{value} ± {estimate.reach:.{digits}f}"
     if math.isfinite(estimate.low):
         return f"≥ {number(estimate.low, digits)}"
     return f"≤ {number(estimate.high, digits)}"

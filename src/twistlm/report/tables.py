@@ -63,13 +63,16 @@ def prompts_table(certificates: Mapping[str, Certificate], prompts: Prompts) -> 
         table.add_column(name, justify="right")
     table.add_column("E_q[φ]", justify="right")
     for each in ranked[:MOST_ROWS]:
-        kls = [of.divergences for of in (each.certificate, *(known[each.name] for _, known in beside))]
+        own = each.certificate.divergences
+        # One that could not be certified there is missing beside.
+        there = [own, *(known[each.name].divergences if each.name in known else None for _, known in beside)]
         # Text, not markup: a prompt may be "[bold]".
         shown = Text(f"{each.name}: {texts[each.name]}")
         if not each.is_met:
-            table.add_row(shown, Text(never_met(each.certificate)), *["—"] * (2 * len(kls)), Text(str(kls[0].phi)))
+            table.add_row(shown, Text(never_met(each.certificate)), *["—"] * (2 * len(there)), Text(str(own.phi)))
             continue
-        cells = [kls[0].log_Z, *(one.kl_q_target for one in kls), *(one.kl_target_q for one in kls), kls[0].phi]
+        kls = [None if of is None else getattr(of, kl) for kl in ("kl_q_target", "kl_target_q") for of in there]
+        cells = [own.log_Z, *kls, own.phi]
         table.add_row(shown, *(Text("—" if cell is None else str(cell)) for cell in cells))
     if len(ranked) > MOST_ROWS:
         table.caption = f"{len(ranked) - MOST_ROWS} more; `twistlm report` shows them all"

@@ -164,7 +164,7 @@ def _collected(
     """Draws that are given, which must not be those `seen` before, or new ones; None if there are to be none."""
     if given is not None:
         if isinstance(given, Collection):
-            collection, name = given, "draws"
+            collection, name = goal.draws(given), "draws"
         else:
             with opened(given, write=False) as file:
                 collection, name = goal.draws(file), str(given)

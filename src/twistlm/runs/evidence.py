@@ -11,7 +11,7 @@ from twistlm.certificates.log_Z import of_draws
 from twistlm.core.errors import NoneAcceptedError, UpperBoundError
 from twistlm.core.rng import Rng
 from twistlm.core.work import Engine
-from twistlm.sampling.cases import Case, Cases
+from twistlm.sampling.cases import Cases
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.prompts import Entry, Prompts
 from twistlm.sampling.target import Target
@@ -75,14 +75,15 @@ def of_run(run: "Run", cases: Cases) -> list[Evidence]:
 
 def of_collection(cases: Cases, evaluation: Collection | None, others: Sequence[Collection]) -> list[Evidence]:
     """What draws say of the target at each case: exact samples from the one part, log Z from the others."""
-    return [Evidence() if evaluation is None else _of(case, evaluation, others) for case in cases]
+    if evaluation is None:
+        return [Evidence()] * len(cases)
+    return [_of(*parts) for parts in zip(*(each.at_each(cases) for each in (evaluation, *others)), strict=True)]
 
 
-def _of(case: Case, evaluation: Collection, others: Sequence[Collection]) -> Evidence:
-    """Either part may have no draws at the prompt."""
-    here = evaluation.at([case])
-    log_weights = torch.cat([other.at([case]).log_weights for other in others])
-    witnesses = (of_draws(log_weights, evaluation.log_upper_bound),) if len(log_weights) else ()
+def _of(here: Collection, *others: Collection) -> Evidence:
+    """At one prompt, where any part may have no draws."""
+    log_weights = torch.cat([each.log_weights for each in others])
+    witnesses = (of_draws(log_weights, here.log_upper_bound),) if len(log_weights) else ()
     exact = here.exact
     return Evidence(exact if len(exact) else None, witnesses, acceptance(here), ruled_out(here))
 

@@ -78,7 +78,8 @@ def rows_of(prompts: Prompts, cases: Cases) -> list[Tensor]:
     by_identity = dict(zip(identities, prompts, strict=True))
     known = {key: number.get(tuple(prompt.tolist()), -1) for key, prompt in by_identity.items()}
     owner = torch.tensor([*map(known.__getitem__, identities)], dtype=torch.long)
-    rows = [(owner == at).nonzero().squeeze(-1) for at in range(len(number))]
+    counts = torch.bincount(owner + 1, minlength=len(number) + 1).tolist()
+    _, *rows = owner.argsort(stable=True).split(counts)
     return [rows[number[key]] for key in keys]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.advice import coded
-from twistlm.core.errors import ConfigError, PromptError
+from twistlm.core.errors import ConfigError, ExactSamplesError, PromptError
 from twistlm.core.identity import Files, UnidentifiableError, digest
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
@@ -381,15 +381,17 @@ class Target:
         """What is sent to other processes: there all that has been loaded is loaded anew."""
         return {name: value for name, value in vars(self).items() if name not in LOADED}
 
-    def draws(self, path: Path) -> Collection:
-        """A file of `collect`, believed after its content and some of its draws have been checked.
+    def draws(self, given: Path | Collection) -> Collection:
+        """What `collect` made, or its file, believed after its content and some of its draws have been checked.
 
         Raises:
             ExactSamplesError: it is of another target or version, or was changed.
             RunError: it is missing, corrupt or damaged.
         """
-        sampler = self.workplace().sampler
-        return check(Rng(0, ("check",)), load(path, self.fingerprint), sampler, self.cases, str(path))
+        found, where = (given, "draws") if isinstance(given, Collection) else (load(given, self.fingerprint), str(given))
+        if found.target != self.fingerprint:
+            raise ExactSamplesError(f"{where} holds samples of another target ({found.target}); collect again")
+        return check(Rng(0, ("check",)), found, self.workplace().sampler, self.cases, where)
 
     def texts(self, samples: Samples) -> list[str]:
         """The continuations, without the prompt."""

@@ -149,12 +149,13 @@ def test_tables_say_the_same_in_every_format(tmp_path: Path) -> None:
     text = markdown({"sweep": pooled})
     assert "log Z = -2.900 [-3.100, -2.700]: by the evidence of 4 runs" in text
     assert "Unfinished: 2 of 6 runs are missing" in text
-    assert "| dpg | 1.10 ± 1.19 | 0.90 ± 1.11 | -4.00 | 0.50 | 3.5 ± 6.4 | 2 |" in text
+    # [0.00, 2.39] and [0.00, 2.22]: a KL is not below 0, and ± holds the upper end all the same.
+    assert "| dpg | 1.10 ± 1.29 | 0.90 ± 1.32 | -4.00 | 0.50 | 3.5 ± 6.4 | 2 |" in text
     assert "| mc_squared | 2.90 ± 1.29 | — |" in text
     assert r"mc\_squared & $2.90 \pm 1.29$ & --- &" in latex({"sweep": pooled})
     rows = list(csv.DictReader(as_csv({"sweep": pooled}).splitlines()))
     assert [row["method"] for row in rows] == ["dpg", "mc_squared"]
-    assert float(rows[0]["kl_q_target_half_width"]) == pytest.approx((1.1 + math.hypot(0.1 * T, 0.2)) / 2, rel=1e-4)
+    assert float(rows[0]["kl_q_target_half_width"]) == pytest.approx(math.hypot(0.1 * T, 0.2), rel=1e-4)
     assert float(rows[0]["log_Z_half_width"]) == pytest.approx(0.2)
     assert rows[1]["kl_target_q"] == ""
 
@@ -178,6 +179,24 @@ def test_where_the_target_differs_by_condition_paired_divergences_stand(tmp_path
     (row,) = read(tmp_path / "sweep").rows
     assert row.kl_q_target is not None
     assert row.kl_q_target.value == 0.7
+
+
+def test_divergences_of_sets_of_prompts_are_the_runs_own(tmp_path: Path) -> None:
+    """log Z is over all prompts that were met, and G over those with exact samples: 1.19 became 3.89 by the table."""
+    found = {
+        **certificate(-4.0, -2.0, -9.0, -7.0), "log_Z_source": Source.PROMPTS,
+        "kl_q_target": about(0.7, 0.1), "kl_target_q": about(1.2, 0.2),
+    }  # fmt: skip
+    worse = {**found, "g": about(-4.5, 0.3), "kl_q_target": about(0.9, 0.1), "kl_target_q": about(1.4, 0.2)}
+    fabricate(tmp_path / "sweep", {("ctl", 0): found, ("dpg", 0): worse}, seeds=1)
+    pooled = read(tmp_path / "sweep")
+    ctl = pooled.rows[0]
+    assert ctl.kl_q_target is not None
+    assert ctl.kl_target_q is not None
+    assert (ctl.kl_q_target.value, ctl.kl_target_q.value) == (0.7, 1.2)
+    assert ctl.kl_target_q.high == pytest.approx(1.4)
+    assert pooled.best.cell.method == "ctl"
+    assert "It is a mean of what differs by condition or prompt" in markdown({"sweep": pooled})
 
 
 def test_a_reference_serves_every_run_where_the_target_differs_by_condition(tmp_path: Path) -> None:

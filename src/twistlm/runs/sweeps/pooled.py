@@ -109,12 +109,20 @@ class Pooled:
         return any(result.after.log_Z_source is Source.CONDITIONS for result in self.results)
 
     @property
+    def is_mean(self) -> bool:
+        """Whether log Z is a mean over conditions or prompts, not always the same that F and G are of."""
+        return self.conditional or any(result.after.log_Z_source is Source.PROMPTS for result in self.results)
+
+    @property
     def best(self) -> Result:
-        """The run with the least KL(q‖σ) + KL(σ‖q), which is G − F whatever log Z is."""
+        """The run with the least KL(q‖σ) + KL(σ‖q), which is G − F whatever log Z is, if both are of the same."""
 
         def total(result: Result) -> float:
-            divergences = result.after.divergences
-            return math.inf if divergences.g is None else divergences.g.value - divergences.f.value
+            kls = result.after.divergences
+            if kls.g is None or kls.kl_target_q is None:
+                return math.inf
+            several = result.after.log_Z_source is Source.PROMPTS
+            return kls.kl_q_target.value + kls.kl_target_q.value if several else kls.g.value - kls.f.value
 
         return min(self.results, key=total)
 
@@ -146,7 +154,7 @@ class Pooled:
         divergences = [each.divergences for each in certificates]
         if self.log_Z is None:
             return None
-        if self.conditional:
+        if self.is_mean:
             return self._paired([each.f for each in divergences], [each.kl_q_target for each in divergences], -1.0)
         return _if_known(difference(self.log_Z, over_seeds([each.f for each in divergences])))
 
@@ -156,13 +164,13 @@ class Pooled:
         g = [each.g for each in divergences if each.g is not None]
         if self.log_Z is None or not g:
             return None
-        if self.conditional:
+        if self.is_mean:
             own = [each.kl_target_q for each in divergences if each.kl_target_q is not None]
             return self._paired(g, own, 1.0)
         return _if_known(difference(_with_shared(g), self.log_Z))
 
     def _paired(self, side: Sequence[Estimate], own: Sequence[Estimate], sign: float) -> Estimate | None:
-        """A KL where the target differs by condition, from F or G of every seed, and the certificates' own KL."""
+        """A KL where log Z is a mean, from F or G of every seed, and the certificates' own KL."""
         if self.reference is None or self.log_Z is None:
             return _if_known(_with_shared(own))
         values = [sign * (each.value - self.log_Z.value) for each in side]

@@ -161,6 +161,10 @@ class Collection:
         """The draws of some cases' prompts."""
         return self.select(torch.cat(rows_of(self.draws.prompts, cases)).sort().values)
 
+    def at_each(self, cases: Cases) -> "list[Collection]":
+        """For each case the draws of its prompt."""
+        return [self.select(rows) for rows in rows_of(self.draws.prompts, cases)]
+
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file, atomically."""
         numbers: dict[tuple[int, ...], int] = {}
