@@ -67,7 +67,9 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
         elif role == "intermediate":
             log_psi, mask, weights = _towards_intermediate(batch, scores.log_psi, scores.siblings)
         elif role in ("base", "labelled"):
-            weights = _shares(batch, _ratio)
+            # φ of the whole sequence tells of its rest, which q drew too; a fresh end of a prefix is p₀'s.
+            whole = role == "labelled" and samples.log_phi.dim() == 1
+            weights = _shares(batch, _ratio_of_wholes if whole else _ratio)
         else:
             equal = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)
             weights = _at_every_t(equal, mask)
@@ -186,6 +188,12 @@ def _ratio(batch: Batch) -> Tensor:
             "this source gives target samples only; choose 'base', 'proposal' or 'draws' for the loss's other roles"
         )
     return batch.log_ratio
+
+
+def _ratio_of_wholes(batch: Batch) -> Tensor:
+    """log p₀/q of the whole sequence at each of its prefixes [B, T]."""
+    log_ratio = _ratio(batch)
+    return log_ratio[:, -1:].expand_as(log_ratio)
 
 
 def _towards_intermediate(batch: Batch, log_psi: Tensor, siblings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
