@@ -88,7 +88,7 @@ def of_prefixes(base: Scored) -> Tensor:
 def test_a_label_of_the_end_weighed_as_a_prefix_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._ENTRIES, "loss", {**registry.available("loss")})
     loss("broken", sources=("base",))(of_prefixes)
-    with pytest.raises(AssertionError, match="“what drew the sequences plays no part”: at its optimum .* 'labelled'"):
+    with pytest.raises(AssertionError, match=r"“what drew the sequences plays no part”: at its optimum .* 'labelled'"):
         check_loss("broken")
     loss("mended", sources=("labelled",))(of_prefixes)
     check_loss("mended")

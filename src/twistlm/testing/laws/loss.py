@@ -98,9 +98,9 @@ class _LossTrial(Trial):
         return torch.randn(self.lm.table.shape, generator=torch.Generator().manual_seed(77), dtype=torch.float64)
 
     def scored(self, model: TwistedLM, impossible: int = 0, drawn_by: TwistedLM | None = None) -> dict[str, Scored]:
-        """Every role's batch: all sequences by their exact weights, as drawn from p₀ or from the proposal of `drawn_by`.
+        """Every role's batch: all sequences by their exact weights; of the first `impossible` of them φ is 0.
 
-        Of the first `impossible` of them φ is 0.
+        They count as drawn from p₀, or from the proposal of `drawn_by`.
         """
         log_phi = self.samples.log_phi.clone()
         log_phi[:impossible] = -torch.inf
