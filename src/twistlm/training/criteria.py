@@ -51,7 +51,8 @@ def _mean_log_ratio(chosen: Samples, copies: Tensor | None) -> Criterion:
 def negative_lower_bound(cases: Cases, num_particles: int = 16, num_runs: int = 16) -> Criterion:
     """−E[log Ẑ] by SMC, where no exact samples can be had; over `num_runs` runs, or one of each case if those are more.
 
-    Of several prompts it is the mean by their weights. A run in which all particles die counts as a failure of the sampler: it raises.
+    Of several prompts it is the mean by their weights. A run in which all particles die counts as a failure of the
+    sampler: it raises.
     """
     runs = list(cases) * max(1, num_runs // len(cases))
     emphases = emphases_of(runs)
