@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError, ModelError, PotentialError, UpperBoundError
 from twistlm.models.base import Prompts
-from twistlm.potentials import BasePotential, Function, Power, Product, Regex, TextPotential, evaluate
+from twistlm.potentials import BasePotential, Function, Infilling, Power, Product, Regex, TextPotential, evaluate
 from twistlm.potentials.protocol import Potential
 
 
@@ -48,6 +49,23 @@ def test_bounds_follow_the_algebra() -> None:
     assert (a * free).log_upper_bound is None
     assert (free**2).log_upper_bound is None
     assert isinstance(a * b, Potential)
+
+
+def test_rounding_above_a_bound_is_carried_through_the_algebra() -> None:
+    rounded = fixed(5e-6, 0.0, -1.0, bound=0.0)
+    for made, most in ((rounded, 5e-6), (rounded**10, 5e-5), (rounded * rounded * rounded, 1.5e-5)):
+        assert float(evaluate(made, PROMPTS, TOKENS).max()) == pytest.approx(most)
+    with pytest.raises(UpperBoundError, match="Fixed returned log φ = 2e-05"):
+        evaluate(fixed(2e-5, 0.0, 0.0, bound=0.0) ** 10, PROMPTS, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [(lambda: Infilling(2) ** 2.0, "the base of a power"), (lambda: Infilling(2) * Regex("1"), "a part of a product")],
+)
+def test_what_differs_by_a_condition_has_no_algebra(made: Callable[[], Potential], what: str) -> None:
+    with pytest.raises(ConfigError, match=f"Infilling differs .* by its condition and cannot be {what}; use it by its"):
+        made()
 
 
 def test_product_is_flat_and_not_empty() -> None:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError, PotentialError
 from twistlm.models.base import Prompts
-from twistlm.potentials import Function, TextPotential, Threshold, evaluate
+from twistlm.models.tabular import TabularLM
+from twistlm.potentials import Function, Regex, TextPotential, Threshold, evaluate
+from twistlm.potentials.prefixes import prefix_scores, softened
 
 PHI = {"hi dog": 0.25, "hi cat": 0.75}
 
@@ -76,6 +78,20 @@ def test_a_logit_that_is_nan_is_an_error_and_not_a_miss(lm, batch) -> None:
 def test_settings_are_checked(arguments, message) -> None:
     with pytest.raises(ConfigError, match=message):
         Threshold(Scorer(), **arguments)
+
+
+def test_a_part_of_a_product_says_no_infinity_of_a_prefix() -> None:
+    """A score of 0 has a logarithm of −∞, +∞ with its sign changed, beside the −∞ of a pattern that is not met."""
+    share = Function(
+        lambda texts: [text.count("0") / 4 for text in texts], log=False, log_upper_bound=0.0, prefixes=True
+    )
+    low = Threshold(share, 0.3, direction="<=")
+    prompts, tokens = [torch.tensor([1])] * 2, torch.tensor([[1], [2]])
+    model = TabularLM.random(3, 3, seed=0)
+    alone = prefix_scores(low.bind(model), prompts, tokens)
+    assert alone.tolist() == softened(torch.full((2,), math.inf, dtype=torch.float64)).tolist()
+    both = prefix_scores((Regex("2", mode="search") * low).bind(model), prompts, tokens)
+    assert both[0] < both[1]
 
 
 def test_a_scorer_without_a_logit_is_refused() -> None:

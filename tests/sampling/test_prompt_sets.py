@@ -16,12 +16,13 @@ from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.sampling.workplace import Workplace
 from twistlm.testing import assert_mean
-from twistlm.training.batches import some_of
+from twistlm.training.batches import drawn, some_of
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
 from twistlm.training.dense import labelled
 from twistlm.training.losses import objective
-from twistlm.training.sources import Setting, get_source
+from twistlm.training.scoring import score
+from twistlm.training.sources import Batch, Setting, get_source, independent
 from twistlm.training.trainer import Trainer
 from twistlm.twists.tabular import TabularHead
 
@@ -189,6 +190,45 @@ def test_one_twist_comes_near_the_target_at_every_prompt(several: list[Case], lo
 
 def test_targets_of_an_update_follow_the_weights(several: list[Case]) -> None:
     cases = at(several, (1.0, 2.0, 5.0))
-    chosen = [case.weight for k in range(800) for case in some_of(Rng(k), cases, 2)]
-    assert_mean(torch.tensor([weight == 5.0 for weight in chosen]).double(), 5 / 8)
-    assert_mean(torch.tensor([weight == 1.0 for weight in chosen]).double(), 1 / 8)
+    for r, case in enumerate(cases):
+        chosen = [some_of(Rng(k), cases, 2) for k in range(800)]
+        counted = [sum(some.weight for some in part if some.prompt.equal(case.prompt)) / 2 for part in chosen]
+        assert_mean(torch.tensor(counted), (1 / 8, 2 / 8, 5 / 8)[r])
+    # Each once: copies of one prompt would halve the sequences that its weights are normalised among.
+    assert all(len({tuple(some.prompt.tolist()) for some in part}) == len(part) for part in chosen)
+    assert some_of(Rng(0), cases, 3) == cases
+    alike = at(several)
+    assert [some.weight for some in some_of(Rng(0), alike, 2)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("loss", ["ctl", "dpg", "sixo", "gkl", "fudge", "rl", "nvi"])
+def test_prompts_count_by_their_weights(several: list[Case], loss: str) -> None:
+    """All in one update, each with a third of its sequences, and not in copies of one or two sequences each."""
+    model = several[0].twisted_for(loss, torch.randn(several[0].lm.table.shape, dtype=torch.float64))
+    weights, wanted = (1.0, 2.0, 5.0), objective(loss)
+    setting = Setting(sampler_of(several, model), at(several, weights))
+    config = TrainingConfig(loss=loss, target_source="base", intermediate_source="base", num_particles=24)
+    batches = drawn(Rng(3), config, setting, setting.targets, wanted.roles)
+    (batch,) = {id(each): each for each in batches.values()}.values()
+    assert batch.num_targets == 3
+
+    def value(part: Batch) -> torch.Tensor:
+        return wanted(score(model, dict.fromkeys(wanted.roles, part), normaliser=wanted.normaliser).scored)
+
+    alone = [value(independent(batch.samples.select(torch.arange(8 * r, 8 * (r + 1))))) for r in range(3)]
+    expected = sum(weight * each for weight, each in zip(weights, alone, strict=True)) / 8
+    torch.testing.assert_close(value(batch), expected)
+    if loss in ("dpg", "fudge"):
+        # Their weights do not move with the twist, so the mean over parts is the whole.
+        for count in (2, 3):
+            parts = list(batch.parts(Rng(0), count))
+            mean = torch.stack([value(part) * len(part.samples) for part in parts]).sum() / len(batch.samples)
+            torch.testing.assert_close(mean, value(batch))
+
+
+def test_the_lower_bound_that_judges_is_the_mean_by_weights(several: list[Case]) -> None:
+    cases, shares = at(several, (1.0, 2.0, 5.0)), torch.tensor([1, 2, 5], dtype=torch.float64) / 8
+    sampler = sampler_of(several)
+    by_case = sampler.smc(Rng(2), cases * 5, 16).log_Z_hat.view(5, 3).mean(0)
+    assert abs(float(by_case.mean() - shares @ by_case)) > 0.1
+    assert negative_lower_bound(cases)(Rng(2), sampler).value == pytest.approx(-float(shares @ by_case))

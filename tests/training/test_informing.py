@@ -16,7 +16,11 @@ from twistlm.sampling.twisted import TwistedLM
 from twistlm.sampling.workplace import Workplace
 from twistlm.testing import assert_mean
 from twistlm.training import informing
+from twistlm.training.config import TrainingConfig
+from twistlm.training.criteria import negative_lower_bound
 from twistlm.training.draws import Draws, chosen
+from twistlm.training.sources import Setting
+from twistlm.training.trainer import Trainer
 from twistlm.twists.tabular import TabularHead
 
 
@@ -75,6 +79,23 @@ def test_it_finds_what_the_potential_knows() -> None:
     assert not found["asks"]
     assert not informed.coefficients[:, 2].any()
     assert set(informed.steps) <= {1, 2}
+
+
+def test_a_pool_grows_at_all_of_its_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at those that another source has nothing of, which nothing is learned at."""
+    lm, potential = TabularLM.random(3, 4, seed=5), TablePotential(-torch.rand(9, dtype=torch.float64) - 1, 3)
+    object.__setattr__(potential, "log_upper_bound", 0.0)
+    model = TwistedLM(lm, TabularHead.twist(torch.zeros_like(lm.table)), "ignore")
+    sampler = Sampler(model, potential, 2)
+    targets = [sampling.Case(torch.tensor([token])) for token in range(3)]
+    collection = collect(Rng(0), Workplace(sampler, targets[1:2]), Budget(400, chunk=200), target="t")
+    config = TrainingConfig("dpg", "exact+pool", num_particles=60, num_updates=2, evaluate_every=1)
+    seen, of = [], Draws.of
+    monkeypatch.setattr(Draws, "of", staticmethod(lambda pool, cases: seen.append((pool, cases)) or of(pool, cases)))
+    Trainer(Rng(1), Setting(sampler, targets, collection), config, negative_lower_bound(targets)).train()
+    ((pool, cases),) = seen
+    assert cases == targets[1:2]
+    assert [len(rows) for rows in sampling.rows_of(pool.samples.prompts, targets)] == [sum(pool.counts) // 3] * 3
 
 
 def test_it_asks_ten_times_at_most() -> None:

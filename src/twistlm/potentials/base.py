@@ -95,7 +95,11 @@ class BasePotential(Potential, ABC):
 @register("potential", "product")
 @dataclass(frozen=True)
 class Product(BasePotential):
-    """The product of several potentials: every constraint at once."""
+    """The product of several potentials: every constraint at once.
+
+    Raises:
+        ConfigError: there are none, or one differs from sequence to sequence by a condition.
+    """
 
     parts: tuple[Potential, ...]
 
@@ -106,6 +110,8 @@ class Product(BasePotential):
             flat.extend(part.parts if isinstance(part, Product) else (part,))
         if not flat:
             raise ConfigError("a product needs at least one potential")
+        for part in flat:
+            _check_unconditional(part, "a part of a product")
         object.__setattr__(self, "parts", tuple(flat))
         for name in ("log_upper_bound", "log_lower_bound"):
             bounds = [bound for part in flat if (bound := getattr(part, name, None)) is not None]
@@ -135,7 +141,7 @@ class Power(BasePotential):
     """A potential to the power β > 0: sharper above 1, softer below.
 
     Raises:
-        ConfigError: β is not positive and finite.
+        ConfigError: β is not positive and finite, or the base differs from sequence to sequence by a condition.
     """
 
     base: Potential
@@ -144,6 +150,7 @@ class Power(BasePotential):
     def __post_init__(self) -> None:
         """Check β and scale the bounds."""
         check_beta(self.beta)
+        _check_unconditional(self.base, "the base of a power")
         for name in ("log_upper_bound", "log_lower_bound"):
             bound = getattr(self.base, name, None)
             object.__setattr__(self, name, None if bound is None else self.beta * bound)
@@ -163,6 +170,19 @@ class Power(BasePotential):
         return self.beta * evaluate(self.base, prompts, tokens)
 
 
+def _check_unconditional(potential: Potential, what: str) -> None:
+    """Raise ConfigError for a potential with a condition: base draws would be no exact samples of what it is made into.
+
+    They are, since p₀(s) φ(s, c) is the law of a draw with its condition, which that of φ to a power or times another
+    potential is not.
+    """
+    if isinstance(potential, ConditionalPotential):
+        raise ConfigError(
+            f"{type(potential).__name__} differs from sequence to sequence by its condition and cannot be {what}; "
+            "use it by itself"
+        )
+
+
 def power_of(potential: Potential) -> float:
     """β of a potential that is a power, 1 for any other: what divides log φ to give the logarithm of the score."""
     return float(getattr(potential, "beta", 1.0))
@@ -176,6 +196,17 @@ def check_beta(beta: float) -> None:
         raise ConfigError(
             f"beta must be at most {MOST_BETA:g}, not {beta:g}: beyond it a scorer's rounding decides what is sampled"
         )
+
+
+def bound_slack(potential: Potential, name: str = "log_upper_bound") -> float:
+    """How far beyond that bound of its log φ may be by rounding; of a power or product as far as its parts together."""
+    bound = getattr(potential, name, None)
+    slack = 0.0 if bound is None or not math.isfinite(bound) else BOUND_TOLERANCE * max(1.0, abs(bound))
+    if isinstance(potential, Power):
+        return max(slack, potential.beta * bound_slack(potential.base, name))
+    if isinstance(potential, Product):
+        return max(slack, sum(bound_slack(part, name) for part in potential.parts))
+    return slack
 
 
 def check_reachable(name: str, threshold: float, scorer: Potential) -> None:
@@ -250,7 +281,7 @@ def evaluate(potential: Potential, prompts: Prompts, tokens: Tensor, conditions:
     if bound is not None:
         if math.isnan(bound):
             raise UpperBoundError(f"{name}'s log_upper_bound is NaN, which bounds nothing; give a number, or None")
-        above = log_phi > bound + BOUND_TOLERANCE * max(1.0, abs(bound))
+        above = log_phi > bound + bound_slack(potential)
         if above.any():
             row = int(above.nonzero()[0])
             where = _describe(potential, prompts, tokens, row)

@@ -10,6 +10,7 @@ from twistlm.core.errors import ConfigError, PotentialError
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BasePotential, check_eps, check_reachable, evaluate, indicator, set_indicator_bounds
+from twistlm.potentials.prefixes import FARTHEST
 from twistlm.potentials.protocol import Potential
 
 
@@ -69,13 +70,16 @@ class Threshold(BasePotential):
         return bound
 
     def score_prefixes(self, prompts: Prompts, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """The score itself [B], which tells how near a prefix is; with its sign changed where low ones pass."""
+        """The score itself [B], which tells how near a prefix is; with its sign changed where low ones pass.
+
+        Then it is finite upwards: +∞ would make a product's sum NaN beside another part's −∞.
+        """
         assert isinstance(self.scorer, BasePotential)
         if isinstance(self.scorer, HasLogit) and self.on == "logit":
             score = self.scorer.logit(prompts, tokens)
         else:
             score = self.scorer.score_prefixes(prompts, tokens, conditions)
-        return score if self.direction == ">=" else -score
+        return score if self.direction == ">=" else -score.clamp_min(-FARTHEST)
 
     def log_phi(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """log φ, float64 [B]."""

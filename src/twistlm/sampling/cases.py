@@ -46,6 +46,13 @@ def shares_of(cases: Cases) -> Tensor:
     return weights / weights.sum()
 
 
+def emphases_of(cases: Cases) -> Tensor | None:
+    """What each counts in a mean over R cases, 1 on average, float64 [R]; None where all count alike."""
+    if len({case.weight for case in cases}) == 1:
+        return None
+    return len(cases) * shares_of(cases)
+
+
 def in_shares(rng: Rng, rows: Sequence[Tensor], shares: Tensor) -> Tensor:
     """Positions [n] in an order of which every beginning has each of R cases by its share, nearly (on average just so).
 

@@ -7,7 +7,7 @@ import torch
 
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.rng import Rng
-from twistlm.sampling.cases import Cases, rows_of, shares_of
+from twistlm.sampling.cases import Cases, emphases_of, rows_of, shares_of
 from twistlm.sampling.exact.collect import base_draws
 from twistlm.sampling.resampling import invert, stratified_points
 from twistlm.sampling.smc import Keep
@@ -29,6 +29,7 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
     """
     made: dict[str, Batch] = {}
     setting = replace(setting, targets=some_of(rng.fork("targets"), cases, config.num_cases))
+    weights = emphases_of(setting.targets)
     if setting.sampler.is_conditional:
         # All roles of an update are given the same conditions.
         each, keep = max(1, config.num_cases // len(setting.targets)), Keep(setting.keep.features)
@@ -37,6 +38,8 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
         else:
             joint = base_draws(rng.fork("conditions"), setting.sampler, setting.targets, each, keep)
         setting = replace(setting, joint=joint)
+        # As many conditions of each prompt, one prompt's after the other's.
+        weights = None if weights is None else weights.repeat_interleave(len(joint) // len(weights))
     sources = {role: config.source_of(role) for role in roles}
     for name in sources.values():
         if name not in made:
@@ -44,7 +47,7 @@ def drawn(rng: Rng, config: TrainingConfig, setting: Setting, cases: Cases, role
             batch = get_source(name)(rng.fork(name), setting, count)
             batch = batch if config.max_share == 1 else batch.truncated(config.max_share)
             # Of others the proposal that they came from may be far away, or not known.
-            made[name] = replace(batch, baseline=config.baseline and name == "proposal")
+            made[name] = replace(batch, baseline=config.baseline and name == "proposal", target_weights=weights)
     return {role: made[name] for role, name in sources.items()}
 
 
@@ -67,7 +70,8 @@ def scale(batch: Batch) -> float:
     From ψ = 1 whatever was drawn would fall behind all that was not, and the proposal run after rare tokens until it
     has seen them all.
     """
-    return float(log_mean_exp(finite(batch.samples.log_phi).view(batch.num_targets, -1)).mean())
+    levels = log_mean_exp(finite(batch.samples.log_phi).view(batch.num_targets, -1))
+    return float((levels if batch.target_weights is None else levels * batch.target_weights.to(levels)).mean())
 
 
 @torch.no_grad()
@@ -90,8 +94,15 @@ def served(config: TrainingConfig, setting: Setting) -> Cases:
 
 
 def some_of(rng: Rng, cases: Cases, count: int) -> Cases:
-    """Some of the prompts, by their weights and stratified; all of them where they are few and alike."""
-    if len(cases) <= count and len({case.weight for case in cases}) == 1:
+    """Some of the prompts, by their weights and stratified; all of them where they are few.
+
+    Of different weights each comes once, with the weight that it is to count by: all of its sequences then speak for
+    each other, and not those of one copy at a time.
+    """
+    if len(cases) <= count:
         return cases
     index = invert(shares_of(cases).unsqueeze(0), stratified_points(rng, 1, count))[0]
-    return [cases[r] for r in index.tolist()]
+    if emphases_of(cases) is None:
+        return [cases[r] for r in index.tolist()]
+    chosen, copies = index.unique(return_counts=True)
+    return [replace(cases[r], weight=float(n)) for r, n in zip(chosen.tolist(), copies.tolist(), strict=True)]

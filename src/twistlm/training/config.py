@@ -59,8 +59,8 @@ class TrainingConfig:
         pool_first: updates after which the pool grows for the first time; then after four times as many, and so on.
         num_labels: prefixes that the potential is asked about, at most, about, whenever dense labels are made; see
             `twistlm.training.dense`.
-        num_cases: targets per batch where there are several: prompts of a set, drawn by weight, or conditions
-            (infilling). Each gets its share of the particles.
+        num_cases: targets per batch where there are several: prompts of a set, all of them or drawn by weight, or
+            conditions (infilling). Each gets as many of the particles, and counts by its weight.
         num_updates: at most so many batches.
         optimiser: a registered optimiser: "adamw", or "adafactor", which needs a half of the memory or less.
         learning_rate: of the optimiser.

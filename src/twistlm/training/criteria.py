@@ -8,7 +8,7 @@ from torch import Tensor
 from twistlm.core.estimates import Estimate, mean
 from twistlm.core.logmath import normalise
 from twistlm.core.rng import Rng
-from twistlm.sampling.cases import Cases, rows_of, shares_of
+from twistlm.sampling.cases import Cases, emphases_of, rows_of, shares_of
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.resampling import invert, systematic_points
 from twistlm.sampling.sampler import Sampler, in_batches
@@ -51,12 +51,15 @@ def _mean_log_ratio(chosen: Samples, copies: Tensor | None) -> Criterion:
 def negative_lower_bound(cases: Cases, num_particles: int = 16, num_runs: int = 16) -> Criterion:
     """−E[log Ẑ] by SMC, where no exact samples can be had; over `num_runs` runs, or one of each case if those are more.
 
-    A run in which all particles die counts as a failure of the sampler: it raises.
+    Of several prompts it is the mean by their weights. A run in which all particles die counts as a failure of the
+    sampler: it raises.
     """
     runs = list(cases) * max(1, num_runs // len(cases))
+    emphases = emphases_of(runs)
 
     def criterion(rng: Rng, sampler: Sampler) -> Estimate:
         values = [sampler.smc(rng, some, num_particles).log_Z_hat for _, some in in_batches(runs, num_particles)]
-        return mean(-torch.cat(values))
+        log_Z = torch.cat(values)
+        return mean(-log_Z if emphases is None else -log_Z * emphases.to(log_Z))
 
     return criterion

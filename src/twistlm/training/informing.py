@@ -53,6 +53,7 @@ def inform(
     *,
     collected: Samples | None = None,
     pool: Pool | None = None,
+    targets: Cases | None = None,
 ) -> tuple[Informed, dict[str, Any]]:
     """What weighs beside the twist of `sampler`, and what was found.
 
@@ -65,6 +66,7 @@ def inform(
             ("never" has the same effect). Weights are fitted all the same.
         collected: base draws that are there already.
         pool: all draws that training has made, which take the place of base draws.
+        targets: prompts that the pool has draws of, if those are more than `cases`.
 
     Returns:
         The numbers; and for the history the steps, by how many nats each is better known than by q alone, and how many
@@ -82,7 +84,7 @@ def inform(
             there = _drawn(rng, plain, some, count, collected)
         else:
             # A pool grows at all of its prompts, or its mixture would differ from one to another.
-            pool = pool.grown(rng.fork("own"), plain, cases, count // 2)
+            pool = pool.grown(rng.fork("own"), plain, cases if targets is None else targets, count // 2)
             there = Draws.of(pool, some)
         draws = chosen(rng, there, count // len(some))
     gone, own = draws.steered(sampler)

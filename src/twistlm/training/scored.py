@@ -22,6 +22,7 @@ class Scored:
         baseline: the weight [B, 1] of every sequence were the proposal σ, which `weights` are compared with (0 at a
             target that no sequence hits); None for no baseline, and where the sequences are not draws of `log_q`.
         num_targets: R targets that the sequences belong to, equally many to each, one after the other.
+        target_weights: what each target counts, which `weights` have in them [R]; None: all alike.
     """
 
     mask: Tensor
@@ -33,6 +34,7 @@ class Scored:
     log_phi: Tensor
     baseline: Tensor | None = None
     num_targets: int = 1
+    target_weights: Tensor | None = None
 
     @property
     def ratio(self) -> Tensor:

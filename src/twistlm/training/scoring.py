@@ -67,10 +67,12 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
         elif role == "intermediate":
             log_psi, mask, weights = _towards_intermediate(batch, scores.log_psi, scores.siblings)
         elif role in ("base", "labelled"):
-            weights = _shares(batch, _ratio)
+            # φ of the whole sequence tells of its rest, which q drew too; a fresh end of a prefix is p₀'s.
+            whole = role == "labelled" and samples.log_phi.dim() == 1
+            weights = _shares(batch, _ratio_of_wholes if whole else _ratio)
         else:
             equal = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64, device=log_psi.device)
-            weights = _at_every_t(equal, mask)
+            weights = _at_every_t(_counted(equal, batch), mask)
         made[role] = Scored(
             mask=mask,
             weights=weights.to(log_psi.dtype),
@@ -81,6 +83,7 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
             log_phi=samples.log_phi,
             baseline=_shares(batch, _equal).unsqueeze(-1).to(log_psi) if batch.baseline else None,
             num_targets=batch.num_targets,
+            target_weights=batch.target_weights,
         )
     return Scoring(made, effective)
 
@@ -150,7 +153,7 @@ def _ratios_and_values(batch: Batch) -> Tensor:
 def _shares(batch: Batch, log_w_of: Callable[[Batch], Tensor]) -> Tensor:
     """Weights of every sequence's rows [B · k, …]; they sum to one over a batch, or in the mean over its parts."""
     whole = _whole(batch)
-    weights = _normalised(log_w_of(whole), whole.num_targets)
+    weights = _normalised(log_w_of(whole), whole)
     if batch.rows is None:
         return weights
     own: Tensor = weights.unflatten(0, (len(whole.samples), -1))[batch.rows].flatten(0, 1)
@@ -188,15 +191,32 @@ def _ratio(batch: Batch) -> Tensor:
     return batch.log_ratio
 
 
+def _ratio_of_wholes(batch: Batch) -> Tensor:
+    """log p₀/q of the whole sequence at each of its prefixes [B, T]."""
+    log_ratio = _ratio(batch)
+    return log_ratio[:, -1:].expand_as(log_ratio)
+
+
 def _towards_intermediate(batch: Batch, log_psi: Tensor, siblings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """log ψ, mask and self-normalised weights p₀ψ_t/q [B', T]; siblings count as particles of their prefix."""
     log_ratio, mask = _ratio(batch), batch.samples.mask
     if siblings is not None and batch.samples.siblings is not None:
         log_ratio, log_psi = _ratios(batch), _families(log_psi, siblings, mask)
         mask = mask.repeat_interleave(1 + siblings.shape[-1], 0)
-    return log_psi, mask, _normalised(log_ratio + log_psi.detach(), batch.num_targets)
+    return log_psi, mask, _normalised(log_ratio + log_psi.detach(), batch)
 
 
-def _normalised(log_w: Tensor, num_targets: int) -> Tensor:
-    """Weights of sequences [B, …] that sum to 1/R for each of the R targets."""
-    return normalise(log_w.unflatten(0, (num_targets, -1)), dim=1).flatten(0, 1) / num_targets
+def _normalised(log_w: Tensor, batch: Batch) -> Tensor:
+    """Weights of sequences [B, …] that sum to 1/R for each of the R targets, times what it counts."""
+    weights = normalise(log_w.unflatten(0, (batch.num_targets, -1)), dim=1).flatten(0, 1) / batch.num_targets
+    return _counted(weights, batch)
+
+
+def _counted(weights: Tensor, batch: Batch) -> Tensor:
+    """Weights of sequences [B, …], those of each target times what it counts."""
+    if batch.target_weights is None:
+        return weights
+    by_target = weights.unflatten(0, (batch.num_targets, -1))
+    counts = batch.target_weights.to(weights).view(-1, *[1] * weights.dim())
+    counted: Tensor = (by_target * counts).flatten(0, 1)
+    return counted

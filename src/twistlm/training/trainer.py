@@ -324,7 +324,7 @@ class Trainer:
         collected = there.draws if there is not None and there.are_base_draws else None
         informed, found = inform(
             self.rng.fork("inform"), setting.sampler, self._cases, count, config.informed,
-            collected=collected, pool=setting.pool,
+            collected=collected, pool=setting.pool, targets=setting.targets,
         )  # fmt: skip
         self._record({"kind": "informed", "update": self.progress.done, **found})
         return self.processes.of_first(lambda: informed)

@@ -35,7 +35,10 @@ def unmasked(twist: Twist) -> Twist:
 
 
 class MaskedDecoder(nn.Module):
-    """Features are those of the twist within, [U, k], and the tokens so far, [U, T], with `NOTHING` after them."""
+    """Features are those of the twist within, [U, k], and the tokens so far, [U, T], with `NOTHING` after them: int32.
+
+    Given sequences have T² of them each, so half the bytes count; the automaton's are integers too.
+    """
 
     def __init__(self, inner: Decoder, num_tokens: int) -> None:
         super().__init__()
@@ -43,23 +46,23 @@ class MaskedDecoder(nn.Module):
 
     def start(self, prompts: Prompts, capacity: tuple[int, int] = (0, 0)) -> DecoderState:
         """Nothing has been written yet, whatever the prompt."""
-        states = self.inner.start(prompts, capacity).features
+        states = self.inner.start(prompts, capacity).features.int()
         return DecoderState(torch.cat([states, states.new_full((len(states), self.num_tokens), NOTHING)], 1))
 
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
         """One token further."""
         states, written = state.features[:, : -self.num_tokens], state.features[parents, -self.num_tokens :]
         end = (written != NOTHING).sum(1, keepdim=True)
-        after = self.inner.advance(DecoderState(states), parents, tokens).features
-        return DecoderState(torch.cat([after, written.scatter(1, end, tokens.unsqueeze(1))], 1))
+        after = self.inner.advance(DecoderState(states.long()), parents, tokens).features.int()
+        return DecoderState(torch.cat([after, written.scatter(1, end, tokens.int().unsqueeze(1))], 1))
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """Before each of tokens [B, T]: [B, T, k + T]."""
         count = tokens.shape[1]
         before = torch.ones((count, self.num_tokens), dtype=torch.bool, device=tokens.device).tril(-1)
-        whole = nn.functional.pad(tokens, (0, self.num_tokens - count), value=NOTHING).unsqueeze(1)
+        whole = nn.functional.pad(tokens.int(), (0, self.num_tokens - count), value=NOTHING).unsqueeze(1)
         written = whole.expand(-1, count, -1).masked_fill(~before, NOTHING)
-        return torch.cat([self.inner.features(prompts, tokens), written], -1)
+        return torch.cat([self.inner.features(prompts, tokens).int(), written], -1)
 
 
 class MaskedHead(nn.Module):
@@ -74,7 +77,7 @@ class MaskedHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """log ψ [..., V] of features [..., k + T]."""
-        within, written = features[..., : -self.num_tokens], features[..., -self.num_tokens :]
+        within, written = features[..., : -self.num_tokens].long(), features[..., -self.num_tokens :]
         log_psi = self.inner.head(within)
         rows = log_psi.reshape(-1, log_psi.shape[-1])
         distinct, index = written.reshape(-1, written.shape[-1]).unique(dim=0, return_inverse=True)
@@ -90,7 +93,7 @@ class MaskedHead(nn.Module):
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ of the chosen tokens [...]."""
         features = features.expand(*tokens.shape, features.shape[-1])
-        within, written = features[..., : -self.num_tokens], features[..., -self.num_tokens :]
+        within, written = features[..., : -self.num_tokens].long(), features[..., -self.num_tokens :]
         pairs = zip(_prefixes(written.reshape(-1, written.shape[-1])), tokens.reshape(-1).tolist(), strict=True)
         allowed = [all(grammar.allows(prefix, token) for grammar in self.grammars) for prefix, token in pairs]
         forbidden = ~torch.tensor(allowed, device=tokens.device).view(tokens.shape)

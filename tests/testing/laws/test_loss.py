@@ -81,6 +81,19 @@ def test_every_law_is_caught(function: Any, law: str, monkeypatch: pytest.Monkey
         check_loss("broken")
 
 
+def of_prefixes(base: Scored) -> Tensor:
+    return (base.weights * (base.log_psi.exp() - base.labels.exp()).square()).sum(0).mean()
+
+
+def test_a_label_of_the_end_weighed_as_a_prefix_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._ENTRIES, "loss", {**registry.available("loss")})
+    loss("broken", sources=("base",))(of_prefixes)
+    with pytest.raises(AssertionError, match=r"“what drew the sequences plays no part”: at its optimum .* 'labelled'"):
+        check_loss("broken")
+    loss("mended", sources=("labelled",))(of_prefixes)
+    check_loss("mended")
+
+
 def test_a_loss_may_learn_what_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._ENTRIES, "loss", {**registry.available("loss")})
     loss("unknown", sources=("target", "intermediate"))(wrong_sign)

@@ -51,7 +51,7 @@ def check_loss(name: str, *, optimum: Optimum | None = expectation) -> None:
 
     On a model of three tokens all sequences are summed over, so nothing here is noise. The loss is one finite number,
     the same each time and in whatever order the sequences come, also where φ = 0; its gradient comes by log ψ alone;
-    and it is zero at the loss's own optimum, and not at a wrong twist.
+    and it is zero at the loss's own optimum, whatever proposal drew the sequences, and not at a wrong twist.
 
     Args:
         name: as on the command line: "ctl", or "0.7*ctl + 0.3*rl".
@@ -68,6 +68,7 @@ def check_loss(name: str, *, optimum: Optimum | None = expectation) -> None:
         trial.gradient_by_log_psi_alone()
         if optimum is not None:
             trial.zero_gradient_at(optimum)
+            trial.zero_gradient_off_policy(optimum)
 
 
 class _LossTrial(Trial):
@@ -96,13 +97,22 @@ class _LossTrial(Trial):
         """A table at random."""
         return torch.randn(self.lm.table.shape, generator=torch.Generator().manual_seed(77), dtype=torch.float64)
 
-    def scored(self, model: TwistedLM, impossible: int = 0) -> dict[str, Scored]:
-        """Every role's batch: all sequences by their exact weights; of the first `impossible` of them φ is 0."""
+    def scored(self, model: TwistedLM, impossible: int = 0, drawn_by: TwistedLM | None = None) -> dict[str, Scored]:
+        """Every role's batch: all sequences by their exact weights; of the first `impossible` of them φ is 0.
+
+        They count as drawn from p₀, or from the proposal of `drawn_by`.
+        """
         log_phi = self.samples.log_phi.clone()
         log_phi[:impossible] = -torch.inf
         samples, log_p = replace(self.samples, log_phi=log_phi), self.truth.log_p[self.possible]
         # Draws with log p₀/q = 0 and multiplicity p₀ are the same as each sequence once with q uniform.
-        batch = Batch(samples, log_p + log_phi, log_p.unsqueeze(-1).expand(-1, NUM_STEPS))
+        log_ratio = log_p.unsqueeze(-1).expand(-1, NUM_STEPS)
+        if drawn_by is not None:
+            found = drawn_by.densities(samples, twist_induced)
+            samples = replace(samples, log_p=found.log_p, log_q=found.log_q)
+            # Each as often as it is drawn.
+            log_ratio = (found.log_p - found.log_q).cumsum(-1) + found.log_q.sum(-1, keepdim=True)
+        batch = Batch(samples, log_p + log_phi, log_ratio)
         wanted = self.objective
         made = score(model, dict.fromkeys(wanted.roles, batch), normaliser=wanted.normaliser).scored
         if wanted.on_policy:
@@ -201,6 +211,17 @@ class _LossTrial(Trial):
                 "Check signs and weights against the derivation; if it learns something else, pass optimum=…",
             )
 
+    def zero_gradient_off_policy(self, optimum: Optimum) -> None:
+        """At its optimum, also by draws of a proposal that is neither p₀ nor its own."""
+        largest = float(self.gradient(self.optimum(optimum), self.model(self.wrong())).abs().max())
+        self.require(
+            largest < ZERO,
+            "what drew the sequences plays no part",
+            f"at its optimum the gradient by another proposal's draws is {largest:.2g} at most (eos={self.eos!r})",
+            "A loss that compares a prefix with φ of its own end asks for the role 'labelled', whose weights are those "
+            "of whole sequences; 'base' has those of prefixes",
+        )
+
     def optimum(self, optimum: Optimum) -> Tensor:
         """The table that the loss should learn."""
 
@@ -217,11 +238,11 @@ class _LossTrial(Trial):
             log_psi = (log_psi - torch.log(-torch.expm1(log_psi))).clamp(-MOST_LOGIT, MOST_LOGIT)
         return log_psi
 
-    def gradient(self, table: Tensor) -> Tensor:
-        """Of the loss with respect to the table."""
+    def gradient(self, table: Tensor, drawn_by: TwistedLM | None = None) -> Tensor:
+        """Of the loss with respect to the table, by the sequences as drawn from p₀, or by another model's proposal."""
         model = self.model(copy.deepcopy(table))
         assert model.twist is not None
-        value = self.value(self.scored(model), "all sequences")
+        value = self.value(self.scored(model, drawn_by=drawn_by), "all sequences")
         (gradient,) = torch.autograd.grad(value, list(model.twist.module.parameters()))
         return gradient
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from twistlm.models.base import BaseLM, Prompts
-from twistlm.potentials.base import BOUND_TOLERANCE, copied
+from twistlm.potentials.base import bound_slack, copied
 from twistlm.potentials.conditions import is_conditional
 from twistlm.potentials.prefixes import prefix_scores, scores_prefixes
 from twistlm.potentials.protocol import ConditionalPotential, Potential
@@ -158,7 +158,7 @@ def _within_bounds(asked: _Asked, prompts: Prompts, tokens: Tensor, whole: Tenso
     for bound, name, sign in ((upper, "log_upper_bound", 1), (lower, "log_lower_bound", -1)):
         if bound is None:
             continue
-        slack = BOUND_TOLERANCE * max(1.0, abs(bound)) if math.isfinite(bound) else 0.0
+        slack = bound_slack(asked.bound, name)
         # A bound that is no number bounds nothing.
         wrong = ~(sign * whole <= sign * bound + slack)
         asked.trial.require(

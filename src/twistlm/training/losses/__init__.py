@@ -2,8 +2,9 @@
 
 A loss says in which roles it wants batches, and whether it needs log Σ_v p₀ψ_t. Where the samples come from is another
 setting (`training.sources`). The roles are: "target", weights towards σ, the same at every t; "intermediate", towards
-π_t at each t; "base", towards p₀ at each t; "labelled", the same, or any prefixes that have φ of a fresh end each;
-"drawn", equal weights, whatever the sequences were drawn from. Weights are [B, T].
+π_t at each t; "base", towards p₀ at each t; "labelled", towards p₀ of whole sequences, whose φ labels every prefix, or
+any prefixes that have a label of their own each; "drawn", equal weights, whatever the sequences were drawn from.
+Weights are [B, T].
 """
 
 import math

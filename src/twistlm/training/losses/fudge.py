@@ -15,7 +15,7 @@ def fudge(labelled: Scored) -> Tensor:
     appendix C.4). Needs φ ≤ 1.
 
     Args:
-        labelled: weights [B, T] towards p₀, or prefixes with a label of their own each.
+        labelled: weights [B, T] towards p₀ of whole sequences, or prefixes with a label of their own each.
     """
     label = labelled.labels.exp()
     # ψ = 1 counts as the number before.

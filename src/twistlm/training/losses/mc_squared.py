@@ -14,7 +14,7 @@ def mc_squared(labelled: Scored) -> Tensor:
     of log φ.
 
     Args:
-        labelled: weights [B, T] towards p₀, or prefixes with a label of their own each.
+        labelled: weights [B, T] towards p₀ of whole sequences, or prefixes with a label of their own each.
     """
     label = labelled.labels.exp()
     return (labelled.weights * (labelled.log_psi.exp() - label).square()).sum(0).mean()

@@ -11,7 +11,8 @@ from twistlm.training.scored import Scored
 def nvi(intermediate: Scored) -> Tensor:
     """Σ_t KL(π_t q_{t+1} ‖ π_{t+1}) / T, with the target itself after the last step (Zimmermann et al. 2021).
 
-    The mean over targets, each of which has a normalising constant of its own. Each term is log E_π_t[w] − E_π_t[log w]
+    The mean over targets (by what they count), each of which has a normalising constant of its own. Each term is
+    log E_π_t[w] − E_π_t[log w]
     with the incremental weight w = Σ_v p₀ψ_{t+1} / ψ_t, and φ / ψ_T at the end: zero just where that weight does not
     vary, which is what SMC wants of its twists. The gradient flows through π_t too. φ = 0 counts as e^−40.
 
@@ -31,4 +32,6 @@ def nvi(intermediate: Scored) -> Tensor:
     top = log_w.detach().amax(1, keepdim=True)
     log_mean = (weights * (log_w - top).exp()).sum(1).log() + top.squeeze(1)
     divergences: Tensor = log_mean - (weights * log_w).sum(1)
+    if intermediate.target_weights is not None:
+        divergences = divergences * intermediate.target_weights.to(divergences).unsqueeze(-1)
     return divergences.mean()

@@ -75,6 +75,7 @@ class Batch:
         values: log V of every prefix and of every sibling, which weigh in the place of φ; None for φ.
         whole: the batch that this is a part of, whose rows `rows` it has; None if it is no part.
         baseline: whether weights towards σ count by what they differ from those of equally good draws.
+        target_weights: what each target counts in the loss, 1 on average over the whole batch [R]; None: all alike.
     """
 
     samples: Samples
@@ -85,6 +86,7 @@ class Batch:
     whole: "Batch | None" = None
     rows: Tensor | None = None
     baseline: bool = False
+    target_weights: Tensor | None = None
 
     def truncated(self, share: float) -> "Batch":
         """Weights towards σ of which none is more than that share of its target's, or one in √n if that is more."""
@@ -107,7 +109,7 @@ class Batch:
 
     def _part(self, rows: Tensor) -> "Batch":
         """Rows [R', n] of R' targets."""
-        flat = rows.flatten()
+        flat, each = rows.flatten(), len(self.samples) // self.num_targets
         return Batch(
             self.samples.select(flat),
             self.log_w[flat],
@@ -117,6 +119,7 @@ class Batch:
             self,
             flat,
             self.baseline,
+            None if self.target_weights is None else self.target_weights[rows[:, 0] // each],
         )
 
 
