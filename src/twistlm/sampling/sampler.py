@@ -48,6 +48,7 @@ class Sampler:
         informed: what weighs beside the twist where SMC may resample; None for the twist alone.
         reference: p₀, where `model` is another language model: q is that one's own likelihood then, and there is no
             SMC with it, since its weights do not vary from step to step towards σ.
+        may_die: whether SMC goes on with a run in which every particle has weight zero, instead of refusing it.
 
     Raises:
         ConfigError: the threshold is out of range.
@@ -61,6 +62,7 @@ class Sampler:
     ess_threshold: float = 0.5
     reference: TwistedLM | None = None
     informed: Informed | None = None
+    may_die: bool = False
 
     def __post_init__(self) -> None:
         """Check the threshold."""
@@ -135,7 +137,7 @@ class Sampler:
 
         φ is taken apart from SMC, which refuses a batch of which every sequence has φ = 0: here each stands for itself.
         """
-        free = replace(self, potential=None, ess_threshold=0.0, reference=None)
+        free = replace(self, potential=None, ess_threshold=0.0, reference=None, may_die=True)
         return free.samples_of(free.smc(rng, cases, num_samples, keep=keep, paused=paused), cases)
 
     def _judged(self, drawn: Samples) -> Samples:
@@ -186,7 +188,7 @@ class Sampler:
         Raises:
             ConfigError: N or T is out of range, `retained` has the wrong shape, or there is no SMC with this model.
             PromptError: a prompt is empty or too long.
-            DeadParticlesError: every particle of a run has weight zero.
+            DeadParticlesError: every particle of a run has weight zero, and none `may_die`.
             ModelError: the model or the twist gives NaN.
             PotentialError: the potential raised or returned something that is not a log potential.
             ResamplingError: `retained` with a resampler that has no conditional form.
@@ -225,7 +227,6 @@ class Sampler:
         log_phi, own = None, particles.log_psi
         # Where nothing is resampled, weights are looked at in the end alone, or not at all.
         informed = self.informed if self.ess_threshold > 0 else None
-        independent = self.ess_threshold == 0 and self.potential is None
         for t in range(self.num_steps):
             particles, ancestors, resampled = smc.resample(
                 rng, particles, self.resampler, self.ess_threshold, retained is not None
@@ -248,7 +249,7 @@ class Sampler:
                 own = torch.where(ended, select(own, ancestors), drawn.log_psi)
                 drawn = replace(drawn, log_psi=self._log_psi(informed, cases, particles, drawn, own))
             particles, log_increment = smc.weigh(particles, drawn, log_phi)
-            smc.refuse_dead(particles, self.num_steps, retained is not None, independent)
+            smc.refuse_dead(particles, self.num_steps, retained is not None, self.may_die)
             infos.append(StepInfo(ancestors, log_increment, ess(particles.log_w), resampled, particles.tokens[:, :, t]))
         assert log_phi is not None
         if frames or families:

@@ -179,7 +179,7 @@ def _put(values: Tensor, t: int, column: Tensor) -> Tensor:
 def refuse_dead(particles: Particles, num_steps: int, retained: bool, may_die: bool) -> None:
     """Raises DeadParticlesError where a run, or a retained sequence, has no weight; ModelError where one is NaN.
 
-    `may_die`: every particle stands for itself, and a run may have none with a weight.
+    `may_die`: a run may have no particle with a weight.
     """
     if retained and not particles.log_w[:, 0].isfinite().all():
         raise DeadParticlesError(

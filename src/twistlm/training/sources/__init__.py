@@ -216,7 +216,8 @@ def from_proposal(rng: Rng, setting: Setting, count: int) -> Batch:
 @register("source", "smc", roles=("target", "drawn"))
 def from_smc(rng: Rng, setting: Setting, count: int) -> Batch:
     """Approximate target samples by SMC with the current twist."""
-    sampler, cases = setting.sampler, setting.cases
+    # A run that misses the target is a miss, as a batch of the proposal's draws would be.
+    sampler, cases = replace(setting.sampler, may_die=True), setting.cases
     result = sampler.smc(rng, cases, setting.each(count), keep=Keep(setting.keep.features))
     return Batch(sampler.samples_of(result, cases), result.particles.log_w.flatten(), None, len(cases))
 
