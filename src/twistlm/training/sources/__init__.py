@@ -243,7 +243,9 @@ def from_pool(rng: Rng, setting: Setting, count: int) -> Batch:
     return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio, len(setting.targets))
 
 
-@register("source", "dense", roles=("target", "base", "labelled", "intermediate"), pooled=True, by_prefix=True)
+@register(
+    "source", "dense", roles=("target", "base", "labelled", "intermediate"), pooled=True, by_prefix=True, alone=True
+)
 def from_dense(rng: Rng, setting: Setting, count: int) -> Batch:
     """A random part of the labelled draws: every prefix by its fitted value, and so are siblings of every token."""
     if setting.dense is None:
