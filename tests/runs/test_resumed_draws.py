@@ -11,7 +11,7 @@ import pytest
 from tests.core.test_folders import contents
 from tests.interrupted import interrupted
 from tests.training.test_trainer import CONFIG, tiny_target
-from twistlm import train
+from twistlm import Run, train
 from twistlm.core.errors import RunError
 from twistlm.core.rng import Rng
 from twistlm.runs.folder import RunFolder
@@ -128,3 +128,32 @@ def test_what_is_built_anew_from_others_begins_anew(
     assert run.collection is not None
     assert len(run.collection.draws) == 512
     assert (out / "draws.safetensors").read_bytes() == (files / "b").read_bytes()
+
+
+def test_what_a_twist_began_as_is_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before its first checkpoint, it went on from log ψ = 0 where it was not given its start again."""
+    config, message = SMALL.changed(num_draws=128, num_updates=2), r"holds a run with another start"
+    first, other = (train(tiny_target(), config=config, seed=seed, shrinkages=()) for seed in (0, 1))
+    whole = train(tiny_target(), config=config, out=tmp_path / "whole", start=first)
+    assert whole.begun == Run.load(tmp_path / "whole", target=tiny_target()).begun is not None
+    for out, started, others in (
+        (tmp_path / "cut", first, (None, other)),
+        (tmp_path / "cut from none", None, (first,)),
+        (tmp_path / "old", first, ()),
+    ):
+        with interrupted(monkeypatch, 0):
+            train(tiny_target(), config=config, out=out, start=started)
+        assert not (out / "checkpoint.safetensors").exists()
+        before = contents(out)
+        for wrong in others:
+            with pytest.raises(RunError, match=message):
+                train(tiny_target(), config=config, out=out, exists="resume", start=wrong)
+        assert contents(out) == before
+        if out.name == "old":
+            # Older versions said nothing of it.
+            fields = json.loads((out / "config.json").read_text())
+            del fields["start"]
+            (out / "config.json").write_text(json.dumps(fields))
+        train(tiny_target(), config=config, out=out, exists="resume", start=started)
+        same = (out / "twist.safetensors").read_bytes() == (tmp_path / "whole" / "twist.safetensors").read_bytes()
+        assert same == (started is not None)

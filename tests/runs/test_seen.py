@@ -11,13 +11,15 @@ from tests.architectures import tiny_lm
 from tests.certificates.test_paired import CONFIG as PAIRED
 from tests.certificates.test_paired import target as paired_target
 from tests.runs.test_certify import CONFIG, small_numbers, tiny_target
-from twistlm import Run, Target, train
+from twistlm import Run, Target, fine_tune, train
 from twistlm.core.errors import ExactSamplesError
 from twistlm.core.rng import Rng
 from twistlm.potentials import Function
+from twistlm.runs.config import FOLDS
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream
 from twistlm.sampling.exact.provenance import refuse_trained_on
+from twistlm.sampling.smc import Keep
 
 HOW: dict[str, Any] = {"num_particles": (2,), "num_samples": 16, "budget": 16}
 SMALL = replace(CONFIG, training=replace(CONFIG.training, num_particles=32, num_updates=1), chunk=256)
@@ -76,6 +78,45 @@ def test_it_counts_that_they_were_not_read(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ExactSamplesError, match=rf"^in memory {SEEN[:30]}.*training of {tmp_path / 'other'} has seen"):
         run.evaluate(**HOW, proposal_run=opened["other"], save=False)
     run.evaluate(**HOW, proposal_run=opened["same"], save=False)
+
+
+def test_what_goes_on_collects_others_than_its_start_has_seen() -> None:
+    """All that B kept for its evaluation stood in A's training fold: one seed, and so one stream of draws."""
+
+    def seen(run: Run) -> set[tuple[int, tuple[str | int, ...]]]:
+        assert run.collection is not None
+        return {(stream.seed, stream.path) for stream in run.collection.streams}
+
+    first = train(tiny_target(), config=replace(SMALL, num_draws=2048), shrinkages=())
+    tuned = fine_tune(first, "5", config=SMALL, shrinkages=())
+    judging, parts = tuned.fold("evaluation"), [run.fold(name) for run in (first, tuned) for name in FOLDS[:2]]
+    assert judging is not None
+    refuse_trained_on(judging, [part for part in parts if part is not None], "B", "A")
+    assert not seen(tuned) & seen(first)
+    assert seen(train(tiny_target(), config=SMALL, start=first)) == seen(tuned)
+    # With the twist of its start, as where nothing better is found, it has seen other draws all the same.
+    assert tuned.model.twist is not None
+    assert first.model.twist is not None
+    tuned.model.twist.module.load_state_dict(first.model.twist.module.state_dict())
+    assert not seen(train(tiny_target(), config=SMALL, start=tuned)) & (seen(tuned) | seen(first))
+    # Nothing is taken over of a run that found nothing.
+    first.model.twist.head.shrinkage.fill_(0.0)
+    assert seen(train(tiny_target(), config=SMALL, start=first)) <= seen(first)
+
+
+def test_given_draws_that_the_start_has_seen_are_refused(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("a", "b")}
+    for seed, file in enumerate(files.values()):
+        tiny_target().collect(Rng(seed, ("twistlm collect",)), max_draws=512, chunk=256, path=file, keep=Keep(True))
+    first = train(tiny_target(), config=SMALL, draws=files["a"])
+    message = rf"{files['a']} {SEEN[:30]}.* start \(in memory\) has seen .*Give others \(.*another --seed\), or none"
+    with pytest.raises(ExactSamplesError, match=message):
+        train(tiny_target(), config=replace(SMALL, folds=(0.1, 0.1, 0.8)), draws=files["a"], start=first,
+              out=tmp_path / "out")  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    # The same folds keep what the start kept, too.
+    train(tiny_target(), config=SMALL, draws=files["a"], start=first)
+    train(tiny_target(), config=replace(SMALL, folds=(0.1, 0.1, 0.8)), draws=files["b"], start=first)
 
 
 def test_with_conditions() -> None:

@@ -1,15 +1,21 @@
 """Batches that miss the target altogether teach nothing: they are passed over, and training goes on or says why not."""
 
 import pytest
+import torch
 from torch import Tensor
 
 from tests.architectures import tiny_lm
+from tests.cases import Case, cases
 from twistlm import Target, train
 from twistlm.core.errors import TrainingError
+from twistlm.core.rng import Rng
 from twistlm.models.base import Prompts
 from twistlm.potentials import Function
 from twistlm.potentials.base import indicator
+from twistlm.sampling.sampler import Sampler
+from twistlm.training import scoring
 from twistlm.training.misses import MOST, check_misses
+from twistlm.training.sources import Setting, get_source
 
 OPTIONS = {
     "method": "dpg", "source": "proposal", "twist": "lexical", "num_particles": 16, "learning_rate": 3e-3,
@@ -38,6 +44,28 @@ def test_training_goes_on_after_batches_that_miss() -> None:
     assert kinds[-20:].count("miss") < kinds[:20].count("miss")
     held_out = [row["held_out"]["value"] for row in run.history if row["kind"] == "evaluation"]
     assert min(held_out) < held_out[0] - 0.2, held_out
+
+
+def test_particles_of_smc_that_all_die_are_a_miss() -> None:
+    """They ended training, where draws of the proposal that miss the same target are passed over."""
+    changed = {"method": "ctl", "source": None, "target_source": "smc", "num_particles": 32, "num_draws": 1024}
+    run = train(rare(), num_updates=8, **{**OPTIONS, **changed})
+    kinds = [row["kind"] for row in run.history if row["kind"] in ("update", "miss")]
+    assert len(kinds) == 8
+    assert set(kinds) == {"update", "miss"}
+
+
+def test_of_two_prompts_one_may_die(case: Case) -> None:
+    def score(prompts: Prompts, tokens: Tensor) -> Tensor:
+        return indicator(torch.tensor([prompt[0] == 1 for prompt in prompts]), 0.0)
+
+    sampler = Sampler(case.twisted, Function(score, on="tokens"), 3)
+    both = Setting(sampler, cases([torch.tensor([1]), torch.tensor([0])]))
+    batch = get_source("smc")(Rng(0), both, 16)
+    assert batch.log_w.view(2, 8).isfinite().all(-1).tolist() == [True, False]
+    made = scoring.score(case.twisted, {"target": batch}, normaliser=False)
+    shares = made.scored["target"].weights.view(2, 8, 3).sum(1)
+    torch.testing.assert_close(shares.double(), torch.tensor([[0.5] * 3, [0.0] * 3], dtype=torch.float64))
 
 
 def test_what_no_update_reaches_is_refused() -> None:

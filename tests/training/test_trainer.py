@@ -340,6 +340,10 @@ def test_settings_are_checked() -> None:
         RunConfig(folds=(0.9, 0.9, 0.1))
     with pytest.raises(ConfigError, match="unknown setting learning_rat"):
         train(tiny_target(), learning_rat=1.0)
+    with pytest.raises(
+        ConfigError, match=r"source 'completions' cannot be joined .* as in 'completions\+base'; name it"
+    ):
+        TrainingConfig("fudge", intermediate_source="completions+base")
     with pytest.raises(ConfigError, match="unknown twist"):
         train(tiny_target(), twist="lstm")
     with pytest.raises(ConfigError, match="need collected draws"):

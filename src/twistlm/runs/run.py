@@ -57,6 +57,8 @@ class Run(Shown, Publishable):
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.model = target.twisted(twist)
         self.collection, self.informed = collection, informed
+        # What tells another run's twist that this one's began as; None for log ψ = 0.
+        self.begun: str | None = None
         self._known: Known | None = None
 
     @staticmethod
@@ -96,7 +98,9 @@ class Run(Shown, Publishable):
             check_tensors(tensors, twist.module.state_dict(keep_vars=True), str(folder.twist))
             twist.module.load_state_dict(tensors)
             collection = target.draws(folder.draws) if draws and folder.draws.exists() else None
-            return Run(target, config, twist, folder, collection, folder.metrics(), informed)
+            run = Run(target, config, twist, folder, collection, folder.metrics(), informed)
+            run.begun = described.start
+            return run
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is sent to other processes: the twist, and by name what it stands on; draws and folder stay here."""

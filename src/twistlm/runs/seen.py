@@ -1,13 +1,16 @@
-"""Whether what a run kept for its evaluation may judge another run: not if that one was trained on it."""
+"""Whether what a run keeps for its evaluation may judge a twist: not if that, or its beginning, was trained on it."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from twistlm.sampling.cases import Cases
+from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.provenance import refuse_trained_on
 
 if TYPE_CHECKING:
     from twistlm.runs.run import Run
+
+OTHERS = "Give others (a file collected with another --seed), or none, and the run collects its own"
 
 
 def refuse_judging(run: "Run", cases: Cases, proposing: "Run") -> None:
@@ -19,9 +22,24 @@ def refuse_judging(run: "Run", cases: Cases, proposing: "Run") -> None:
     evaluation = run.fold("evaluation")
     if proposing is run or evaluation is None:
         return
-    other = _with_draws(proposing)
-    parts = [part for name in ("training", "held_out") if (part := other.fold(name)) is not None]
-    refuse_trained_on(evaluation.at(cases), parts, run.place, proposing.place)
+    refuse_trained_on(evaluation.at(cases), _seen(proposing), run.place, proposing.place)
+
+
+def refuse_beginning(run: "Run", start: "Run", where: str) -> None:
+    """Refuse what `run` is to keep for evaluation, of the draws from `where`, if its twist begins as one that saw it.
+
+    Raises:
+        ExactSamplesError: `start` was trained on it; or its draws, which had not been read, are not of its target.
+    """
+    evaluation = run.fold("evaluation")
+    assert evaluation is not None
+    refuse_trained_on(evaluation, _seen(start), where, f"start ({start.place})", OTHERS)
+
+
+def _seen(run: "Run") -> list[Collection]:
+    """What a run was trained on or chosen by."""
+    other = _with_draws(run)
+    return [part for name in ("training", "held_out") if (part := other.fold(name)) is not None]
 
 
 def _with_draws(run: "Run") -> "Run":

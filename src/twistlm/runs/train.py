@@ -13,6 +13,7 @@ from torch import Tensor
 from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
+from twistlm.core.identity import digest
 from twistlm.core.places import opened
 from twistlm.core.processes import Processes
 from twistlm.core.registry import lookup
@@ -24,6 +25,7 @@ from twistlm.runs.certification import Certification
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
+from twistlm.runs.seen import refuse_beginning
 from twistlm.sampling.exact.collect import bound_of
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.provenance import identity
@@ -76,7 +78,9 @@ def train(
         draws: a file of `twistlm collect` for the same target, used instead of new draws; `out` shares it. What is
             resumed goes on with the draws that it began with, and takes the same file or none.
         config: all settings at once; what is given besides overrides it.
-        start: a run whose twist is gone on from (of the same kind); none starts at log ψ = 0.
+        start: a run whose twist is gone on from (of the same kind); none starts at log ψ = 0. Base draws are others
+            than that run's, also of the same seed: what it was trained on would prove nothing. To resume, give the
+            same again.
         **training: fields of `TrainingConfig`, as num_particles=100 and num_updates=500, and what else
             `RunConfig.changed` takes: `method` is the loss, "ctl", "dpg", …, or "auto" for settings that suit what φ
             can do; `twist` its kind, "low_rank", "mlp", … (`twistlm list`), num_draws the base draws. None leaves a
@@ -85,8 +89,9 @@ def train(
     Raises:
         ConfigError: a setting is unknown or out of range.
         UpperBoundError: base draws are asked for, and φ has no known upper bound.
-        RunError: `out` exists and must not, cannot be resumed, or not with these draws, or is being written by
-            somebody else.
+        ExactSamplesError: `draws` are not of this target, or `start` was trained on what they keep for evaluation.
+        RunError: `out` exists and must not, cannot be resumed, or not with these draws or this start, or is being
+            written by somebody else.
         StorageError: the system refuses, or files of the run were deleted meanwhile.
         TrainingError: the loss became infinite, or batch after batch has no sequence of φ > 0.
         ProcessError: another of the processes has ended.
@@ -144,20 +149,22 @@ def _train(
             f"every fold: give at least {FEWEST_DRAWS * len(target.prompts)}, or 0 for none"
         )
     built = build_twist(target, config, Rng(config.seed).fork("twist"))
-    if start is not None:
-        _go_on(built, start)
+    begun = None if start is None else _go_on(built, start)
     given = None if draws is None else processes.of_first(lambda: target.draws(draws))
+    if begun is not None and start is not None and given is not None:
+        own = Run(target, config, built, None, replace(given, draws=given.draws.bare()))
+        processes.of_first(partial(refuse_beginning, own, start, str(draws)))
     if out is None:
-        return _trained(target, config, built, None, given, processes)
+        return _trained(target, config, built, None, given, processes, begun)
     check_room(out, _room(config, target, built, given))
-    with RunFolder.writing(out, asked(target, config, given), exists) as folder:
+    with RunFolder.writing(out, asked(target, config, given, begun), exists) as folder:
         if draws is not None and given is not None:
             folder.share_draws(draws, given)
-        return _trained(target, config, built, folder, given, processes)
+        return _trained(target, config, built, folder, given, processes, begun)
 
 
-def _go_on(twist: Twist, start: Run) -> None:
-    """Let the twist begin as that of a run."""
+def _go_on(twist: Twist, start: Run) -> str | None:
+    """Let the twist begin as that of a run; what tells this beginning from others, None where nothing is taken over."""
     other = start.model.twist
     held, wanted = {} if other is None else other.module.state_dict(), twist.module.state_dict()
     if {name: value.shape for name, value in held.items()} != {name: value.shape for name, value in wanted.items()}:
@@ -166,8 +173,10 @@ def _go_on(twist: Twist, start: Run) -> None:
         )
     if other is not None and float(other.head.shrinkage) == 0.0:
         # Nothing better than the base model was found there: times 0, its parameters would have no gradient.
-        return
+        return None
     twist.module.load_state_dict(held)
+    # Two runs of which one went on from the other may have the same twist, and have seen other draws.
+    return digest([dict(twist.module.state_dict()), start.begun])
 
 
 def _trained(
@@ -177,11 +186,15 @@ def _trained(
     folder: RunFolder | None,
     given: Collection | None,
     processes: Processes,
+    begun: str | None,
 ) -> Run:
     """Collect what is not given, and train."""
     rng = Rng(config.seed)
-    collection = processes.of_first(lambda: _collect(target, config, rng, folder)) if given is None else given
+    # What a run has seen that the twist begins as is drawn from another stream, though it may have the same seed.
+    drawing = rng if begun is None else rng.fork("start", begun)
+    collection = processes.of_first(lambda: _collect(target, config, drawing, folder)) if given is None else given
     run = Run(target, config, twist, folder, collection)
+    run.begun = begun
     sampler, cases = run.sampler(), run.training_cases
     setting = Setting(sampler, cases, collection=run.fold("training"), num_siblings=config.num_siblings)
     held_out = run.fold("held_out")
@@ -265,14 +278,14 @@ def fine_tune(
     return train(target, config=config, out=out, start=run, **training)
 
 
-def asked(target: Target, config: RunConfig, given: Collection | None = None) -> AskedRun:
-    """What a run of these settings, and on these draws if any are given, is told from others by."""
+def asked(target: Target, config: RunConfig, given: Collection | None = None, begun: str | None = None) -> AskedRun:
+    """What a run of these settings, on these draws and with this beginning if any are given, is told from others by."""
     described: dict[str, Any] | None = None
     try:
         described = target.spec()
     except ConfigError as error:
         logger.warning(coded("TW106", "the run is saved without its target, which Run.load must be given (%s)"), error)
-    return AskedRun(described, config, None if given is None else identity(given))
+    return AskedRun(described, config, None if given is None else identity(given), begun)
 
 
 def collect(target: Target, config: RunConfig, rng: Rng, path: Path | None, *, training: bool) -> Collection:

@@ -188,7 +188,7 @@ class Sampler:
         Raises:
             ConfigError: N or T is out of range, `retained` has the wrong shape, or there is no SMC with this model.
             PromptError: a prompt is empty or too long.
-            DeadParticlesError: every particle of a run has weight zero.
+            DeadParticlesError: every particle of a run has weight zero, and none `may_die`.
             ModelError: the model or the twist gives NaN.
             PotentialError: the potential raised or returned something that is not a log potential.
             ResamplingError: `retained` with a resampler that has no conditional form.

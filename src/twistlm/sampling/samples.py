@@ -121,12 +121,17 @@ class Samples:
 
     @staticmethod
     def concatenate(parts: "Sequence[Samples]") -> "Samples":
-        """All sequences of `parts`, in order; what not every part has (features, siblings, conditions) is left out."""
+        """All sequences of `parts`, in order; what not every part has (features, siblings, conditions) is left out.
+
+        Of siblings each token has as many as in the part with the fewest.
+        """
 
         def joined(name: str) -> Tensor:
             return torch.cat([getattr(part, name) for part in parts])
 
         siblings = [part.siblings for part in parts if part.siblings is not None]
+        fewest = min((each.tokens.shape[-1] for each in siblings), default=0)
+        siblings = [each.map(lambda x: x[..., :fewest]) for each in siblings]
         return Samples(
             prompts=[prompt for part in parts for prompt in part.prompts],
             **{name: joined(name) for name in ("tokens", "mask", "log_p", "log_q", "log_phi")},

@@ -45,13 +45,13 @@ class TwistedLM:
         lm: the base model.
         twist: the twist, or None.
         eos: "absorb" ends a sequence at its first EOS; "ignore" treats EOS as any other token, so every sequence has
-            exactly T tokens.
+            exactly T tokens, as it also has where the model knows no EOS.
         proposal_twist: the twist that the proposal is induced by, if it is not the one that weighs.
         constraint: the exact twist of a hard constraint (`twistlm.twists.automaton`), which multiplies the others: ψ is
             their product, in proposals and weights alike.
 
     Raises:
-        ConfigError: `eos` is neither, or is "absorb" for a model without an EOS token.
+        ConfigError: `eos` is neither.
     """
 
     def __init__(

@@ -138,8 +138,10 @@ class TrainingConfig:
                     f"loss {self.loss!r} wants labels of two kinds, log E[φ] and E[log φ], and source {source!r} makes "
                     "one: leave out 'cd', or use source 'pool'"
                 )
-            if len(parts_of(source)) > 1:
-                raise ConfigError(f"source 'dense' cannot be joined with others, as in {source!r}; name it alone")
+        for source in {self.source_of(role) for role in SOURCES}:
+            apart = [entry.name for entry in parts_of(source) if entry.options.get("alone", False)]
+            if apart and len(parts_of(source)) > 1:
+                raise ConfigError(f"source {apart[0]!r} cannot be joined with others, as in {source!r}; name it alone")
         if self.pool_start not in ("fresh", "collected"):
             raise ConfigError(f"pool_start must be 'fresh' or 'collected', not {self.pool_start!r}")
         for name in SIZES:

@@ -11,17 +11,20 @@ from tests.cases import Case, samples_of
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
+from twistlm.sampling.exact.budget import Budget
+from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.proposals import Proposal, base, twist_induced
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
+from twistlm.sampling.workplace import Workplace
 from twistlm.testing import check_loss
 from twistlm.testing.laws.loss import expectation, expected_log_phi, ratio
 from twistlm.training.losses import objective
 from twistlm.training.losses.dpg import dpg
 from twistlm.training.scoring import score
-from twistlm.training.sources import Batch, independent
+from twistlm.training.sources import Batch, Setting, get_source, independent
 from twistlm.twists.tabular import TabularHead
 
 LOSSES = list(available("loss"))
@@ -274,6 +277,23 @@ def test_independent_weights_are_those_of_smc_without_resampling(case: Case) -> 
     result = Sampler(case.twisted, case.potential, 3, ess_threshold=0.0).smc(Rng(0), [case.at], 40)
     batch = independent(samples_of(result, case.twisted, [case.prompt]))
     torch.testing.assert_close(batch.log_w, result.particles.log_w[0])
+
+
+def test_a_mixture_has_as_many_siblings_as_the_part_with_the_fewest(case: Case) -> None:
+    sampler = Sampler(case.twisted, case.potential, 3)
+    few, many = (sampler.draw(Rng(k), [case.at], 5, keep=Keep(siblings=k)) for k in (2, 4))
+    both = Samples.concatenate([few, many]).siblings
+    assert both is not None
+    for name in ("tokens", "log_ratio"):
+        expected = torch.cat([getattr(few.siblings, name), getattr(many.siblings, name)[..., :2]])
+        torch.testing.assert_close(getattr(both, name), expected, rtol=0, atol=0)
+    place = Workplace(Sampler(case.base, case.potential, 3), [case.at])
+    collected = collect(Rng(7), place, Budget(64, chunk=64), target="t", keep=Keep(siblings=2))
+    setting = Setting(sampler, [case.at], collected, num_siblings=4)
+    batch = get_source("proposal+draws")(Rng(0), setting, 8)
+    assert batch.samples.siblings is not None
+    assert batch.samples.siblings.tokens.shape == (8, 3, 2)
+    assert bool(loss_of(case.twisted, "ctl", batch).isfinite())
 
 
 @pytest.mark.parametrize(

@@ -29,15 +29,19 @@ class AskedRun:
         target: what `Target.spec` says; None if the potential has no JSON form.
         run: the settings.
         draws: what tells the base draws that are given from others; None of a run that collects its own.
+        start: what tells the twist that it begins as from others; None of log ψ = 0.
     """
 
     target: Mapping[str, Any] | None
     run: RunConfig
     draws: str | None = None
+    start: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, as the file holds them."""
         fields: dict[str, Any] = {"format": FORMAT, "target": self.target, "run": self.run.as_dict()}
+        # Said of none, too: folders of older versions say nothing.
+        fields["start"] = self.start
         if self.draws is not None:
             fields["draws"] = self.draws
         # Going on with another version of a plugin would make one run of two.
@@ -60,6 +64,7 @@ class Described:
         fingerprint: of the target, in folders that were made to be used elsewhere.
         draws: what tells the base draws that were given from others; None of a run that collected its own, and in
             folders of older versions.
+        start: what tells the twist that it began as from others; None of log ψ = 0, and in folders of older versions.
     """
 
     __pydantic_config__ = STRICT
@@ -71,6 +76,7 @@ class Described:
     plugins: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
     draws: str | None = None
+    start: str | None = None
 
     def target_at(self, run: Path, model: str | Path | None, trust_functions: Trust) -> Target:
         """The target of the run in that folder.

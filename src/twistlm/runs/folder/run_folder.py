@@ -133,8 +133,8 @@ class RunFolder(Place):
             save_json(path / description.NAME, whole)
             return RunFolder(path)
         asked, there = ({k: v for k, v in each.items() if k != "versions"} for each in (whole, description.read(path)))
-        # Folders of older versions do not say which draws were given (`share_draws`).
-        there = {name: asked[name] for name in ("draws",) if name in asked} | there
+        # Folders of older versions do not say which draws were given (`share_draws`), nor what a twist began as.
+        there = {name: asked[name] for name in ("draws", "start") if name in asked} | there
         if there != asked:
             different = sorted(k for k in {*there, *asked} if there.get(k) != asked.get(k))
             if different == ["draws"]:

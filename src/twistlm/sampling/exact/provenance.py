@@ -23,6 +23,11 @@ ROWS = 8
 FORGIVEN = 1
 # Log p₀ of one token, and log φ, by another way of computing them: float32 differs by 1e-4, bfloat16 by a tenth.
 CLOSE, ROUGHLY = 0.02, 0.5
+# What to do where another run has seen the draws that are to judge it.
+ANOTHER = (
+    "Certify it by others (twistlm certify --draws, a file collected with another --seed), or train one of the two "
+    "with another --seed"
+)
 # Draws that are the same by chance: less than e⁻²⁰ such pairs are expected.
 SURPRISE = 20.0
 
@@ -109,10 +114,13 @@ def refuse_seen(offered: Collection, seen: Collection, where: str) -> None:
         )
 
 
-def refuse_trained_on(judging: Collection, seen: Sequence[Collection], where: str, proposal: str) -> None:
+def refuse_trained_on(
+    judging: Collection, seen: Sequence[Collection], where: str, proposal: str, remedy: str = ANOTHER
+) -> None:
     """Refuse what a run keeps for evaluation as evidence for another run, whose training had the parts `seen`.
 
-    Two runs may share streams of random numbers and yet no draw: what one kept the other kept, too.
+    Two runs may share streams of random numbers and yet no draw: what one kept the other kept, too. The error says
+    what to do instead: `remedy`.
 
     Raises:
         ExactSamplesError: some of it is the same.
@@ -123,8 +131,7 @@ def refuse_trained_on(judging: Collection, seen: Sequence[Collection], where: st
             what = f"{count} draws" if count else f"{len(again)} sequences"
             raise ExactSamplesError(
                 f"{where} keeps draws for evaluation that the training of {proposal} has seen ({what} in both): they "
-                "prove nothing about it. Certify it by others (twistlm certify --draws, a file collected with another "
-                "--seed), or train one of the two with another --seed"
+                f"prove nothing about it. {remedy}"
             )
 
 

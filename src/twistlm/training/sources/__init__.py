@@ -219,7 +219,8 @@ def from_proposal(rng: Rng, setting: Setting, count: int) -> Batch:
 @register("source", "smc", roles=("target", "drawn"))
 def from_smc(rng: Rng, setting: Setting, count: int) -> Batch:
     """Approximate target samples by SMC with the current twist."""
-    sampler, cases = setting.sampler, setting.cases
+    # A run that misses the target is a miss, as a batch of the proposal's draws would be.
+    sampler, cases = replace(setting.sampler, may_die=True), setting.cases
     result = sampler.smc(rng, cases, setting.each(count), keep=Keep(setting.keep.features))
     return Batch(sampler.samples_of(result, cases), result.particles.log_w.flatten(), None, len(cases))
 
@@ -245,7 +246,9 @@ def from_pool(rng: Rng, setting: Setting, count: int) -> Batch:
     return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio, len(setting.targets))
 
 
-@register("source", "dense", roles=("target", "base", "labelled", "intermediate"), pooled=True, by_prefix=True)
+@register(
+    "source", "dense", roles=("target", "base", "labelled", "intermediate"), pooled=True, by_prefix=True, alone=True
+)
 def from_dense(rng: Rng, setting: Setting, count: int) -> Batch:
     """A random part of the labelled draws: every prefix by its fitted value, and so are siblings of every token."""
     if setting.dense is None:

@@ -12,7 +12,7 @@ from twistlm.sampling.cases import Case
 from twistlm.training.sources import Batch, Setting, from_exact, from_proposal
 
 
-@register("source", "completions", roles=("labelled",))
+@register("source", "completions", roles=("labelled",), alone=True)
 def completions(rng: Rng, setting: Setting, count: int) -> Batch:
     """Prefixes of exact samples (the proposal's where there are none), each with φ of an end of its own from p₀.
 
