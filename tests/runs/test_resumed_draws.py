@@ -10,7 +10,7 @@ import pytest
 
 from tests.core.test_folders import contents
 from tests.interrupted import interrupted
-from tests.training.test_trainer import CONFIG, tiny_target
+from tests.training.test_trainer import CONFIG, small_numbers, tiny_target
 from twistlm import train
 from twistlm.core.errors import RunError
 from twistlm.core.rng import Rng
@@ -128,3 +128,25 @@ def test_what_is_built_anew_from_others_begins_anew(
     assert run.collection is not None
     assert len(run.collection.draws) == 512
     assert (out / "draws.safetensors").read_bytes() == (files / "b").read_bytes()
+
+
+def test_another_function_is_refused_without_draws_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They had told one φ from another of its name."""
+    sources = {"target_source": "proposal", "intermediate_source": "proposal"}
+    config = replace(SMALL, num_draws=0, training=replace(SMALL.training, **sources))
+    out = tmp_path / "run"
+    with interrupted(monkeypatch, 2):
+        train(tiny_target(), config=config, out=out)
+    before = contents(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(small_numbers, "__code__", (lambda texts: [-0.5 for text in texts]).__code__)
+        with pytest.raises(RunError, match="a model or potential of other content, though of the same names"):
+            train(tiny_target(), config=config, out=out, exists="resume")
+    with pytest.raises(RunError, match="holds a run with another target; resume"):
+        train(tiny_target().changed(num_tokens=3), config=config, out=out, exists="resume")
+    assert contents(out) == before
+    # Older versions did not say what it was of.
+    fields = json.loads((out / "config.json").read_text())
+    del fields["fingerprint"]
+    (out / "config.json").write_text(json.dumps(fields))
+    train(tiny_target(), config=config, out=out, exists="resume")

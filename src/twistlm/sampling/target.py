@@ -345,6 +345,11 @@ class Target:
             # Another one for every target of every process.
             return f"{UNIDENTIFIED}-{os.getpid()}-{id(self)}"
 
+    @property
+    def known_fingerprint(self) -> str | None:
+        """What folders tell it from others by; None of one that cannot be identified."""
+        return None if self.fingerprint.startswith(UNIDENTIFIED) else self.fingerprint
+
     def _contents(self) -> list[Files]:
         if self.model_name not in available("model") and not is_here(self.model_name):
             _ = self.lm  # which downloads it
