@@ -155,7 +155,8 @@ def test_a_function_of_the_same_name_is_not_the_same_question(
 ) -> None:
     """The other function's probability was returned."""
     short, even = "float(len(text) < 12)", "float(len(text) % 2 == 0)"
-    out, how = tmp_path / "found", {"search": Search(num_draws=64, num_samples=64, max_rounds=1)}
+    out = tmp_path / "found"
+    how: dict[str, Any] = {"search": Search(num_draws=64, num_samples=64, max_rounds=1)}
     found = probability(of_a_function(monkeypatch, short), [0.5], out=out, **how)
     if not finished:
         changed(out / "probability.json", lambda said: {**said, "found": None})
@@ -173,7 +174,8 @@ def test_a_function_of_the_same_name_is_not_the_same_question(
 
 def test_what_cannot_be_identified_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     locked = "float(len(text) < 12 and lock is not None)"
-    out, how = tmp_path / "found", {"search": Search(num_draws=64, num_samples=64, max_rounds=1)}
+    out = tmp_path / "found"
+    how: dict[str, Any] = {"search": Search(num_draws=64, num_samples=64, max_rounds=1)}
     found = probability(of_a_function(monkeypatch, locked), [0.5], out=out, **how)
     assert "fingerprint" not in json.loads((out / "probability.json").read_text())
     assert probability(of_a_function(monkeypatch, locked), [0.5], out=out, exists="resume", **how) == found

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from tests.architectures import tiny_lm
 from tests.core.test_folders import contents
 from tests.interrupted import interrupted
 from tests.training.test_trainer import CONFIG, small_numbers, tiny_target
-from twistlm import train
+from twistlm import Run, Target, train
 from twistlm.core.errors import RunError
 from twistlm.core.rng import Rng
+from twistlm.potentials import Function
 from twistlm.runs.folder import RunFolder
 from twistlm.sampling.smc import Keep
 
@@ -150,3 +152,26 @@ def test_another_function_is_refused_without_draws_too(tmp_path: Path, monkeypat
     del fields["fingerprint"]
     (out / "config.json").write_text(json.dumps(fields))
     train(tiny_target(), config=config, out=out, exists="resume")
+
+
+class Counting:
+    """log φ that is another object after every call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, texts: list[str]) -> list[float]:
+        self.calls += 1
+        return small_numbers(texts)
+
+
+def test_a_target_is_what_it_was_before_its_first_call(tmp_path: Path) -> None:
+    """The draws were of another target than the one that a new process made."""
+
+    def target() -> Target:
+        return Target(tiny_lm(), Function(Counting(), log_upper_bound=0.0), "5", 4, eos="ignore")
+
+    train(target(), config=replace(SMALL, training=replace(SMALL.training, num_updates=1)), out=tmp_path / "run")
+    collection = Run.load(tmp_path / "run", target()).collection
+    assert collection is not None
+    assert len(collection.draws) == 512

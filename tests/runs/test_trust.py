@@ -202,7 +202,7 @@ def test_a_function_that_has_changed_is_refused(tmp_path: Path, marker: Path) ->
     config, out = replace(CONFIG, num_draws=0, training=SAMPLED), tmp_path / "own"
     target = Target("stories", Function(module.score, log_upper_bound=0.0), "Once", 2)
     train(target, config=config, out=out).save_pretrained(tmp_path / "published")
-    trusted = {"trust_functions": "hostile_module:score"}
+    trusted: dict[str, Any] = {"trust_functions": "hostile_module:score"}
     for place in (out, tmp_path / "published"):
         assert Run.load(place, **trusted).target.fingerprint == target.fingerprint
     exec("def score(texts):\n    return [-1.0 for text in texts]", module.__dict__)
