@@ -210,8 +210,7 @@ class Target:
             ModelError: it does not read and write the same tokens.
         """
         check_same_tokens(lm, self.lm, self.model_name)
-        model = TwistedLM(lm, None, self.eos)
-        reference = self.workplace().sampler.model.base
+        model, reference = TwistedLM(lm, None, self.eos), self.workplace().sampler.model.base
         return Sampler(model, self.bound_potential, self.num_tokens, proposal=base, reference=reference)
 
     def check_model(self, other: "Target", what: str) -> None:
