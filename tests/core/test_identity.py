@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import json
 import math
 import os
@@ -21,12 +22,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from tests.architectures import Words, tiny_lm, tiny_model
 from tests.cases import make_case
 from twistlm import Target
 from twistlm.core.errors import ExactSamplesError
-from twistlm.core.identity import UnidentifiableError, digest
+from twistlm.core.identity import Files, UnidentifiableError, digest
 from twistlm.core.rng import Rng
 from twistlm.models import bundled
 from twistlm.models.base import Prompts
@@ -191,6 +193,153 @@ def test_targets_differ_by_their_models_and_functions() -> None:
     found = [each.fingerprint for each in others]
     assert len({same, *found}) == 1 + len(others)
     assert target(tiny_lm(scale=3.9), 5.0, identity="mine").fingerprint == found[-2], "a name stands for the content"
+
+
+class Scaled:
+    """A function times a number, of whom nothing but the number is its own."""
+
+    def __init__(self, function: Callable[[str], float], scale: float) -> None:
+        functools.update_wrapper(self, function)
+        self.scale = scale
+
+    def __call__(self, text: str) -> float:
+        return self.scale * self.__wrapped__(text)  # type: ignore[attr-defined]
+
+
+def test_what_wraps_a_function_is_more_than_the_function() -> None:
+    def length(text: str) -> float:
+        return float(len(text))
+
+    other = types.FunctionType(length.__code__, globals(), "other")
+    assert digest(Scaled(length, 1.0)) != digest(Scaled(length, 2.0))
+    assert digest(Scaled(length, 1.0)) == digest(Scaled(other, 1.0)), "what it is called"
+
+
+class Network(torch.nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self._scale = scale
+
+
+def test_what_a_network_keeps_to_itself_counts() -> None:
+    assert digest(Network(1.0)) != digest(Network(2.0))
+    assert digest(Network(1.0)) == digest(Network(1.0).eval())
+
+
+READERS = {
+    "chain": "import mine.deep\ndef phi(text):\n    return mine.deep.score(text)",
+    "inside": "def phi(text):\n    import mine.deep as deep\n    return deep.score(text)",
+    "from": "def phi(text):\n    from mine.deep import score\n    return score(text)",
+    "relative": "__package__ = 'mine'\ndef phi(text):\n    from . import deep\n    return deep.score(text)",
+    "enclosing": "def made():\n    import mine.deep\n    return lambda text: mine.deep.score(text)\nphi = made()",
+    "by name": "from mine import deep\ndef phi(text):\n    return getattr(deep, 'sco' 're')(text)",
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_in_modules_of_the_users_counts(reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine").mkdir()
+
+    def found(deep: str) -> str:
+        """With the module `mine.deep` of that code, wherever it has not been imported yet."""
+        for name in ("mine", "mine.deep"):
+            sys.modules.pop(name, None)
+        (tmp_path / "mine" / "__init__.py").write_text("import mine\nLIMIT = 3\n")
+        (tmp_path / "mine" / "deep.py").write_text(deep)
+        importlib.invalidate_caches()
+        namespace: dict[str, Any] = {"__name__": "scores"}
+        exec(READERS[reader], namespace)
+        before = digest(namespace["phi"])
+        namespace["phi"]("a")
+        assert digest(namespace["phi"]) == before
+        return before
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    one = found("def score(text):\n    return 1.0\n")
+    assert found("def score(text):\n    return 1.0\n") == one
+    assert found("def score(text):\n    return 2.0\n") != one
+    unrelated = found("def score(text):\n    return 1.0\ndef other(text):\n    return 2.0\n")
+    assert (unrelated == one) == (reader != "by name")
+
+
+def test_an_import_that_is_not_here_is_done_without() -> None:
+    def phi(text: str) -> float:
+        try:
+            import no_such_module  # type: ignore[import-not-found]
+        except ImportError:
+            return 0.0
+        return float(no_such_module.score(text))
+
+    assert digest(phi) == digest(phi)
+
+
+MEMORIES = """
+    from collections import Counter, deque
+
+    KNOWN, SEEN, CALLS, LAST, WEIGHTS = {}, set(), Counter(), deque(), {"a": 1.0}
+
+    def phi(text):
+        if text.lower() not in KNOWN:
+            KNOWN[text.lower()] = 1.0
+        SEEN.add(text)
+        CALLS["phi"] += 1
+        LAST.append(text)
+        found = {}
+        found[text] = WEIGHTS["a"]
+        return found[text]
+
+    def remembering(function):
+        known = {}
+        def inner(text):
+            if text not in known:
+                known[text] = function(text)
+            return known[text]
+        return inner
+
+    twice = remembering(lambda text: 2.0 * WEIGHTS["a"])
+"""
+
+
+@pytest.mark.parametrize("name", ["phi", "twice"])
+def test_what_a_function_remembers_changes_nothing(name: str) -> None:
+    namespace: dict[str, Any] = {}
+    exec(textwrap.dedent(MEMORIES), namespace)
+    before = digest(namespace[name])
+    namespace[name]("A")
+    assert digest(namespace[name]) == before
+    namespace["WEIGHTS"]["a"] = 2.0
+    assert digest(namespace[name]) != before, "it only reads these"
+
+
+def test_the_order_of_rules_counts_and_that_of_settings_does_not() -> None:
+    def first_of(rules: dict[str, float]) -> Callable[[str], float]:
+        return lambda text: next((value for pattern, value in rules.items() if pattern in text), 0.0)
+
+    class Rules:
+        def __init__(self, **rules: Any) -> None:
+            self.__dict__.update(rules)
+
+    ab, ba = {"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0}
+    assert digest(first_of(ab)) != digest(first_of(ba))
+    assert digest(Rules(rules=ab)) != digest(Rules(rules=ba))
+    assert digest(Rules(**ab)) == digest(Rules(**ba))
+    assert digest([ab]) == digest([ba])
+    assert digest(functools.partial(print, **ab)) == digest(functools.partial(print, **ba))
+
+
+def test_how_chats_are_written_counts(tmp_path: Path) -> None:
+    tokenizers = [AutoTokenizer.from_pretrained(bundled.folder("stories")) for _ in range(3)]
+    plain = digest(tokenizers[0])
+    for tokenizer, template in zip(tokenizers, (None, "{{ messages }}", "X{{ messages }}"), strict=True):
+        tokenizer.chat_template = template
+    assert digest(tokenizers[0]) == plain
+    assert len({digest(each) for each in tokenizers}) == 3
+    found = set()
+    for number, tokenizer in enumerate(tokenizers[1:]):
+        tokenizer.save_pretrained(tmp_path / str(number))
+        found.add(digest(Files(tmp_path / str(number))))
+    assert len(found) == 2
 
 
 def edited(folder: Path, key: str) -> None:

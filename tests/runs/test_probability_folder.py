@@ -3,17 +3,22 @@
 import json
 import random
 import shutil
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.architectures import tiny_lm
 from tests.fuzz.folders import damage
 from tests.fuzz.harness import contents
+from twistlm import Search, Target
 from twistlm.cli import main
 from twistlm.core.errors import RunError
-from twistlm.runs.probability import load
+from twistlm.potentials import Function
+from twistlm.runs.probability import load, probability
 
 SEARCH = ["probability", "Once upon a time", "--regex", "e", "--thresholds", "1", "--num-tokens", "3", "--num-draws",
           "64", "--num-samples", "64", "--max-rounds", "1"]  # fmt: skip
@@ -134,3 +139,43 @@ def test_a_draft_that_is_damaged_is_begun_again(out: Path) -> None:
     assert main([*SEARCH, "--seed", "1", "--out", str(out), "--overwrite"]) == 0
     assert load(out)[0].num_draws == 64
     assert not draft.exists()
+
+
+def of_a_function(monkeypatch: pytest.MonkeyPatch, code: str) -> Target:
+    """A target whose φ is called `phis:phi`, whatever its code is."""
+    module = types.ModuleType("phis")
+    exec(f"import threading\nlock = threading.Lock()\ndef phi(text):\n    return {code}", module.__dict__)
+    monkeypatch.setitem(sys.modules, "phis", module)
+    return Target(tiny_lm(), Function(module.phi, log=False, batched=False, log_upper_bound=0.0), "5", 3)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_function_of_the_same_name_is_not_the_same_question(
+    finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other function's probability was returned."""
+    short, even = "float(len(text) < 12)", "float(len(text) % 2 == 0)"
+    out = tmp_path / "found"
+    how: dict[str, Any] = {"search": Search(num_draws=64, num_samples=64, max_rounds=1)}
+    found = probability(of_a_function(monkeypatch, short), [0.5], out=out, **how)
+    if not finished:
+        changed(out / "probability.json", lambda said: {**said, "found": None})
+    before = contents(out)
+    with pytest.raises(RunError, match="of a model or potential of other content, though by the same names; resume"):
+        probability(of_a_function(monkeypatch, even), [0.5], out=out, exists="resume", **how)
+    with pytest.raises(RunError, match="found was asked with another target; resume"):
+        probability(of_a_function(monkeypatch, short).changed(num_tokens=2), [0.5], out=out, exists="resume", **how)
+    assert contents(out) == before
+    assert probability(of_a_function(monkeypatch, short), [0.5], out=out, exists="resume", **how) == found
+    # Older versions did not say what it was of.
+    changed(out / "probability.json", lambda said: {name: said[name] for name in said if name != "fingerprint"})
+    assert probability(of_a_function(monkeypatch, short), [0.5], out=out, exists="resume", **how) == found
+
+
+def test_what_cannot_be_identified_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = "float(len(text) < 12 and lock is not None)"
+    out = tmp_path / "found"
+    how: dict[str, Any] = {"search": Search(num_draws=64, num_samples=64, max_rounds=1)}
+    found = probability(of_a_function(monkeypatch, locked), [0.5], out=out, **how)
+    assert "fingerprint" not in json.loads((out / "probability.json").read_text())
+    assert probability(of_a_function(monkeypatch, locked), [0.5], out=out, exists="resume", **how) == found

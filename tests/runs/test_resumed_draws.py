@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from tests.architectures import tiny_lm
 from tests.core.test_folders import contents
 from tests.interrupted import interrupted
-from tests.training.test_trainer import CONFIG, tiny_target
-from twistlm import Run, train
+from tests.training.test_trainer import CONFIG, small_numbers, tiny_target
+from twistlm import Run, Target, train
 from twistlm.core.errors import RunError
 from twistlm.core.rng import Rng
+from twistlm.potentials import Function
 from twistlm.runs.folder import RunFolder
 from twistlm.sampling.smc import Keep
 
@@ -157,3 +159,48 @@ def test_what_a_twist_began_as_is_a_part_of_it(tmp_path: Path, monkeypatch: pyte
         train(tiny_target(), config=config, out=out, exists="resume", start=started)
         same = (out / "twist.safetensors").read_bytes() == (tmp_path / "whole" / "twist.safetensors").read_bytes()
         assert same == (started is not None)
+
+
+def test_another_function_is_refused_without_draws_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They had told one φ from another of its name."""
+    sources = {"target_source": "proposal", "intermediate_source": "proposal"}
+    config = replace(SMALL, num_draws=0, training=replace(SMALL.training, **sources))
+    out = tmp_path / "run"
+    with interrupted(monkeypatch, 2):
+        train(tiny_target(), config=config, out=out)
+    before = contents(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(small_numbers, "__code__", (lambda texts: [-0.5 for text in texts]).__code__)
+        with pytest.raises(RunError, match="a model or potential of other content, though of the same names"):
+            train(tiny_target(), config=config, out=out, exists="resume")
+    with pytest.raises(RunError, match="holds a run with another target; resume"):
+        train(tiny_target().changed(num_tokens=3), config=config, out=out, exists="resume")
+    assert contents(out) == before
+    # Older versions did not say what it was of.
+    fields = json.loads((out / "config.json").read_text())
+    del fields["fingerprint"]
+    (out / "config.json").write_text(json.dumps(fields))
+    train(tiny_target(), config=config, out=out, exists="resume")
+
+
+class Counting:
+    """log φ that is another object after every call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, texts: list[str]) -> list[float]:
+        self.calls += 1
+        return small_numbers(texts)
+
+
+def test_a_target_is_what_it_was_before_its_first_call(tmp_path: Path) -> None:
+    """The draws were of another target than the one that a new process made."""
+
+    def target() -> Target:
+        return Target(tiny_lm(), Function(Counting(), log_upper_bound=0.0), "5", 4, eos="ignore")
+
+    train(target(), config=replace(SMALL, training=replace(SMALL.training, num_updates=1)), out=tmp_path / "run")
+    collection = Run.load(tmp_path / "run", target()).collection
+    assert collection is not None
+    assert len(collection.draws) == 512

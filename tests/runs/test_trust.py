@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ CONFIG = RunConfig(
     num_draws=64, num_siblings=0, evaluation=EvaluationConfig((2,), 8, 4),
 )  # fmt: skip
 
+# Without base draws.
+SAMPLED = TrainingConfig(
+    loss="gkl", target_source="proposal", intermediate_source="proposal", num_particles=16, num_updates=1
+)
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -46,7 +52,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+    path = Path(shutil.copytree(finished, tmp_path / "run"))
+    # Who forges a folder leaves out what its target would be known by.
+    fields = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({name: fields[name] for name in fields if name != "fingerprint"}))
+    return path
 
 
 @pytest.fixture
@@ -184,6 +194,33 @@ def test_a_run_of_a_function_of_ones_own_is_opened_with_its_name(tmp_path: Path,
         Run.load(tmp_path / "own")
     assert Run.load(tmp_path / "own", trust_functions=("hostile_module:score",)).sample(2).texts
     assert marker.exists()
+
+
+def test_a_function_that_has_changed_is_refused(tmp_path: Path, marker: Path) -> None:
+    """A run without draws did not know what it had been trained for."""
+    module = importlib.import_module("hostile_module")
+    config, out = replace(CONFIG, num_draws=0, training=SAMPLED), tmp_path / "own"
+    target = Target("stories", Function(module.score, log_upper_bound=0.0), "Once", 2)
+    train(target, config=config, out=out).save_pretrained(tmp_path / "published")
+    trusted: dict[str, Any] = {"trust_functions": "hostile_module:score"}
+    for place in (out, tmp_path / "published"):
+        assert Run.load(place, **trusted).target.fingerprint == target.fingerprint
+    exec("def score(texts):\n    return [-1.0 for text in texts]", module.__dict__)
+    for place in (out, tmp_path / "published"):
+        with pytest.raises(ModelError, match=r"or a classifier or function of .*, is not what the run was made with"):
+            Run.load(place, **trusted)
+    # Older versions did not say what it was of.
+    fields = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({name: fields[name] for name in fields if name != "fingerprint"}))
+    assert Run.load(out, **trusted).target.potential.function is module.score
+
+
+def test_a_run_on_a_loaded_model_is_opened_by_its_folder(tmp_path: Path) -> None:
+    target = Target(load("stories"), Classifier("sentiment", "positive"), "Once", 2)
+    run = train(target, config=replace(CONFIG, num_draws=0, training=SAMPLED), out=tmp_path / "run")
+    run.save_pretrained(tmp_path / "published")
+    for place in ("run", "published"):
+        assert Run.load(tmp_path / place).sample(2).texts == run.sample(2).texts
 
 
 def test_a_command_for_a_prompt_is_not_executed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,8 @@ def collect(
         )
     chosen = options.preset(experiment, preset, "demo")
     target, engine = chosen.target(), workers.made()
+    # Before φ is called, which may change what its function holds.
+    _ = target.fingerprint
     target.check()
     with writing_file(out, replace=policy == "overwrite") as path:
         collection = target.collect(

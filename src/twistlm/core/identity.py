@@ -1,18 +1,16 @@
 """What a value is, as a hash of its content: the same in every process, another one if anything in it changes.
 
 Weights are identified by their numbers, folders by their files, functions by their compiled code with defaults, closure
-and the globals that they read, objects by their class and state. The names of folders and functions do not count, nor
-the device of a tensor. What belongs to Python, to an installed package or to twistlm is taken to be what its name says.
-A variable that a function assigns itself (a model that it loads at first use) is not part of what the function is.
+and the globals that they read (of the user's modules, what is read), objects by their class and state. The names of
+folders and functions do not count, nor the device of a tensor. What belongs to Python, to an installed package or to
+twistlm is taken to be what its name says. A variable that a function assigns itself (a model that it loads at first
+use), or a container that it writes into (what it has found so far), is not part of what the function is.
 """
 
 import copyreg
-import dis
 import functools
 import hashlib
 import json
-import sys
-import sysconfig
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from twistlm.core.bytecode import globals_of, imported, installed, reads
 from twistlm.core.errors import TwistError
 
 # Files of a model's folder that decide what it computes and how it reads text.
-SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model", ".gguf", ".py", ".h5", ".pickle"}
+SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model", ".gguf", ".py", ".h5", ".pickle", ".jinja"}
 # Parts of a model's configuration that say where it came from, not what it does.
 PROVENANCE = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
 # What Python writes into every class (`__slotnames__` when an object is first copied), and what follows from the rest.
@@ -39,6 +38,9 @@ BOOKKEEPING = {
     "__setstate__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__classcell__",
     "__slotnames__",
 }  # fmt: skip
+
+# What torch writes into every module.
+OF_TORCH = vars(nn.Module()).keys()
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 DESCRIPTORS = (
@@ -72,27 +74,41 @@ def digest(value: Any) -> str:
     return _Walk().of(value)
 
 
+class _Named(dict[str, Any]):
+    """Parts by their names, whose order says nothing."""
+
+
 class _Walk:
     """One walk over a value. An object that contains itself is, there, its place on the way from the top."""
 
     def __init__(self) -> None:
-        self._done: dict[int, str] = {}
+        self._done: dict[tuple[int, bool], str] = {}
         self._open: dict[int, int] = {}
         # Numbers of objects mean something only while the objects live.
         self._alive: list[Any] = []
+        # Whether this is part of a function or object of the user's, which may go through a dict in its order.
+        self._ordered = False
 
     def of(self, value: Any) -> str:
         if isinstance(value, PLAIN):
             return _hash(type(value).__name__, [value.hex() if isinstance(value, float | bytes) else repr(value)])
-        if id(value) in self._done:
-            return self._done[id(value)]
+        key = id(value), self._ordered
+        if key in self._done:
+            return self._done[key]
         if id(value) in self._open:
             return _hash("above", [str(self._open[id(value)])])
         self._alive.append(value)
         self._open[id(value)] = len(self._open)
         found = _hash(*self._content(value))
         del self._open[id(value)]
-        self._done[id(value)] = found
+        self._done[key] = found
+        return found
+
+    def _parts(self, parts: list[Any], *, ordered: bool) -> list[str]:
+        """Digests of the parts of a function or object, one of the user's if `ordered`."""
+        before, self._ordered = self._ordered, ordered
+        found = [self.of(part) for part in parts]
+        self._ordered = before
         return found
 
     def _content(self, value: Any) -> tuple[str, list[Any]]:
@@ -102,8 +118,10 @@ class _Walk:
         if isinstance(value, PurePath):
             return "path", [str(value)]
         if isinstance(value, Mapping):
-            pairs = sorted((self.of(key), self.of(each)) for key, each in value.items())
-            return "mapping", [part for pair in pairs for part in pair]
+            ordered = self._ordered and not isinstance(value, _Named)
+            pairs = [(self.of(key), self.of(each)) for key, each in value.items()]
+            kind = "ordered mapping" if ordered else "mapping"
+            return kind, [part for pair in (pairs if ordered else sorted(pairs)) for part in pair]
         if isinstance(value, list | tuple):
             return "sequence", [self.of(each) for each in value]
         if isinstance(value, set | frozenset):
@@ -113,7 +131,7 @@ class _Walk:
         if isinstance(value, np.ndarray) and value.dtype != object:
             return "array", [value.dtype.str, str(value.shape), np.ascontiguousarray(value).tobytes()]
         if isinstance(value, types.ModuleType):
-            return "module", [value.__name__]
+            return "module", [_of_module(value)]
         if (name := _name(value)) is not None:
             return "installed", [name]
         if isinstance(value, type):
@@ -123,7 +141,7 @@ class _Walk:
     def _of_function(self, value: Any) -> tuple[str, list[Any]] | None:
         """None for an object that is no function, though it may be one that can be called."""
         if isinstance(value, functools.partial):
-            return "partial", [self.of(part) for part in (value.func, value.args, value.keywords)]
+            return "partial", [self.of(part) for part in (value.func, value.args, _Named(value.keywords))]
         if isinstance(value, types.MethodType):
             return "method", [self.of(value.__func__), self.of(value.__self__)]
         if isinstance(value, types.BuiltinFunctionType):
@@ -131,15 +149,16 @@ class _Walk:
                 return "method", [value.__name__, self.of(value.__self__)]
             raise UnidentifiableError(f"{value.__qualname__} is a compiled function, whose code cannot be read")
         if not isinstance(value, types.FunctionType):
-            # What `functools.lru_cache` makes of a function.
-            wrapped = getattr(value, "__wrapped__", None) if callable(value) else None
-            return ("wrapped", [self.of(wrapped)]) if isinstance(wrapped, types.FunctionType) else None
-        code, assigned = value.__code__, _assigned(value.__code__)
+            # What remembers results changes none; whatever else wraps a function may have settings of its own.
+            is_cache = isinstance(value, functools._lru_cache_wrapper)
+            return ("wrapped", [self.of(value.__wrapped__)]) if is_cache else None
+        code = value.__code__
         cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
-        closure = {name: _inside(cell) for name, cell in cells if name not in assigned}
-        used = _globals_of(value, assigned)
-        parts = (value.__defaults__, value.__kwdefaults__, closure, used)
-        return "function", [self._of_code(code), *[self.of(part) for part in parts]]
+        closure = _Named(reads(code, {name: _inside(cell) for name, cell in cells}))
+        used = _Named(reads(code, {**globals_of(value), **imported(value)}))
+        keywords = None if value.__kwdefaults__ is None else _Named(value.__kwdefaults__)
+        parts = [value.__defaults__, keywords, closure, used]
+        return "function", [self._of_code(code), *self._parts(parts, ordered=True)]
 
     def _of_code(self, code: types.CodeType) -> str:
         numbers = (code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags)
@@ -160,12 +179,15 @@ class _Walk:
                 each = (each.fget, each.fset)
             elif isinstance(each, functools.cached_property):
                 each = each.func
-            parts += [name, self.of(each)]
+            parts += [name, *self._parts([each], ordered=True)]
         return parts
 
     def _of_object(self, value: Any) -> tuple[str, list[Any]]:
+        own = _name(type(value)) is None
         if hasattr(value, "identified_by"):
-            return "object", [self.of(type(value)), self.of(value.identified_by())]
+            content = value.identified_by()
+            named = _Named(content) if isinstance(content, dict) else content
+            return "object", [self.of(type(value)), *self._parts([named], ordered=own)]
         if isinstance(value, nn.Module):
             return "network", self._of_network(value)
         if hasattr(value, "get_vocab") and hasattr(value, "special_tokens_map"):
@@ -183,8 +205,10 @@ class _Walk:
             cached = [
                 name for name in rest[0] if isinstance(getattr(type(value), name, None), functools.cached_property)
             ]
-            rest[0] = {name: each for name, each in rest[0].items() if name not in cached}
-        return "object", [self.of(type(value)), self.of(made), self.of(arguments), self.of(rest)]
+            # What `functools.update_wrapper` copies says what the function is called.
+            omitted = {*cached, *functools.WRAPPER_ASSIGNMENTS}
+            rest[0] = _Named({name: each for name, each in rest[0].items() if name not in omitted})
+        return "object", [self.of(type(value)), *self._parts([made, arguments, rest], ordered=own)]
 
     def _of_network(self, network: nn.Module) -> list[Any]:
         parts: list[Any] = []
@@ -199,9 +223,9 @@ class _Walk:
             settings = {
                 key: each
                 for key, each in vars(module).items()
-                if not key.startswith("_") and key != "training" and isinstance(each, kinds)
+                if key not in OF_TORCH and not (installed and key.startswith("_")) and isinstance(each, kinds)
             }
-            parts += [name, self.of(type(module)), self.of(settings)]
+            parts += [name, self.of(type(module)), *self._parts([_Named(settings)], ordered=not installed)]
         if configured:
             parts.append(_json({name: each for name, each in config.to_dict().items() if name not in PROVENANCE}))
         for tensors in (network.named_parameters(), network.named_buffers()):
@@ -233,6 +257,9 @@ def _of_tokenizer(tokenizer: Any) -> dict[str, Any]:
         "length": str(tokenizer.model_max_length),
         "class": type(tokenizer).__qualname__,
     }
+    # How it writes chats; most have none.
+    if (template := getattr(tokenizer, "chat_template", None)) is not None:
+        found["chat_template"] = template
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return {**found, "vocabulary": dict(tokenizer.get_vocab())}
@@ -259,17 +286,7 @@ def _name(value: Any) -> str | None:
     if not isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
         return None
     module, name = value.__module__, value.__qualname__
-    return f"{module}:{name}" if isinstance(module, str) and "<" not in name and _installed(module) else None
-
-
-def _globals_of(function: types.FunctionType, assigned: set[str]) -> dict[str, Any]:
-    """What it reads by name, in modules of the user's too; names that are attributes of something else do no harm."""
-    named = _names(function.__code__) - assigned
-    used = {name: function.__globals__[name] for name in named if name in function.__globals__}
-    for name, module in list(used.items()):
-        if isinstance(module, types.ModuleType) and not _installed(module.__name__):
-            used |= {f"{name}.{each}": getattr(module, each) for each in named if hasattr(module, each)}
-    return used
+    return f"{module}:{name}" if isinstance(module, str) and "<" not in name and installed(module) else None
 
 
 def _inside(cell: Any) -> Any:
@@ -279,36 +296,10 @@ def _inside(cell: Any) -> Any:
         return "empty"
 
 
-def _nested(code: types.CodeType) -> list[types.CodeType]:
-    """The code with that of all functions in it."""
-    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return [code, *[each for part in inner for each in _nested(part)]]
-
-
-def _names(code: types.CodeType) -> set[str]:
-    return {name for each in _nested(code) for name in each.co_names}
-
-
-def _assigned(code: types.CodeType) -> set[str]:
-    """Globals and variables of enclosing functions that it assigns."""
-    free = set(code.co_freevars)
-    return {
-        step.argval
-        for each in _nested(code)
-        for step in dis.get_instructions(each)
-        if step.opname == "STORE_GLOBAL" or (step.opname == "STORE_DEREF" and step.argval in free)
-    }
-
-
-@lru_cache
-def _installed(module: str) -> bool:
-    """Whether a module belongs to Python, to an installed package or to twistlm."""
-    top = module.split(".")[0]
-    if top in sys.stdlib_module_names or top == "twistlm":
-        return True
-    file = getattr(sys.modules.get(module), "__file__", None)
-    places = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-    return file is not None and file.startswith(places)
+def _of_module(module: types.ModuleType) -> str:
+    """The name of one that is installed; the content of one of the user's, of which nobody knows what is read."""
+    file = Path(getattr(module, "__file__", None) or "")
+    return module.__name__ if installed(module.__name__) or not file.is_file() else files_digest(file)
 
 
 # --- Files ---------------------------------------------------------------------------------------------------

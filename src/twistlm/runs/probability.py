@@ -254,8 +254,19 @@ def _asked(target: Target, thresholds: Sequence[float], search: Search, seed: in
         # A potential without a JSON form: its fingerprint tells it from others.
         described = {"fingerprint": target.fingerprint}
     fields = {"format": FORMAT, "target": described, "thresholds": sorted(thresholds)}
-    values: dict[str, Any] = json.loads(json.dumps({**fields, "search": asdict(search), "seed": seed}))
+    # Names of weights and functions say nothing of what is in them.
+    known = {} if target.known_fingerprint is None else {"fingerprint": target.known_fingerprint}
+    values: dict[str, Any] = json.loads(json.dumps({**fields, **known, "search": asdict(search), "seed": seed}))
     return values
+
+
+def _different(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Names of what was asked otherwise; folders of older versions do not say what the target consists of."""
+    now = {"fingerprint": None, **asked}
+    before = {"fingerprint": now["fingerprint"], **there}
+    different = sorted(name for name in now if before.get(name) != now[name])
+    # A target of other names has another fingerprint, too.
+    return [name for name in different if name != "fingerprint"] or different
 
 
 def _begun(folder: Path, place: Path, asked: Mapping[str, Any], names: Sequence[str]) -> list[Probability] | None:
@@ -264,7 +275,12 @@ def _begun(folder: Path, place: Path, asked: Mapping[str, Any], names: Sequence[
         save_json(folder / NAME, {**asked, "versions": versions(), "found": None})
         return None
     there = _said(folder)
-    different = sorted(name for name in asked if there.get(name) != asked[name])
+    different = _different(there, asked)
+    if different == ["fingerprint"]:
+        raise RunError(
+            f"{place} was asked of a model or potential of other content, though by the same names; resume with what "
+            "it was started with, or choose another --out"
+        )
     if different:
         raise RunError(
             f"{place} was asked with another {', '.join(different)}; resume with what it was started with, or choose "
@@ -288,7 +304,7 @@ def _is_of(asked: Mapping[str, Any], folder: Path) -> bool:
         there = _said(folder)
     except RunError:
         return False
-    return all(there.get(name) == value for name, value in asked.items())
+    return not _different(there, asked)
 
 
 def _rows(found: Sequence[Probability]) -> list[dict[str, Any]]:

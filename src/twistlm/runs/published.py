@@ -125,10 +125,11 @@ class _Repository(ModelHubMixin):
         self.run, self.place = run, place
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        run, asked = self.run, AskedRun(self.run.target.spec(), self.run.config)
+        run, target = self.run, self.run.target
+        asked = AskedRun(target.spec(), run.config, fingerprint=target.known_fingerprint)
         twist, about = run.model.twist, {} if run.informed is None else {"informed": run.informed.as_dict()}
         assert twist is not None
-        folder = RunFolder.keep(save_directory, asked, run.target.fingerprint, twist.module.state_dict(), about)
+        folder = RunFolder.keep(save_directory, asked, twist.module.state_dict(), about)
         if (known := run.evaluated) is not None:
             folder.evaluations.add({"after": known.certificate}, known.settings, **known.more)
         code = save_directory / "custom_generate"

@@ -128,6 +128,9 @@ def _train(
     processes.of_first(lambda: None if out is None else RunFolder.check(out, exists))
     if draws is None and exists == "resume":
         draws = processes.of_first(lambda: None if out is None else RunFolder.given_draws(out))
+    if out is not None or draws is not None or config.num_draws > 0:
+        # Before φ is called, which may change what its function holds (a cache, a counter).
+        _ = target.fingerprint
     # What can be refused is refused before a folder is made or replaced.
     target.check()
     if config.num_draws == 0 and draws is None and is_conditional(target.potential):
@@ -285,7 +288,8 @@ def asked(target: Target, config: RunConfig, given: Collection | None = None, be
         described = target.spec()
     except ConfigError as error:
         logger.warning(coded("TW106", "the run is saved without its target, which Run.load must be given (%s)"), error)
-    return AskedRun(described, config, None if given is None else identity(given), begun)
+    drawn = None if given is None else identity(given)
+    return AskedRun(described, config, drawn, begun, target.known_fingerprint)
 
 
 def collect(target: Target, config: RunConfig, rng: Rng, path: Path | None, *, training: bool) -> Collection:

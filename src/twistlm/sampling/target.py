@@ -210,8 +210,7 @@ class Target:
             ModelError: it does not read and write the same tokens.
         """
         check_same_tokens(lm, self.lm, self.model_name)
-        model = TwistedLM(lm, None, self.eos)
-        reference = self.workplace().sampler.model.base
+        model, reference = TwistedLM(lm, None, self.eos), self.workplace().sampler.model.base
         return Sampler(model, self.bound_potential, self.num_tokens, proposal=base, reference=reference)
 
     def check_model(self, other: "Target", what: str) -> None:
@@ -344,6 +343,11 @@ class Target:
             logger.warning(coded("TW105", said), error)
             # Another one for every target of every process.
             return f"{UNIDENTIFIED}-{os.getpid()}-{id(self)}"
+
+    @property
+    def known_fingerprint(self) -> str | None:
+        """What folders tell it from others by; None of one that cannot be identified."""
+        return None if self.fingerprint.startswith(UNIDENTIFIED) else self.fingerprint
 
     def _contents(self) -> list[Files]:
         if self.model_name not in available("model") and not is_here(self.model_name):

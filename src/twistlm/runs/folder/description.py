@@ -30,12 +30,14 @@ class AskedRun:
         run: the settings.
         draws: what tells the base draws that are given from others; None of a run that collects its own.
         start: what tells the twist that it begins as from others; None of log ψ = 0.
+        fingerprint: of the target's content; None if it cannot be identified.
     """
 
     target: Mapping[str, Any] | None
     run: RunConfig
     draws: str | None = None
     start: str | None = None
+    fingerprint: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, as the file holds them."""
@@ -44,6 +46,8 @@ class AskedRun:
         fields["start"] = self.start
         if self.draws is not None:
             fields["draws"] = self.draws
+        if self.fingerprint is not None:
+            fields["fingerprint"] = self.fingerprint
         # Going on with another version of a plugin would make one run of two.
         if plugins := self.run.plugins(self.target):
             fields["plugins"] = plugins
@@ -61,7 +65,7 @@ class Described:
         run: the settings.
         versions: of everything that results depend on.
         plugins: what tells parts of others from their later versions.
-        fingerprint: of the target, in folders that were made to be used elsewhere.
+        fingerprint: of the target; None if it could not be identified, and in folders of older versions.
         draws: what tells the base draws that were given from others; None of a run that collected its own, and in
             folders of older versions.
         start: what tells the twist that it began as from others; None of log ψ = 0, and in folders of older versions.
@@ -88,7 +92,8 @@ class Described:
 
         Raises:
             ConfigError: the potential has no JSON form, or is a function that is not trusted.
-            ModelError: model or classifier is not on this machine, or another one than the run was made with.
+            ModelError: model or classifier is not on this machine, or another one than the run was made with, as may be
+                a function.
         """
         if self.target is None:
             raise ConfigError(f"the potential of {run} has no JSON form; pass target=… to Run.load")
@@ -97,10 +102,13 @@ class Described:
         near = [] if not was.is_absolute() or was.is_dir() else [run / was.name, run.parent / was.name]
         fields["model"] = str(next((each for each in near if each.is_dir()), was) if model is None else model)
         target = Target.from_spec(fields, trust_functions)
-        if self.fingerprint is not None and target.fingerprint != self.fingerprint:
+        if self.fingerprint in (None, target.fingerprint):
+            return target
+        # A folder is known by its files, and a model that was given as an object by its weights.
+        if target.changed(model=target.lm).fingerprint != self.fingerprint:
             raise ModelError(
-                f"{fields['model']!r}, or a classifier of {run}, is not what the run was made with; give the folder "
-                "that is, model=…, or train it again"
+                f"{fields['model']!r}, or a classifier or function of {run}, is not what the run was made with; give "
+                "the folder that is, model=…, or the target itself, target=…, or train it again"
             )
         return target
 

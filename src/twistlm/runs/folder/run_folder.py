@@ -133,12 +133,19 @@ class RunFolder(Place):
             save_json(path / description.NAME, whole)
             return RunFolder(path)
         asked, there = ({k: v for k, v in each.items() if k != "versions"} for each in (whole, description.read(path)))
-        # Folders of older versions do not say which draws were given (`share_draws`), nor what a twist began as.
-        there = {name: asked[name] for name in ("draws", "start") if name in asked} | there
+        # Folders of older versions do not say which draws were given (`share_draws`), what a twist began as, nor what the
+        # target consists of.
+        there = {name: asked[name] for name in ("draws", "start", "fingerprint") if name in asked} | there
         if there != asked:
-            different = sorted(k for k in {*there, *asked} if there.get(k) != asked.get(k))
+            # A target of other names has another fingerprint, too.
+            different = sorted(k for k in {*there, *asked} - {"fingerprint"} if there.get(k) != asked.get(k))
             if different == ["draws"]:
                 raise _other_draws(place)
+            if not different:
+                raise RunError(
+                    f"{place} holds a run with a model or potential of other content, though of the same names; resume "
+                    "with what it was started with, or choose another --out"
+                )
             raise RunError(
                 f"{place} holds a run with another {', '.join(different)}; resume with the settings it was "
                 "started with, or choose another --out"
@@ -146,19 +153,16 @@ class RunFolder(Place):
         return RunFolder(path)
 
     @staticmethod
-    def keep(
-        path: Path, asked: AskedRun, fingerprint: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
-    ) -> "RunFolder":
+    def keep(path: Path, asked: AskedRun, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> "RunFolder":
         """A folder with what using a run needs, and nothing of its training.
 
         Args:
             path: the folder.
             asked: what made the run.
-            fingerprint: of its target, which is compared wherever it is opened.
             tensors: the twist.
             metadata: as for `save_twist`.
         """
-        save_json(path / description.NAME, {**asked.as_dict(), "fingerprint": fingerprint, "versions": versions()})
+        save_json(path / description.NAME, _whole(asked))
         folder = RunFolder(path)
         folder.save_twist(tensors, metadata)
         return folder
