@@ -9,7 +9,7 @@ import pytest
 from twistlm import Prompts, Run
 from twistlm.cli import main
 from twistlm.cli.options import OfTarget
-from twistlm.core.errors import ConfigError
+from twistlm.core.errors import ConfigError, RunError
 from twistlm.potentials import Classifier, Jigsaw, Regex, Threshold
 from twistlm.potentials.base import power_of
 from twistlm.runs.aim import Aim, aimed
@@ -126,6 +126,25 @@ def test_a_target_of_ones_own_needs_no_experiment(here: Path, capsys: pytest.Cap
     assert main(["certify", *asked, "--proposal", "run", *spending]) == 0
     assert "KL(q‖σ)" in capsys.readouterr().out
     assert target_in(here / "run")["potential"]["pattern"] == "e"
+
+
+def test_training_says_what_it_chooses_where_nobody_else_has(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*given: Any, **settings: Any) -> None:
+        raise RunError("not now")
+
+    monkeypatch.setattr("twistlm.runs.train.train", never)
+    ends, own = ["infilling", "--preset", "smoke"], [*OWN, "--prompt", "a"]
+    for asked, line in (
+        ([*ends, "--method", "auto"], "dpg, source draws, since each collected draw is exact"),
+        (own, "dpg, source proposal, since drawing is quick"),
+        (ends, ""),
+        ([*own, "--method", "ctl"], ""),
+    ):
+        assert main(["train", *asked, "--out", "run"]) == 2
+        out = capsys.readouterr().out
+        assert out.startswith(f"method auto: {line}") if line else not out
 
 
 def test_infilling_of_ones_own_needs_texts_that_do_not_end(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
