@@ -140,8 +140,8 @@ class RunFolder(Place):
             if different == ["draws"]:
                 raise _other_draws(place)
             raise RunError(
-                f"{place} holds a run with another {', '.join(different)}; resume with the settings it was "
-                "started with, or choose another --out"
+                f"{place} holds a run with another {', '.join(different)} ({description.differences(there, asked)}); "
+                "resume with the settings it was started with, or choose another --out"
             )
         return RunFolder(path)
 
