@@ -9,7 +9,7 @@ import pytest
 from twistlm import Prompts, Run
 from twistlm.cli import main
 from twistlm.cli.options import OfTarget
-from twistlm.core.errors import ConfigError
+from twistlm.core.errors import ConfigError, RunError
 from twistlm.potentials import Classifier, Jigsaw, Regex, Threshold
 from twistlm.potentials.base import power_of
 from twistlm.runs.aim import Aim, aimed
@@ -128,6 +128,40 @@ def test_a_target_of_ones_own_needs_no_experiment(here: Path, capsys: pytest.Cap
     assert target_in(here / "run")["potential"]["pattern"] == "e"
 
 
+def test_training_says_what_it_chooses_where_nobody_else_has(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*given: Any, **settings: Any) -> None:
+        raise RunError("not now")
+
+    monkeypatch.setattr("twistlm.runs.train.train", never)
+    ends, own = ["infilling", "--preset", "smoke"], [*OWN, "--prompt", "a"]
+    for asked, line in (
+        ([*ends, "--method", "auto"], "dpg, source draws, since each collected draw is exact"),
+        (own, "dpg, source proposal, since drawing is quick"),
+        (ends, ""),
+        ([*own, "--method", "ctl"], ""),
+    ):
+        assert main(["train", *asked, "--out", "run"]) == 2
+        out = capsys.readouterr().out
+        assert out.startswith(f"method auto: {line}") if line else not out
+
+
+def test_infilling_of_ones_own_needs_texts_that_do_not_end(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--model", STORIES, "--potential", "infilling:num_condition=1", "--num-tokens", "2", "--prompt", "Once upon"]
+    small = ["--num-updates", "1", "--num-particles", "8", "--num-draws", "64"]
+    for remedy, asked in (
+        ("(--eos ignore)", []),
+        ("(--source base, --source proposal)", ["--eos", "ignore", "--method", "sixo", "--source", "draws"]),
+    ):
+        assert remedy in refused(["train", *own, *small, *asked, "--out", "run"], capsys)
+    remedies = ["--eos", "ignore", "--method", "sixo", "--source", "base"]
+    assert main(["train", *own, *small, *remedies, "--out", "run"]) == 0
+    assert target_in(here / "run")["eos"] == "ignore"
+    assert aimed("toxicity", "smoke", "demo", {}, Aim(eos="absorb")).target().eos == "absorb"
+    assert Aim(eos="absorb").described == {"eos": "absorb"}
+
+
 def test_a_sweep_on_another_target_goes_on_and_mixes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sweep", *OWN, "--methods", "ctl", "--seeds", "1", "--num-updates", "1", "--num-draws", "64"]
     assert main([*command, "--prompts", "three.txt", "--out", "sweep"]) == 0
@@ -171,6 +205,10 @@ def test_a_sweep_on_another_target_goes_on_and_mixes_nothing(here: Path, capsys:
         (
             ["infilling", "--classifier", "toxicity", "--preset", "smoke"],
             "has no classifier, and one is to be replaced",
+        ),
+        (
+            ["toxicity", "--method", "ppo", "--source", "draws"],
+            "own draws: use source 'proposal' (intermediate_source)",
         ),
         (["infilling", "--potential", "regex:pattern=e", "--preset", "smoke"], "twist 'conditional' reads what each"),
         (["toxicity", "--classifier", "stars", "--label", "rude", "--preset", "smoke"], "unknown label 'rude'"),

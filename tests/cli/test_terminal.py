@@ -58,6 +58,19 @@ def encoded(encoding: str) -> Iterator[io.BytesIO]:
         narrow.detach()
 
 
+@contextmanager
+def at_a_terminal(encoding: str) -> Iterator[None]:
+    """Standard output is a terminal, whatever standard error is."""
+    there, here = os.openpty()
+    standard, sys.stdout = sys.stdout, os.fdopen(here, "w", encoding=encoding)
+    try:
+        yield
+    finally:
+        sys.stdout.close()
+        sys.stdout = standard
+        os.close(there)
+
+
 def commands(run: Path, out: Path) -> dict[str, tuple[list[str], Path]]:
     """Commands that print what they found, and the file that they leave."""
     event = ["probability", MARKUP, "--regex", "e", "--thresholds", "1", "--num-tokens", "2", "--num-draws", "64"]
@@ -123,6 +136,31 @@ def test_a_closed_pipe_ends_a_command_in_silence() -> None:
     )
     assert (piped.returncode, piped.stderr) == (0, "")
     assert piped.stdout.startswith("kind")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "r", "--nmu-samples", "3"], "Unrecognized options: --nmu-samples, 3;"),
+        (["trian"], "Unrecognized options: trian;"),
+        (["train", "toxicity"], "Missing from twistlm train: --out PATH Run folder. An existing one is refused"),
+        (["train", "x", "--out", "x", "--num-updates", "many"], "Error parsing --num-updates: no type matching"),
+    ],
+)
+def test_a_mistyped_command_is_one_plain_line_at_a_terminal_too(
+    arguments: list[str], message: str, encoding: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with at_a_terminal(encoding):
+        assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}")
+    assert said.endswith("; see twistlm --help\n")
+    assert "For full helptext" not in said
+    assert said.count("\n") == 1
+    assert said.rstrip("\n").isprintable()
 
 
 # --- Progress -------------------------------------------------------------------------------------------------

@@ -255,7 +255,8 @@ def test_one_writer(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     # A lock ends with its owner.
     config = (run / "config.json").read_text()
     assert main([*TRAIN, "--seed", "4", "--out", str(run), "--resume"]) == 2
-    assert "holds a run with another run" in capsys.readouterr().err
+    different = "run.training.num_updates 100000, now 2; run.seed 0, now 4"
+    assert f"holds a run with another run ({different}); resume with the settings" in capsys.readouterr().err
     assert (run / "config.json").read_text() == config
     assert not list(run.glob(".lock*"))
     process = started([*LONG, "--out", str(run), "--resume"], lambda: not list(run.glob(".*.123.tmp")))

@@ -8,6 +8,7 @@ import functools
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -15,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from importlib.metadata import version
 from io import StringIO
+from itertools import dropwhile, takewhile
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,9 @@ COMMANDS: dict[str, Command] = {
     "explain": explain,
 }
 
+
+# What a terminal is told of colours: tyro tells it where standard output is one, whatever standard error is.
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 DESCRIPTION = """Probabilistic inference in language models: sample from p₀(s)·φ(s) by twisted sequential Monte Carlo,
 learn the twists, certify the result. Start with `twistlm demo`, then `twistlm list`. Parts of your own come from
@@ -201,11 +207,12 @@ def _plugins_last(arguments: Sequence[str]) -> Sequence[str]:
 
 
 def _one_line(box: str) -> str:
-    """What tyro says in the first section of its box, without the frame."""
-    frame = "".join(map(chr, range(0x2500, 0x2580)))
-    lines = [line.strip(frame + " ") if set(line) - set(frame + " ") else "" for line in box.splitlines()[1:]]
-    first = lines[: lines.index("")] if "" in lines else lines
-    return " ".join(" ".join(first or [box]).split())
+    """What tyro says in the first section of its box, without colours and frame."""
+    plain, frame = STYLE.sub("", box), " " + "".join(map(chr, range(0x2500, 0x2580)))
+    # Where standard output is not UTF-8, rules are of hyphens, and one is below the title.
+    lines = [line.strip(frame) if set(line) - set(frame + "-") else "" for line in plain.splitlines()[1:]]
+    first = takewhile(bool, dropwhile(not_, lines))
+    return " ".join(" ".join(first).split()) or " ".join(plain.split())
 
 
 def _refused(error: Exception, code: int) -> int:

@@ -25,7 +25,7 @@ from twistlm.cli.options import (
     TrustFunction,
     refuse_existing,
 )
-from twistlm.core.errors import ConfigError
+from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.urls import url_of
 
 if TYPE_CHECKING:
@@ -109,12 +109,11 @@ def certify(
     from twistlm.core.terminal import console
     from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines, prompts_table
     from twistlm.runs.certify import certify as certificate_of
-    from twistlm.runs.folder import RunFolder
     from twistlm.runs.run import Run
 
     refuse_existing(out)
     effort, engine = spending.effort, spending.made()
-    is_run = target is not None and (url_of(target) is not None or RunFolder.is_one(Path(target)))
+    is_run = target is not None and _is_run(target)
     given = [*([] if preset is None else ["preset"]), *options.given]
     if is_run and given:
         raise ConfigError(f"{', '.join(given)}: {target} is a run, whose target stays what it is; leave them out")
@@ -154,3 +153,24 @@ def certify(
             print_lines(show, [*effort_lines(certificate), *verdict(certificate)])
     if out is not None:
         print(f"Written to {shown(out)}")
+
+
+def _is_run(named: str) -> bool:
+    """Whether it is a run folder, and not an experiment.
+
+    Raises:
+        RunError: it is a path, and there is no run.
+    """
+    from twistlm.core.registry import available
+    from twistlm.runs.folder import RunFolder
+
+    path = Path(named)
+    if url_of(named) is not None or RunFolder.is_one(path):
+        return True
+    if (len(path.parts) > 1 or path.exists()) and named not in available("experiment"):
+        why = "is not a run folder (it has no config.json)" if path.exists() else "does not exist"
+        raise RunError(
+            f"{named} {why}; name a run that `twistlm train` or `twistlm demo` has made, or an experiment "
+            "(`twistlm list`)"
+        )
+    return False

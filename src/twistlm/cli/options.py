@@ -170,6 +170,10 @@ class OfTarget(Group):
     ] = False
     system: Annotated[Text | None, arg(help="The system's message of every chat.")] = None
     num_tokens: Annotated[Count | None, arg(help="New tokens.")] = None
+    eos: Annotated[
+        Literal["absorb", "ignore"] | None,
+        arg(help="End a text at its end-of-text token, or draw on; default: the experiment's, without one: absorb."),
+    ] = None
     beta: Annotated[Positive | None, arg(help="Experiment's option: power of the classifier's probability.")] = None
     threshold: Annotated[Number | None, arg(help="Experiment's option: what the score must exceed.")] = None
     num_condition: Annotated[Count | None, arg(help="Experiment's option: tokens that must follow (infilling).")] = None
@@ -196,6 +200,7 @@ class OfTarget(Group):
             self.logit_means,
             self._prompts(),
             self.num_tokens,
+            self.eos,
         )
 
     def preset(self, experiment: str | None, size: str | None, default: str) -> "Preset":

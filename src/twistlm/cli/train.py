@@ -104,14 +104,17 @@ def train(
     """
     from twistlm.core.errors import ConfigError
     from twistlm.core.places import shown
+    from twistlm.runs.automatic import AUTO, said, suited
     from twistlm.runs.train import train as learn
 
     if draws is not None and settings.num_draws is not None:
         raise ConfigError("--draws and --num-draws exclude each other, as a file is used whole; choose one")
     chosen = options.preset(experiment, preset, "demo")
     given = {name: value for name, value in settings.given.items() if name != "method"}
-    config = chosen.config(settings.method).changed(**given)
-    run = learn(chosen.target(), config=config, seed=seed, out=out, exists=existing.policy, draws=draws)
+    config, target = chosen.config(settings.method).changed(**given), chosen.target()
+    if settings.method == AUTO or (settings.method is None and experiment is None):
+        print(said(*suited(target)), flush=True)
+    run = learn(target, config=config, seed=seed, out=out, exists=existing.policy, draws=draws)
     if run.folder is None:
         # One of several processes, of which the first writes and speaks.
         return

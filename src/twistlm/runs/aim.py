@@ -31,6 +31,7 @@ class Aim:
         logit_means: of `classifier`, if it has a single logit.
         prompts: where it is sampled.
         num_tokens: T new tokens.
+        eos: "absorb" ends a text at its end-of-text token, "ignore" draws on.
 
     Raises:
         ConfigError: two of them exclude each other, or one makes no sense without another.
@@ -43,6 +44,7 @@ class Aim:
     logit_means: Literal["label", "not label"] | None = None
     prompts: Prompts | None = None
     num_tokens: int | None = None
+    eos: Literal["absorb", "ignore"] | None = None
 
     def __post_init__(self) -> None:
         """Check what goes together."""
@@ -67,7 +69,7 @@ class Aim:
         Raises:
             ConfigError: there is no such potential, or φ has no classifier, or several.
         """
-        changes = {name: getattr(self, name) for name in ("model", "prompts", "num_tokens")}
+        changes = {name: getattr(self, name) for name in ("model", "prompts", "num_tokens", "eos")}
         if self.potential is not None:
             changes["potential"] = named(self.potential)
         if self.classifier is not None:
@@ -102,7 +104,7 @@ class Aim:
             assert self.classifier is not None
             assert self.label is not None
             potential = Classifier(self.classifier, self.label, logit_means=self.logit_means)
-        return Target(self.model, potential, prompts=self.prompts, num_tokens=self.num_tokens)
+        return Target(self.model, potential, prompts=self.prompts, num_tokens=self.num_tokens, eos=self.eos or "absorb")
 
     def _reclassified(self, potential: Potential, model: str) -> Potential:
         """φ with another model behind its classifier."""

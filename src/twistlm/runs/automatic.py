@@ -87,8 +87,13 @@ LARGEST = 50_000_000
 def automatic(target: Target) -> dict[str, Any]:
     """Settings of method "auto", as `RunConfig.changed` takes them, for a target; says which and why."""
     chosen, reason = suited(target)
-    logger.info("method auto: %s, source %s, since %s", chosen["method"], chosen["source"], reason)
+    logger.info(said(chosen, reason))
     return chosen
+
+
+def said(chosen: Mapping[str, Any], reason: str) -> str:
+    """What `suited` has found, as a line."""
+    return f"method auto: {chosen['method']}, source {chosen['source']}, since {reason}"
 
 
 def suited(target: Target) -> tuple[dict[str, Any], str]:

@@ -123,8 +123,8 @@ class TrainingConfig:
                 raise ConfigError(f"source {name!r} cannot serve as {setting}; use 'base', 'proposal' or 'draws'")
         if wanted.on_policy and self.intermediate_source != "proposal":
             raise ConfigError(
-                f"loss {self.loss!r} learns from the current proposal's own draws: set intermediate_source to "
-                f"'proposal', not {self.intermediate_source!r}"
+                f"loss {self.loss!r} learns from the current proposal's own draws: use source 'proposal' "
+                f"(intermediate_source), not {self.intermediate_source!r}"
             )
         for source in {self.source_of(role) for role in SOURCES if marked(self.source_of(role), "by_prefix")}:
             if not wanted.by_prefix:
@@ -186,7 +186,7 @@ class TrainingConfig:
             if role not in ("target", "drawn") and uses(self.source_of(role), "draws"):
                 raise ConfigError(
                     f"{SOURCES[role]} is 'draws', and where targets differ by a condition collected draws are target "
-                    "samples alone: set it to 'base' or 'proposal'"
+                    "samples alone: set it to 'base' or 'proposal' (--source base, --source proposal)"
                 )
 
     @property

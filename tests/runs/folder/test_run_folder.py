@@ -137,3 +137,28 @@ def test_a_run_of_another_format_is_a_run(folder: RunFolder) -> None:
     with pytest.raises(RunError, match="written in format 99"):
         RunFolder.open(folder.path)
     RunFolder.check(folder.path, "overwrite")
+
+
+def test_a_run_that_is_asked_otherwise_says_in_what(tmp_path: Path) -> None:
+    def asked(text: str, seed: int, method: str, model: str = "stories", informed: str = "off") -> AskedRun:
+        target = {"model": model, "potential": {"name": "jigsaw"}, "prompts": [{"name": "1", "content": text}]}
+        return AskedRun(target, RunConfig(seed=seed).changed(method=method, informed=informed))
+
+    with RunFolder.writing(tmp_path, asked("Once upon", 0, "ctl"), "resume") as folder:
+        save_lines(tmp_path / "metrics.jsonl", [])
+        for name in ("checkpoint", "twist"):
+            getattr(folder, name).touch()
+    for given, said in (
+        (asked("Once upon", 0, "ctl", informed="auto"), 'another run (run.training.informed "off", now "auto")'),
+        (asked("x" * 99, 0, "ctl"), f'(target.prompts.0.content "Once upon", now "{"x" * 58}…); resume with'),
+        (
+            asked("The dog", 1, "dpg", "smollm2"),
+            'another run, target (target.model "stories", now "smollm2"; target.prompts.0.content "Once upon", now '
+            '"The dog"; run.training.loss "ctl", now "dpg"; run.seed 0, now 1); resume with the settings',
+        ),
+        (AskedRun(None, asked("", 1, "dpg").run), 'run, target (target.model "stories", now none; target.potential'),
+        (AskedRun(None, asked("", 1, "dpg").run), "; and 2 more); resume"),
+    ):
+        with pytest.raises(RunError) as refused, RunFolder.writing(tmp_path, given, "resume"):
+            pass
+        assert said in str(refused.value)

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,9 @@ from twistlm.sampling.target import Target
 
 NAME = "config.json"
 FORMAT = 1
+# Of settings that differ, so many are told, and of each value so many characters.
+MOST_DIFFERENCES = 4
+QUOTED = 60
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,30 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
         case {"run": {"training": dict(training)} as run}:
             return {**values, "run": {**run, "training": {**BEFORE, **training}}}
     return dict(values)
+
+
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The settings in which values of a config.json differ from what is asked now, by name and with both values."""
+    before, now = (dict(_settings("", completed(values))) for values in (there, asked))
+    different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    said = [f"{name} {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in different[:MOST_DIFFERENCES]]
+    return "; ".join(said + ([f"and {len(different) - len(said)} more"] if len(different) > len(said) else []))
+
+
+def _settings(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each value of JSON with the names that lead to it; a list of plain values is one."""
+    if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping) or not value:
+        yield name, value
+    else:
+        for key, part in value.items():
+            yield from _settings(f"{name}.{key}" if name else str(key), part)
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= QUOTED else text[: QUOTED - 1] + "…"
 
 
 def versions() -> dict[str, str]:

@@ -147,8 +147,8 @@ class RunFolder(Place):
                     "with what it was started with, or choose another --out"
                 )
             raise RunError(
-                f"{place} holds a run with another {', '.join(different)}; resume with the settings it was "
-                "started with, or choose another --out"
+                f"{place} holds a run with another {', '.join(different)} ({description.differences(there, asked)}); "
+                "resume with the settings it was started with, or choose another --out"
             )
         return RunFolder(path)
 

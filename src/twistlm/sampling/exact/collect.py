@@ -259,7 +259,7 @@ def base_draws(
     assert potential is not None
     following = num_following(potential)
     if sampler.model.absorbing is not None and following > 0:
-        raise ConfigError("infilling needs sequences of a fixed length: set eos='ignore'")
+        raise ConfigError("infilling needs sequences of a fixed length: set eos='ignore' (--eos ignore)")
     free = replace(sampler.base, potential=None, num_steps=num_steps + following)
     if ruled_out is not None:
         free = replace(free, model=free.model.constrained(ruled_out.twist), proposal=twist_induced)

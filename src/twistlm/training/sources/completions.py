@@ -25,7 +25,7 @@ def completions(rng: Rng, setting: Setting, count: int) -> Batch:
     """
     sampler = setting.sampler
     if sampler.model.absorbing is not None:
-        raise ConfigError("source 'completions' needs sequences of a fixed length: set eos='ignore'")
+        raise ConfigError("source 'completions' needs sequences of a fixed length: set eos='ignore' (--eos ignore)")
     exact = setting.joint is not None or (setting.collection is not None and bool(setting.collection.accepted.any()))
     batch = (from_exact if exact else from_proposal)(rng, setting, count)
     samples, plain = batch.samples, replace(sampler.base, potential=None)
