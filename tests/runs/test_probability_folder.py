@@ -134,3 +134,14 @@ def test_a_draft_that_is_damaged_is_begun_again(out: Path) -> None:
     assert main([*SEARCH, "--seed", "1", "--out", str(out), "--overwrite"]) == 0
     assert load(out)[0].num_draws == 64
     assert not draft.exists()
+
+
+def test_what_is_not_of_a_search_is_not_deleted_with_it(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "notes.md").write_text("mine")
+    before = contents(out)
+    assert main([*SEARCH, "--seed", "1", "--out", str(out), "--overwrite"]) == 2
+    assert "holds notes.md, which is not of a folder of `twistlm probability` and would" in capsys.readouterr().err
+    assert contents(out) == before
+    (out / "notes.md").unlink()
+    (out / ".DS_Store").touch()
+    assert main([*SEARCH, "--seed", "1", "--out", str(out), "--overwrite"]) == 0

@@ -137,3 +137,37 @@ def test_a_run_of_another_format_is_a_run(folder: RunFolder) -> None:
     with pytest.raises(RunError, match="written in format 99"):
         RunFolder.open(folder.path)
     RunFolder.check(folder.path, "overwrite")
+
+
+def test_what_is_not_of_a_run_is_not_deleted_with_it(folder: RunFolder) -> None:
+    def overwritten() -> None:
+        with RunFolder.writing(folder.path, asked, "overwrite") as draft:
+            (draft.path / "metrics.jsonl").touch()
+            for name in ("checkpoint", "twist"):
+                (draft.path / f"{name}.safetensors").touch()
+
+    asked, path = AskedRun(None, RunConfig()), folder.path
+    (path / "config.json").write_text(json.dumps(asked.as_dict()))
+    others = ["notes.md", "second-run/config.json", "report/mine.txt", "evaluations", "samples/mine.jsonl", "README.md"]
+    for name in others:
+        file = path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+        with pytest.raises(RunError, match=f"run holds {name.removesuffix('/config.json')}, which is not of a run"):
+            overwritten()
+        assert file.read_text() == "mine"
+        # Going on deletes nothing.
+        RunFolder.check(path, "resume")
+        file.unlink()
+        if file.parent != path:
+            file.parent.rmdir()
+    # What commands leave in a run's folder, and what is hidden, goes with it.
+    places = [".DS_Store", "report.html", "report/bounds.png", "report/run-ess.pdf", "done.json", "certificate.json"]
+    samples = [f"{place}{name}.jsonl" for place in ("", "samples/2026/") for name in ("samples", "base_samples")]
+    for name in [*places, *samples, "prompt_samples.jsonl", "diagnostics.json", "evaluations/20260101T000000_0002.json"]:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("{}")
+    overwritten()
+    assert {each.name for each in path.iterdir()} == {
+        *("config.json", "metrics.jsonl", "checkpoint.safetensors", "twist.safetensors")
+    }
