@@ -327,9 +327,7 @@ def test_a_potential_never_satisfied_says_what_it_implies(caplog: pytest.LogCapt
     assert "none of 64 draws was accepted: the acceptance rate is below 4.7e-02" in caplog.text
 
 
-def test_draws_of_which_none_is_accepted_train_all_the_same(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_draws_of_which_none_is_accepted_train_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     # φ is far below its bound, so that rejection accepts nothing; its weights say as much as ever.
     target = Target(tiny_lm(), Function(small_numbers, log_upper_bound=30.0), "5", 3, eos="ignore")
     with caplog.at_level(logging.WARNING, "twistlm"):
