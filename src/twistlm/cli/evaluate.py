@@ -99,8 +99,8 @@ def evaluate(
     prompts, spent = where.read(opened.target.prompts), spending.given
     if spending.num_draws is not None and prompts in (None, evidence.ALL):
         raise ConfigError(
-            "--num-draws is for a file of --prompts: of its own the run has draws; leave it out, or judge it by new ones "
-            f"with: twistlm certify {run} --num-draws {spending.num_draws}"
+            "--num-draws is for a file of --prompts: of its own the run has draws; leave it out, or judge it by new "
+            f"ones with: twistlm certify {shown(run)} --num-draws {spending.num_draws}"
         )
     options = smc.for_run(trust_function) | {"engine": workers.made()}
     if "num_draws" in spent:

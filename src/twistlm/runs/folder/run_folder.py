@@ -23,7 +23,6 @@ from twistlm.sampling.exact.collection import Collection, load
 from twistlm.sampling.exact.provenance import identity
 from twistlm.twists.informed import Informed
 
-
 DRAWS, CHECKPOINT, TWIST, REPORT = "draws.safetensors", "checkpoint.safetensors", "twist.safetensors", "report.html"
 # All that a command leaves in a run's folder (`place.check_own`).
 NAMES = (
