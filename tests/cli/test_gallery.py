@@ -97,6 +97,18 @@ def test_what_this_gallery_did_not_make_is_left_alone(tmp_path: Path, capsys: py
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("policy", [[], ["--resume"], ["--overwrite"]])
+def test_nothing_is_hung_in_the_folder_of_a_run(
+    policy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hang(tmp_path / "made", name="other") == 0
+    before = contents(tmp_path)
+    assert hang(tmp_path / "made" / "run", *policy) == 2
+    assert "is the folder of a run or a sweep, so it is left alone; choose another --out" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.usefixtures("tiny")
 def test_the_pictures_of_another_gallery_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert hang(tmp_path) == 0
     before = contents(tmp_path)

@@ -12,7 +12,7 @@ from tests.core.test_folders import contents
 from twistlm import Run, Target
 from twistlm.cli import main
 from twistlm.cli.options import OfSMC
-from twistlm.core.errors import ConfigError, RunError
+from twistlm.core.errors import ConfigError, ExactSamplesError, RunError
 from twistlm.core.folders import writing
 from twistlm.potentials import Classifier
 
@@ -82,6 +82,31 @@ def test_the_command_and_the_method_write_the_same(folder: Path, tmp_path: Path)
     assert set(saved(other)) >= {"before", "after"}
     # The first of the two is in the one file with the second, and was not moved away.
     assert not (other / "evaluations").exists()
+
+
+def test_a_run_whose_draws_are_gone_says_so_and_gets_them_again(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draws = folder / "draws.safetensors"
+    made = draws.read_bytes()
+    remedy = r"restore it, or delete it and make it again with what made it \(of a run: `twistlm train … --resume`\)"
+    for damaged, said in ((made[:-8], "is corrupt"), (made[:-1] + bytes([made[-1] ^ 1]), "cannot be taken for draws")):
+        draws.unlink()
+        draws.write_bytes(damaged)
+        with pytest.raises((RunError, ExactSamplesError), match=f"{said}.*{remedy}"):
+            Run.load(folder)
+    draws.unlink()
+    Run.load(folder, draws=False)
+    assert not caplog.records
+    Run.load(folder)
+    assert "draws.safetensors is gone: a certificate knows less without; restore it, or collect" in caplog.text
+    assert caplog.records[0].message.endswith("[TW107]")
+    # A published run has none by design.
+    caplog.clear()
+    Run.load(Run.load(folder, draws=False).save_pretrained(tmp_path / "published"))
+    assert not caplog.records
+    twistlm.train(target(), out=folder, exists="resume", **TRAINING)
+    assert draws.read_bytes() == made
 
 
 def test_the_base_models_takes_no_place_of_the_twists(folder: Path) -> None:

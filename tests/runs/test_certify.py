@@ -5,6 +5,7 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,6 +175,26 @@ def test_draws_at_hand_are_checked_as_a_file_is() -> None:
     changed = replace(own, draws=replace(own.draws, log_phi=own.draws.log_phi + 0.5))
     with pytest.raises(ExactSamplesError, match="draws does not hold draws of this target"):
         twistlm.certify(goal, draws=changed, **spending)
+
+
+def test_as_many_new_draws_as_are_asked_for_take_the_place_of_a_runs() -> None:
+    run = train(tiny_target(), config=CONFIG)
+    small: dict[str, Any] = {"num_particles": (2,), "num_samples": 64, "budget": 32}
+    own, few, many = (
+        twistlm.certify(run, run, **small, **more).divergences.g
+        for more in ({}, {"num_draws": 512}, {"num_draws": 4096})
+    )
+    assert own is not None
+    assert few is not None
+    assert many is not None
+    assert many.n > 2 * few.n
+    assert few.value != own.value
+    # As of a target that no run has drawn from, and none at all where none are to be had.
+    found, other = (twistlm.certify(goal, num_draws=512, **small) for goal in (run, run.target))
+    assert (found.log_Z, found.divergences) == (other.log_Z, other.divergences)
+    assert twistlm.certify(run, run, num_draws=0, **small).divergences.kl_target_q is None
+    with pytest.raises(ConfigError, match="draws and num_draws exclude each other, as a file is used whole"):
+        twistlm.certify(run, num_draws=512, draws="draws.safetensors")
 
 
 def test_without_an_upper_bound_only_lower_bounds_are_claimed(caplog: pytest.LogCaptureFixture) -> None:

@@ -179,3 +179,14 @@ def test_what_cannot_be_identified_is_known_by_its_name(tmp_path: Path, monkeypa
     found = probability(of_a_function(monkeypatch, locked), [0.5], out=out, **how)
     assert "fingerprint" not in json.loads((out / "probability.json").read_text())
     assert probability(of_a_function(monkeypatch, locked), [0.5], out=out, exists="resume", **how) == found
+
+
+def test_what_is_not_of_a_search_is_not_deleted_with_it(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "notes.md").write_text("mine")
+    before = contents(out)
+    assert main([*SEARCH, "--seed", "1", "--out", str(out), "--overwrite"]) == 2
+    assert "holds notes.md, which is not of a folder of `twistlm probability` and would" in capsys.readouterr().err
+    assert contents(out) == before
+    (out / "notes.md").unlink()
+    (out / ".DS_Store").touch()
+    assert main([*SEARCH, "--seed", "1", "--out", str(out), "--overwrite"]) == 0

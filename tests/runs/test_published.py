@@ -52,7 +52,10 @@ def test_there_and_back(run: Run, tmp_path: Path) -> None:
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(RunError, match="holds a run, so it is left alone; choose another folder, or overwrite=True"):
         run.save_pretrained(folder)
-    assert (folder / "mine.txt").exists()
+    with pytest.raises(RunError, match=r"holds mine\.txt, which is not of a run folder and would be deleted; move it"):
+        again.save_pretrained(folder, overwrite=True)
+    assert (folder / "mine.txt").read_text() == "mine"
+    (folder / "mine.txt").unlink()
     again.save_pretrained(folder, overwrite=True)
     assert Run.from_pretrained(folder).sample(8, seed=3).texts == one.texts
     # Of a folder that was opened the certificate that is there goes on.

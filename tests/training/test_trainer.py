@@ -327,6 +327,22 @@ def test_a_potential_never_satisfied_says_what_it_implies(caplog: pytest.LogCapt
     assert "none of 64 draws was accepted: the acceptance rate is below 4.7e-02" in caplog.text
 
 
+def test_draws_of_which_none_is_accepted_train_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # φ is far below its bound, so that rejection accepts nothing; its weights say as much as ever.
+    target = Target(tiny_lm(), Function(small_numbers, log_upper_bound=30.0), "5", 3, eos="ignore")
+    with caplog.at_level(logging.WARNING, "twistlm"):
+        run = train(target, config=replace(CONFIG, num_draws=64), num_updates=2, out=tmp_path / "run")
+    assert "none of 64 draws was accepted" in caplog.text
+    assert "no exact samples to judge by: the lower bound on log Z decides" in caplog.text
+    assert run.collection is not None
+    assert len(run.collection.draws) == 64
+    # They bound log Z from above, now as when the run is opened again.
+    found = run.evaluate((2,), num_samples=32, budget=16, save=False)
+    again = Run.load(tmp_path / "run", target).evaluate((2,), num_samples=32, budget=16, save=False)
+    assert found.log_Z == again.log_Z
+    assert found.log_Z.high < 30
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="unknown loss 'ctll'; did you mean 'ctl'"):
         TrainingConfig(loss="ctll")

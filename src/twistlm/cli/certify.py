@@ -39,7 +39,13 @@ class OfCertificate(OfEngine):
     draws: Annotated[
         AnyPlace | None, arg(help="File of `twistlm collect`, which trained nothing that is certified.")
     ] = None
-    num_draws: Annotated[Natural, arg(help="Base draws to collect for exact samples otherwise; 0 for none.")] = 4096
+    num_draws: Annotated[
+        Natural | None,
+        arg(
+            help="Base draws to collect for exact samples, in place of those that a run kept for evaluation; 0 for "
+            "none. Default: a run's own, else 4,096."
+        ),
+    ] = None
     num_particles: Annotated[
         Annotated[tuple[Count, ...], MinLen(1)], arg(help="Numbers of particles of the sandwiches.")
     ] = (4, 16, 64)
@@ -99,7 +105,8 @@ def certify(
     Of a set of prompts each is certified, and the mean over them. Upper bounds and KL(σ‖q) need exact samples, which
     rejection collects if φ has an upper bound; without them only lower bounds and one-sided statements are made. A
     certificate is written when it is complete; killed before, the same command again makes the same. What takes long
-    can be collected first: `twistlm collect`, then --draws.
+    can be collected first: `twistlm collect`, then --draws. A run is judged by the draws that it kept for evaluation,
+    or by new ones if --num-draws says how many.
     """
 
     from twistlm.certificates.verdict import verdict

@@ -98,7 +98,10 @@ def evaluate(
     opened = Run.load(run, trust_functions=trust_function)
     prompts, spent = where.read(opened.target.prompts), spending.given
     if spending.num_draws is not None and prompts in (None, evidence.ALL):
-        raise ConfigError("--num-draws is for a file of --prompts: of its own the run has draws; leave it out")
+        raise ConfigError(
+            "--num-draws is for a file of --prompts: of its own the run has draws; leave it out, or judge it by new "
+            f"ones with: twistlm certify {shown(run)} --num-draws {spending.num_draws}"
+        )
     options = smc.for_run(trust_function) | {"engine": workers.made()}
     if "num_draws" in spent:
         options["num_draws"] = spent.pop("num_draws")

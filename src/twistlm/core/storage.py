@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 # For `__pydantic_config__` of a dataclass that is read from files: nothing unknown, no NaN and nothing infinite.
 STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
+# What helps where tensors are damaged. Evaluated without its draws, a run would lose half of its certificate.
+ANEW = "restore it, or delete it and make it again with what made it (of a run: `twistlm train … --resume`)"
 # Characters of a wrong value that an error shows.
 SHOWN = 60
 
@@ -251,10 +253,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         if path.is_dir() or isinstance(error, PermissionError):
             raise StorageError(f"{path} cannot be read ({_reason(error)}); see what is there") from error
-        raise RunError(f"{path} is corrupt or is not a safetensors file ({error}); delete it and run again") from error
+        raise RunError(f"{path} is corrupt or is not a safetensors file ({error}); {ANEW}") from error
     metadata = parse_json(text, str(path))
     if not isinstance(metadata, dict):
-        raise RunError(f"{path} is corrupt: it says of itself {shortened(metadata)}; delete it and run again")
+        raise RunError(f"{path} is corrupt: it says of itself {shortened(metadata)}; {ANEW}")
     return tensors, metadata
 
 

@@ -35,13 +35,16 @@ from twistlm.sampling.workplace import Workplace
 
 logger = logging.getLogger("twistlm")
 
+# Base draws where nothing is said and no run brings any.
+NUM_DRAWS = 4096
+
 
 def certify(
     target: Target | Run,
     proposal: str | Path | Run | BaseLM = "base",
     *,
     draws: str | Path | Collection | None = None,
-    num_draws: int = 4096,
+    num_draws: int | None = None,
     seed: int = 1,
     trust_functions: Trust = (),
     engine: Engine | None = None,
@@ -55,8 +58,9 @@ def certify(
             name or loaded.
         draws: file of `twistlm collect` for the target, or what `Target.collect` returned. They must not have trained
             the proposal.
-        num_draws: base draws, over all prompts, to collect for exact samples where neither a run nor a file brings
-            them; 0 for none, which leaves lower bounds and one-sided statements.
+        num_draws: base draws, over all prompts, to collect for exact samples, by a stream of `seed`; those of a run
+            are left aside then. 0 for none, which leaves lower bounds and one-sided statements. By default those that
+            a run brings, else 4,096.
         seed: of everything random.
         engine: who draws, and certifies at the prompts of a set (`twistlm.engine`); by default this process.
         trust_functions: functions, as "module:name", that the potential of a proposal's folder may import and run;
@@ -66,29 +70,35 @@ def certify(
             methods ("iwae" and "smc"), effort (double N until the sandwich is tight enough, instead; see `Effort`).
 
     Raises:
-        ConfigError: a setting is unknown or out of range, or the proposal is of another base model.
+        ConfigError: a setting is unknown or out of range, `draws` and `num_draws` are both given, or the proposal is of
+            another base model.
         ModelError: the proposal cannot be loaded, or has another tokenizer.
         ExactSamplesError: the file belongs to another target, or the proposal was trained on what it is judged by.
     """
     goal, rng = target.target if isinstance(target, Run) else target, Rng(seed, ("certify",))
     asked = _spending(spending)
     check_sizes(TOKEN_BYTES * goal.num_tokens, num_samples=asked.num_samples)
-    check_sizes(TOKEN_BYTES * goal.num_tokens, least=0, num_draws=num_draws)
+    if draws is not None and num_draws is not None:
+        raise ConfigError("draws and num_draws exclude each other, as a file is used whole; choose one")
+    check_sizes(TOKEN_BYTES * goal.num_tokens, least=0, num_draws=NUM_DRAWS if num_draws is None else num_draws)
     proposes = _opened(proposal, goal, trust_functions)
     sampler = _sampler(goal, proposes)
     known = next((run for run in (target, proposes) if isinstance(run, Run) and _knows(run, goal)), None)
+    if draws is not None or num_draws is not None:
+        known = None
     seen = proposes.collection if isinstance(proposes, Run) else None
-    if known is not None and draws is None and isinstance(proposes, Run):
+    if known is not None and isinstance(proposes, Run):
         refuse_judging(known, goal.cases, proposes)
     here = Workplace(sampler, goal.cases)
     several = len(goal.cases) > 1 and not sampler.is_conditional
     with (engine or InThisProcess()).open(partial(_workplace, goal, proposal, trust_functions), here) as team:
-        if known is not None and draws is None:
+        if known is not None:
             if not several:
                 return _certify(rng, here, _of_run(known), asked)
             given = of_run(known, goal.cases)
         else:
-            collection = _collected(goal, rng.fork("draws"), draws, num_draws, seen, Opened(team))
+            count = NUM_DRAWS if num_draws is None else num_draws
+            collection = _collected(goal, rng.fork("draws"), draws, count, seen, Opened(team))
             if not several:
                 return _certify(rng, here, _of_draws(collection), asked)
             rest, judging = (None, None) if collection is None else collection.split((0.5, 0.5))

@@ -41,6 +41,8 @@ from twistlm.sampling.target import Target
 
 NAME, EVENTS, STATE, PAGE = "probability.json", "events.jsonl", "state", "probability.html"
 FORMAT = 1
+# All that the command leaves in a folder.
+NAMES = (NAME, EVENTS, f"{STATE}/*.safetensors", PAGE)
 
 Share = Annotated[float, Interval(ge=0, le=1)]
 # JSON has no infinity, so `Estimate.as_dict` writes it as text; beyond the others no logarithm of a number is.
@@ -195,11 +197,11 @@ def check_folder(path: Path, exists: str) -> None:
     """Refuse early, before anything is loaded, what `probability` would refuse.
 
     Raises:
-        RunError: the folder exists and must not, something else is there, or nobody can tell.
+        RunError: the folder exists and must not, something else is there or in it, or nobody can tell.
         StorageError: the system refuses to say.
         ConfigError: unknown policy.
     """
-    check_policy(path, exists, _is_ours, "a folder of `twistlm probability`")
+    check_policy(path, exists, _is_ours, "a folder of `twistlm probability`", NAMES)
 
 
 def _is_ours(path: Path) -> bool:

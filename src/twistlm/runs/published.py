@@ -18,6 +18,8 @@ from twistlm.core.errors import RunError
 from twistlm.core.folders import is_occupied, writing
 from twistlm.potentials.specs import Trust
 from twistlm.runs.folder import AskedRun, RunFolder, versions
+from twistlm.runs.folder.place import check_own
+from twistlm.runs.folder.run_folder import NAMES
 from twistlm.sampling.prompts import quoted
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from twistlm.sampling.target import Target
 
 TEMPLATE = Path(__file__).with_name("card.md")
+CODE = "custom_generate"
 # Prompts that a card quotes.
 MOST_PROMPTS = 5
 # transformers runs this with `trust_remote_code=True`, and never otherwise.
@@ -59,7 +62,7 @@ class Publishable:
             overwrite: replace the run that is there, once the new one is complete.
 
         Raises:
-            RunError: a run is there; or something else, which is not replaced.
+            RunError: a run is there; or something else, be it beside the run's files, which is not replaced.
             ConfigError: the potential has no JSON form (a lambda), so that nobody could open it.
         """
         place = Path(folder)
@@ -68,6 +71,9 @@ class Publishable:
             if not (replaceable and overwrite):
                 says, remedy = ("holds a run", ", or overwrite=True") if replaceable else ("is not a run folder", "")
                 raise RunError(f"{place} {says}, so it is left alone; choose another folder{remedy}")
+            # A file of that name may be anybody's where no run was published.
+            card = ("README.md",) if (place / CODE).is_dir() else ()
+            check_own(place, (*NAMES, *card, f"{CODE}/*"), "a run folder")
         with writing(place, replace=overwrite) as draft:
             _Repository(self._run, str(place.resolve())).save_pretrained(draft.path)
             draft.take_place()
@@ -132,7 +138,7 @@ class _Repository(ModelHubMixin):
         folder = RunFolder.keep(save_directory, asked, twist.module.state_dict(), about)
         if (known := run.evaluated) is not None:
             folder.evaluations.add({"after": known.certificate}, known.settings, **known.more)
-        code = save_directory / "custom_generate"
+        code = save_directory / CODE
         code.mkdir(exist_ok=True)
         (code / "generate.py").write_text(GENERATE.replace("{place!r}", repr(self.place)), encoding="utf-8")
         (code / "requirements.txt").write_text("twistlm\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """A run: a target with a trained twist, its samples, its certificate."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.log_Z import Witness, of_draws
+from twistlm.core.advice import coded
 from twistlm.core.logmath import log_mean_exp, normalise
 from twistlm.core.places import opened
 from twistlm.core.registry import lookup
@@ -38,6 +40,10 @@ from twistlm.sampling.target import Target
 from twistlm.training.losses import objective
 from twistlm.twists.base import Twist
 from twistlm.twists.informed import Informed
+
+logger = logging.getLogger("twistlm")
+
+GONE = "a certificate knows less without; restore it, or collect the same again with `twistlm train … --resume`"
 
 
 class Run(Shown, Publishable):
@@ -98,6 +104,8 @@ class Run(Shown, Publishable):
             check_tensors(tensors, twist.module.state_dict(keep_vars=True), str(folder.twist))
             twist.module.load_state_dict(tensors)
             collection = target.draws(folder.draws) if draws and folder.draws.exists() else None
+            if draws and collection is None and described.has_draws and RunFolder.has_begun(here):
+                logger.warning(coded("TW107", "%s is gone: %s"), folder.draws, GONE)
             run = Run(target, config, twist, folder, collection, folder.metrics(), informed)
             run.begun = described.start
             return run

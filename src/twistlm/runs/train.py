@@ -201,13 +201,14 @@ def _trained(
     sampler, cases = run.sampler(), run.training_cases
     setting = Setting(sampler, cases, collection=run.fold("training"), num_siblings=config.num_siblings)
     held_out = run.fold("held_out")
-    if held_out is not None:
+    # Where none was accepted, those of an event may all be outside it: by weight they would choose the base model.
+    if held_out is not None and collection is not None and bool(collection.accepted.any()):
         criterion = held_out_divergence(
             rng.fork("held-out"), held_out, run.held_out_cases or cases, config.max_held_out
         )
     else:
         logger.warning(
-            coded("TW204", "no base draws to judge by: the lower bound on log Z decides which twist is best")
+            coded("TW204", "no exact samples to judge by: the lower bound on log Z decides which twist is best")
         )
         # Runs of 16 particles each, within what a certificate may spend.
         criterion = negative_lower_bound(
@@ -312,9 +313,7 @@ def collect(target: Target, config: RunConfig, rng: Rng, path: Path | None, *, t
 def _collect(target: Target, config: RunConfig, rng: Rng, folder: RunFolder | None) -> Collection | None:
     # One that trains has all its draws, and they stay as many: they may have been given before folders said so.
     if folder is not None and folder.checkpoint.exists() and folder.draws.exists():
-        there = target.draws(folder.draws)
-        if bool(there.accepted.any()):
-            return there
+        return target.draws(folder.draws)
     if config.num_draws == 0:
         return None
     try:
@@ -323,4 +322,6 @@ def _collect(target: Target, config: RunConfig, rng: Rng, folder: RunFolder | No
         )
     except NoneAcceptedError as error:
         logger.warning(coded("TW101", "%s"), error)
-        return None
+        # Their weights φ train all the same, and say how large Z can be at most.
+        kept: Collection = error.collection
+        return kept

@@ -57,6 +57,28 @@ def test_where_the_mark_is_damaged_the_certificate_stays(folder: RunFolder, text
     assert current.certificates == {"after": FOUND}
 
 
+def test_a_damaged_evaluation_hides_no_other(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    evaluations, current = folder.evaluations, folder.path / "certificate.json"
+    evaluations.add({"after": OTHER}, {"seed": 1})
+    for text in ("{", "[]", '{"after": {"bounds": 3}}'):
+        damaged = evaluations.folder / "20200101T000000.json"
+        damaged.parent.mkdir(exist_ok=True)
+        damaged.write_text(text)
+        caplog.clear()
+        assert evaluations.others() == []
+        assert "20200101T000000.json" in caplog.text
+        assert caplog.records[0].message.endswith("; restore it, or delete it [TW604]")
+        # Of the one that counts the remedy is one that works.
+        current.write_text(text)
+        remedy = f"restore it, or delete it and make it again with: twistlm evaluate {folder.path}$"
+        with pytest.raises(RunError, match=f"certificate.json.*; {remedy}") as raised:
+            evaluations.current()
+        assert "--overwrite" not in str(raised.value)
+    current.unlink()
+    evaluations.add({"after": FOUND}, {"seed": 1})
+    assert evaluations.current() is not None
+
+
 def test_samples_come_back_as_they_were(folder: RunFolder) -> None:
     moves = torch.tensor([[1.0, -math.inf]])
     weight, log_phi, log_p = torch.ones(1), torch.tensor([-math.inf]), torch.tensor([-3.0])
@@ -162,3 +184,43 @@ def test_a_run_that_is_asked_otherwise_says_in_what(tmp_path: Path) -> None:
         with pytest.raises(RunError) as refused, RunFolder.writing(tmp_path, given, "resume"):
             pass
         assert said in str(refused.value)
+
+
+def test_what_is_not_of_a_run_is_not_deleted_with_it(folder: RunFolder) -> None:
+    def overwritten() -> None:
+        with RunFolder.writing(folder.path, asked, "overwrite") as draft:
+            (draft.path / "metrics.jsonl").touch()
+            for name in ("checkpoint", "twist"):
+                (draft.path / f"{name}.safetensors").touch()
+
+    asked, path = AskedRun(None, RunConfig()), folder.path
+    (path / "config.json").write_text(json.dumps(asked.as_dict()))
+    others = ["notes.md", "second-run/config.json", "report/mine.txt", "evaluations", "samples/mine.jsonl", "README.md"]
+    for name in others:
+        file = path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+        with pytest.raises(RunError, match=f"run holds {name.removesuffix('/config.json')}, which is not of a run"):
+            overwritten()
+        assert file.read_text() == "mine"
+        # Going on deletes nothing.
+        RunFolder.check(path, "resume")
+        file.unlink()
+        if file.parent != path:
+            file.parent.rmdir()
+    # What commands leave in a run's folder, and what is hidden, goes with it.
+    places = [".DS_Store", "report.html", "report/bounds.png", "report/run-ess.pdf", "done.json", "certificate.json"]
+    samples = [f"{place}{name}.jsonl" for place in ("", "samples/2026/") for name in ("samples", "base_samples")]
+    for name in [
+        *places,
+        *samples,
+        "prompt_samples.jsonl",
+        "diagnostics.json",
+        "evaluations/20260101T000000_0002.json",
+    ]:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("{}")
+    overwritten()
+    assert {each.name for each in path.iterdir()} == {
+        *("config.json", "metrics.jsonl", "checkpoint.safetensors", "twist.safetensors")
+    }

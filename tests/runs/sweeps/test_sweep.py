@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.architectures import tiny_lm
+from tests.fuzz.harness import contents
 from twistlm import Run, Target
 from twistlm.cli import main
 from twistlm.core import registry
@@ -267,6 +268,28 @@ def test_another_sweep_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"sweep\.json is corrupt .*; restore it, or delete the folder and start over"):
         sweep(request, tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis" / "thesis.tex").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_is_not_of_a_sweep_is_not_deleted_with_it(tmp_path: Path) -> None:
+    request, path = Request("tiny", "small", methods=("ctl",), num_seeds=1), tmp_path / "sweep"
+    sweep(request, path)
+    others = ["notes.md", "ctl/notes.md", "ctl/seed-0-copy/config.json", "ctl/seed-0/notes.md", "plots/mine.txt"]
+    for name in others:
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("mine")
+        before = contents(path)
+        with pytest.raises(RunError, match=f"sweep holds {name.removesuffix('/config.json')}, which is not of a sweep"):
+            sweep(replace(request, num_updates=3), path, overwrite=True)
+        assert contents(path) == before
+        (path / name).unlink()
+        if "copy" in name:
+            (path / name).parent.rmdir()
+    # What commands leave in a sweep's folder goes with it.
+    for name in (*(f"table.{ending}" for ending in ("md", "csv", "tex")), "plots/bounds.png", "ctl/seed-0/report.html"):
+        (path / name).write_text("ours")
+    sweep(replace(request, num_updates=3), path, overwrite=True)
+    assert not (path / "table.md").exists()
 
 
 @pytest.mark.usefixtures("tiny")

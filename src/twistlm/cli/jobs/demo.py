@@ -38,7 +38,7 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     trained = time.perf_counter() - started
     certificates = {name: run.evaluate(before=name == "before", save=False) for name in ("before", "after")}
     evaluation = run.fold("evaluation")
-    gain = None if evaluation is None else improvement(run.sampler(), evaluation.exact)
+    gain = None if evaluation is None or not len(evaluation.exact) else improvement(run.sampler(), evaluation.exact)
     columns = {
         BASE: run.base_samples(NUM_SHOWN),
         f"{TWISTED}, {PARTICLES_PER_SAMPLE} particles": run.sample(NUM_SHOWN, num_particles=PARTICLES_PER_SAMPLE),

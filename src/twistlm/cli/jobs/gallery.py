@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, RunError
-from twistlm.core.folders import is_lock, is_occupied, writing
+from twistlm.core.folders import is_occupied, writing
 from twistlm.core.registry import lookup
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import save_lines
@@ -20,6 +20,7 @@ from twistlm.runs.config import RunConfig
 from twistlm.runs.experiments import get_preset
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.run import Run
+from twistlm.runs.sweeps.folder import SweepFolder
 from twistlm.runs.train import asked, train
 from twistlm.sampling.target import Target
 
@@ -94,6 +95,8 @@ def _check(out: Path, names: Set[str], exists: str) -> None:
     Raises:
         RunError: a run or another gallery is there and must not be, or something that is neither.
     """
+    if RunFolder.is_one(out) or SweepFolder.is_one(out):
+        raise RunError(f"{out} is the folder of a run or a sweep, so it is left alone; choose another --out")
     for name in names:
         RunFolder.check(out / name, exists)
     there = _entries(out)
@@ -112,8 +115,8 @@ def _is_of(chosen: Mapping[str, tuple[str, Target, RunConfig]], out: Path) -> bo
 
 
 def _entries(out: Path) -> set[str]:
-    """The names of what is in a folder, but for its lock."""
-    return {each.name for each in out.iterdir() if not is_lock(each.name)} if is_occupied(out) else set()
+    """The names of what is in a folder, but for what is hidden, as its lock is."""
+    return {each.name for each in out.iterdir() if not each.name.startswith(".")} if is_occupied(out) else set()
 
 
 def show(pictures: list[Picture], console: Console) -> None:

@@ -85,6 +85,11 @@ class Described:
     draws: str | None = None
     start: str | None = None
 
+    @property
+    def has_draws(self) -> bool:
+        """Whether the run was given base draws, or was to collect some."""
+        return self.draws is not None or self.run.num_draws > 0
+
     def target_at(self, run: Path, model: str | Path | None, trust_functions: Trust) -> Target:
         """The target of the run in that folder.
 

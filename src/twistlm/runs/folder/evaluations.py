@@ -9,6 +9,7 @@ other file says it by being there: not a certificate, which `twistlm evaluate` m
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,10 +20,13 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, MinLen
 
 from twistlm.certificates.certificate import Certificate
+from twistlm.core.advice import coded
 from twistlm.core.errors import RunError, StorageError, TwistError
 from twistlm.core.storage import as_type, digest, load_json, load_typed, shortened
 from twistlm.runs.folder.place import Place
 from twistlm.sampling.description import PromptFields
+
+logger = logging.getLogger("twistlm")
 
 CERTIFICATE, EVALUATIONS, DONE = "certificate.json", "evaluations", "done.json"
 
@@ -181,15 +185,27 @@ class Evaluations:
         Raises:
             RunError: it is damaged.
         """
-        return Evaluation.read(self._file) if self._file.exists() else None
+        if not self._file.exists():
+            return None
+        try:
+            return Evaluation.read(self._file)
+        except RunError as error:
+            found = str(error).rpartition("; ")[0]
+            # It would go on standing among the others.
+            raise RunError(
+                f"{found}; restore it, or delete it and make it again with: twistlm evaluate {self._place.path}"
+            ) from error
 
     def others(self) -> list[Evaluation]:
-        """Those beside it, the oldest first.
-
-        Raises:
-            RunError: one is damaged.
-        """
-        return [Evaluation.read(path) for path in sorted(self.folder.glob("*.json"))] if self.folder.is_dir() else []
+        """Those beside it, the oldest first; what is damaged is left out, with a warning."""
+        found = []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                found.append(Evaluation.read(path))
+            except RunError as error:
+                said = str(error).rpartition("; ")[0]
+                logger.warning(coded("TW604", "an evaluation is left out: %s; restore it, or delete it"), said)
+        return found
 
     def count_others(self) -> int:
         """How many those are, readable or not."""

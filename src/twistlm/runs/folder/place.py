@@ -1,7 +1,8 @@
 """A folder that files are written to, as long as it is the one that was opened."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Place:
             raise StorageError(f"{path} cannot be kept as {name} ({error.strerror}); see what is there") from error
 
 
-def check_policy(path: Path, exists: str, is_ours: Callable[[Path], bool], kind: str) -> None:
+def check_policy(path: Path, exists: str, is_ours: Callable[[Path], bool], kind: str, names: Iterable[str]) -> None:
     """Refuse early what would be refused when the folder is written, by what is to be done if it exists.
 
     Args:
@@ -72,9 +73,10 @@ def check_policy(path: Path, exists: str, is_ours: Callable[[Path], bool], kind:
         exists: one of `POLICIES`.
         is_ours: whether a folder that is there is of the `kind`, and may be continued or replaced.
         kind: what an error calls such folders.
+        names: of what may be in one (`check_own`).
 
     Raises:
-        RunError: the folder exists and must not, or something else is there.
+        RunError: the folder exists and must not, something else is there, or is in it and would be deleted with it.
         ConfigError: unknown policy.
     """
     if exists not in POLICIES:
@@ -89,6 +91,46 @@ def check_policy(path: Path, exists: str, is_ours: Callable[[Path], bool], kind:
         )
     if not is_ours(path):
         raise RunError(f"{path} is not {kind}, so it is left alone; choose another --out")
+    if exists == "overwrite":
+        check_own(path, names, kind)
+
+
+def check_own(path: Path, names: Iterable[str], kind: str) -> None:
+    """Refuse to replace a folder with something in it that is not of its kind, and would be deleted with it.
+
+    Args:
+        path: the folder.
+        names: patterns of what is, relative to it: "config.json", "report/*.png".
+        kind: what an error calls such folders.
+
+    Raises:
+        RunError: something else is there, be it in a folder below.
+        StorageError: it cannot be looked into.
+    """
+    try:
+        other = _foreign(path, list(names))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be looked into ({error.strerror}); choose another --out") from error
+    if other is not None:
+        raise RunError(
+            f"{path} holds {other.relative_to(path)}, which is not of {kind} and would be deleted; move it, or choose "
+            "another --out"
+        )
+
+
+def _foreign(folder: Path, names: list[str]) -> Path | None:
+    """The first thing in a folder, or below, that has none of the names. What is hidden does not count (.DS_Store)."""
+    for each in sorted(folder.iterdir()):
+        if each.name.startswith("."):
+            continue
+        parts = [name.partition("/") for name in names]
+        below = [rest for first, _, rest in parts if fnmatchcase(each.name, first)]
+        is_folder = each.is_dir() and not each.is_symlink()
+        if not (any(below) if is_folder else "" in below):
+            return each
+        if is_folder and (other := _foreign(each, [rest for rest in below if rest])) is not None:
+            return other
+    return None
 
 
 def says(file: Path, fields: Mapping[str, type]) -> bool:

@@ -13,7 +13,7 @@ from twistlm.core.folders import writing
 from twistlm.core.storage import as_type, load_tensors, remove_temporary, save_json, save_tensors, share
 from twistlm.runs.folder import description, history, samples
 from twistlm.runs.folder.description import AskedRun, Described, Outline, versions
-from twistlm.runs.folder.evaluations import Evaluations
+from twistlm.runs.folder.evaluations import CERTIFICATE, DONE, EVALUATIONS, Evaluations
 from twistlm.runs.folder.history import History
 from twistlm.runs.folder.place import Place, check_policy, says
 from twistlm.runs.folder.samples import SampleRow
@@ -22,6 +22,14 @@ from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.exact.collection import Collection, load
 from twistlm.sampling.exact.provenance import identity
 from twistlm.twists.informed import Informed
+
+DRAWS, CHECKPOINT, TWIST, REPORT = "draws.safetensors", "checkpoint.safetensors", "twist.safetensors", "report.html"
+# All that a command leaves in a run's folder (`place.check_own`).
+NAMES = (
+    *(description.NAME, history.NAME, DRAWS, CHECKPOINT, TWIST, CERTIFICATE, DONE, f"{EVALUATIONS}/*.json"),
+    *(f"{folder}{name}" for folder in ("", f"{samples.EARLIER}/*/") for name in samples.EVERY),
+    *(REPORT, "report/*.png", "report/*.pdf"),
+)
 
 
 class RunFolder(Place):
@@ -33,22 +41,22 @@ class RunFolder(Place):
     @property
     def draws(self) -> Path:
         """Base draws and which are exact target samples."""
-        return self.path / "draws.safetensors"
+        return self.path / DRAWS
 
     @property
     def checkpoint(self) -> Path:
         """Everything that continuing needs."""
-        return self.path / "checkpoint.safetensors"
+        return self.path / CHECKPOINT
 
     @property
     def twist(self) -> Path:
         """The finished twist."""
-        return self.path / "twist.safetensors"
+        return self.path / TWIST
 
     @property
     def report(self) -> Path:
         """A page that shows all of it."""
-        return self.path / "report.html"
+        return self.path / REPORT
 
     @property
     def is_trained(self) -> bool:
@@ -65,11 +73,11 @@ class RunFolder(Place):
         """Refuse early, before anything is loaded or computed, what `writing` would refuse.
 
         Raises:
-            RunError: the folder exists and must not, or is no run folder.
+            RunError: the folder exists and must not, is no run folder, or holds what is not a run's and would be lost.
             StorageError: it cannot be told whether it is one.
             ConfigError: unknown policy.
         """
-        check_policy(path, exists, RunFolder.is_ours, "a run folder")
+        check_policy(path, exists, RunFolder.is_ours, "a run folder", NAMES)
 
     @staticmethod
     def is_ours(path: Path) -> bool:

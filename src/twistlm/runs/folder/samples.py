@@ -17,6 +17,7 @@ from twistlm.sampling.diagnostics import Diagnostics
 
 SAMPLES, BASE_SAMPLES, DIAGNOSTICS = NAMES = ("samples.jsonl", "base_samples.jsonl", "diagnostics.json")
 PROMPT_SAMPLES = "prompt_samples.jsonl"
+EVERY = (*NAMES, PROMPT_SAMPLES)
 EARLIER = "samples"
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
+from glob import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,14 +32,18 @@ from twistlm.core.storage import as_type, load_json, load_typed, remove_temporar
 from twistlm.core.work import Failure
 from twistlm.runs.folder import Evaluation, RunFolder, versions
 from twistlm.runs.folder.evaluations import CERTIFICATE
-from twistlm.runs.folder.place import says
+from twistlm.runs.folder.place import check_own, load_description, says
+from twistlm.runs.folder.run_folder import DRAWS, NAMES
 
-NAME = "sweep.json"
+NAME, REFERENCE, FAILURES, PLOTS = "sweep.json", "reference.json", "failures.json", "plots"
 FORMAT = 1
 # What has an entry for each method, or for what its settings name.
 GROWING = ("methods", "settings", "plugins")
 # More is no sweep but a damaged number.
 MOST_SEEDS = 100_000
+# All that a command leaves in a sweep's folder (`place.check_own`), but for its runs.
+OWN = (NAME, DRAWS, REFERENCE, FAILURES, "table.md", "table.csv", "table.tex", f"{PLOTS}/*.png", f"{PLOTS}/*.pdf")
+SEEDS = tuple(f"seed-{count * '[0-9]'}" for count in range(1, len(str(MOST_SEEDS))))
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.method}, seed {self.seed}"
+
+
+def _folder_of(method: str) -> str:
+    return method.replace("*", "x")
 
 
 def _is_a_name(method: str) -> bool:
@@ -140,12 +149,12 @@ class SweepFolder:
     @property
     def draws(self) -> Path:
         """Base draws and exact samples of all runs."""
-        return self.path / "draws.safetensors"
+        return self.path / DRAWS
 
     @property
     def plots(self) -> Path:
         """The folder of its pictures."""
-        return self.path / "plots"
+        return self.path / PLOTS
 
     def table(self, ending: str) -> Path:
         """The file of its table, as "md", "csv" or "tex"."""
@@ -153,23 +162,28 @@ class SweepFolder:
 
     @property
     def _reference(self) -> Path:
-        return self.path / "reference.json"
+        return self.path / REFERENCE
 
     @property
     def _failures(self) -> Path:
-        return self.path / "failures.json"
+        return self.path / FAILURES
 
     @staticmethod
-    def check(path: Path) -> None:
-        """Refuse early what no sweep may be written to.
+    def check(path: Path, *, overwrite: bool = False) -> None:
+        """Refuse early what no sweep may be written to; or replace, to `overwrite` it.
 
         Raises:
-            RunError: something else is there, or its sweep.json is corrupt, so that nobody can tell.
+            RunError: something else is there, or is in it and would be deleted; or its sweep.json is corrupt, so that
+                nobody can tell.
             StorageError: the system refuses to say.
         """
         fields = {"format": int, "experiment": str, "methods": list}
         if path.is_file() or (is_occupied(path) and not says(path / NAME, fields)):
             raise RunError(f"{path} is not a sweep's folder, so it is left alone; choose another --out")
+        if overwrite and is_occupied(path):
+            methods = [escape(_folder_of(str(each))) for each in load_description(path / NAME)["methods"]]
+            runs = (f"{method}/{seed}/{name}" for method in methods for seed in SEEDS for name in NAMES)
+            check_own(path, (*OWN, *runs), "a sweep's folder")
 
     @staticmethod
     def is_one(path: Path) -> bool:
@@ -190,10 +204,10 @@ class SweepFolder:
             RunError: something else is there, a sweep that was asked otherwise, or somebody else is writing to it.
             StorageError: the system refuses.
         """
-        SweepFolder.check(path)
+        SweepFolder.check(path, overwrite=overwrite)
         whole = {"format": FORMAT, **asked.as_dict(), "versions": versions()}
         with writing(path, replace=overwrite, goes_on=partial(_is_of, whole)) as draft:
-            SweepFolder.check(path)
+            SweepFolder.check(path, overwrite=overwrite)
             folder = SweepFolder._begun(draft.path, whole)
             folder._draft = draft
             remove_temporary(draft.path)
@@ -275,7 +289,7 @@ class SweepFolder:
 
     def run(self, cell: Cell) -> RunFolder:
         """Where a run is, or will be."""
-        return RunFolder(self.path / cell.method.replace("*", "x") / f"seed-{cell.seed}")
+        return RunFolder(self.path / _folder_of(cell.method) / f"seed-{cell.seed}")
 
     def finished(self, cell: Cell) -> bool:
         """Whether a run is done."""

@@ -142,7 +142,7 @@ def sweep(request: Request, out: Path, *, engine: Engine | None = None, overwrit
         settings={method: config.as_dict() for method, config in settings.items()},
         plugins={name: each for config in settings.values() for name, each in config.plugins(None).items()},
     )
-    SweepFolder.check(out)
+    SweepFolder.check(out, overwrite=overwrite)
     if SweepFolder.is_one(out) and not overwrite:
         _check_draws(out, settings)
     # What can be refused is refused before a folder is made or replaced.

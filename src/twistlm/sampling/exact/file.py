@@ -16,7 +16,7 @@ from torch import Tensor
 from twistlm.core.errors import ExactSamplesError
 from twistlm.core.identity import digest
 from twistlm.core.rng import Rng
-from twistlm.core.storage import STRICT, as_type, load_tensors, save_tensors
+from twistlm.core.storage import ANEW, STRICT, as_type, load_tensors, save_tensors
 
 # 2: fingerprints cover the content of models and functions; every draw has its stream; a hash of all.
 FORMAT = 2
@@ -115,9 +115,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Metadata]:
     ):
         problem = "its content is not what its hash says"
     if problem is not None:
-        raise ExactSamplesError(
-            f"{path} cannot be taken for draws: {problem}; it was changed or damaged, collect again"
-        )
+        raise ExactSamplesError(f"{path} cannot be taken for draws: {problem}; it was changed or damaged: {ANEW}")
     return tensors, metadata
 
 
