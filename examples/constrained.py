@@ -26,9 +26,9 @@ from twistlm.sampling.smc import choose
 SCHEMA = {
     "type": "object",
     "properties": {
-        "product": {"type": "string", "pattern": "[A-Za-z ]{3,20}"},
+        "product": {"type": "string", "pattern": "^[A-Za-z ]{3,20}$"},
         "stars": {"type": "integer", "enum": [1, 2, 3, 4, 5]},
-        "review": {"type": "string", "pattern": "[A-Za-z ,']{10,60}[.!]"},
+        "review": {"type": "string", "pattern": "^[A-Za-z ,']{10,60}[.!]$"},
     },
     "required": ["product", "stars", "review"],
 }

@@ -61,6 +61,27 @@ def test_a_dollar_that_is_a_character_is_no_anchor(pattern: str) -> None:
     assert not Automaton.of_pattern(pattern).is_empty
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["(?x)a b # hi", "(?x)a b # costs $5", "(?x)a b # (^$\n", "a(?x: # $)\n b)", "(?x)a[#$\n b]", "a(?x)(?i-x: b)?b"],
+)
+def test_a_comment_is_no_part_of_a_pattern(pattern: str) -> None:
+    automaton = Automaton.of_pattern(pattern)
+    assert automaton.accepts("ab")
+    assert not automaton.accepts("a")
+
+
+def test_outside_of_a_comment_an_anchor_is_one() -> None:
+    for pattern in ("(?x:a # b\n)$", "(?x)(?-x)a # $", r"(?x)a \# $", "(?x)a # b\n^"):
+        with pytest.raises(ConfigError, match="anchor"):
+            Automaton.of_pattern(pattern)
+
+
+def test_a_match_that_could_begin_again_takes_no_more_states() -> None:
+    """`outlines_core.Index` would take 2³⁰."""
+    assert len(Automaton.of_pattern(r'"[^\x00-\x1F]{30}"').accepting) < 500
+
+
 def test_too_many_states_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twistlm.automata.automaton.MOST_STATES", 10)
     with pytest.raises(ConfigError, match="more than 10 states"):

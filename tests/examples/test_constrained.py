@@ -11,7 +11,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "constrained.py"
 def test_records_are_what_the_schema_says(tmp_path: Path) -> None:
     schema = {
         "type": "object",
-        "properties": {"name": {"type": "string", "pattern": "[a-z]{2,6}"}, "old": {"type": "boolean"}},
+        "properties": {"name": {"type": "string", "pattern": "^[a-z]{2,6}$"}, "old": {"type": "boolean"}},
         "required": ["name", "old"],
     }
     (tmp_path / "mine.json").write_text(json.dumps(schema))

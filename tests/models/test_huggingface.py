@@ -4,18 +4,23 @@ import functools
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.architectures import CONFIGS, Words, tiny_lm, tiny_model
 from tests.cases import TablePotential, cases, samples_of
 from twistlm.core.errors import ModelError
 from twistlm.core.rng import Rng
+from twistlm.models.bundled import folder
 from twistlm.models.huggingface import HuggingFaceLM, load
+from twistlm.potentials.continuation import without_start
 from twistlm.sampling.proposals import base
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
 from twistlm.testing import assert_mean
 
 reference = functools.cache(tiny_model)
+EOS = "<|endoftext|>"
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([9]), torch.tensor([4, 3, 2, 1, 8]), torch.tensor([5, 6, 7])]
 
 
@@ -226,3 +231,19 @@ def test_gradients_do_not_depend_on_how_many_sequences_run_at_a_time(
     for one in found:
         for a, b in zip(one, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("template", ["$A <|endoftext|>", "<|endoftext|> $A <|endoftext|>", "<|endoftext|> $A"])
+def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_it(template: str) -> None:
+    """A prompt that ended with EOS would be one after which nothing comes; a continuation could never come."""
+    tokenizer = AutoTokenizer.from_pretrained(folder("stories"))
+    plain = tokenizer("Once upon a time")["input_ids"]
+    eos = tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[(EOS, eos)])
+    lm = HuggingFaceLM(AutoModelForCausalLM.from_pretrained(folder("stories")), tokenizer)
+    front = [eos] if template.startswith(EOS) else []
+    assert lm.encode("Once upon a time").tolist() == front + plain
+    assert lm.encode("").tolist() == front
+    assert without_start(lm, lm.encode("Once upon a time")).tolist() == plain
+    # What is written is the user's own.
+    assert lm.encode(f"Once{EOS}").tolist()[-1] == eos

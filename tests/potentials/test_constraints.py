@@ -83,6 +83,101 @@ def test_json_schema() -> None:
     assert JsonSchema(SCHEMA) == JsonSchema(json.dumps(SCHEMA))  # type: ignore[arg-type]
 
 
+def an_object(**properties: object) -> dict[str, object]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+INTEGER = {"type": "integer"}
+KINDS = [an_object(kind={"const": "a"}, x=INTEGER), an_object(kind={"const": "b"})]
+
+
+@pytest.mark.parametrize(
+    ("schema", "allowed", "forbidden"),
+    [
+        # A pattern is found anywhere in what the string says, unless it says where.
+        ({"type": "string", "pattern": "cat|dog"}, ['"cat"', '"a dog"', r'"\"cat"'], ['"cat', 'cat"', '"ca"']),
+        ({"type": "string", "pattern": r"\d{3}$"}, ['"123"', '"x\\n123"'], ['"123x"', '"12"', '"٣٣٣"']),
+        ({"type": "string", "pattern": "^a|b$"}, ['"ax"', '"xb"', '"a"'], ['"xa"', '"bx"', '"x"']),
+        ({"type": "string", "pattern": "^[^a].b$"}, ['"xxb"', r'"\"\\b"', '"é b"'], ['"axb"', '""xb"', '"x"b"']),
+        ({"type": "string", "pattern": r'^\[["&&\d]+"$'}, [r'"[\"1&\""', r'"[1\""'], ['"[1""', '"[|"']),
+        ({"type": "string", "pattern": "^\\s\t\\\\$"}, [r'" \t\\"', r'"\n\t\\"'], ['"  \\"', '"\n\t\\\\"']),
+        (an_object(**{'a b"': INTEGER, "é.": INTEGER}), [r'{"a b\"":1,"é.":2}'], ['{"a b"":1,"é.":2}']),
+        ({"type": "array", "items": INTEGER, "maxItems": 2}, ["[]", "[1]", "[1 , 2]"], ["[1,]", "[1,2,3]", "[1", "1"]),
+        ({"prefixItems": [INTEGER, {"type": "null"}], "minItems": 2}, ["[1,null]"], ["[1]", "[null,1]", "[1,null,1]"]),
+        ({"type": ["integer", "null"], "enum": [1, "a", None, True]}, ["1", "null"], ['"a"', "true", "11"]),
+        ({"const": {"a": [1, {}]}}, ['{"a":[1,{}]}', '{ "a": [1, {} ]}'], ['{"a":[1]}', '{"a":[1,{]}']),
+        ({"oneOf": KINDS}, ['{"kind":"a","x":1}', '{"kind":"b"}'], ['{"kind":"b","x":1}', '{"kind":"c"}']),
+        ({"allOf": [{"$ref": "#/$defs/a~1b"}], "$defs": {"a/b": INTEGER}, "title": "one"}, ["1"], ["1.5", "null"]),
+        ({"additionalProperties": INTEGER, "x-mine": 1}, ["{}", '{"a":1,"é":2}'], ['{"a":null}', '{"a":1,}']),
+        ({"properties": {"a": INTEGER, "b": INTEGER}, "additionalProperties": False}, ["{}", '{"b":1}'], ['{,"b":1}']),
+        (
+            {"type": "string", "format": "date-time"},
+            ['"2020-01-31T10:00:00.5Z"'],
+            ['"2020-01-31"', '"2020-1-31T10:00Z"'],
+        ),
+        ({"type": "string", "format": "email"}, ['"a.b@c.de"'], ['""a"@c.de"', '"a@b@c.de"']),
+        # Its quotation marks may begin another match: that took minutes for each letter more.
+        ({"type": "string", "minLength": 2, "maxLength": 40}, ['"aé"', f'"{"a" * 40}"'], ['"a"', f'"{"a" * 41}"']),
+    ],
+)
+def test_json_by_a_schema(schema: dict, allowed: list[str], forbidden: list[str]) -> None:  # type: ignore[type-arg]
+    automaton = JsonSchema(schema).automaton()  # type: ignore[arg-type]
+    for text in allowed:
+        json.loads(text)
+    assert [text for text in allowed if not automaton.accepts(text)] == []
+    assert [text for text in forbidden if automaton.accepts(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (
+            {"properties": {"a/b": {"type": "integer", "minimum": 18}}},
+            "minimum at #/properties/a~1b; Grammar.* takes it",
+        ),
+        ({"type": "array", "items": INTEGER, "uniqueItems": True}, "uniqueItems at #; leave it out"),
+        ({"type": "integer", "minimun": 1}, "minimun at #"),
+        ({"type": "string", "pattern": "a", "minLength": 3}, "minLength beside pattern at #"),
+        ({"allOf": [INTEGER, {"enum": [1, 2]}]}, "allOf of 2 schemas at #"),
+        ({**an_object(a=INTEGER), "anyOf": [{"required": ["b"]}]}, "properties beside anyOf"),
+        ({"properties": {"a": INTEGER}, "required": ["a", "z"]}, 'required at # names "z"'),
+        ({"oneOf": [INTEGER, {"type": "number"}]}, "oneOf at #, two of whose schemas may allow the same"),
+        ({"oneOf": [{"items": INTEGER}, {"type": "object", "properties": {}}]}, "oneOf at #, two of whose"),
+        ({"properties": {"a": {"$ref": "#"}}}, 'leads back to "#"'),
+        ({"$ref": "#/$defs/a"}, "which is not in this schema"),
+        ({"type": "string", "format": "ipv4"}, 'format "ipv4" at #, which is none of date'),
+        ({"type": "string", "maxLength": "3"}, 'maxLength at # is "3", not a whole number'),
+        ({"type": "integer", "enum": ["a"]}, "no value is allowed at #"),
+        # What these allow is any JSON.
+        ({}, "# names no type"),
+        ({"type": "array"}, "an array without items at #"),
+        ({"type": "object"}, "an object without properties at #"),
+        ({"properties": {"a": True}}, "#/properties/a is true, not an object"),
+        # What takes too long.
+        ({"type": "array", "items": {"type": "string", "maxLength": 500}, "maxItems": 500}, "more than 10,000 states"),
+        ({"properties": {str(at): INTEGER for at in range(90)}}, "# is too large for an automaton"),
+        # A message speaks of what the schema says.
+        ({"type": "string", "pattern": "a$b"}, r"at #, pattern 'a\$b'"),
+        ({"type": "string", "pattern": "(^a)"}, r"pattern '\(\^a\)': \^ must stand at an end"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"type": "string", "pattern": r"a\b"}, r"\\b is not supported"),
+        ({"type": "string", "pattern": "a)(b"}, "stands where it cannot"),
+        ({"type": "string", "pattern": "(a"}, "a bracket is open"),
+        ({"type": "string", "pattern": "*a"}, "it does not compile"),
+        ({"type": "string", "pattern": "[+--]"}, "two hyphens"),
+    ],
+)
+def test_what_a_schema_cannot_say_is_refused(schema: dict, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ConfigError, match=f"schema is not supported: .*{message}"):
+        JsonSchema(schema)  # type: ignore[arg-type]
+
+
+def test_white_space_is_one_part() -> None:
+    automaton = JsonSchema(an_object(a=INTEGER), whitespace=" |\n").automaton()  # type: ignore[arg-type]
+    assert automaton.accepts('{ "a" : 1\n}')
+    assert not automaton.accepts("{ ")
+
+
 @pytest.mark.parametrize(
     ("pattern", "how", "texts"),
     [
@@ -92,6 +187,8 @@ def test_json_schema() -> None:
         ("ca+t", {"mode": "fullmatch", "flags": re.IGNORECASE}, {"CAT": 0, "dog": 1}),
         ("a.b", {"mode": "fullmatch", "flags": re.DOTALL}, {"a\nb": 0}),
         ("a.b", {"mode": "fullmatch"}, {"a\nb": 1, "axb": 0}),
+        ("a b # costs $5", {"mode": "search", "flags": re.VERBOSE}, {"xab": 0, "a b": 1}),
+        ("(?x)a b # (hi", {"mode": "search"}, {"xab": 0, "a b": 1}),
     ],
 )
 def test_patterns(pattern: str, how: dict, texts: dict[str, int]) -> None:  # type: ignore[type-arg]
@@ -129,6 +226,8 @@ def test_of_tokens_it_reads_the_new_text_alone() -> None:
         (lambda: Length(3, 2), "max at least min"),
         (lambda: Length(1, 2, "letters"), "unit must be"),  # type: ignore[arg-type]
         (lambda: JsonSchema("{"), "schema is not JSON"),
+        (lambda: JsonSchema('{"const": NaN}'), "schema is not JSON"),
+        (lambda: JsonSchema('{"type": "null"}', whitespace="("), "does not compile"),
         (lambda: JsonSchema('{"type": "strange"}'), "schema is not supported"),
         (lambda: JsonSchema('{"not": {"type": "string"}}'), "schema is not supported"),
         (lambda: Regex("a", constrain=True, eps=0.1), "eps must be 0"),
@@ -176,6 +275,15 @@ def test_words_after_a_prompt_that_ends_inside_one(words: Words) -> None:
                 and not any(found[word] for word in words.none_of)
             )
             assert bool(bound.log_phi([prompt], padded).isfinite()) == expected, (before, text)
+
+
+@pytest.mark.parametrize(("before", "inside"), [("Cafe\u0301", True), ("में", True), ("a\u200d", True), ("x²", False)])
+def test_a_prompt_ends_inside_a_word_by_what_the_text_is_read_by(before: str, inside: bool) -> None:
+    """Marks and joiners are letters of a word, which Python's `re` does not say."""
+    lm, words = load("stories"), Words(("cat",))
+    tokens = lm.encode("cat").unsqueeze(0)
+    assert words.automaton().accepts(before + "cat") == (not inside)
+    assert bool(words.bind(lm).log_phi([lm.encode(before)], tokens).isfinite()) == (not inside)
 
 
 def occurrences(word: str, text: str) -> list[re.Match[str]]:

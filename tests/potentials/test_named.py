@@ -39,8 +39,8 @@ WRITTEN = [
     ("regex:pattern= [0-9]{4},mode=fullmatch,constrain=yes", Regex(" [0-9]{4}", mode="fullmatch", constrain=True)),
     ('grammar:grammar=start: "a" start "b" | "x"', Grammar('start: "a" start "b" | "x"')),
     (
-        'json_schema:schema={"type": "object", "required": ["a", "b"]}',
-        JsonSchema('{"type": "object", "required": ["a", "b"]}'),
+        'json_schema:schema={"properties": {"a": {"type": "null"}, "b": {"enum": [1, 2]}}, "required": ["a", "b"]}',
+        JsonSchema('{"properties": {"a": {"type": "null"}, "b": {"enum": [1, 2]}}, "required": ["a", "b"]}'),
     ),
     ("words:all_of=dragon,castle,none_of=knight", Words(("dragon", "castle"), none_of=("knight",))),
     ("length:min=3,max=5,unit=tokens", Length(3, 5, "tokens")),

@@ -7,6 +7,7 @@ and other states, and the least automaton comes from Moore's partition refinemen
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,10 +20,16 @@ from twistlm.core.errors import ConfigError
 # Ends every compiled pattern, so that no state before it accepts: `outlines_core.Index` (0.2.14) forgets transitions
 # from an accepting state to one that does not accept ("(ab)*" is "ab" alone). No text with this byte is accepted.
 MARK, MARK_PATTERN = 0, r"\x00"
+# Begins every compiled pattern. `Index` also builds the automaton of a search that may begin anywhere, and never uses
+# it: without this, a quotation mark inside of "[^a]{30}" would begin another match, and 2³⁰ states tell them apart.
+BEGIN, BEGIN_PATTERN = 1, r"\x01"
 BYTES = 256
 LINK = 0xFE
 DEAD = -1
 MOST_STATES = 100_000
+
+# `(?i-x)` from here on, `(?i-x:` up to the bracket.
+FLAGS = re.compile(r"\(\?([a-zA-Z]*)(?:-([a-zA-Z]+))?([:)])")
 
 ANCHORED = (
     "pattern {!r} has an anchor; leave out ^ and $, since the whole text must match (and write .* where anything may "
@@ -139,15 +146,15 @@ class Automaton:
 @lru_cache(maxsize=256)
 def _compiled(pattern: str) -> Automaton:
     # By itself, a pattern with a bracket too many does not compile; between brackets it might.
-    _index(pattern, pattern)
-    if _ends_anchored(pattern):
+    _index(f"{BEGIN_PATTERN}{pattern}", pattern)
+    if _read(pattern)[0]:
         raise ConfigError(ANCHORED.format(pattern))
-    index: Any = _index(f"(?:{pattern}){MARK_PATTERN}", pattern)
+    index: Any = _index(f"{BEGIN_PATTERN}{bracketed(pattern)}{MARK_PATTERN}", pattern)
     if index is None:
         return Automaton(np.full((1, BYTES), DEAD, dtype=np.int32), np.zeros(1, dtype=np.bool_))
     transitions, final = index.get_transitions(), index.get_final_states()
-    start = index.get_initial_state()
-    place = {start: 0}
+    before = index.get_initial_state()
+    place = {transitions.pop(before)[BEGIN]: 0}
     for state in transitions:
         place.setdefault(state, len(place))
     following = np.full((len(place), BYTES), DEAD, dtype=np.int32)
@@ -191,25 +198,43 @@ def _index(pattern: str, said: str) -> Any:
     )
 
 
-def _ends_anchored(pattern: str) -> bool:
-    """Whether a pattern that compiles asks for the end of the text, which here is never before the mark of it."""
-    depth, at = 0, 0
+def bracketed(pattern: str, flags: str = "") -> str:
+    """A pattern as part of another: a comment at its end, where `x` allows one, ends before the bracket."""
+    return f"(?{flags}:{pattern}\n)" if _read(pattern, "x" in flags)[1] else f"(?{flags}:{pattern})"
+
+
+def _read(pattern: str, verbose: bool = False) -> tuple[bool, bool]:
+    """Whether a pattern has an anchor (which nothing matches between the marks), and whether it ends under `x`."""
+    depth, at, anchored, outside = 0, 0, False, [verbose]
     while at < len(pattern):
-        if pattern[at] == "\\":
-            if depth == 0 and pattern[at + 1 : at + 2] == "z":
-                return True
+        letter = pattern[at]
+        if letter == "\\":
+            anchored |= depth == 0 and pattern[at + 1 : at + 2] in ("A", "z")
             at += 1
-        elif pattern[at] == "[":
+        elif letter == "#" and outside[-1]:
+            ends = pattern.find("\n", at)
+            at = len(pattern) if ends < 0 else ends
+        elif letter == "[":
             depth += 1
             # A bracket that comes first in a class is one of its characters.
             at += pattern[at + 1 : at + 2] == "^"
             at += pattern[at + 1 : at + 2] == "]"
-        elif pattern[at] == "]":
+        elif letter == "]":
             depth = max(0, depth - 1)
-        elif pattern[at] == "$" and depth == 0:
-            return True
+        elif letter in "^$" and depth == 0:
+            anchored = True
+        elif letter == "(" and depth == 0:
+            flags = FLAGS.match(pattern, at)
+            now = outside[-1] if flags is None else "x" in flags[1] or (outside[-1] and "x" not in (flags[2] or ""))
+            if flags is not None and flags[3] == ")":
+                outside[-1] = now
+                at = flags.end() - 1
+            else:
+                outside.append(now)
+        elif letter == ")" and depth == 0:
+            outside.pop()
         at += 1
-    return False
+    return anchored, outside[-1]
 
 
 def _alive(following: NDArray[np.int32], accepting: NDArray[np.bool_]) -> NDArray[np.bool_]:

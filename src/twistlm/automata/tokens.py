@@ -5,7 +5,6 @@ of a text count. Tokens that lead from every state to the same one are one class
 of them, and everything that follows is done once per class.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -127,7 +126,8 @@ class TokenAutomaton:
             if not self.tokens[token] or len(written) >= LONGEST_LETTER:
                 break
             written = self.tokens[token] + written
-        return re.search(r"\w\Z", written.decode(errors="ignore")) is not None
+        # By the engine that reads the text after it: Python's \w has no marks (é as two characters) and no joiners.
+        return Automaton.of_pattern(r"(?s:.*)\w").accepts(written.decode(errors="ignore"))
 
     def walk(self, tokens: Tensor, begin: Tensor | None = None) -> Tensor:
         """The states [B, T + 1] that tokens [B, T] lead to, from the one in which each begins [B] (the first) on."""

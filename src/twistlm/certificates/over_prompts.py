@@ -210,7 +210,9 @@ def _mean(values: Sequence[float], shares: Tensor, low: float | None = None, hig
     return found.clipped(-math.inf if low is None else low, math.inf if high is None else high)
 
 
-def _scattered(middle: Tensor, times: Tensor, x: Tensor, about: Tensor, low: float | None, high: float | None) -> Estimate:
+def _scattered(
+    middle: Tensor, times: Tensor, x: Tensor, about: Tensor, low: float | None, high: float | None
+) -> Estimate:
     """An interval about `middle` by residuals of x [n] so many `times` as large; their range follows."""
     start = middle - (times * (x - about)).mean()
     least = None if low is None else float((start + times * (low - about)).min())

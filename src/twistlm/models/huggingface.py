@@ -6,7 +6,7 @@ made for prefixes (`cache`).
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -261,9 +261,17 @@ class HuggingFaceLM(HuggingFaceDecoder):
         return self._product(features)
 
     def encode(self, text: str) -> Tensor:
-        """Token ids [P], with the special tokens that the tokenizer itself puts in front."""
+        """Token ids [P], with the special tokens that the tokenizer itself puts in front, without those behind."""
         # Not verbose: what is too long is refused in a line of our own.
-        return torch.tensor(self.tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        return torch.tensor(ids[: len(ids) - self._behind], dtype=torch.long)
+
+    @cached_property
+    def _behind(self) -> int:
+        """How many special tokens the tokenizer puts behind every text (EOS), which is to go on here."""
+        whole, bare = (self.tokenizer("0", add_special_tokens=given)["input_ids"] for given in (True, False))
+        front = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), len(whole) - len(bare))
+        return len(whole) - front - len(bare)
 
     def encode_chat(self, chat: Chat) -> Tensor:
         """Token ids [P] of a chat by the tokenizer's own template, up to where the answer begins.

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from twistlm.automata.automaton import Automaton
+from twistlm.automata import grammar
+from twistlm.automata.automaton import Automaton, bracketed
+from twistlm.automata.json_schema import pattern_of
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import register
 from twistlm.potentials.constraint import Constraint
@@ -16,8 +18,9 @@ from twistlm.potentials.constraint import Constraint
 class JsonSchema(Constraint):
     """φ = 1 if the text of the new tokens is JSON that a schema allows, else 0.
 
-    Properties come in the schema's order. What cannot be said by a regular expression (recursion, `uniqueItems`, bounds
-    of numbers) is not supported; `Grammar(…, syntax="json_schema")` takes more, and knows less of what is to come.
+    Properties come in the schema's order, and no others do. Every keyword is either honoured or refused: what cannot be
+    said by a regular expression (recursion, `uniqueItems`, bounds of numbers, any JSON at all) is not supported;
+    `Grammar(…, syntax="json_schema")` takes more, and knows less of what is to come.
 
     Attributes:
         schema: a JSON schema, as text or as what `json.loads` makes of it.
@@ -43,20 +46,25 @@ class JsonSchema(Constraint):
 
     def automaton(self) -> Automaton:
         """The texts that the schema allows."""
-        return Automaton.of_pattern(f"(?:{self.before})(?:{self._pattern()})")
+        for pattern in (self.before, self.whitespace):
+            Automaton.of_pattern(pattern)
+        return Automaton.of_pattern(bracketed(self.before) + self._pattern())
 
     def _pattern(self) -> str:
         try:
-            from outlines_core.json_schema import build_regex_from_schema
-        except ImportError as error:
-            raise ConfigError("JSON schemas need outlines-core: pip install 'twistlm[constraints]'") from error
-        try:
-            json.loads(self.schema)
+            schema = json.loads(self.schema)
+            # Numbers and letters that JSON has not, though Python reads them.
+            json.dumps(schema, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:
             raise ConfigError(f"schema is not JSON ({error}): {str(self.schema)[:80]!r}") from error
         try:
-            return str(build_regex_from_schema(self.schema, self.whitespace))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"schema is not supported: {error}; Grammar(…, syntax='json_schema') may take it"
-            ) from error
+            return pattern_of(schema, bracketed(self.whitespace))
+        except ConfigError as error:
+            raise ConfigError(f"schema is not supported: {error}; {self._remedy()}") from error
+
+    def _remedy(self) -> str:
+        try:
+            grammar.of_json_schema(self.schema)
+        except ConfigError:
+            return "leave it out, or write it otherwise"
+        return "Grammar(…, syntax='json_schema') takes it"

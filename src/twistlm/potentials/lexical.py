@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from twistlm.automata.automaton import Automaton
+from twistlm.automata.automaton import Automaton, bracketed
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
@@ -84,12 +84,11 @@ class Regex(Constraint, TextPotential):
 
     def automaton(self) -> Automaton:
         """The continuations that match."""
-        Automaton.of_pattern(self.pattern)  # which refuses, by itself, what brackets would make valid
         flags = "".join(letter for flag, letter in FLAGS.items() if self.flags & flag)
-        pattern = f"(?{flags}:{self.pattern})" if flags else f"(?:{self.pattern})"
+        # Which refuses, by itself, what brackets would make valid.
+        found = Automaton.of_pattern(f"(?{flags}){self.pattern}" if flags else self.pattern)
         if self.mode == "search":
-            pattern = f"(?s:.*){pattern}(?s:.*)"
-        found = Automaton.of_pattern(pattern)
+            found = Automaton.of_pattern(f"(?s:.*){bracketed(self.pattern, flags)}(?s:.*)")
         return ~found if self.negate else found
 
     def bind(self, lm: BaseLM) -> Self:

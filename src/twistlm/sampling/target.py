@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.advice import coded
-from twistlm.core.errors import ConfigError, ExactSamplesError, PromptError
+from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.identity import Files, UnidentifiableError, digest
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
@@ -34,8 +34,8 @@ from twistlm.sampling.constraining import constraint_twist, possible
 from twistlm.sampling.description import Loading, TargetFields, as_html, prompts_in, refuse_downloads, to_download
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
-from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection, load
-from twistlm.sampling.exact.provenance import check
+from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection
+from twistlm.sampling.exact.provenance import believed
 from twistlm.sampling.prompts import Entry, Prompts, content
 from twistlm.sampling.proposals import base
 from twistlm.sampling.sampler import Sampler, check_room
@@ -392,10 +392,7 @@ class Target:
             ExactSamplesError: it is of another target or version, or was changed.
             RunError: it is missing, corrupt or damaged.
         """
-        found, where = (given, "draws") if isinstance(given, Collection) else (load(given, self.fingerprint), str(given))
-        if found.target != self.fingerprint:
-            raise ExactSamplesError(f"{where} holds samples of another target ({found.target}); collect again")
-        return check(Rng(0, ("check",)), found, self.workplace().sampler, self.cases, where)
+        return believed(given, self.fingerprint, self.workplace().sampler, self.cases)
 
     def texts(self, samples: Samples) -> list[str]:
         """The continuations, without the prompt."""

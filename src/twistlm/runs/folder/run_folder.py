@@ -141,8 +141,8 @@ class RunFolder(Place):
             save_json(path / description.NAME, whole)
             return RunFolder(path)
         asked, there = ({k: v for k, v in each.items() if k != "versions"} for each in (whole, description.read(path)))
-        # Folders of older versions do not say which draws were given (`share_draws`), what a twist began as, nor what the
-        # target consists of.
+        # Folders of older versions do not say which draws were given (`share_draws`), what a twist began as, nor what
+        # the target consists of.
         there = {name: asked[name] for name in ("draws", "start", "fingerprint") if name in asked} | there
         if there != asked:
             # A target of other names has another fingerprint, too.

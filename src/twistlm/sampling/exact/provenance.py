@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import torch
 
@@ -12,7 +13,7 @@ from twistlm.core.identity import digest
 from twistlm.core.rng import Rng
 from twistlm.potentials.base import evaluate
 from twistlm.sampling.cases import Cases, distinct
-from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.exact.collection import Collection, load
 from twistlm.sampling.exact.file import Stream
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
@@ -30,6 +31,27 @@ ANOTHER = (
 )
 # Draws that are the same by chance: less than e⁻²⁰ such pairs are expected.
 SURPRISE = 20.0
+
+
+def believed(given: Path | Collection, target: str, sampler: Sampler, cases: Cases) -> Collection:
+    """Draws at hand or in a file, after a look at their content.
+
+    Args:
+        given: the draws, or the name of their file.
+        target: the fingerprint of their target.
+        sampler: of that; its base model is asked.
+        cases: its prompts.
+
+    Raises:
+        ExactSamplesError: they are of another target or version, or were changed.
+        RunError: the file is missing, corrupt or damaged.
+    """
+    found, where = (given, "draws") if isinstance(given, Collection) else (load(given, target), str(given))
+    if found.target != target:
+        raise ExactSamplesError(
+            f"{where} holds samples of another target ({found.target}, not {target}); collect again"
+        )
+    return check(Rng(0, ("check",)), found, sampler, cases, where)
 
 
 def check(rng: Rng, collection: Collection, sampler: Sampler, cases: Cases, where: str) -> Collection:
