@@ -133,9 +133,8 @@ def test_a_prompt_that_could_not_be_certified_before_is_missing_beside(run: Path
     assert evaluation is not None
     after: Certificate = evaluation.certificates["after"]
     names = tuple(each.name for each in after.by_prompt)
-    table = prompts_table(
-        {"before": replace(after, by_prompt=after.by_prompt[1:]), "after": after}, Prompts(names, names)
-    )
+    before = replace(after, by_prompt=after.by_prompt[1:])
+    table = prompts_table({"before": before, "after": after}, Prompts(names, names))
     cells = {str(name): str(kl) for name, kl in zip(table.columns[0].cells, table.columns[3].cells, strict=True)}
     assert cells.pop(f"{names[0]}: {names[0]}") == "—"
     assert "—" not in cells.values()

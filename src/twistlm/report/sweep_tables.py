@@ -29,9 +29,9 @@ NAMES = ("kl_q_target", "kl_target_q", "log_phi", "kl_q_prior", "seconds")
 
 # What ± contains.
 MEANING = (
-    "Nats; ± is 95 %, by the farther end, and holds the scatter over seeds (Student's t; of a single seed the error of its evaluation), and "
-    "of KLs to σ what all runs share: the error of log Z and, for KL(σ‖q), of the exact samples. Seconds are those of "
-    "the updates."
+    "Nats; ± is 95 %, by the farther end, and holds the scatter over seeds (Student's t; of a single seed the error of "
+    "its evaluation), and of KLs to σ what all runs share: the error of log Z and, for KL(σ‖q), of the exact samples. "
+    "Seconds are those of the updates."
 )
 
 
