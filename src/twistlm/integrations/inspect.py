@@ -46,8 +46,15 @@ TOXIC = "classifier:model=toxicity,label=toxic"
 ONE_AT_A_TIME = threading.Lock()
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "temperature": (1,), "top_p": (1,), "top_k": (0,), "stop_seqs": ([],), "best_of": (1,), "frequency_penalty": (0,),
-    "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False,),
+    "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False,), "top_logprobs": (0,), "extra_body": ({},),
 }  # fmt: skip
+# What Inspect sees to itself (`system_message` is among the messages by then), what is read here, and what is about
+# connections, tools and reasoning, of which there are none.
+HARMLESS = (
+    "max_retries", "timeout", "attempt_timeout", "stream_idle_timeout", "max_connections", "adaptive_connections",
+    "system_message", "seed", "num_choices", "parallel_tool_calls", "internal_tools", "max_tool_output", "cache_prompt",
+    "fail_on_refusal", "reasoning_history", "extra_headers", "cache", "batch",
+)  # fmt: skip
 
 
 @modelapi(name="twistlm")
@@ -95,7 +102,7 @@ class Posterior(ModelAPI):
         """
         if tools:
             raise ConfigError("a run has no tools; leave them out")
-        refused = changed(config.model_dump(), NEUTRAL, self.run.target.num_tokens)
+        refused = changed(config.model_dump(), NEUTRAL, self.run.target.num_tokens, HARMLESS)
         if refused is not None:
             raise ConfigError(refused[1])
         prompt = self.run.target.encode(self._entry(input))
