@@ -13,7 +13,7 @@ from twistlm.integrations.inspect import event_rate
 from twistlm.potentials import named
 
 PROMPT = "Once upon a time, there was a"
-# The task reads answers alone, and so must what the run samples by, if both are to speak of one event.
+# Without `of` the task reads answers alone and the run's φ the prompt too: both are to speak of one event.
 SAD = "classifier:model=sentiment,label=negative,of=continuation"
 
 

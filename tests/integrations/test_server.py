@@ -73,6 +73,14 @@ def test_completions(client: openai.OpenAI, run: Run) -> None:
     assert [model.id for model in client.models.list()] == ["letters"]
 
 
+def test_what_changes_nothing_may_be_said(client: openai.OpenAI) -> None:
+    neutral = {"top_k": -1, "repetition_penalty": 1.0, "response_format": {"type": "text"}, "metadata": {"a": "b"}}
+    found = client.completions.create(
+        model="letters", prompt=PROMPTS[0], user="me", temperature=1, max_tokens=6, extra_body=neutral
+    )
+    assert len(found.choices) == 1
+
+
 def test_a_seed_gives_the_same_whoever_else_asks(client: openai.OpenAI) -> None:
     def asked(seed: int | None) -> Any:
         return client.completions.create(model="letters", prompt=PROMPTS[2], n=2, seed=seed)
@@ -115,6 +123,9 @@ def test_fifty_clients_at_once(client: openai.OpenAI, address: str) -> None:
         ({"stop": ["."]}, 400, "stop = "),
         ({"stream": True}, 400, "stream = True"),
         ({"max_tokens": 99}, 400, "max_tokens = 99, and this target's texts have 6"),
+        ({"extra_body": {"response_format": {"type": "json_object"}}}, 400, "response_format = {'type': 'json_obj"),
+        ({"extra_body": {"top_k": 5}}, 400, "top_k = 5 is of another way of decoding"),
+        ({"extra_body": {"guided_json": {}}}, 400, "guided_json = {} is not known here and may change what is sampled"),
         ({"n": 0}, 400, "n: Input should be greater than or equal to 1"),
         ({"n": 9}, 400, "at most 8 sequences"),
         ({"prompt": []}, 400, "prompt"),

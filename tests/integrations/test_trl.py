@@ -63,14 +63,18 @@ def test_a_certified_training_is_the_same_training(target: Target, tmp_path: Pat
 
 def test_rewards_are_log_phi(target: Target) -> None:
     log_phi = reward(target)
-    ids = target.lm.encode(" sad boy").tolist()
-    values = log_phi(prompts=[PROMPT, PROMPT], completion_ids=[ids, ids[:1]], completions=["", ""], anything=1)
+    ids = [*target.lm.encode(" sad boy").tolist(), target.lm.eos_token_id]
+    given = [ids, [ids[0], ids[-1]]]
+    values = log_phi(prompts=[PROMPT, PROMPT], completion_ids=given, completions=["", ""], anything=1)
     tokens = torch.full((2, 6), target.lm.eos_token_id)
     tokens[0, : len(ids)], tokens[1, :1] = torch.tensor(ids), ids[0]
     expected = target.bound_potential.log_phi([target.prompt_tokens] * 2, tokens)
     assert values == pytest.approx(expected.tolist())
     with pytest.raises(ConfigError, match="max_completion_length=6"):
         log_phi(prompts=[PROMPT], completion_ids=[[5] * 7])
+    # Where it was cut off, it is not the text that φ is of.
+    with pytest.raises(ConfigError, match=r"after 5 of this target's 6 tokens without EOS.*max_completion_length=6"):
+        log_phi(prompts=[PROMPT, PROMPT], completion_ids=[ids, [5] * 5])
     never = reward(Target("stories", Regex("xyz"), PROMPT, 6))
     assert never(prompts=[PROMPT], completion_ids=[ids]) == [LEAST]
 

@@ -1,6 +1,6 @@
 """Posterior samples for whoever asks with prompts and takes texts: servers and evaluation tools."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,19 +86,27 @@ def answered(run: Run, sampler: Sampler, rng: Rng, prompts: Sequence[Tensor], nu
     return [Answer(*row) for row in rows]
 
 
-def changed(asked: dict[str, Any], neutral: dict[str, tuple[Any, ...]], num_tokens: int) -> tuple[str, str] | None:
+def changed(
+    asked: dict[str, Any], neutral: dict[str, tuple[Any, ...]], num_tokens: int, harmless: Collection[str] = ()
+) -> tuple[str, str] | None:
     """The first field that asks for what samples of the posterior are not, and what to do about it.
+
+    One that is not known here is such a field: nobody can say what it would change.
 
     Args:
         asked: fields and values; None for those that were not given.
         neutral: fields that would change what is sampled or returned, with the values that change nothing.
         num_tokens: of the target's texts, which what limits them (`LENGTHS`) must be, if it is given.
+        harmless: fields that change nothing of it, whatever their value.
     """
     for field, value in asked.items():
-        if value is None:
+        if value is None or field in harmless:
             continue
-        if field in LENGTHS and value != num_tokens:
-            return field, f"{field} = {value}, and this target's texts have {num_tokens}; leave it out"
-        if field in neutral and value not in neutral[field]:
+        if field in LENGTHS:
+            if value != num_tokens:
+                return field, f"{field} = {value}, and this target's texts have {num_tokens}; leave it out"
+        elif field not in neutral:
+            return field, f"{field} = {value!r:.60} is not known here and may change what is sampled; leave it out"
+        elif value not in neutral[field]:
             return field, f"{field} = {value!r} is of another way of decoding than sampling a posterior; leave it out"
     return None

@@ -6,6 +6,7 @@ Inspect finds both by the package's entry point.
 """
 
 import threading
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from twistlm.integrations.answers import Answer, answered, changed, sampler_of
 from twistlm.models.chats import Chat, Message
 from twistlm.potentials.named import named
 from twistlm.potentials.specs import Trust
-from twistlm.potentials.texts import TextPotential
+from twistlm.potentials.texts import Of, Pair, TextPotential
 from twistlm.runs.run import Run
 from twistlm.sampling.prompts import Prompts, shown
 
@@ -46,8 +47,15 @@ TOXIC = "classifier:model=toxicity,label=toxic"
 ONE_AT_A_TIME = threading.Lock()
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "temperature": (1,), "top_p": (1,), "top_k": (0,), "stop_seqs": ([],), "best_of": (1,), "frequency_penalty": (0,),
-    "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False,),
+    "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False,), "top_logprobs": (0,), "extra_body": ({},),
 }  # fmt: skip
+# What Inspect sees to itself (`system_message` is among the messages by then), what is read here, and what is about
+# connections, tools and reasoning, of which there are none.
+HARMLESS = (
+    "max_retries", "timeout", "attempt_timeout", "stream_idle_timeout", "max_connections", "adaptive_connections",
+    "system_message", "seed", "num_choices", "parallel_tool_calls", "internal_tools", "max_tool_output", "cache_prompt",
+    "fail_on_refusal", "reasoning_history", "extra_headers", "cache", "batch",
+)  # fmt: skip
 
 
 @modelapi(name="twistlm")
@@ -58,6 +66,8 @@ def provider() -> type[ModelAPI]:
 
 class Posterior(ModelAPI):
     """Samples of a run's target; `ModelOutput.metadata["twistlm"]` has log Ẑ, log φ and log p₀ of each choice.
+
+    With a seed the k-th answer to a prompt is the same in every program, and no other: epochs are no copies.
 
     Args:
         model_name: the run's folder, or its repository on the hub.
@@ -80,6 +90,7 @@ class Posterior(ModelAPI):
         self.run, self.num_particles = Run.from_pretrained(model_name, trust_functions=trust_functions), num_particles
         self.sampler = sampler_of(self.run)
         self.calls = 0
+        self.asked: Counter[tuple[int, ...]] = Counter()
 
     def max_tokens(self) -> int:
         """What Inspect asks for where nobody says how many."""
@@ -95,12 +106,11 @@ class Posterior(ModelAPI):
         """
         if tools:
             raise ConfigError("a run has no tools; leave them out")
-        refused = changed(config.model_dump(), NEUTRAL, self.run.target.num_tokens)
+        refused = changed(config.model_dump(), NEUTRAL, self.run.target.num_tokens, HARMLESS)
         if refused is not None:
             raise ConfigError(refused[1])
         prompt = self.run.target.encode(self._entry(input))
-        self.calls += 1
-        rng = Rng(0, ("inspect",)).fork("call", self.calls) if config.seed is None else Rng(config.seed, ("inspect",))
+        rng = self._rng(config.seed, prompt)
         prompts = [prompt] * (config.num_choices or 1)
         answers = await anyio.to_thread.run_sync(partial(self._drawn, rng, prompts))
         made = sum(each.num_tokens for each in answers)
@@ -115,10 +125,18 @@ class Posterior(ModelAPI):
         with ONE_AT_A_TIME:
             return answered(self.run, self.sampler, rng, prompts, self.num_particles)
 
+    def _rng(self, seed: int | None, prompt: Tensor) -> Rng:
+        if seed is None:
+            self.calls += 1
+            return Rng(0, ("inspect",)).fork("call", self.calls)
+        ids = prompt.tolist()
+        self.asked[seed, *ids] += 1
+        return Rng(seed, ("inspect",)).fork("prompt", *ids).fork("time", self.asked[seed, *ids])
+
     def _entry(self, messages: list[ChatMessage]) -> str | Chat:
         if not self.run.target.prompts.are_chats and len(messages) == 1 and messages[0].role == "user":
             return messages[0].text
-        return Chat(tuple(Message(each.role, each.text) for each in messages))
+        return _chat(messages)
 
 
 def _choice(answer: Answer, model: str) -> ChatCompletionChoice:
@@ -169,7 +187,10 @@ def rate() -> Metric:
 
 @scorer(metrics=[rate()])
 def event(potential: str, threshold: float) -> Scorer:
-    """The share of a sample's answers with φ ≥ threshold.
+    """The share of a sample's answers with φ ≥ threshold; NaN for none.
+
+    The potential's `of` says what it reads: the answer, with "chat" the sample's input and the answer as a pair, and
+    with "text" both as one text.
 
     Raises:
         ConfigError: the potential reads no texts.
@@ -178,16 +199,30 @@ def event(potential: str, threshold: float) -> Scorer:
     if not isinstance(phi, TextPotential):
         raise ConfigError(f"potential {potential!r} reads no texts; choose a classifier, say")
 
-    def scored(texts: list[str]) -> Tensor:
+    def scored(read: list[Any]) -> Tensor:
         with ONE_AT_A_TIME:
-            return phi.log_phi_texts(texts)
+            return phi.log_phi_texts(read)
 
     async def score(state: TaskState, target: Target) -> Score:
         texts = [choice.message.text for choice in state.output.choices]
-        log_phi = await anyio.to_thread.run_sync(partial(scored, texts))
+        if not texts:
+            return Score(value=float("nan"), explanation="no answer", metadata={"hits": 0, "answers": 0})
+        log_phi = await anyio.to_thread.run_sync(partial(scored, _read(state, texts, phi.of)))
         events = [text for text, value in zip(texts, log_phi.exp().tolist(), strict=True) if value >= threshold]
         explained = "\n".join(events[:3])
         about = {"hits": len(events), "answers": len(texts)}
         return Score(value=len(events) / len(texts), explanation=explained, metadata=about)
 
     return score
+
+
+def _read(state: TaskState, answers: list[str], of: Of | None) -> list[Any]:
+    """What a potential reads of answers: they are a chat's, so that without `of` it is they alone."""
+    if of == "chat":
+        asked = state.input if isinstance(state.input, str) else _chat(state.input)
+        return [Pair(asked, answer) for answer in answers]
+    return [state.input_text + answer for answer in answers] if of == "text" else answers
+
+
+def _chat(messages: list[ChatMessage]) -> Chat:
+    return Chat(tuple(Message(each.role, each.text) for each in messages))

@@ -172,13 +172,19 @@ def _whole(target: Target, completions: Sequence[Sequence[int]]) -> Tensor:
     """Completions as texts of T tokens [B, T], EOS after their end.
 
     Raises:
-        ConfigError: one has more.
+        ConfigError: one has more, or fewer and was cut off.
     """
     longest, eos = max(map(len, completions)), target.lm.eos_token_id
     if longest > target.num_tokens:
         raise ConfigError(
             f"a completion has {longest} tokens and this target's texts {target.num_tokens}; set "
             f"max_completion_length={target.num_tokens}"
+        )
+    cut = [len(each) for each in completions if len(each) < target.num_tokens and (eos is None or eos not in each)]
+    if cut:
+        raise ConfigError(
+            f"a completion ends after {cut[0]} of this target's {target.num_tokens} tokens without EOS ({eos}), so its "
+            f"φ is not known; set max_completion_length={target.num_tokens}, and let nothing but EOS end completions"
         )
     tokens = torch.full((len(completions), target.num_tokens), 0 if eos is None else eos)
     for row, completion in zip(tokens, completions, strict=True):

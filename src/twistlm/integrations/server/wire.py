@@ -12,12 +12,20 @@ from twistlm.integrations.answers import Answer, changed
 from twistlm.integrations.server.limits import Limits
 from twistlm.models.chats import Chat
 
-# Fields that would change what is sampled, with the values that change nothing.
+# Fields that would change what is sampled or returned, OpenAI's and those of servers like it, with the values that
+# change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "temperature": (1,), "top_p": (1,), "presence_penalty": (0,), "frequency_penalty": (0,), "best_of": (1,),
-    "echo": (False,), "stream": (False,), "logprobs": (False, 0), "stop": ([],), "suffix": ("",), "logit_bias": ({},),
-    "tools": ([],),
+    "echo": (False,), "stream": (False,), "logprobs": (False, 0), "top_logprobs": (0,), "stop": ([],), "suffix": ("",),
+    "logit_bias": ({},), "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],),
+    "function_call": ("none", "auto"), "response_format": ({"type": "text"},), "modalities": (["text"],),
+    "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,), "min_tokens": (0,), "stop_token_ids": ([],),
 }  # fmt: skip
+# Of bookkeeping, and about tools and streams, of which there are none.
+HARMLESS = (
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "stream_options", "parallel_tool_calls",
+)  # fmt: skip
 
 
 class RefusedError(Exception):
@@ -80,7 +88,8 @@ class Asked(BaseModel):
         if asked.model != name:
             raise RefusedError(404, f"there is no model {asked.model!r} here; this is {name!r}", "model")
         given = {name: getattr(asked, name) for name in ("max_tokens", "max_completion_tokens")}
-        if (refused := changed({**given, **(asked.model_extra or {})}, NEUTRAL, num_tokens)) is not None:
+        fields = {**given, **(asked.model_extra or {})}
+        if (refused := changed(fields, NEUTRAL, num_tokens, HARMLESS)) is not None:
             raise RefusedError(400, refused[1], refused[0])
         if (asked.num_particles or 1) > limits.most_particles:
             raise RefusedError(400, f"num_particles is at most {limits.most_particles} here", "num_particles")
