@@ -173,7 +173,7 @@ def test_another_function_is_refused_without_draws_too(tmp_path: Path, monkeypat
         patch.setattr(small_numbers, "__code__", (lambda texts: [-0.5 for text in texts]).__code__)
         with pytest.raises(RunError, match="a model or potential of other content, though of the same names"):
             train(tiny_target(), config=config, out=out, exists="resume")
-    with pytest.raises(RunError, match="holds a run with another target; resume"):
+    with pytest.raises(RunError, match=r"holds a run with another target \(target.num_tokens 4, now 3\); resume"):
         train(tiny_target().changed(num_tokens=3), config=config, out=out, exists="resume")
     assert contents(out) == before
     # Older versions did not say what it was of.

@@ -146,7 +146,8 @@ class RunFolder(Place):
         there = {name: asked[name] for name in ("draws", "start", "fingerprint") if name in asked} | there
         if there != asked:
             # A target of other names has another fingerprint, too.
-            different = sorted(k for k in {*there, *asked} - {"fingerprint"} if there.get(k) != asked.get(k))
+            before, now = ({k: v for k, v in each.items() if k != "fingerprint"} for each in (there, asked))
+            different = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
             if different == ["draws"]:
                 raise _other_draws(place)
             if not different:
@@ -155,7 +156,7 @@ class RunFolder(Place):
                     "with what it was started with, or choose another --out"
                 )
             raise RunError(
-                f"{place} holds a run with another {', '.join(different)} ({description.differences(there, asked)}); "
+                f"{place} holds a run with another {', '.join(different)} ({description.differences(before, now)}); "
                 "resume with the settings it was started with, or choose another --out"
             )
         return RunFolder(path)
