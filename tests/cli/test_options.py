@@ -52,6 +52,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["sample", "x", "--num-samples", "1" + "0" * 30], "num_samples must be at most 9.22"),
         (["sample", "x", "--ess-threshold", "nan"], "ess_threshold must be at most 1, not nan"),
         (["probability", "x", "--regex", "y", "--thresholds", "0.5", "nan"], "thresholds must be finite, not nan"),
+        (["probability", "x", "--regex", "y", "--thresholds", "-1"], "error: thresholds must be above 0, not -1.0\n"),
         (["probability", "", "--regex", "y"], "prompt is empty"),
         (["probability", "x", "--regex", "y", "--logit-means", "label"], "--logit-means is of a classifier"),
         (["train", "toxicity", "--out", "x", "--num-tokens", "0"], "num_tokens must be at least 1, not 0"),

@@ -58,6 +58,18 @@ def test_what_is_missing(run: Path, name: str, message: str, capsys: pytest.Capt
     refused(run, message, capsys)
 
 
+def test_a_target_that_no_file_tells_is_certified_in_python(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`twistlm evaluate` was named, and said to use Python."""
+    said = json.loads((run / "config.json").read_text())
+    for target, message in (
+        (said["target"] or {"model": "x"}, f"twistlm evaluate {run}"),
+        (None, f"Run.load('{run}', target).evaluate() in Python"),
+    ):
+        (run / "config.json").write_text(json.dumps(said | {"target": target}))
+        (run / "certificate.json").unlink(missing_ok=True)
+        refused(run, f"has no certificate; make it with: {message}\n", capsys)
+
+
 @pytest.mark.parametrize("name", ["config.json", "certificate.json", "diagnostics.json", "samples.jsonl"])
 def test_what_is_half_written(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / name).read_text()

@@ -37,7 +37,8 @@ class OfTraining(Group):
     twist: Annotated[Text | None, arg(help="Twist, e.g. lexical, low_rank, tied, mlp; default: the preset's.")] = None
     num_particles: Annotated[Count | None, arg(help="Sequences per update.")] = None
     num_minibatches: Annotated[
-        Count | None, arg(help="Parts of an update's sequences, with one step of the optimiser each; default: 1.")
+        Count | None,
+        arg(help="Parts of an update's sequences, with one step of the optimiser each; default: the preset's."),
     ] = None
     num_updates: Annotated[
         Count | None, arg(help="At most so many updates; training stops early when it overfits.")
@@ -60,7 +61,7 @@ class OfTraining(Group):
     ] = None
     num_labels: Annotated[
         Count | None,
-        arg(help="Of --source dense: prefixes that the potential is asked about each time, about; default: 400,000."),
+        arg(help="Of --source dense: about so many prefixes are asked of φ each time; default: the preset's."),
     ] = None
     informed: Annotated[
         Text | None,

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twistlm.core.errors import ConfigError
@@ -29,7 +29,13 @@ def validated(command: Callable[..., None], given: Mapping[str, Any]) -> dict[st
     try:
         return check(**given)
     except ValidationError as error:
-        raise ConfigError("; ".join(map(_message, error.errors(include_url=False)))) from None
+        raise ConfigError("; ".join(map(_message, _own(error.errors(include_url=False))))) from None
+
+
+def _own(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Without those that follow from others: a tuple whose only value is refused is too short, too."""
+    within = {each["loc"][:end] for each in errors for end in range(len(each["loc"]))}
+    return [each for each in errors if each["type"] != "too_short" or each["loc"] not in within]
 
 
 def _message(error: Mapping[str, Any]) -> str:

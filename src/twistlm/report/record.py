@@ -91,15 +91,15 @@ class Record:
         if not folder.is_trained:
             raise RunError(f"training of {path} has not finished; continue it with --resume")
         evaluation = evaluations.current()
+        # What has no JSON form has to be given, which a command cannot.
+        make = f"twistlm evaluate {path}" if outline.target else f"Run.load({str(path)!r}, target).evaluate() in Python"
         if evaluation is None:
-            raise RunError(f"{path} has no certificate; make it with: twistlm evaluate {path}")
+            raise RunError(f"{path} has no certificate; make it with: {make}")
         history = folder.load_history()
         if "after" not in evaluation.certificates:
-            raise RunError(f"{path} has no certificate of its twist; make it with: twistlm evaluate {path}")
+            raise RunError(f"{path} has no certificate of its twist; make it with: {make}")
         if not evaluations.is_of_this_twist(evaluation):
-            raise RunError(
-                f"{path} has another twist than its certificate is of; make it with: twistlm evaluate {path}"
-            )
+            raise RunError(f"{path} has another twist than its certificate is of; make it with: {make}")
         return Record(
             name,
             outline,
