@@ -105,6 +105,29 @@ def test_a_model_that_moved_is_found_beside_its_run(tmp_path: Path) -> None:
         Run.from_pretrained(there / "run", model=elsewhere)
 
 
+def test_folders_that_were_named_from_where_one_was_are_found_beside_their_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative name was looked for from the current folder alone, and a classifier's nowhere else at all."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(STORIES, "models/my-model")
+    shutil.copytree(bundled.folder("sentiment"), "my-classifier")
+    phi = Classifier("my-classifier", "positive") ** 2.0 * Classifier("sentiment", "positive")
+    run = twistlm.train(Target("models/my-model", phi, PROMPT, 5), **SMALL, out="run")
+    texts = run.sample(4, seed=2).texts
+    monkeypatch.chdir("/")
+    assert Run.load(tmp_path / "run").sample(4, seed=2).texts == texts
+    # Beside the run whatever folders led there; a registered name is that, whatever folder has it too.
+    (tmp_path / "models" / "my-model").rename(tmp_path / "my-model")
+    shutil.copytree(STORIES, tmp_path / "sentiment")
+    assert Run.load(tmp_path / "run").sample(4, seed=2).texts == texts
+    (tmp_path / "my-classifier").rename(tmp_path / "gone")
+    with pytest.raises(
+        ModelError, match=r"'my-classifier' is no .* put a folder beside the run\. A run folder downloads"
+    ):
+        Run.load(tmp_path / "run")
+
+
 def score(texts: list[str]) -> list[float]:
     return [-0.01 * len(text) for text in texts]
 

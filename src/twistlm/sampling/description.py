@@ -72,8 +72,9 @@ def refuse_downloads(described: TargetFields) -> None:
         for name in names:
             if not (name in available(kind) or is_here(name)):
                 raise ModelError(
-                    f"the {kind} {name!r} is no registered name, no folder, and has not been downloaded before; a run "
-                    "folder downloads nothing by itself: if you trust that name, fetch it with `hf download` first"
+                    f"the {kind} {name!r} is no registered name, no folder here or beside the run, and has not been "
+                    "downloaded before; put a folder beside the run. A run folder downloads nothing by itself: if it "
+                    "is a name of the hub that you trust, fetch it with `hf download` first"
                 )
 
 
