@@ -152,6 +152,33 @@ def test_prompts_with_few_events_are_counted_with_the_others(several: list[Case]
     assert held >= 17
 
 
+class Mixed(Sometimes):
+    """φ is 1 for a third of the texts after three of the prompts, and for one of nine after the others."""
+
+    def log_phi(self, prompts, tokens):  # type: ignore[no-untyped-def]
+        common = torch.tensor([any(prompt.equal(each) for each in PROMPTS[:3]) for prompt in prompts])
+        often = torch.where(tokens[:, 0] == 1, 0.0, -torch.inf).double()
+        return torch.where(common, often, super().log_phi(prompts, tokens))
+
+
+def test_prompts_are_not_counted_for_the_luck_of_a_draw(several: list[Case]) -> None:
+    """Those that were met once had an estimate of one in so many draws, however rare they are."""
+    mixed = Mixed(several[0].potential.table, 3)
+    object.__setattr__(mixed, "log_upper_bound", 0.0)
+    cases = [replace(case, potential=mixed) for case in several]
+    spending, held, lines = Spending((4,), num_samples=8, budget=8, methods=("iwae",)), 0, list[str]()
+    for seed in range(20):
+        found = certificate(cases, seed, spending, each=8)
+        counted = [case for case, each in zip(cases, found.by_prompt, strict=True) if each.counts]
+        truth = sum(float(case.truth.log_Z) for case in counted) / len(counted)
+        held += found.divergences.log_Z.low <= truth <= found.divergences.log_Z.high
+        lines += verdict(found)
+        again = Certificate.from_dict(found.as_dict())
+        assert [each.counts for each in again.by_prompt] == [each.counts for each in found.by_prompt]
+    assert held >= 17
+    assert any("hardly a draw had φ > 0, and the means leave them out" in line for line in lines)
+
+
 def test_where_no_prompt_is_met_nothing_is_known_but_a_limit(several: list[Case]) -> None:
     """What was said of all was what the first prompt's certificate said of itself."""
     found = certificate(sometimes(several, *range(len(PROMPTS))), 1)

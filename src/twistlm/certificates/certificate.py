@@ -29,7 +29,7 @@ class Certificate:
         stopped: where a gap was asked for: "gap" if the sandwich is that tight, else "budget"; "" where none was.
         acceptance: share of base draws that rejection accepts, the mean of φ / sup φ; None if none were collected.
         alarm: what cannot be true at once, so that log Z and both KLs to the target are withheld; "" if nothing is.
-        by_prompt: of a set of prompts those of each, of which the rest are means over prompts where φ was met.
+        by_prompt: of a set of prompts those of each, of which the rest are means over prompts that count.
     """
 
     bounds: tuple[Bounds, ...]
@@ -158,7 +158,9 @@ class Certificate:
             "seconds": self.seconds,
         }
         if self.by_prompt:
-            described["by_prompt"] = [{"name": each.name, **each.certificate.as_dict()} for each in self.by_prompt]
+            described["by_prompt"] = [
+                {"name": each.name, "counts": each.counts, **each.certificate.as_dict()} for each in self.by_prompt
+            ]
         return described
 
     @staticmethod
@@ -199,16 +201,25 @@ class Certificate:
             stopped=fields.get("stopped", ""),
             acceptance=None if accepted is None else Estimate.from_dict(accepted),
             alarm=fields.get("alarm", ""),
-            by_prompt=tuple(OfPrompt(each["name"], Certificate.from_dict(each)) for each in prompts),
+            by_prompt=tuple(
+                OfPrompt(each["name"], Certificate.from_dict(each), each.get("counts", True)) for each in prompts
+            ),
         )
 
 
 @dataclass(frozen=True)
 class OfPrompt:
-    """The certificate at one prompt of a set, by its name."""
+    """The certificate at one prompt of a set.
+
+    Attributes:
+        name: the prompt's.
+        certificate: of the sampler there.
+        counts: whether the means are over it: not where φ was hardly met.
+    """
 
     name: str
     certificate: Certificate
+    counts: bool = True
 
     @property
     def is_met(self) -> bool:

@@ -35,6 +35,9 @@ from twistlm.sampling.cases import Case, shares_of
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.workplace import Workers, Workplace
 
+# Draws with φ > 0 that a prompt takes to be counted, where others are left out.
+FEWEST_HITS = 3
+
 
 @dataclass(frozen=True)
 class _Known:
@@ -46,11 +49,13 @@ class _Known:
             by base draws if there are any; the upper one is what log Z is at most with 95 % where there is no exact
             sample. The second has a lower end wherever φ was met.
         g: the mean log p₀φ/q of exact samples; None without any.
+        hits: draws of any kind with φ > 0.
     """
 
     certificate: Certificate
     sandwiches: tuple[tuple[float, float], ...]
     g: float | None
+    hits: int
 
     @property
     def f(self) -> float:
@@ -106,12 +111,16 @@ def certify_prompts(
         raise next(iter(failed.values())).raised()
     known, names = [made[row] for row in sorted(made)], [names[row] for row in sorted(made)]
     cases = [cases[row] for row in sorted(made)]
-    by_prompt = tuple(OfPrompt(name, each.certificate) for name, each in zip(names, known, strict=True))
-    # Where φ was never met nothing is known but a limit, which would make every mean infinite.
-    met = [r for r, each in enumerate(by_prompt) if each.is_met] or [*range(len(known))]
-    counted = [known[r] for r in met]
+    # Where φ was never met nothing is known but a limit, which would make every mean infinite. And a rare prompt that
+    # is counted for its only hit is counted with an estimate as lucky as that was.
+    fewest = 1 if all(each.hits for each in known) else FEWEST_HITS
+    by_prompt = tuple(
+        OfPrompt(name, each.certificate, each.hits >= fewest) for name, each in zip(names, known, strict=True)
+    )
+    rows = [r for r, each in enumerate(by_prompt) if each.counts] or [*range(len(known))]
+    counted = [known[r] for r in rows]
     # Of a single one its own certificate says how well it is known; how prompts differ would say nothing.
-    whole = counted[0].certificate if len(met) == 1 else _over(counted, shares_of([cases[r] for r in met]), sampler)
+    whole = counted[0].certificate if len(rows) == 1 else _over(counted, shares_of([cases[r] for r in rows]), sampler)
     alarms = [f"{each.name}: {each.certificate.alarm}" for each in by_prompt if each.certificate.alarm]
     alarms += [f"{name} could not be certified: {failure.message}" for name, failure in failed.items()]
     return replace(
@@ -161,7 +170,8 @@ def _at(rng: Rng, sampler: Sampler, case: Case, given: Evidence, spending: Spend
         (certificate.log_Z_lower.value, upper if own is None else own.value),
         *(_between(some, upper) for some in (sets, *([sets[1:]] if len(sets) > 1 else []))),
     ]
-    return _Known(certificate, tuple(sandwiches), None if ratios is None else float(ratios.mean()))
+    hits = sum(int(each.drawn.isfinite().sum()) for each in sets) + (0 if exact is None else len(exact))
+    return _Known(certificate, tuple(sandwiches), None if ratios is None else float(ratios.mean()), hits)
 
 
 @dataclass(frozen=True)

@@ -75,24 +75,26 @@ def _alarm(certificate: Certificate) -> str:
 
 def _prompts(certificate: Certificate) -> list[str]:
     """Over how many prompts the means are, and which are the worst."""
-    met = [each for each in certificate.by_prompt if each.is_met]
+    counted = [each for each in certificate.by_prompt if each.is_met and each.counts]
     never = [each for each in certificate.by_prompt if not each.is_met]
+    hardly = [each for each in certificate.by_prompt if each.is_met and not each.counts]
     lines = []
-    if len(met) > 1:
-        lines.append(f"These are means over {len(met)} prompts, with intervals that count how prompts differ.")
-    elif met and never:
-        lines.append(f"All of this is of one prompt, {met[0].name}.")
-    worst = sorted(met, key=lambda each: -each.certificate.divergences.kl_q_target.value)[:WORST]
+    if len(counted) > 1:
+        lines.append(f"These are means over {len(counted)} prompts, with intervals that count how prompts differ.")
+    elif counted and (never or hardly):
+        lines.append(f"All of this is of one prompt, {counted[0].name}.")
+    worst = sorted(counted, key=lambda each: -each.certificate.divergences.kl_q_target.value)[:WORST]
     named = [f"{each.name} ({_said('KL(q‖σ)', each.certificate.divergences.kl_q_target)})" for each in worst]
-    if len(met) > WORST:
+    if len(counted) > WORST:
         lines.append(f"The worst prompts are {', '.join(named)}.")
-    if never:
-        shown = ", ".join(each.name for each in never[:WORST]) + (", …" if len(never) > WORST else "")
-        left_out = ", and the means leave them out" if met else ""
-        line = f"At {len(never)} prompts no draw had φ > 0{left_out}: {shown}."
-        if any(math.isfinite(each.certificate.divergences.log_Z.high) for each in never):
-            line += " Their certificates say how large Z can be."
-        lines.append(coded("TW312", line))
+    for some, what in ((never, "no draw"), (hardly, "hardly a draw")):
+        if some:
+            shown = ", ".join(each.name for each in some[:WORST]) + (", …" if len(some) > WORST else "")
+            left_out = ", and the means leave them out" if counted else ""
+            line = f"At {len(some)} prompts {what} had φ > 0{left_out}: {shown}."
+            if any(math.isfinite(each.certificate.divergences.log_Z.high) for each in some):
+                line += " Their certificates say how large Z can be."
+            lines.append(coded("TW312", line))
     return lines
 
 
@@ -177,7 +179,8 @@ def _log_Z(certificate: Certificate) -> str:
     used, bounds = certificate.divergences.log_Z, main_bounds(certificate.bounds)
     if used.value == -math.inf:
         most = "Nothing is known of log Z" if math.isinf(used.high) else f"log Z is at most {plain(used.high)}"
-        return coded("TW311", f"{most}: no draw has shown φ > 0. It takes more base draws (--num-draws).")
+        hardly = "hardly a" if any(each.is_met for each in certificate.by_prompt) else "no"
+        return coded("TW311", f"{most}: {hardly} draw has shown φ > 0. It takes more base draws (--num-draws).")
     if math.isinf(used.high):
         return coded(
             "TW310",

@@ -100,7 +100,7 @@ def check_own(path: Path, names: Iterable[str], kind: str) -> None:
 
     Args:
         path: the folder.
-        names: patterns of what is, relative to it: "config.json", "report/*.png".
+        names: patterns of what is, relative to it, as those of `Path.match`: ``report/*.png``.
         kind: what an error calls such folders.
 
     Raises:
