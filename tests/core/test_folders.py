@@ -346,9 +346,9 @@ def test_the_same_goes_on_with_what_a_kill_left(tmp_path: Path) -> None:
     for seed in (0, 1, 1, 2):
         asked = AskedRun(None, RunConfig(seed=seed))
         with suppress(KeyboardInterrupt), RunFolder.writing(run, asked, "overwrite") as folder:
-            done = [path.name for path in folder.path.iterdir() if path.name == "work"]
-            assert done == (["work"] if seed == 1 and (tmp_path / "killed").exists() else [])
-            (folder.path / "work").touch()
+            done = [path.name for path in folder.path.iterdir() if path.name == "samples.jsonl"]
+            assert done == (["samples.jsonl"] if seed == 1 and (tmp_path / "killed").exists() else [])
+            (folder.path / "samples.jsonl").touch()
             if seed == 0:
                 for name in ("metrics.jsonl", "checkpoint.safetensors", "twist.safetensors"):
                     (folder.path / name).touch()
