@@ -1,10 +1,11 @@
 """Files that are whole or absent, and may be shared."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 
-from twistlm.core.storage import save_text, share
+from twistlm.core.storage import DamagedError, load_json, remedied, save_text, share
 
 
 def test_shared_files_are_never_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +20,13 @@ def test_shared_files_are_never_written_through(tmp_path: Path, monkeypatch: pyt
     share(source, tmp_path / "copy")
     assert not source.samefile(tmp_path / "copy")
     assert (tmp_path / "copy").read_text() == "draws"
+
+
+def test_what_is_damaged_has_one_remedy_wherever_it_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(DamagedError) as raised, remedied("sample again"), remedied("make it again"):
+        load_json(tmp_path / "a.json")
+    assert str(raised.value) == f"{raised.value.found}; sample again"
+    assert raised.value.found.startswith(f"{tmp_path / 'a.json'} is corrupt (")
+    sent = pickle.loads(pickle.dumps(raised.value))
+    assert (str(sent), sent.found) == (str(raised.value), raised.value.found)

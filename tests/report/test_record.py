@@ -70,12 +70,20 @@ def test_a_target_that_no_file_tells_is_certified_in_python(run: Path, capsys: p
         refused(run, f"has no certificate; make it with: {message}\n", capsys)
 
 
-@pytest.mark.parametrize("name", ["config.json", "certificate.json", "diagnostics.json", "samples.jsonl"])
-def test_what_is_half_written(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("config.json", "restore it, or delete the folder and start over"),
+        ("certificate.json", "restore it, or delete it and make it again with: twistlm evaluate {run}"),
+        ("diagnostics.json", "restore it, or make it again with: twistlm sample {run}"),
+        ("samples.jsonl", "restore it, or make it again with: twistlm sample {run}"),
+    ],
+)
+def test_what_is_half_written(run: Path, name: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / name).read_text()
     # Half of the lines of samples may well be whole ones, which is a shorter file and no broken one.
     (run / name).write_text(text[: len(text) // 2].rstrip("}\n"))
-    refused(run, "", capsys)
+    refused(run, f"; {remedy.format(run=run)}\n", capsys)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -28,6 +29,32 @@ STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
 ANEW = "restore it, or delete it and make it again with what made it (of a run: `twistlm train … --resume`)"
 # Characters of a wrong value that an error shows.
 SHOWN = 60
+
+
+class DamagedError(RunError):
+    """A file that is not what it should be.
+
+    Attributes:
+        found: in what way.
+        remedy: what to do.
+    """
+
+    def __init__(self, found: str, remedy: str = "restore it or start over with --overwrite") -> None:
+        super().__init__(f"{found}; {remedy}")
+        self.found, self.remedy = found, remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is sent to other processes: the message is no argument."""
+        return DamagedError, (self.found, self.remedy)
+
+
+@contextmanager
+def remedied(remedy: str) -> Iterator[None]:
+    """Whoever reads a file meanwhile that is damaged is told this remedy."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(error.found, remedy) from error
 
 
 def cache_folder() -> Path:
@@ -121,7 +148,7 @@ def load_text(path: Path) -> str:
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist; is this a run folder?") from error
     except UnicodeDecodeError as error:
-        raise RunError(f"{path} is corrupt ({error}); restore it or start over with --overwrite") from error
+        raise DamagedError(f"{path} is corrupt ({error})") from error
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} cannot be read ({_reason(error)}); see what is there") from error
 
@@ -157,7 +184,7 @@ def parse_json(text: str, where: str, **options: Any) -> Any:
     try:
         return json.loads(text, **options)
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{where} is corrupt ({error}); restore it or start over with --overwrite") from error
+        raise DamagedError(f"{where} is corrupt ({error})") from error
 
 
 def load_typed(path: Path, expected: type[T]) -> T:
@@ -185,12 +212,9 @@ def as_type(expected: type[T], value: Any, where: str) -> T:
         field = ".".join(map(str, problem["loc"])) or "everything"
         said = problem["msg"].removeprefix("Value error, ")
         wrong = "" if problem["type"] == "missing" else f", not {shortened(problem['input'])}"
-        raise RunError(
-            f"{where} is damaged or of another version: {field}: {said}{wrong}; restore it or start over with "
-            "--overwrite"
-        ) from error
+        raise DamagedError(f"{where} is damaged or of another version: {field}: {said}{wrong}") from error
     except RecursionError as error:
-        raise RunError(f"{where} is corrupt ({error}); restore it or start over with --overwrite") from error
+        raise DamagedError(f"{where} is corrupt ({error})") from error
 
 
 @lru_cache

@@ -22,7 +22,7 @@ from annotated_types import Ge, MinLen
 from twistlm.certificates.certificate import Certificate
 from twistlm.core.advice import coded
 from twistlm.core.errors import RunError, StorageError, TwistError
-from twistlm.core.storage import as_type, digest, load_json, load_typed, shortened
+from twistlm.core.storage import DamagedError, as_type, digest, load_json, load_typed, remedied, shortened
 from twistlm.runs.folder.place import Place
 from twistlm.sampling.description import PromptFields
 
@@ -120,7 +120,7 @@ class Evaluation:
         """
         values = load_json(path)
         if not isinstance(values, dict):
-            raise RunError(f"{path} is damaged: it holds {shortened(values)}, no certificates; make it again")
+            raise DamagedError(f"{path} is damaged: it holds {shortened(values)}, no certificates")
         about = as_type(About, values, str(path))
         certificates = {
             name: certificate_of(fields, name, path)
@@ -147,10 +147,7 @@ def certificate_of(fields: Mapping[str, Any], name: str, path: Path) -> Certific
         if certificate.bounds:
             return certificate
         reason = "it has no bounds"
-    raise RunError(
-        f"{path} is damaged or of another version: {name!r} is no certificate ({reason}); make it again with: twistlm "
-        f"evaluate {path.parent}"
-    )
+    raise DamagedError(f"{path} is damaged or of another version: {name!r} is no certificate ({reason})")
 
 
 class Evaluations:
@@ -187,14 +184,9 @@ class Evaluations:
         """
         if not self._file.exists():
             return None
-        try:
+        # Deleted, for it would go on standing among the others.
+        with remedied(f"restore it, or delete it and make it again with: twistlm evaluate {self._place.path}"):
             return Evaluation.read(self._file)
-        except RunError as error:
-            found = str(error).rpartition("; ")[0]
-            # It would go on standing among the others.
-            raise RunError(
-                f"{found}; restore it, or delete it and make it again with: twistlm evaluate {self._place.path}"
-            ) from error
 
     def others(self) -> list[Evaluation]:
         """Those beside it, the oldest first; what is damaged is left out, with a warning."""
@@ -202,9 +194,8 @@ class Evaluations:
         for path in sorted(self.folder.glob("*.json")):
             try:
                 found.append(Evaluation.read(path))
-            except RunError as error:
-                said = str(error).rpartition("; ")[0]
-                logger.warning(coded("TW604", "an evaluation is left out: %s; restore it, or delete it"), said)
+            except DamagedError as error:
+                logger.warning(coded("TW604", "an evaluation is left out: %s; restore it, or delete it"), error.found)
         return found
 
     def count_others(self) -> int:

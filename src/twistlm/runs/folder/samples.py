@@ -4,13 +4,23 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from twistlm.core.errors import RunError
-from twistlm.core.storage import as_type, load_json, load_lines, parse_json, save_json, save_lines, shortened
+from twistlm.core.storage import (
+    DamagedError,
+    as_type,
+    load_json,
+    load_lines,
+    parse_json,
+    remedied,
+    save_json,
+    save_lines,
+    shortened,
+)
 from twistlm.runs.folder.place import Place
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling.diagnostics import Diagnostics
@@ -105,7 +115,7 @@ def load_at_prompts(path: Path) -> list[SampleRow]:
     Raises:
         RunError: a line is damaged.
     """
-    return _rows(path / PROMPT_SAMPLES)
+    return _rows(path / PROMPT_SAMPLES, "evaluate")
 
 
 def load_diagnostics(path: Path) -> Diagnostics | None:
@@ -117,26 +127,28 @@ def load_diagnostics(path: Path) -> Diagnostics | None:
     file = path / DIAGNOSTICS
     if not file.exists():
         return None
-    values = load_json(file)
-    try:
-        return Diagnostics.from_dict(values)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise RunError(
-            f"{file} is damaged or of another version ({shortened(error)}); make it again with: twistlm sample {path}"
-        ) from error
+    with _remedied(path, "sample"):
+        values = load_json(file)
+        try:
+            return Diagnostics.from_dict(values)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            raise DamagedError(f"{file} is damaged or of another version ({shortened(error)})") from error
 
 
-def _rows(file: Path) -> list[SampleRow]:
-    lines = enumerate(load_lines(file) if file.exists() else [], 1)
-    places = [(line, f"{file} at line {number}") for number, line in lines]
-    return [_row(parse_json(line, where), where) for line, where in places]
+def _remedied(path: Path, command: str) -> AbstractContextManager[None]:
+    return remedied(f"restore it, or make it again with: twistlm {command} {path}")
+
+
+def _rows(file: Path, command: str = "sample") -> list[SampleRow]:
+    with _remedied(file.parent, command):
+        lines = enumerate(load_lines(file) if file.exists() else [], 1)
+        places = [(line, f"{file} at line {number}") for number, line in lines]
+        return [_row(parse_json(line, where), where) for line, where in places]
 
 
 def _row(row: Any, where: str) -> SampleRow:
     sample = as_type(SampleRow, row, where)
     counts = {len(getattr(sample, name)) for name in ("pieces", "log_psi_moves", "log_w_moves") if name in row}
     if len(counts) > 1:
-        raise RunError(
-            f"{where} is damaged: its tokens are {', '.join(map(str, sorted(counts)))} in number; sample again"
-        )
+        raise DamagedError(f"{where} is damaged: its tokens are {', '.join(map(str, sorted(counts)))} in number")
     return sample
