@@ -113,7 +113,7 @@ def test_chosen_sequences_are_those_of_one_thread() -> None:
 def test_an_error_within_a_thread_is_the_callers() -> None:
     sampler = Sampler(TwistedLM(LM), Function(lambda texts: [0.0] * len(texts), log=False).bind(LM), 3)
     with pytest.raises(DeadParticlesError, match="every particle of run 0"):
-        log_Z_bounds(Rng(0), sampler, cases(PROMPTS[:1] * 8), 4, batch=8)
+        sampler.choose(Rng(0), cases(PROMPTS[:1] * 300), 4)
 
 
 def test_the_users_network_attends_as_before_afterwards() -> None:
