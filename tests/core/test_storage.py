@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from twistlm.core.storage import DamagedError, load_json, remedied, save_text, share
+from twistlm.core.errors import DamagedError
+from twistlm.core.storage import load_json, remedied, save_text, share
 
 
 def test_shared_files_are_never_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

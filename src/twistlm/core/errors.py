@@ -58,6 +58,23 @@ class RunError(TwistError, ValueError):
     """A run folder exists already, is incomplete, corrupt, or from another version."""
 
 
+class DamagedError(RunError):
+    """A file that is not what it should be.
+
+    Attributes:
+        found: in what way.
+        remedy: what to do.
+    """
+
+    def __init__(self, found: str, remedy: str = "restore it or start over with --overwrite") -> None:
+        super().__init__(f"{found}; {remedy}")
+        self.found, self.remedy = found, remedy
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """What is sent to other processes: the message is no argument."""
+        return DamagedError, (self.found, self.remedy)
+
+
 class TrainingError(TwistError, ArithmeticError):
     """Training cannot go on: the loss is not finite or no sample carries weight."""
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from twistlm.core import holds
-from twistlm.core.errors import RunError, StorageError, TwistError
+from twistlm.core.errors import DamagedError, RunError, StorageError, TwistError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -29,23 +29,6 @@ STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
 ANEW = "restore it, or delete it and make it again with what made it (of a run: `twistlm train … --resume`)"
 # Characters of a wrong value that an error shows.
 SHOWN = 60
-
-
-class DamagedError(RunError):
-    """A file that is not what it should be.
-
-    Attributes:
-        found: in what way.
-        remedy: what to do.
-    """
-
-    def __init__(self, found: str, remedy: str = "restore it or start over with --overwrite") -> None:
-        super().__init__(f"{found}; {remedy}")
-        self.found, self.remedy = found, remedy
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """What is sent to other processes: the message is no argument."""
-        return DamagedError, (self.found, self.remedy)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from annotated_types import Ge, MinLen
 
 from twistlm.certificates.certificate import Certificate
 from twistlm.core.advice import coded
-from twistlm.core.errors import RunError, StorageError, TwistError
-from twistlm.core.storage import DamagedError, as_type, digest, load_json, load_typed, remedied, shortened
+from twistlm.core.errors import DamagedError, RunError, StorageError, TwistError
+from twistlm.core.storage import as_type, digest, load_json, load_typed, remedied, shortened
 from twistlm.runs.folder.place import Place
 from twistlm.sampling.description import PromptFields
 

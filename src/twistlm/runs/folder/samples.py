@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from twistlm.core.errors import DamagedError
 from twistlm.core.storage import (
-    DamagedError,
     as_type,
     load_json,
     load_lines,
