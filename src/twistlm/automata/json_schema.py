@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from twistlm.automata.json_strings import FORMATS, LETTER, searched
 from twistlm.core.errors import ConfigError
+from twistlm.core.storage import shown_json
 
 # Of an automaton, about; and letters of a pattern. Either takes seconds.
 MOST_STATES, MOST_LETTERS = 10_000, 200_000
@@ -68,7 +69,7 @@ class _Schema:
     def of(self, schema: Any, place: str) -> str:
         """The pattern of the texts that a part of it allows."""
         if not isinstance(schema, Mapping):
-            raise ConfigError(f"{place} is {_said(schema)}, not an object that names a type")
+            raise ConfigError(f"{place} is {shown_json(schema)}, not an object that names a type")
         given = {key for key in schema if key not in ANNOTATIONS and not key.startswith("x-")}
         for keyword, write in {
             "$ref": self._referred,
@@ -106,7 +107,7 @@ class _Schema:
         if "pattern" in schema:
             pattern = schema["pattern"]
             if not isinstance(pattern, str):
-                raise ConfigError(f"pattern at {place} is {_said(pattern)}, not text")
+                raise ConfigError(f"pattern at {place} is {shown_json(pattern)}, not text")
             self._take(STATES_OF_LETTER * len(pattern), place)
             try:
                 return f'"{searched(pattern)}"'
@@ -114,7 +115,9 @@ class _Schema:
                 raise ConfigError(f"at {place}, {error}") from error
         if "format" in schema:
             if schema["format"] not in FORMATS:
-                raise ConfigError(f"format {_said(schema['format'])} at {place}, which is none of {', '.join(FORMATS)}")
+                raise ConfigError(
+                    f"format {shown_json(schema['format'])} at {place}, which is none of {', '.join(FORMATS)}"
+                )
             self._take(len(FORMATS[schema["format"]]), place)
             return f'"{FORMATS[schema["format"]]}"'
         least, most = _counts(schema, "minLength", "maxLength", place)
@@ -146,10 +149,10 @@ class _Schema:
     def _object(self, schema: Mapping[str, Any], place: str) -> str:
         properties, others = schema.get("properties"), schema.get("additionalProperties")
         if not isinstance(properties or {}, Mapping):
-            raise ConfigError(f"properties at {place} is {_said(properties)}, not an object")
+            raise ConfigError(f"properties at {place} is {shown_json(properties)}, not an object")
         required = _list(schema, "required", place) if "required" in schema else []
         if unnamed := [name for name in required if not isinstance(name, str) or name not in (properties or {})]:
-            raise ConfigError(f"required at {place} names {_said(unnamed[0])}, which is not among its properties")
+            raise ConfigError(f"required at {place} names {shown_json(unnamed[0])}, which is not among its properties")
         if isinstance(others, Mapping) and properties:
             raise ConfigError(f"additionalProperties beside properties at {place}")
         if not properties and isinstance(others, Mapping):
@@ -195,7 +198,7 @@ class _Schema:
     def _referred(self, schema: Mapping[str, Any], place: str) -> str:
         reference = schema["$ref"]
         if reference in self._open:
-            raise ConfigError(f"$ref at {place} leads back to {_said(reference)}")
+            raise ConfigError(f"$ref at {place} leads back to {shown_json(reference)}")
         self._open.append(reference)
         found = self.of(self._resolved(schema, place), reference)
         self._open.pop()
@@ -211,7 +214,7 @@ class _Schema:
             name = step.replace("~1", "/").replace("~0", "~")
             found = found.get(name) if isinstance(found, Mapping) else None
         if steps[0] != "#" or found is None:
-            raise ConfigError(f"$ref at {place} is {_said(reference)}, which is not in this schema")
+            raise ConfigError(f"$ref at {place} is {shown_json(reference)}, which is not in this schema")
         return found
 
     def _all(self, schema: Mapping[str, Any], place: str) -> str:
@@ -283,7 +286,7 @@ def _kinds(schema: Mapping[str, Any], place: str) -> list[str]:
     kinds = given if isinstance(given, list) else [given]
     for kind in kinds:
         if not isinstance(kind, str) or kind not in KEYWORDS:
-            raise ConfigError(f"type {_said(kind)} at {place}, which is none of {', '.join(KEYWORDS)}")
+            raise ConfigError(f"type {shown_json(kind)} at {place}, which is none of {', '.join(KEYWORDS)}")
     return kinds
 
 
@@ -295,7 +298,7 @@ def _is(value: Any, kind: str) -> bool:
 
 def _list(schema: Mapping[str, Any], keyword: str, place: str) -> list[Any]:
     if not isinstance(schema[keyword], list):
-        raise ConfigError(f"{keyword} at {place} is {_said(schema[keyword])}, not a list")
+        raise ConfigError(f"{keyword} at {place} is {shown_json(schema[keyword])}, not a list")
     return list(schema[keyword])
 
 
@@ -311,7 +314,7 @@ def _counts(schema: Mapping[str, Any], least: str, most: str, place: str) -> tup
     for name in (least, most):
         count = schema.get(name, 0)
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise ConfigError(f"{name} at {place} is {_said(count)}, not a whole number from 0 on")
+            raise ConfigError(f"{name} at {place} is {shown_json(count)}, not a whole number from 0 on")
     low, high = schema.get(least, 0), schema.get(most)
     if high is not None and high < low:
         raise ConfigError(f"{most} at {place} is {high}, less than {least}, {low}")
@@ -335,8 +338,3 @@ def _literal(value: Any, space: str) -> str:
 
 def _step(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
-
-
-def _said(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 60 else text[:59] + "…"

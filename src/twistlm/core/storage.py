@@ -1,12 +1,11 @@
 """Files that are either whole or absent: every write goes to a neighbour first and is then renamed over."""
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -70,7 +69,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{path} cannot be written ({_reason(error)}); what was there is as it was") from error
     finally:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
@@ -229,6 +228,12 @@ def shortened(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
+def shown_json(value: Any) -> str:
+    """A JSON value as an error shows it, in JSON's words."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
@@ -260,10 +265,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         if path.is_dir() or isinstance(error, PermissionError):
             raise StorageError(f"{path} cannot be read ({_reason(error)}); see what is there") from error
-        raise RunError(f"{path} is corrupt or is not a safetensors file ({error}); {ANEW}") from error
+        raise DamagedError(f"{path} is corrupt or is not a safetensors file ({error})", ANEW) from error
     metadata = parse_json(text, str(path))
     if not isinstance(metadata, dict):
-        raise RunError(f"{path} is corrupt: it says of itself {shortened(metadata)}; {ANEW}")
+        raise DamagedError(f"{path} is corrupt: it says of itself {shortened(metadata)}", ANEW)
     return tensors, metadata
 
 

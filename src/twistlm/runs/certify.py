@@ -80,12 +80,13 @@ def certify(
     check_sizes(TOKEN_BYTES * goal.num_tokens, num_samples=asked.num_samples)
     if draws is not None and num_draws is not None:
         raise ConfigError("draws and num_draws exclude each other, as a file is used whole; choose one")
-    check_sizes(TOKEN_BYTES * goal.num_tokens, least=0, num_draws=NUM_DRAWS if num_draws is None else num_draws)
+    count = NUM_DRAWS if num_draws is None else num_draws
+    check_sizes(TOKEN_BYTES * goal.num_tokens, least=0, num_draws=count)
     proposes = _opened(proposal, goal, trust_functions)
     sampler = _sampler(goal, proposes)
-    known = next((run for run in (target, proposes) if isinstance(run, Run) and _knows(run, goal)), None)
-    if draws is not None or num_draws is not None:
-        known = None
+    # What is asked for takes the place of what a run brings.
+    runs = (target, proposes) if draws is None and num_draws is None else ()
+    known = next((run for run in runs if isinstance(run, Run) and _knows(run, goal)), None)
     seen = proposes.collection if isinstance(proposes, Run) else None
     if known is not None and isinstance(proposes, Run):
         refuse_judging(known, goal.cases, proposes)
@@ -97,7 +98,6 @@ def certify(
                 return _certify(rng, here, _of_run(known), asked)
             given = of_run(known, goal.cases)
         else:
-            count = NUM_DRAWS if num_draws is None else num_draws
             collection = _collected(goal, rng.fork("draws"), draws, count, seen, Opened(team))
             if not several:
                 return _certify(rng, here, _of_draws(collection), asked)

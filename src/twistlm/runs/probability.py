@@ -21,7 +21,7 @@ from twistlm.certificates.effort import Search
 from twistlm.certificates.events import Event, Span
 from twistlm.certificates.probability import Probability
 from twistlm.core import holds
-from twistlm.core.errors import ConfigError, RunError
+from twistlm.core.errors import ConfigError, DamagedError, RunError
 from twistlm.core.folders import writing
 from twistlm.core.places import opened
 from twistlm.core.storage import (
@@ -36,7 +36,7 @@ from twistlm.core.storage import (
 )
 from twistlm.core.work import Engine
 from twistlm.runs.folder import versions
-from twistlm.runs.folder.place import Place, check_policy, says
+from twistlm.runs.folder.place import Place, check_policy, otherwise, says
 from twistlm.sampling.target import Target
 
 NAME, EVENTS, STATE, PAGE = "probability.json", "events.jsonl", "state", "probability.html"
@@ -263,12 +263,8 @@ def _asked(target: Target, thresholds: Sequence[float], search: Search, seed: in
 
 
 def _different(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Names of what was asked otherwise; folders of older versions do not say what the target consists of."""
-    now = {"fingerprint": None, **asked}
-    before = {"fingerprint": now["fingerprint"], **there}
-    different = sorted(name for name in now if before.get(name) != now[name])
-    # A target of other names has another fingerprint, too.
-    return [name for name in different if name != "fingerprint"] or different
+    """Names of what was asked otherwise, among all that a file says of itself."""
+    return otherwise({name: each for name, each in there.items() if name in {*asked, "fingerprint"}}, asked)
 
 
 def _begun(folder: Path, place: Path, asked: Mapping[str, Any], names: Sequence[str]) -> list[Probability] | None:
@@ -293,9 +289,8 @@ def _begun(folder: Path, place: Path, asked: Mapping[str, Any], names: Sequence[
     found = _load(folder)
     named = all([each.name for each in one.by_prompt] == list(names) for one in found)
     if not named or [each.threshold for each in found] != asked["thresholds"]:
-        raise RunError(
-            f"{folder / NAME} is damaged: what was found is of other prompts or thresholds than were asked; restore it "
-            "or start over with --overwrite"
+        raise DamagedError(
+            f"{folder / NAME} is damaged: what was found is of other prompts or thresholds than were asked"
         )
     return found
 

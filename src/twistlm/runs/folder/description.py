@@ -11,7 +11,7 @@ from typing import Any
 from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.core.plugins import distributions
 from twistlm.core.registry import available
-from twistlm.core.storage import STRICT, as_type
+from twistlm.core.storage import STRICT, as_type, shown_json
 from twistlm.models.local import is_folder, is_here
 from twistlm.potentials.specs import Trust
 from twistlm.runs.config import BEFORE, RunConfig
@@ -21,9 +21,8 @@ from twistlm.sampling.target import Target
 
 NAME = "config.json"
 FORMAT = 1
-# Of settings that differ, so many are told, and of each value so many characters.
+# Of settings that differ, so many are told.
 MOST_DIFFERENCES = 4
-QUOTED = 60
 
 
 @dataclass(frozen=True)
@@ -237,8 +236,7 @@ def _settings(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= QUOTED else text[: QUOTED - 1] + "…"
+    return "none" if value is None else shown_json(value)
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from twistlm.core import holds
 from twistlm.core.errors import ConfigError, RunError, StorageError
 from twistlm.core.folders import is_occupied, writing
 from twistlm.core.places import opened
-from twistlm.core.storage import load_json, save_json
+from twistlm.core.storage import load_json, remedied, save_json
 
 POLICIES = ("refuse", "resume", "overwrite")
 
@@ -151,15 +151,24 @@ def load_description(file: Path) -> Any:
         RunError: there is none, or it is corrupt.
         StorageError: it cannot be read.
     """
-    try:
+    # Not to be started over with --overwrite: nothing says any more whose the folder is.
+    with remedied("restore it, or delete the folder and start over"):
         return load_json(file)
-    except RunError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise
-        # Not to be started over with --overwrite: nothing says any more whose the folder is.
-        raise RunError(
-            f"{file} is corrupt ({error.__cause__}); restore it, or delete the folder and start over"
-        ) from error
+
+
+def otherwise(there: Mapping[str, Any], asked: Mapping[str, Any], since: Iterable[str] = ("fingerprint",)) -> list[str]:
+    """Names of what a folder was asked otherwise.
+
+    "fingerprint", of what the target consists of, comes alone: a target of other names has another one, too.
+
+    Args:
+        there: what its file says was asked.
+        asked: what is asked now.
+        since: names of what folders of older versions do not say.
+    """
+    before = {name: asked.get(name) for name in since} | dict(there)
+    different = sorted(name for name in {*before, *asked} if before.get(name) != asked.get(name))
+    return [name for name in different if name != "fingerprint"] or different
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from twistlm.runs.folder import description, history, samples
 from twistlm.runs.folder.description import AskedRun, Described, Outline, versions
 from twistlm.runs.folder.evaluations import CERTIFICATE, DONE, EVALUATIONS, Evaluations
 from twistlm.runs.folder.history import History
-from twistlm.runs.folder.place import Place, check_policy, says
+from twistlm.runs.folder.place import Place, check_policy, otherwise, says
 from twistlm.runs.folder.samples import SampleRow
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling.diagnostics import Diagnostics
@@ -143,18 +143,16 @@ class RunFolder(Place):
         asked, there = ({k: v for k, v in each.items() if k != "versions"} for each in (whole, description.read(path)))
         # Folders of older versions do not say which draws were given (`share_draws`), what a twist began as, nor what
         # the target consists of.
-        there = {name: asked[name] for name in ("draws", "start", "fingerprint") if name in asked} | there
-        if there != asked:
-            # A target of other names has another fingerprint, too.
-            before, now = ({k: v for k, v in each.items() if k != "fingerprint"} for each in (there, asked))
-            different = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
-            if different == ["draws"]:
-                raise _other_draws(place)
-            if not different:
-                raise RunError(
-                    f"{place} holds a run with a model or potential of other content, though of the same names; resume "
-                    "with what it was started with, or choose another --out"
-                )
+        different = otherwise(there, asked, since=("draws", "start", "fingerprint"))
+        if different == ["draws"]:
+            raise _other_draws(place)
+        if different == ["fingerprint"]:
+            raise RunError(
+                f"{place} holds a run with a model or potential of other content, though of the same names; resume "
+                "with what it was started with, or choose another --out"
+            )
+        if different:
+            before, now = ({k: v for k, v in each.items() if k in different} for each in (there, asked))
             raise RunError(
                 f"{place} holds a run with another {', '.join(different)} ({description.differences(before, now)}); "
                 "resume with the settings it was started with, or choose another --out"
