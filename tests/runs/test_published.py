@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import twistlm
 from tests.fuzz.harness import contents
 from twistlm import Run, Target
-from twistlm.core.errors import ConfigError, ModelError, RunError
+from twistlm.core.errors import ConfigError, ExactSamplesError, ModelError, RunError
 from twistlm.models import bundled
 from twistlm.potentials import Classifier, Function
 from twistlm.runs.folder import Evaluation
@@ -28,6 +28,12 @@ def run() -> Run:
     made = twistlm.train(Target("stories", Classifier("sentiment", "positive"), PROMPT, 5), **SMALL)
     made.evaluate(4, num_samples=64, budget=32)
     return made
+
+
+def test_it_says_what_its_training_has_seen(run: Run, tmp_path: Path) -> None:
+    again = Run.from_pretrained(run.save_pretrained(tmp_path / "run")).save_pretrained(tmp_path / "again")
+    with pytest.raises(ExactSamplesError, match=r"draws holds draws that the proposal's training has seen \(stream 0/"):
+        twistlm.certify(run.target, again, draws=run.collection, num_particles=(2,), num_samples=16, budget=16)
 
 
 def test_there_and_back(run: Run, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from twistlm.potentials import Function
 from twistlm.runs.config import FOLDS
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream
-from twistlm.sampling.exact.provenance import refuse_trained_on
+from twistlm.sampling.exact.origins import Origins
+from twistlm.sampling.exact.provenance import Seen, refuse_kept
 from twistlm.sampling.smc import Keep
 
 HOW: dict[str, Any] = {"num_particles": (2,), "num_samples": 16, "budget": 16}
@@ -30,6 +31,11 @@ def both(judging: Run, proposing: Run) -> None:
     """Certify the one by what the other kept, in both ways that there are."""
     twistlm.certify(judging, proposing, **HOW)
     judging.evaluate(**HOW, proposal_run=proposing, save=False)
+
+
+def judged(judging: Collection, *parts: Collection) -> None:
+    """By the draws of A, where B was trained on the others."""
+    refuse_kept(judging, Seen(parts, Origins.of(parts)), "A", "B")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +97,7 @@ def test_what_goes_on_collects_others_than_its_start_has_seen() -> None:
     tuned = fine_tune(first, "5", config=SMALL, shrinkages=())
     judging, parts = tuned.fold("evaluation"), [run.fold(name) for run in (first, tuned) for name in FOLDS[:2]]
     assert judging is not None
-    refuse_trained_on(judging, [part for part in parts if part is not None], "B", "A")
+    judged(judging, *(part for part in parts if part is not None))
     assert not seen(tuned) & seen(first)
     assert seen(train(tiny_target(), config=SMALL, start=first)) == seen(tuned)
     # With the twist of its start, as where nothing better is found, it has seen other draws all the same.
@@ -117,6 +123,34 @@ def test_given_draws_that_the_start_has_seen_are_refused(tmp_path: Path) -> None
     # The same folds keep what the start kept, too.
     train(tiny_target(), config=SMALL, draws=files["a"], start=first)
     train(tiny_target(), config=replace(SMALL, folds=(0.1, 0.1, 0.8)), draws=files["b"], start=first)
+
+
+def test_what_was_seen_is_handed_on(tmp_path: Path) -> None:
+    """From a run to one that goes on from it, and to the next, also from folders, and without their draws."""
+
+    def collected(name: str, seed: int) -> Path:
+        tiny_target().collect(Rng(seed, ("twistlm collect",)), max_draws=512, chunk=256, path=tmp_path / name,
+                              keep=Keep(True))  # fmt: skip
+        return tmp_path / name
+
+    files = [collected(name, seed) for seed, name in enumerate("abc")]
+    others = collected("d", 3)
+    target = tiny_target()
+    run = train(target, config=SMALL, draws=files[0], shrinkages=(), out=tmp_path / "0")
+    for number, file in enumerate(files[1:], 1):
+        start = Run.load(tmp_path / str(number - 1), target=target)
+        run = train(target, config=SMALL, draws=file, start=start, shrinkages=(), out=tmp_path / str(number))
+    opened = Run.load(tmp_path / "2", target=target)
+    (tmp_path / "2" / "draws.safetensors").unlink()
+    for each in (run, opened, Run.load(tmp_path / "2", target=target)):
+        for file in files:
+            with pytest.raises(ExactSamplesError, match=rf"{file} holds draws that .* training has seen \(stream \d"):
+                twistlm.certify(target, each, draws=file, **HOW)
+            with pytest.raises(ExactSamplesError, match=SEEN[:30]):
+                train(target, config=replace(SMALL, folds=(0.1, 0.1, 0.8)), draws=file, start=each)
+        assert twistlm.certify(target, each, draws=others, **HOW).divergences.kl_target_q is not None
+        # What the first kept for its evaluation all of them kept.
+        both(Run.load(tmp_path / "0", target=target), each)
 
 
 def test_with_conditions() -> None:
@@ -151,16 +185,16 @@ def test_a_stream_that_was_drawn_from_otherwise_is_one_stream(run: Run) -> None:
     assert run.collection is not None
     whole: Collection = run.collection
     judging, other = whole.split((0.25, 0.75))
-    refuse_trained_on(judging, [other], "A", "B")
+    judged(judging, other)
     counts = [stream.count for stream in whole.streams]
     # All of its draws but those of the first chunk, as if each had been of one more; and then of that chunk, too.
     longer = replace(other, streams=tuple(replace(each, count=each.count + 1) for each in whole.streams))
     assert longer.positions is not None
-    refuse_trained_on(judging, [replace(longer, positions=longer.positions + 1)], "A", "B")
+    judged(judging, replace(longer, positions=longer.positions + 1))
     with pytest.raises(ExactSamplesError, match=rf"A keeps .* of B has seen \({counts[0]} draws in both\)"):
-        refuse_trained_on(judging, [longer], "A", "B")
+        judged(judging, longer)
     elsewhere = replace(whole, streams=(Stream(9, ("elsewhere",), sum(counts)),))
-    refuse_trained_on(judging, [elsewhere], "A", "B")
+    judged(judging, elsewhere)
     rare = [replace(each, draws=replace(each.draws, log_q=each.draws.log_q - 50)) for each in (judging, elsewhere)]
     with pytest.raises(ExactSamplesError, match=r"sequences in both"):
-        refuse_trained_on(rare[0], rare[1:], "A", "B")
+        judged(*rare)

@@ -26,9 +26,8 @@ from twistlm.potentials.specs import Trust
 from twistlm.runs.evidence import of_collection, of_run
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.run import Run
-from twistlm.runs.seen import refuse_judging
+from twistlm.runs.seen import refuse_draws, refuse_judging
 from twistlm.sampling.exact.collection import Collection
-from twistlm.sampling.exact.provenance import refuse_seen
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.target import Target
 from twistlm.sampling.workplace import Workplace
@@ -87,7 +86,6 @@ def certify(
     # What is asked for takes the place of what a run brings.
     runs = (target, proposes) if draws is None and num_draws is None else ()
     known = next((run for run in runs if isinstance(run, Run) and _knows(run, goal)), None)
-    seen = proposes.collection if isinstance(proposes, Run) else None
     if known is not None and isinstance(proposes, Run):
         refuse_judging(known, goal.cases, proposes)
     here = Workplace(sampler, goal.cases)
@@ -98,7 +96,7 @@ def certify(
                 return _certify(rng, here, _of_run(known), asked)
             given = of_run(known, goal.cases)
         else:
-            collection = _collected(goal, rng.fork("draws"), draws, count, seen, Opened(team))
+            collection = _collected(goal, rng.fork("draws"), draws, count, proposes, Opened(team))
             if not several:
                 return _certify(rng, here, _of_draws(collection), asked)
             rest, judging = (None, None) if collection is None else collection.split((0.5, 0.5))
@@ -132,7 +130,8 @@ def _opened(proposal: str | Path | Run | BaseLM, goal: Target, trust_functions: 
         return proposal
     if str(proposal) == "base":
         return None
-    if url_of(proposal) is not None or RunFolder.has_begun(Path(proposal)):
+    # One that was damaged, and one that was published, which has no metrics.
+    if url_of(proposal) is not None or RunFolder.has_begun(Path(proposal)) or RunFolder.is_ours(Path(proposal)):
         return Run.load(proposal, trust_functions=trust_functions)
     return load(str(proposal), dtype=goal.dtype, device=goal.device)
 
@@ -168,18 +167,18 @@ def _collected(
     rng: Rng,
     given: str | Path | Collection | None,
     num_draws: int,
-    seen: Collection | None,
+    proposes: Run | BaseLM | None,
     engine: Engine,
 ) -> Collection | None:
-    """Draws that are given, which must not be those `seen` before, or new ones; None if there are to be none."""
+    """Draws that are given, which what proposes must not have seen, or new ones; None if there are to be none."""
     if given is not None:
         if isinstance(given, Collection):
             collection, name = goal.draws(given), "draws"
         else:
             with opened(given, write=False) as file:
                 collection, name = goal.draws(file), str(given)
-        if seen is not None:
-            refuse_seen(collection, seen, name)
+        if isinstance(proposes, Run):
+            refuse_draws(collection, proposes, name)
         return collection
     if num_draws == 0:
         return None

@@ -20,6 +20,7 @@ from twistlm.potentials.specs import Trust
 from twistlm.runs.folder import AskedRun, RunFolder, versions
 from twistlm.runs.folder.place import check_own
 from twistlm.runs.folder.run_folder import NAMES
+from twistlm.runs.seen import seen_by
 from twistlm.sampling.prompts import quoted
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class _Repository(ModelHubMixin):
         asked = AskedRun(target.spec(), run.config, fingerprint=target.known_fingerprint)
         twist, about = run.model.twist, {} if run.informed is None else {"informed": run.informed.as_dict()}
         assert twist is not None
-        folder = RunFolder.keep(save_directory, asked, twist.module.state_dict(), about)
+        folder = RunFolder.keep(save_directory, asked, twist.module.state_dict(), about, seen_by(run).origins)
         if (known := run.evaluated) is not None:
             folder.evaluations.add({"after": known.certificate}, known.settings, **known.more)
         code = save_directory / CODE

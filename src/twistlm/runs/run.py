@@ -32,6 +32,7 @@ from twistlm.sampling import smc
 from twistlm.sampling.cases import Cases
 from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.exact.origins import Origins
 from twistlm.sampling.prompts import Entry, Prompts, shown
 from twistlm.sampling.proposals import get_proposal
 from twistlm.sampling.sampler import Sampler
@@ -65,6 +66,8 @@ class Run(Shown, Publishable):
         self.collection, self.informed = collection, informed
         # What tells another run's twist that this one's began as; None for log ψ = 0.
         self.begun: str | None = None
+        # What its twist had seen, by what is recorded with it, besides the draws at hand.
+        self.recorded = Origins()
         self._known: Known | None = None
 
     @staticmethod
@@ -99,15 +102,15 @@ class Run(Shown, Publishable):
             config = described.run
             if target is None:
                 target = described.target_at(here, model, trust_functions)
-            tensors, informed = folder.load_twist()
+            found = folder.load_twist()
             twist = build_twist(target, config, Rng(config.seed, ("twist",)), blank=True)
-            check_tensors(tensors, twist.module.state_dict(keep_vars=True), str(folder.twist))
-            twist.module.load_state_dict(tensors)
+            check_tensors(found.tensors, twist.module.state_dict(keep_vars=True), str(folder.twist))
+            twist.module.load_state_dict(found.tensors)
             collection = target.draws(folder.draws) if draws and folder.draws.exists() else None
             if draws and collection is None and described.has_draws and RunFolder.has_begun(here):
                 logger.warning(coded("TW107", "%s is gone: %s"), folder.draws, GONE)
-            run = Run(target, config, twist, folder, collection, folder.metrics(), informed)
-            run.begun = described.start
+            run = Run(target, config, twist, folder, collection, folder.metrics(), found.informed)
+            run.begun, run.recorded = described.start, found.seen
             return run
 
     def __reduce__(self) -> tuple[Any, ...]:

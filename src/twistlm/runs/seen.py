@@ -1,16 +1,26 @@
-"""Whether what a run keeps for its evaluation may judge a twist: not if that, or its beginning, was trained on it."""
+"""What a run's twist has seen, which is no evidence for it: its own training draws, and those of what it began as."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from twistlm.sampling.cases import Cases
 from twistlm.sampling.exact.collection import Collection
-from twistlm.sampling.exact.provenance import refuse_trained_on
+from twistlm.sampling.exact.origins import Origins
+from twistlm.sampling.exact.provenance import Seen, refuse_kept, refuse_offered
 
 if TYPE_CHECKING:
     from twistlm.runs.run import Run
 
 OTHERS = "Give others (a file collected with another --seed), or none, and the run collects its own"
+
+
+def refuse_draws(offered: Collection, proposing: "Run", where: str) -> None:
+    """Refuse draws from elsewhere as evidence for a run that was trained on them.
+
+    Raises:
+        ExactSamplesError: it was; or its draws, which had not been read, are not of its target.
+    """
+    refuse_offered(offered, seen_by(proposing), where)
 
 
 def refuse_judging(run: "Run", cases: Cases, proposing: "Run") -> None:
@@ -22,7 +32,7 @@ def refuse_judging(run: "Run", cases: Cases, proposing: "Run") -> None:
     evaluation = run.fold("evaluation")
     if proposing is run or evaluation is None:
         return
-    refuse_trained_on(evaluation.at(cases), _seen(proposing), run.place, proposing.place)
+    refuse_kept(evaluation.at(cases), seen_by(proposing), run.place, proposing.place)
 
 
 def refuse_beginning(run: "Run", start: "Run", where: str) -> None:
@@ -33,13 +43,18 @@ def refuse_beginning(run: "Run", start: "Run", where: str) -> None:
     """
     evaluation = run.fold("evaluation")
     assert evaluation is not None
-    refuse_trained_on(evaluation, _seen(start), where, f"start ({start.place})", OTHERS)
+    refuse_kept(evaluation, seen_by(start), where, f"start ({start.place})", OTHERS)
 
 
-def _seen(run: "Run") -> list[Collection]:
-    """What a run was trained on or chosen by."""
+def seen_by(run: "Run") -> Seen:
+    """What a run was trained on or chosen by, as were those that it goes on from.
+
+    Raises:
+        ExactSamplesError: its draws, which had not been read, are not of its target.
+    """
     other = _with_draws(run)
-    return [part for name in ("training", "held_out") if (part := other.fold(name)) is not None]
+    parts = [part for name in ("training", "held_out") if (part := other.fold(name)) is not None]
+    return Seen(parts, run.recorded | Origins.of(parts))
 
 
 def _with_draws(run: "Run") -> "Run":

@@ -25,7 +25,7 @@ from twistlm.runs.certification import Certification
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
-from twistlm.runs.seen import refuse_beginning
+from twistlm.runs.seen import refuse_beginning, seen_by
 from twistlm.sampling.exact.collect import bound_of
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.provenance import identity
@@ -154,16 +154,18 @@ def _train(
     built = build_twist(target, config, Rng(config.seed).fork("twist"))
     begun = None if start is None else _go_on(built, start)
     given = None if draws is None else processes.of_first(lambda: target.draws(draws))
-    if begun is not None and start is not None and given is not None:
+    if begun is None:
+        start = None
+    if start is not None and given is not None:
         own = Run(target, config, built, None, replace(given, draws=given.draws.bare()))
         processes.of_first(partial(refuse_beginning, own, start, str(draws)))
     if out is None:
-        return _trained(target, config, built, None, given, processes, begun)
+        return _trained(target, config, built, None, given, processes, begun, start)
     check_room(out, _room(config, target, built, given))
     with RunFolder.writing(out, asked(target, config, given, begun), exists) as folder:
         if draws is not None and given is not None:
             folder.share_draws(draws, given)
-        return _trained(target, config, built, folder, given, processes, begun)
+        return _trained(target, config, built, folder, given, processes, begun, start)
 
 
 def _go_on(twist: Twist, start: Run) -> str | None:
@@ -190,6 +192,7 @@ def _trained(
     given: Collection | None,
     processes: Processes,
     begun: str | None,
+    start: Run | None,
 ) -> Run:
     """Collect what is not given, and train."""
     rng = Rng(config.seed)
@@ -198,6 +201,10 @@ def _trained(
     collection = processes.of_first(lambda: _collect(target, config, drawing, folder)) if given is None else given
     run = Run(target, config, twist, folder, collection)
     run.begun = begun
+    if start is not None:
+        run.recorded = seen_by(start).origins
+    if folder is not None:
+        folder.seen = seen_by(run).origins
     sampler, cases = run.sampler(), run.training_cases
     setting = Setting(sampler, cases, collection=run.fold("training"), num_siblings=config.num_siblings)
     held_out = run.fold("held_out")

@@ -10,7 +10,7 @@ from twistlm.core.html import table
 from twistlm.core.registry import available
 from twistlm.core.storage import STRICT
 from twistlm.models.chats import Chat, Message
-from twistlm.models.local import is_here
+from twistlm.models.local import is_folder, is_here
 from twistlm.potentials import spec
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.prompts import Prompts, quoted
@@ -105,3 +105,28 @@ def named_models(described: Mapping[str, Any]) -> list[str]:
     names = [described["model"]] if isinstance(described.get("model"), str) else []
     parts = [part for value in described.values() for part in (value if isinstance(value, list) else [value])]
     return names + [name for part in parts if isinstance(part, Mapping) for name in named_models(part)]
+
+
+def found_near(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A description whose models, those of the potential's parts too, are where they are now.
+
+    Args:
+        fields: of a target or a potential.
+        folder: of what was described, in which or beside which a model may be by now.
+    """
+
+    def found(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return found_near(value, folder)
+        return [found(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return {name: _near(value, folder) if name == "model" else found(value) for name, value in fields.items()}
+
+
+def _near(model: Any, folder: Path) -> Any:
+    """Where a model is: where it was, by a name that may be relative, or in or beside the folder."""
+    if not isinstance(model, str) or model in {*available("model"), *available("classifier")} or is_here(model):
+        return model
+    name = Path(model).name
+    near = map(str, (folder / name, folder.parent / model, folder.parent / name))
+    return next(filter(is_folder, near), model)

@@ -28,7 +28,8 @@ from twistlm.sampling.exact import file as draws_file
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream
-from twistlm.sampling.exact.provenance import refuse_seen
+from twistlm.sampling.exact.origins import Origins
+from twistlm.sampling.exact.provenance import Seen, refuse_offered
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
@@ -40,6 +41,10 @@ SMALL: dict[str, Any] = {"num_samples": None, "max_draws": 96, "chunk": 32}
 
 def lengths(texts: list[str]) -> list[float]:
     return [-(len(text) % 7) / 3 for text in texts]
+
+
+def seen(collection: Collection) -> Seen:
+    return Seen([collection], Origins.of([collection]))
 
 
 def the_target(**options: Any) -> Target:
@@ -325,14 +330,14 @@ def test_the_same_sequences_are_known_under_another_name_but_short_ones_may_coin
     assert run.collection is not None
     renamed = replace(run.collection, streams=(Stream(9, ("elsewhere",), 96),))
     # Four tokens of this model: e⁻²⁰ pairs are never reached, so that coincidences are legitimate.
-    refuse_seen(renamed, run.collection, "a file")
+    refuse_offered(renamed, seen(run.collection), "a file")
     log_p = renamed.draws.log_p * 10
     improbable = replace(renamed, draws=replace(renamed.draws, log_p=log_p, log_q=log_p))
     with pytest.raises(ExactSamplesError, match=r"sequences in both"):
-        refuse_seen(improbable, replace(run.collection, draws=improbable.draws), "a file")
+        refuse_offered(improbable, seen(replace(run.collection, draws=improbable.draws)), "a file")
     # Under a constraint that leaves few of them, what p₀ never draws twice comes again and again.
     constrained = replace(renamed, draws=replace(improbable.draws, log_q=renamed.draws.log_p))
-    refuse_seen(constrained, replace(run.collection, draws=constrained.draws), "a file")
+    refuse_offered(constrained, seen(replace(run.collection, draws=constrained.draws)), "a file")
 
 
 def test_a_run_checks_its_draws_when_it_is_opened(run: Run, tmp_path: Path) -> None:

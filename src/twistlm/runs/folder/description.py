@@ -10,13 +10,11 @@ from typing import Any
 
 from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.core.plugins import distributions
-from twistlm.core.registry import available
 from twistlm.core.storage import STRICT, as_type, shown_json
-from twistlm.models.local import is_folder, is_here
 from twistlm.potentials.specs import Trust
 from twistlm.runs.config import BEFORE, RunConfig
 from twistlm.runs.folder.place import load_description
-from twistlm.sampling.description import TargetFields
+from twistlm.sampling.description import TargetFields, found_near
 from twistlm.sampling.target import Target
 
 NAME = "config.json"
@@ -107,7 +105,7 @@ class Described:
         """
         if self.target is None:
             raise ConfigError(f"the potential of {run} has no JSON form; pass target=… to Run.load")
-        fields = _found(asdict(self.target), run)
+        fields = found_near(asdict(self.target), run)
         if model is not None:
             fields["model"] = str(model)
         target = Target.from_spec(fields, trust_functions)
@@ -120,26 +118,6 @@ class Described:
                 "the folder that is, model=…, or the target itself, target=…, or train it again"
             )
         return target
-
-
-def _found(fields: Mapping[str, Any], run: Path) -> dict[str, Any]:
-    """A description whose models, those of the potential's parts too, are where they are now."""
-
-    def found(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return _found(value, run)
-        return [found(each) for each in value] if isinstance(value, list | tuple) else value
-
-    return {name: _place(value, run) if name == "model" else found(value) for name, value in fields.items()}
-
-
-def _place(model: Any, run: Path) -> Any:
-    """Where a model's folder is: where it was, by a name that may be relative, in the run's folder, or beside it."""
-    if not isinstance(model, str) or model in {*available("model"), *available("classifier")} or is_here(model):
-        return model
-    name = Path(model).name
-    near = map(str, (run / name, run.parent / model, run.parent / name))
-    return next(filter(is_folder, near), model)
 
 
 @dataclass(frozen=True)

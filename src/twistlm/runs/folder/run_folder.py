@@ -8,20 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
-from twistlm.core.errors import ConfigError, RunError, StorageError, TwistError
+from twistlm.core.errors import RunError, StorageError, TwistError
 from twistlm.core.folders import writing
 from twistlm.core.storage import as_type, load_tensors, remove_temporary, save_json, save_tensors, share
-from twistlm.runs.folder import description, history, samples
+from twistlm.runs.folder import description, history, kept_twist, samples
 from twistlm.runs.folder.description import AskedRun, Described, Outline, versions
 from twistlm.runs.folder.evaluations import CERTIFICATE, DONE, EVALUATIONS, Evaluations
 from twistlm.runs.folder.history import History
+from twistlm.runs.folder.kept_twist import KeptTwist
 from twistlm.runs.folder.place import Place, check_policy, otherwise, says
 from twistlm.runs.folder.samples import SampleRow
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling.diagnostics import Diagnostics
 from twistlm.sampling.exact.collection import Collection, load
+from twistlm.sampling.exact.origins import Origins
 from twistlm.sampling.exact.provenance import identity
-from twistlm.twists.informed import Informed
 
 DRAWS, CHECKPOINT, TWIST, REPORT = "draws.safetensors", "checkpoint.safetensors", "twist.safetensors", "report.html"
 # All that a command leaves in a run's folder (`place.check_own`).
@@ -33,8 +34,13 @@ NAMES = (
 
 
 class RunFolder(Place):
-    """One run's files. Make it with `writing` or `open`."""
+    """One run's files. Make it with `writing` or `open`.
 
+    Attributes:
+        seen: where the draws come from that the twist which is trained here sees; recorded with it.
+    """
+
+    seen = Origins()
     # What tells the twist that was read or written here from another that took its place.
     _stamp: tuple[int, int, int] | None = None
 
@@ -160,7 +166,9 @@ class RunFolder(Place):
         return RunFolder(path)
 
     @staticmethod
-    def keep(path: Path, asked: AskedRun, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> "RunFolder":
+    def keep(
+        path: Path, asked: AskedRun, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], seen: Origins
+    ) -> "RunFolder":
         """A folder with what using a run needs, and nothing of its training.
 
         Args:
@@ -168,9 +176,11 @@ class RunFolder(Place):
             asked: what made the run.
             tensors: the twist.
             metadata: as for `save_twist`.
+            seen: where the draws come from that the twist has seen.
         """
         save_json(path / description.NAME, _whole(asked))
         folder = RunFolder(path)
+        folder.seen = seen
         folder.save_twist(tensors, metadata)
         return folder
 
@@ -268,11 +278,11 @@ class RunFolder(Place):
     def save_twist(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """The finished twist."""
         self.check_there()
-        save_tensors(self.twist, tensors, metadata)
+        kept_twist.save(self.twist, tensors, metadata, self.seen)
         self._stamp = _stamp(self.twist)
 
-    def load_twist(self) -> tuple[dict[str, Tensor], Informed | None]:
-        """The finished twist, and what weighs beside it, if anything does.
+    def load_twist(self) -> KeptTwist:
+        """The finished twist, and what is recorded with it.
 
         Raises:
             RunError: training has not finished, or the file says something else.
@@ -280,15 +290,7 @@ class RunFolder(Place):
         if not self.twist.exists():
             raise RunError(f"{self.path} has no finished twist; continue training with --resume")
         self._stamp = _stamp(self.twist)
-        tensors, about = load_tensors(self.twist)
-        if about.get("informed") is None:
-            return tensors, None
-        try:
-            return tensors, Informed.from_dict(about["informed"])
-        except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(
-                f"{self.twist} does not say what weighs beside its twist: {error}; train it again"
-            ) from error
+        return kept_twist.load(self.twist)
 
     # --- Draws and samples ---
 

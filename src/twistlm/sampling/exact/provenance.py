@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from twistlm.core.rng import Rng
 from twistlm.potentials.base import evaluate
 from twistlm.sampling.cases import Cases, distinct
 from twistlm.sampling.exact.collection import Collection, load
-from twistlm.sampling.exact.file import Stream
+from twistlm.sampling.exact.origins import Origins
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 
@@ -116,7 +115,20 @@ def _content(chosen: Samples, sampler: Sampler) -> str | None:
     return f"p₀ or φ of {count} in {len(chosen)} is not what they say" if count > FORGIVEN else None
 
 
-def refuse_seen(offered: Collection, seen: Collection, where: str) -> None:
+@dataclass(frozen=True)
+class Seen:
+    """What a twist was trained on or chosen by, and what the twist was that it began as.
+
+    Attributes:
+        draws: as far as they are there.
+        origins: of all of them.
+    """
+
+    draws: Sequence[Collection] = ()
+    origins: Origins = field(default_factory=Origins)
+
+
+def refuse_offered(offered: Collection, seen: Seen, where: str) -> None:
     """Refuse draws as evidence for what was trained on, or chosen by, the same.
 
     They are the same if they come from one stream of random numbers, whatever the target, or if sequences are that
@@ -125,21 +137,18 @@ def refuse_seen(offered: Collection, seen: Collection, where: str) -> None:
     Raises:
         ExactSamplesError: they are.
     """
-    streams = {(each.seed, each.path) for each in seen.streams}
-    common = [each for each in offered.streams if (each.seed, each.path) in streams]
-    again = _rare(offered, seen) & _rare(seen, offered)
-    if common or again:
-        what = f"stream {common[0].seed}/{'/'.join(map(str, common[0].path))}" if common else f"{len(again)} sequences"
+    known = seen.origins.streams
+    common = [each for each in offered.streams if (each.seed, each.path) in known]
+    if common or (again := _num_again(offered, seen)):
+        what = f"stream {common[0].seed}/{'/'.join(map(str, common[0].path))}" if common else f"{again} sequences"
         raise ExactSamplesError(
             f"{where} holds draws that the proposal's training has seen ({what} in both): they prove nothing about it. "
             "Leave them out, a run brings draws that it kept for evaluation; or collect others with another --seed"
         )
 
 
-def refuse_trained_on(
-    judging: Collection, seen: Sequence[Collection], where: str, proposal: str, remedy: str = ANOTHER
-) -> None:
-    """Refuse what a run keeps for evaluation as evidence for another run, whose training had the parts `seen`.
+def refuse_kept(judging: Collection, seen: Seen, where: str, proposal: str, remedy: str = ANOTHER) -> None:
+    """Refuse what a run keeps for evaluation as evidence for another run, whose training has `seen` some.
 
     Two runs may share streams of random numbers and yet no draw: what one kept the other kept, too. The error says
     what to do instead: `remedy`.
@@ -147,14 +156,13 @@ def refuse_trained_on(
     Raises:
         ExactSamplesError: some of it is the same.
     """
-    for part in seen:
-        count, again = _num_common(judging, part), _rare(judging, part) & _rare(part, judging)
-        if count or again:
-            what = f"{count} draws" if count else f"{len(again)} sequences"
-            raise ExactSamplesError(
-                f"{where} keeps draws for evaluation that the training of {proposal} has seen ({what} in both): they "
-                f"prove nothing about it. {remedy}"
-            )
+    count = Origins.of([judging]).num_common(seen.origins)
+    if count or (again := _num_again(judging, seen)):
+        what = f"{count} draws" if count else f"{again} sequences"
+        raise ExactSamplesError(
+            f"{where} keeps draws for evaluation that the training of {proposal} has seen ({what} in both): they "
+            f"prove nothing about it. {remedy}"
+        )
 
 
 def identity(collection: Collection) -> str:
@@ -166,26 +174,9 @@ def identity(collection: Collection) -> str:
     return digest([of_each, list(draws.prompts), streams])
 
 
-def _num_common(judging: Collection, seen: Collection) -> int:
-    """How many of the draws come from where some of those that were seen do."""
-    others = _origins(seen)
-    known = {(stream.seed, stream.path) for stream in others}
-    # Of a stream that was drawn so many at a time here and otherwise there, no draw is apart from the others.
-    return sum(
-        len(places & others.get(stream, places))
-        for stream, places in _origins(judging).items()
-        if (stream.seed, stream.path) in known
-    )
-
-
-def _origins(collection: Collection) -> dict[Stream, set[int]]:
-    """Which draws of each stream it has."""
-    ends = torch.tensor(list(accumulate(stream.count for stream in collection.streams)))
-    positions = torch.arange(len(collection.draws)) if collection.positions is None else collection.positions
-    found: dict[Stream, set[int]] = {}
-    for number, at in zip(torch.searchsorted(ends, positions, right=True).tolist(), positions.tolist(), strict=True):
-        found.setdefault(collection.streams[number], set()).add(at - int(ends[number]))
-    return found
+def _num_again(offered: Collection, seen: Seen) -> int:
+    """How many sequences are among those seen that nobody would draw twice."""
+    return len({row for each in seen.draws for row in _rare(offered, each) & _rare(each, offered)})
 
 
 def _rare(collection: Collection, other: Collection) -> set[tuple[int, ...]]:
