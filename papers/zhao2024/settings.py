@@ -57,6 +57,15 @@ BUDGETS = {
         for name in ("sentiment", "toxicity")
     },
     "infilling-2-1-prompted-budgets": replace(MAIN["infilling-2-1"], methods=("prompted",), num_updates=256),
+    "toxicity-threshold-budgets": Request(
+        "toxicity-threshold", SMALL, methods=("ctl", "dpg", "ppo"), num_seeds=2, num_updates=256
+    ),
+    **{
+        f"toxicity-threshold-{method}-budgets": Request(
+            "toxicity-threshold", SMALL, methods=(method,), num_updates=count
+        )
+        for method, count in (("fresh", 64), ("pooled", 512))
+    },
 }
 # How low each gets, as draws go on: certificates after 1, 2, 4, … updates of 100 sequences.
 LONG = {
