@@ -1,5 +1,6 @@
 """Draws are believed only if they are what they say, and prove nothing about what was trained on them."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -338,6 +339,17 @@ def test_the_same_sequences_are_known_under_another_name_but_short_ones_may_coin
     # Under a constraint that leaves few of them, what p₀ never draws twice comes again and again.
     constrained = replace(renamed, draws=replace(improbable.draws, log_q=renamed.draws.log_p))
     refuse_offered(constrained, seen(replace(run.collection, draws=constrained.draws)), "a file")
+
+
+def test_origins_are_the_same_after_being_written(run: Run) -> None:
+    assert run.collection is not None
+    origins = Origins.of(run.collection.split((0.3, 0.6)))
+    values = json.loads(json.dumps(origins.as_list()))
+    assert Origins.from_list(values, "a file") == origins
+    assert sum(end - start for each in values for start, end in each["ranges"]) == round(0.9 * 96)
+    values[0]["ranges"] = [[0, 10**12]]
+    with pytest.raises(RunError, match=r"a file is damaged: draws 0 to 1000000000000 of a stream of 32"):
+        Origins.from_list(values, "a file")
 
 
 def test_a_run_checks_its_draws_when_it_is_opened(run: Run, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from twistlm.core.errors import DamagedError
 from twistlm.core.storage import STRICT, as_type
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream
@@ -76,6 +77,9 @@ class Origins:
             DamagedError: they are something else; the message names `where`.
         """
         parts = as_type(tuple[_Part, ...], values, where)
+        for stream, (start, end) in ((part.stream, each) for part in parts for each in part.ranges):
+            if not 0 <= start < end <= stream.count:
+                raise DamagedError(f"{where} is damaged: draws {start} to {end} of a stream of {stream.count}")
         return Origins({part.stream: frozenset(n for r in part.ranges for n in range(*r)) for part in parts})
 
     def _of(self, stream: Stream) -> frozenset[int]:
