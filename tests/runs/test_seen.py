@@ -29,8 +29,8 @@ SEEN = r"keeps draws for evaluation that the training of .* has seen \(\d+ draws
 
 def both(judging: Run, proposing: Run) -> None:
     """Certify the one by what the other kept, in both ways that there are."""
-    twistlm.certify(judging, proposing, **HOW)
-    judging.evaluate(**HOW, proposal_run=proposing, save=False)
+    found = twistlm.certify(judging, proposing, **HOW), judging.evaluate(**HOW, proposal_run=proposing, save=False)
+    assert all(each.divergences.kl_target_q is not None for each in found)
 
 
 def judged(judging: Collection, *parts: Collection) -> None:

@@ -26,8 +26,9 @@ from twistlm.potentials.specs import Trust
 from twistlm.runs.evidence import of_collection, of_run
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.run import Run
-from twistlm.runs.seen import refuse_draws, refuse_judging
+from twistlm.runs.seen import refuse_judging, seen_by
 from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.exact.provenance import refuse_offered
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.target import Target
 from twistlm.sampling.workplace import Workplace
@@ -178,7 +179,7 @@ def _collected(
             with opened(given, write=False) as file:
                 collection, name = goal.draws(file), str(given)
         if isinstance(proposes, Run):
-            refuse_draws(collection, proposes, name)
+            refuse_offered(collection, seen_by(proposes), name)
         return collection
     if num_draws == 0:
         return None

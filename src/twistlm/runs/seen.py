@@ -4,23 +4,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from twistlm.sampling.cases import Cases
-from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.origins import Origins
-from twistlm.sampling.exact.provenance import Seen, refuse_kept, refuse_offered
+from twistlm.sampling.exact.provenance import Seen, refuse_kept
 
 if TYPE_CHECKING:
     from twistlm.runs.run import Run
 
 OTHERS = "Give others (a file collected with another --seed), or none, and the run collects its own"
-
-
-def refuse_draws(offered: Collection, proposing: "Run", where: str) -> None:
-    """Refuse draws from elsewhere as evidence for a run that was trained on them.
-
-    Raises:
-        ExactSamplesError: it was; or its draws, which had not been read, are not of its target.
-    """
-    refuse_offered(offered, seen_by(proposing), where)
 
 
 def refuse_judging(run: "Run", cases: Cases, proposing: "Run") -> None:
@@ -35,15 +25,23 @@ def refuse_judging(run: "Run", cases: Cases, proposing: "Run") -> None:
     refuse_kept(evaluation.at(cases), seen_by(proposing), run.place, proposing.place)
 
 
-def refuse_beginning(run: "Run", start: "Run", where: str) -> None:
-    """Refuse what `run` is to keep for evaluation, of the draws from `where`, if its twist begins as one that saw it.
+def handed_on(start: "Run", run: "Run | None", where: str) -> Origins:
+    """What a twist has seen that begins as that of `start`.
+
+    Args:
+        start: the run that is gone on from.
+        run: the one that goes on, if it is given draws; what it is to keep of them for evaluation must be others.
+        where: they come from.
 
     Raises:
-        ExactSamplesError: `start` was trained on it; or its draws, which had not been read, are not of its target.
+        ExactSamplesError: `start` was trained on them; or its draws, which had not been read, are not of its target.
     """
-    evaluation = run.fold("evaluation")
-    assert evaluation is not None
-    refuse_kept(evaluation, seen_by(start), where, f"start ({start.place})", OTHERS)
+    seen = seen_by(start)
+    if run is not None:
+        evaluation = run.fold("evaluation")
+        assert evaluation is not None
+        refuse_kept(evaluation, seen, where, f"start ({start.place})", OTHERS)
+    return seen.origins
 
 
 def seen_by(run: "Run") -> Seen:

@@ -25,9 +25,10 @@ from twistlm.runs.certification import Certification
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.run import Run, build_twist
-from twistlm.runs.seen import refuse_beginning, seen_by
+from twistlm.runs.seen import handed_on, seen_by
 from twistlm.sampling.exact.collect import bound_of
 from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.exact.origins import Origins
 from twistlm.sampling.exact.provenance import identity
 from twistlm.sampling.prompts import Entry
 from twistlm.sampling.smc import Keep
@@ -154,18 +155,18 @@ def _train(
     built = build_twist(target, config, Rng(config.seed).fork("twist"))
     begun = None if start is None else _go_on(built, start)
     given = None if draws is None else processes.of_first(lambda: target.draws(draws))
-    if begun is None:
-        start = None
-    if start is not None and given is not None:
-        own = Run(target, config, built, None, replace(given, draws=given.draws.bare()))
-        processes.of_first(partial(refuse_beginning, own, start, str(draws)))
+    before = Origins()
+    if start is not None and begun is not None:
+        bare = None if given is None else replace(given, draws=given.draws.bare())
+        own = None if bare is None else Run(target, config, built, None, bare)
+        before = processes.of_first(partial(handed_on, start, own, str(draws)))
     if out is None:
-        return _trained(target, config, built, None, given, processes, begun, start)
+        return _trained(target, config, built, None, given, processes, begun, before)
     check_room(out, _room(config, target, built, given))
     with RunFolder.writing(out, asked(target, config, given, begun), exists) as folder:
         if draws is not None and given is not None:
             folder.share_draws(draws, given)
-        return _trained(target, config, built, folder, given, processes, begun, start)
+        return _trained(target, config, built, folder, given, processes, begun, before)
 
 
 def _go_on(twist: Twist, start: Run) -> str | None:
@@ -192,7 +193,7 @@ def _trained(
     given: Collection | None,
     processes: Processes,
     begun: str | None,
-    start: Run | None,
+    before: Origins,
 ) -> Run:
     """Collect what is not given, and train."""
     rng = Rng(config.seed)
@@ -200,9 +201,7 @@ def _trained(
     drawing = rng if begun is None else rng.fork("start", begun)
     collection = processes.of_first(lambda: _collect(target, config, drawing, folder)) if given is None else given
     run = Run(target, config, twist, folder, collection)
-    run.begun = begun
-    if start is not None:
-        run.recorded = seen_by(start).origins
+    run.begun, run.recorded = begun, before
     if folder is not None:
         folder.seen = seen_by(run).origins
     sampler, cases = run.sampler(), run.training_cases

@@ -41,9 +41,7 @@ def load(path: Path) -> KeptTwist:
     """
     tensors, about = load_tensors(path)
     seen, informed = Origins.from_list(about.get("seen", []), f"{path}: seen"), about.get("informed")
-    if informed is None:
-        return KeptTwist(tensors, None, seen)
     try:
-        return KeptTwist(tensors, Informed.from_dict(informed), seen)
+        return KeptTwist(tensors, None if informed is None else Informed.from_dict(informed), seen)
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"{path} does not say what weighs beside its twist: {error}; train it again") from error

@@ -56,6 +56,11 @@ class Stream:
     path: tuple[str | int, ...]
     count: int
 
+    @property
+    def name(self) -> tuple[int, tuple[str | int, ...]]:
+        """What tells it from others, however many are drawn from it at a time."""
+        return self.seed, self.path
+
     def uniforms(self) -> Tensor:
         """What the chance of being accepted was compared with, for each of the draws [count]."""
         return Rng(self.seed, (*self.path, "acceptance")).uniform((1, self.count))[0]
@@ -179,7 +184,7 @@ def _values(tensors: Mapping[str, Tensor], metadata: Metadata) -> str | None:
     counts = [stream.count for stream in metadata.streams]
     if min(counts, default=0) < 1 or sum(counts) != len(log_phi):
         return f"{len(log_phi)} draws come from streams of {sum(counts)}"
-    if len({(stream.seed, stream.path) for stream in metadata.streams}) < len(counts):
+    if len({stream.name for stream in metadata.streams}) < len(counts):
         return "two chunks come from one stream"
     problem = _under_a_constraint(tensors)
     if problem is not None:

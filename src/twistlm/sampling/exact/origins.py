@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -38,11 +37,13 @@ class Origins:
         """Those of all draws in some collections."""
         found: dict[Stream, set[int]] = {}
         for each in collections:
-            ends = torch.tensor(list(accumulate(stream.count for stream in each.streams)))
+            counts = torch.tensor([stream.count for stream in each.streams])
+            ends = counts.cumsum(0)
             at = torch.arange(len(each.draws)) if each.positions is None else each.positions
-            parts = torch.searchsorted(ends, at, right=True).tolist()
-            for part, position in zip(parts, at.tolist(), strict=True):
-                found.setdefault(each.streams[part], set()).add(position - int(ends[part]) + each.streams[part].count)
+            parts = torch.searchsorted(ends, at, right=True)
+            numbers = at - (ends - counts)[parts]
+            for part, number in zip(parts.tolist(), numbers.tolist(), strict=True):
+                found.setdefault(each.streams[part], set()).add(number)
         return Origins({stream: frozenset(numbers) for stream, numbers in found.items()})
 
     def __or__(self, other: "Origins") -> "Origins":
@@ -51,18 +52,18 @@ class Origins:
         return Origins({each: self._of(each) | other._of(each) for each in streams})
 
     @property
-    def streams(self) -> set[tuple[int, tuple[str | int, ...]]]:
-        """Seeds and paths, in which two streams are the same that were drawn from so many at a time or so many."""
-        return {(stream.seed, stream.path) for stream in self.numbers}
+    def names(self) -> set[tuple[int, tuple[str | int, ...]]]:
+        """Of the streams."""
+        return {stream.name for stream in self.numbers}
 
     def num_common(self, others: "Origins") -> int:
         """How many of the draws come from where some of the others do."""
-        known = others.streams
+        known = others.names
         # Of a stream that was drawn so many at a time here and otherwise there, no draw is apart from the others.
         return sum(
             len(numbers & others.numbers.get(stream, numbers))
             for stream, numbers in self.numbers.items()
-            if (stream.seed, stream.path) in known
+            if stream.name in known
         )
 
     def as_list(self) -> list[dict[str, Any]]:

@@ -137,8 +137,8 @@ def refuse_offered(offered: Collection, seen: Seen, where: str) -> None:
     Raises:
         ExactSamplesError: they are.
     """
-    known = seen.origins.streams
-    common = [each for each in offered.streams if (each.seed, each.path) in known]
+    known = seen.origins.names
+    common = [each for each in offered.streams if each.name in known]
     if common or (again := _num_again(offered, seen)):
         what = f"stream {common[0].seed}/{'/'.join(map(str, common[0].path))}" if common else f"{again} sequences"
         raise ExactSamplesError(
