@@ -57,6 +57,11 @@ BUDGETS = {
         for name in ("sentiment", "toxicity")
     },
     "infilling-2-1-prompted-budgets": replace(MAIN["infilling-2-1"], methods=("prompted",), num_updates=256),
+    # 15/10 draws 50 sequences an update. RL, FUDGE and PPO do not leave the base model there at any rate.
+    **{
+        f"infilling-15-10-{name}": replace(MAIN["infilling-15-10"], methods=methods, num_updates=512)
+        for name, methods in (("budgets", ("dpg", "sixo")), ("prompted-budgets", ("prompted",)))
+    },
     "toxicity-threshold-budgets": Request(
         "toxicity-threshold", SMALL, methods=("ctl", "dpg", "ppo"), num_seeds=2, num_updates=256
     ),
