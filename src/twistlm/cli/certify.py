@@ -114,7 +114,7 @@ def certify(
     from twistlm.core.places import shown
     from twistlm.core.storage import save_json
     from twistlm.core.terminal import console
-    from twistlm.report.tables import bounds_table, certificate_table, effort_lines, print_lines, prompts_table
+    from twistlm.report.tables import effort_lines, print_certificates, print_lines
     from twistlm.runs.certify import certify as certificate_of
     from twistlm.runs.run import Run
 
@@ -153,10 +153,7 @@ def certify(
         finally:
             # What was found is shown also where it cannot be kept.
             show = console()
-            show.print(certificate_table(certificates))
-            show.print(bounds_table(certificates))
-            if certificate.by_prompt:
-                show.print(prompts_table(certificates, (goal.target if isinstance(goal, Run) else goal).prompts))
+            print_certificates(show, certificates, (goal.target if isinstance(goal, Run) else goal).prompts)
             print_lines(show, [*effort_lines(certificate), *verdict(certificate)])
     if out is not None:
         print(f"Written to {shown(out)}")

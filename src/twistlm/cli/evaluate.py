@@ -90,7 +90,7 @@ def evaluate(
     from twistlm.certificates.verdict import verdict
     from twistlm.core.places import shown
     from twistlm.core.terminal import console
-    from twistlm.report.tables import bounds_table, certificate_table, print_lines, prompts_table
+    from twistlm.report.tables import print_certificates, print_lines
     from twistlm.runs import evidence
     from twistlm.runs.certification import Certification
     from twistlm.runs.run import Run
@@ -110,10 +110,7 @@ def evaluate(
     certificates = {name: asked.of(opened, before=name == "before") for name in ("before", "after")}
     path = asked.save(opened, certificates, **({} if where.prompts is None else {"prompts": str(where.prompts)}))
     show = console()
-    show.print(certificate_table(certificates))
-    show.print(bounds_table(certificates))
-    if certificates["after"].by_prompt:
-        show.print(prompts_table(certificates, evidence.where(opened, prompts)[1]))
+    print_certificates(show, certificates, evidence.where(opened, prompts)[1])
     print_lines(show, verdict(certificates["after"], certificates["before"]))
     assert opened.folder is not None
     evaluations = opened.folder.evaluations

@@ -17,6 +17,15 @@ from twistlm.sampling.prompts import Prompts, quoted
 MOST_ROWS = 20
 
 
+def print_certificates(console: Console, certificates: Mapping[str, Certificate], prompts: Prompts) -> None:
+    """Their divergences and sandwiches side by side, and, where there are several, the prompts that are worst."""
+    console.print(certificate_table(certificates))
+    console.print(bounds_table(certificates))
+    *_, last = certificates.values()
+    if last.by_prompt:
+        console.print(prompts_table(certificates, prompts))
+
+
 def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
     """Several certificates side by side, one column each."""
     table = Table(title="Certificate (nats; 95 % intervals)", title_justify="left")

@@ -16,11 +16,12 @@ from twistlm.core.terminal import console
 from twistlm.potentials.base import power_of
 from twistlm.report.page import save_report
 from twistlm.report.record import BASE, TWISTED, Record
-from twistlm.report.tables import bounds_table, certificate_table, print_lines, samples_table
+from twistlm.report.tables import print_certificates, print_lines, samples_table
 from twistlm.runs.experiments import Preset
 from twistlm.runs.run import Run
 from twistlm.runs.texts import TextSamples
 from twistlm.runs.train import train
+from twistlm.sampling.target import Target
 
 NUM_SHOWN = 8
 PARTICLES_PER_SAMPLE = 64
@@ -57,7 +58,7 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
         folder.save_samples(columns)
         page, _ = save_report([Record.read(out, out.name)], folder.report)
     # Everything is on disk before it is shown.
-    _show(certificates, gain, columns, power_of(target.potential))
+    _show(target, certificates, gain, columns)
     print(
         f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything "
         f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. Results: {shown(out)}/\n"
@@ -67,15 +68,15 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
 
 
 def _show(
-    certificates: Mapping[str, Certificate], gain: Estimate | None, columns: Mapping[str, TextSamples], beta: float
+    target: Target, certificates: Mapping[str, Certificate], gain: Estimate | None, columns: Mapping[str, TextSamples]
 ) -> None:
     screen = console()
-    screen.print(certificate_table(certificates))
-    screen.print(bounds_table(certificates))
+    print_certificates(screen, certificates, target.prompts)
     print_lines(screen, verdict(certificates["after"], certificates["before"]))
     if gain is not None:
         print(f"KL(σ‖q) fell by {gain} nats (before − after, on the same {gain.n} exact samples).")
     # The score is φ, without its power.
+    beta = power_of(target.potential)
     scores = {
         name: list(zip(drawn.texts, (drawn.log_phi / beta).exp().tolist(), strict=True))
         for name, drawn in columns.items()
