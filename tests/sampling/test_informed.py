@@ -35,7 +35,7 @@ class Scoring(BasePotential):
 NUMBERS = torch.tensor([[0.4, 0.6, 0.9], [-0.2, 1.3, 0.5]], dtype=torch.float64)
 
 
-def informed_sampler(case: Case, threshold: float, steps: tuple[int, ...]) -> Sampler:
+def informed_sampler(case: Case, threshold: float | None, steps: tuple[int, ...]) -> Sampler:
     informed = Informed(steps, NUMBERS[: len(steps)])
     return Sampler(case.twisted, Scoring(case.potential), case.num_steps, ess_threshold=threshold, informed=informed)
 
@@ -94,6 +94,23 @@ def test_without_steps_nothing_is_resampled_and_it_is_importance_sampling(case: 
     plain = replace(sampler, ess_threshold=0.0).smc(Rng(0), [case.at] * 5, 6)
     assert not any(bool(info.resampled.any()) for info in result.infos)
     torch.testing.assert_close(result.log_Z_hat, plain.log_Z_hat, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_particles", "resamples"), [(None, 15, False), (None, 16, True), (0.5, 15, True), (0.0, 16, False)]
+)
+def test_few_particles_are_resampled_only_if_that_is_asked_for(
+    asked: float | None, num_particles: int, resamples: bool, case: Case
+) -> None:
+    # Weights that differ by much.
+    steep = Informed((1, 2), torch.tensor([[0, 0, 8.0]] * 2, dtype=torch.float64))
+    sampler = replace(informed_sampler(case, asked, ()), informed=steep)
+    result = sampler.smc(Rng(0), [case.at] * 50, num_particles)
+    assert any(bool(info.resampled.any()) for info in result.infos) is resamples
+
+
+def test_by_the_twist_alone_few_particles_are_resampled_too() -> None:
+    assert smc.threshold(None, 2, informed=False) == 0.5
 
 
 def test_exact_scores_make_smc_exact_but_for_the_last_step() -> None:

@@ -242,8 +242,12 @@ class OfSMC(Group):
     ] = "twist_induced"
     resampler: Annotated[Text, arg(help="Scheme: systematic, stratified, residual or multinomial.")] = "systematic"
     ess_threshold: Annotated[
-        Fraction, arg(help="Resample when ESS is at most this fraction of N: 0 never, 1 at every step.")
-    ] = 0.5
+        Fraction | None,
+        arg(
+            help="Resample when ESS is at most this fraction of N: 0 never, 1 at every step. Default: half, and never "
+            "with fewer than 16 particles by what training has fitted beside the twist."
+        ),
+    ] = None
     proposal_run: Annotated[
         AnyPlace | None, arg(help="Another run on the same base model, whose twist proposes while this one's weighs.")
     ] = None

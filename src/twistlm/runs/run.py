@@ -158,7 +158,7 @@ class Run(Shown, Publishable):
         before: bool = False,
         proposal: str = "twist_induced",
         resampler: str = "systematic",
-        ess_threshold: float = 0.5,
+        ess_threshold: float | None = None,
         proposal_run: "Run | None" = None,
         informed: bool = True,
     ) -> Sampler:
@@ -168,7 +168,8 @@ class Run(Shown, Publishable):
             before: the base model instead of the trained twist.
             proposal: a registered proposal; "tempered:0.5" for one with a parameter.
             resampler: a registered resampler.
-            ess_threshold: resample when ESS ≤ this fraction of N; 0 never, 1 at every step.
+            ess_threshold: resample when ESS ≤ this fraction of N; 0 never, 1 at every step. By default ½, and never
+                with fewer than 16 particles where something weighs beside the twist (docs/informed.md).
             proposal_run: another run on the same base model, whose twist proposes while this one's weighs.
             informed: let SMC weigh by what was fitted beside the twist (`twistlm.twists.informed`); False for the twist
                 as it is.

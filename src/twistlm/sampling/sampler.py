@@ -44,7 +44,8 @@ class Sampler:
         num_steps: T ≥ 1 new tokens.
         proposal: q_t; by default ∝ p₀ ψ_t.
         resampler: scheme of SMC; it needs a conditional form where a sequence is retained.
-        ess_threshold: SMC resamples when ESS ≤ this fraction of N; 0 never, 1 at every step.
+        ess_threshold: SMC resamples when ESS ≤ this fraction of N; 0 never, 1 at every step. By default ½, and never
+            with fewer than `smc.FEWEST` particles by what weighs beside a twist.
         informed: what weighs beside the twist where SMC may resample; None for the twist alone.
         reference: p₀, where `model` is another language model: q is that one's own likelihood then, and there is no
             SMC with it, since its weights do not vary from step to step towards σ.
@@ -59,14 +60,14 @@ class Sampler:
     num_steps: int
     proposal: Proposal = twist_induced
     resampler: Resampler = systematic
-    ess_threshold: float = 0.5
+    ess_threshold: float | None = None
     reference: TwistedLM | None = None
     informed: Informed | None = None
     may_die: bool = False
 
     def __post_init__(self) -> None:
         """Check the threshold."""
-        if not 0.0 <= self.ess_threshold <= 1.0:
+        if self.ess_threshold is not None and not 0.0 <= self.ess_threshold <= 1.0:
             raise ConfigError(
                 f"ess_threshold must be between 0 (never resample) and 1 (always), not {self.ess_threshold}"
             )
@@ -226,11 +227,10 @@ class Sampler:
         families: list[Siblings] = []
         log_phi, own = None, particles.log_psi
         # Where nothing is resampled, weights are looked at in the end alone, or not at all.
-        informed = self.informed if self.ess_threshold > 0 else None
+        below = smc.threshold(self.ess_threshold, num_particles, self.informed is not None)
+        informed = self.informed if below > 0 else None
         for t in range(self.num_steps):
-            particles, ancestors, resampled = smc.resample(
-                rng, particles, self.resampler, self.ess_threshold, retained is not None
-            )
+            particles, ancestors, resampled = smc.resample(rng, particles, self.resampler, below, retained is not None)
             if t > 0:
                 state = smc.extend(model, state, particles, ancestors, resampled)
             if keep.features:

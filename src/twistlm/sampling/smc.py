@@ -44,6 +44,9 @@ class Keep:
 
 
 NOTHING = Keep()
+# So few are not resampled by what weighs beside a twist: it gained nothing at four of them, and where φ is a hard
+# threshold the runs that lose all hits made the spread two to four times as large (docs/informed.md).
+FEWEST = 16
 
 
 def lineages(infos: Sequence[StepInfo]) -> list[Tensor]:
@@ -79,6 +82,16 @@ def init(model: TwistedLM, num_runs: int, num_particles: int, num_steps: int, de
         log_p=zeros.new_zeros((*shape, num_steps)),
         log_q=zeros.new_zeros((*shape, num_steps)),
     )
+
+
+def threshold(asked: float | None, num_particles: int, informed: bool) -> float:
+    """The ESS, as a fraction of N, at which a run is resampled: what is asked for, by default ½.
+
+    By default `informed` weights (`twistlm.twists.informed`) never resample fewer than `FEWEST` particles.
+    """
+    if asked is not None:
+        return asked
+    return 0.0 if informed and num_particles < FEWEST else 0.5
 
 
 def resample(
