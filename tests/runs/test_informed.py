@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from twistlm import Run, RunConfig, Target, train
+from twistlm import Run, RunConfig, Target, certify, train
 from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.rng import Rng
 from twistlm.core.storage import load_tensors, save_tensors
@@ -65,6 +65,21 @@ def test_log_Z_hat_spreads_less_than_by_the_twist_alone(run: Run) -> None:
     # Resampling pays, now that weights know what resampling asks.
     assert spread["informed"] < 0.9 * spread["twist"], spread
     assert spread["informed"] < 1.1 * spread["none"], spread
+
+
+def test_certify_weighs_by_it_at_the_target_that_it_was_fitted_to(run: Run) -> None:
+    assert run.folder is not None
+    alone = Run.load(run.folder.path)
+    alone.informed = None
+
+    def gap(goal: Target | Run, proposal: Run) -> float:
+        found = certify(goal, proposal, num_particles=(32,), num_samples=32, budget=8192, methods=("smc",), seed=3)
+        (bound,) = found.bounds
+        assert bound.gap is not None
+        return bound.gap
+
+    assert gap(run, run) < 0.9 * gap(run, alone)
+    assert gap(target(5), run) == gap(target(5), alone)
 
 
 def test_samples_and_estimates_agree_with_the_base_model(run: Run) -> None:

@@ -149,7 +149,9 @@ def _sampler(goal: Target, proposes: Run | BaseLM | None) -> Sampler:
     if not isinstance(proposes, Run):
         return goal.sampler_of(proposes)
     goal.check_model(proposes.target, "the proposal")
-    return goal.sampler(proposes.model.twist)
+    # What weighs beside a twist was fitted to the run's own target.
+    own = proposes.target.fingerprint == goal.fingerprint
+    return goal.sampler(proposes.model.twist, informed=proposes.informed if own else None)
 
 
 def _knows(run: Run, goal: Target) -> bool:
