@@ -86,7 +86,9 @@ def certify(
     sampler = _sampler(goal, proposes)
     # What is asked for takes the place of what a run brings.
     runs = (target, proposes) if draws is None and num_draws is None else ()
-    known = next((run for run in runs if isinstance(run, Run) and _knows(run, goal)), None)
+    known = next(
+        (run for run in runs if isinstance(run, Run) and run.collection is not None and _is_of(run, goal)), None
+    )
     if known is not None and isinstance(proposes, Run):
         refuse_judging(known, goal.cases, proposes)
     here = Workplace(sampler, goal.cases)
@@ -150,12 +152,12 @@ def _sampler(goal: Target, proposes: Run | BaseLM | None) -> Sampler:
         return goal.sampler_of(proposes)
     goal.check_model(proposes.target, "the proposal")
     # What weighs beside a twist was fitted to the run's own target.
-    own = proposes.target.fingerprint == goal.fingerprint
-    return goal.sampler(proposes.model.twist, informed=proposes.informed if own else None)
+    return goal.sampler(proposes.model.twist, informed=proposes.informed if _is_of(proposes, goal) else None)
 
 
-def _knows(run: Run, goal: Target) -> bool:
-    return run.collection is not None and run.target.fingerprint == goal.fingerprint
+def _is_of(run: Run, goal: Target) -> bool:
+    """Whether the goal is what the run was trained for."""
+    return run.target.fingerprint == goal.fingerprint
 
 
 def _of_run(run: Run) -> Evidence:
