@@ -98,6 +98,16 @@ def test_the_best_limit_counts_from_each_side() -> None:
     assert str(below.log_Z).endswith("∞)")
 
 
+def test_a_mean_that_others_exclude_is_not_the_value() -> None:
+    """64 weights without a hit are all alike, so that their mean was nearest to its limit, and cut to the interval."""
+    draws = of_draws(indicators(40, 4000), 0.0)
+    weights = of_weights(torch.full((64,), math.log(0.004)).double() + torch.linspace(-0.01, 0.01, 64), None, None)
+    found = decide([draws, weights])
+    assert found.source is Source.DRAWS
+    assert found.log_Z.low < found.log_Z.value < found.log_Z.high
+    assert found.log_Z.value == pytest.approx(math.log(0.01), abs=1e-6)
+
+
 def test_sources_that_exclude_each_other_are_an_alarm() -> None:
     wrong = Witness(Source.SMC, torch.full((4000,), -1.0), torch.full((4000,), -1.0))
     found = decide([of_draws(indicators(2, 400), 0.0), wrong], None, 0.0)

@@ -119,10 +119,14 @@ class _Limits:
 
     @property
     def sharpest(self) -> Witness:
-        """Whose own mean its lower limit is nearest to: not every witness has a limit from above."""
+        """The witness whose own mean is nearest to its lower limit: not every witness has a limit from above.
+
+        One whose mean the others exclude is not taken, unless all are: its mean is poor, and near its limit by chance.
+        """
+        low, high = sorted((self.low, self.high))
         away = [
-            each.value - low if math.isfinite(low) else math.inf
-            for each, low in zip(self.witnesses, self.lows, strict=True)
+            (not low <= each.value <= high, each.value - least if math.isfinite(least) else math.inf)
+            for each, least in zip(self.witnesses, self.lows, strict=True)
         ]
         return self.witnesses[away.index(min(away))]
 
