@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
 from twistlm.core.kernels.threads import together
@@ -21,6 +22,9 @@ Pair = tuple[Tensor, Tensor]
 
 # Numbers to read above which one query's attention is worth a second thread.
 TOGETHER = 2**20
+# torch multiplies matrices of fewer than 400 products by a loop that takes several times as long as a library's kernel
+# for more, and its softmax over fewer numbers than a vector register holds is as slow.
+FEWEST_COLUMNS, NARROW = 8, 16
 # Bytes above which rows are worth being copied one by one; smaller ones take less time together, copied twice.
 LARGE_ROW = 20_000
 
@@ -125,6 +129,12 @@ class PrefixLayer(GrowingLayer):
         if prompt is not None:
             self._begin(*prompt)
 
+    def _empty(self, buffer: Tensor, rows: int, end: int) -> Tensor:
+        made = super()._empty(buffer, rows, end)
+        # What has weight zero is multiplied all the same.
+        made[:, :, :FEWEST_COLUMNS] = 0
+        return made
+
     def part(self, rests: Sequence[Pair], groups: Groups) -> None:
         """Let rows go on from the rests of different prompts, batches of [G, heads, P, d]; before the first token."""
         self.rests = [(keys.float().flatten(0, 1), values.float().flatten(0, 1)) for keys, values in rests]
@@ -192,14 +202,19 @@ class PrefixLayer(GrowingLayer):
         values = self.values[:rows, :, : self.used].flatten(0, 1)
         scores = torch.bmm(q.flatten(0, 1), keys.transpose(1, 2)).view(rows, shared_heads, group, self.used)
         if self.prompt is None:
-            result = torch.bmm(scores.softmax(-1).flatten(0, 1), values)
+            result = torch.bmm(softmax(scores).flatten(0, 1), values)
         else:
             prompt_keys, prompt_values = self.prompt
             across = torch.bmm(_heads_first(q), prompt_keys.transpose(1, 2))
             length = across.shape[-1]
             across = across.view(shared_heads, rows, group, length).transpose(0, 1)
-            weights = torch.cat([across, scores], -1).softmax(-1)
-            result = torch.bmm(weights[..., length:].flatten(0, 1), values)
+            weights = softmax(torch.cat([across, scores], -1))
+            own = weights[..., length:].flatten(0, 1)
+            if self.used < FEWEST_COLUMNS <= self.values.shape[-2]:
+                # Columns that are not in use have weight zero.
+                own = pad(own, (0, FEWEST_COLUMNS - self.used))
+                values = self.values[:rows, :, :FEWEST_COLUMNS].flatten(0, 1)
+            result = torch.bmm(own, values)
             shared = torch.bmm(_heads_first(weights[..., :length]), prompt_values)
             result = result.view(rows, shared_heads, group, -1)
             result += shared.view(shared_heads, rows, group, -1).transpose(0, 1)
@@ -250,6 +265,14 @@ def following(length: int, before: Sequence[Callable[[], Pair]]) -> Cache:
     if not before:
         return Cache(layer_class_to_replicate=FollowingLayer)
     return Cache([FollowingLayer(length, each) for each in before])
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Over the last dimension, which may be short."""
+    if x.shape[-1] >= NARROW:
+        return x.softmax(-1)
+    shares = (x - x.amax(-1, keepdim=True)).exp_()
+    return shares.div_(shares.sum(-1, keepdim=True))
 
 
 def _heads_first(x: Tensor) -> Tensor:

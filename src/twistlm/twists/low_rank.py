@@ -52,7 +52,10 @@ class LowRankHead(nn.Module):
         """log ψ of every token [..., V], float32."""
         directions, shared = self._token_side()
         inner, value = self._prefix_side(features)
-        return (inner @ directions.T + shared) * self.shrinkage + value.unsqueeze(-1)
+        # All in one product: each pass over [..., V] costs as much.
+        prefixes = torch.cat([inner * self.shrinkage, self.shrinkage.expand_as(value[..., None]), value[..., None]], -1)
+        tokens = torch.cat([directions, shared[:, None], torch.ones_like(shared)[:, None]], -1)
+        return prefixes @ tokens.T
 
     def gather(self, features: Tensor, tokens: Tensor) -> Tensor:
         """log ψ of the chosen tokens [...], float32."""
