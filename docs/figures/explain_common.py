@@ -6,7 +6,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from twistlm.report.style import COLOURS, look
+from twistlm.report.charts import COLOURS
+from twistlm.report.style import look
 
 # What is drawn of a record of bounds: whose, and by which method.
 BOUNDS = {"base model": ("before", "iwae"), "twist, IWAE": ("after", "iwae"), "twist, SMC": ("after", "smc")}

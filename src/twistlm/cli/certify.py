@@ -23,6 +23,7 @@ from twistlm.cli.options import (
     TargetOptions,
     Text,
     TrustFunction,
+    Verbose,
     refuse_existing,
 )
 from twistlm.core.errors import ConfigError, RunError
@@ -95,6 +96,7 @@ def certify(
     preset: SmallUnlessGiven = None,
     trust_function: TrustFunction = (),
     seed: Seed = 1,
+    verbose: Verbose = False,
     *,
     spending: Annotated[OfCertificate, arg(name="")],
     options: TargetOptions,
@@ -152,9 +154,9 @@ def certify(
                 save_json(out, certificate.as_dict())
         finally:
             # What was found is shown also where it cannot be kept.
-            show = console()
-            print_certificates(show, certificates, (goal.target if isinstance(goal, Run) else goal).prompts)
-            print_lines(show, [*effort_lines(certificate), *verdict(certificate)])
+            show, prompts = console(), (goal.target if isinstance(goal, Run) else goal).prompts
+            print_certificates(show, certificates, prompts, verdict(certificate), verbose=verbose)
+            print_lines(show, effort_lines(certificate))
     if out is not None:
         print(f"Written to {shown(out)}")
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from twistlm.cli.options import Out, PresetName, RunExists, Seed
+from twistlm.cli.options import Out, PresetName, RunExists, Seed, Verbose
 
 
 def demo(
@@ -15,18 +15,19 @@ def demo(
     ] = "stories",
     preset: PresetName = "demo",
     seed: Seed = 0,
+    verbose: Verbose = False,
     *,
     existing: RunExists,
 ) -> None:
-    """The main job on real weights, from nothing to a certificate.
+    """Train a twist on real weights and certify it, from nothing to a report.
 
-    Collects exact samples of a model's toxic continuations, trains a twist, and prints bounds on log Z,
-    KL both ways before and after, and samples side by side. About a minute on two cores with the bundled models,
-    three with SmolLM2-135M. Leaves certificate.json, samples.jsonl and diagnostics.json in the run
-    folder, and report.html, which shows it all, with the charts beside it.
+    The demo collects exact samples of a model's toxic continuations, trains a twist, and prints a verdict, log Z and
+    both KL divergences before and after training, and samples side by side. It takes under a minute on two cores with
+    the bundled models, and three with SmolLM2-135M. The run folder then holds certificate.json, samples.jsonl,
+    diagnostics.json, and report.html, which shows everything. `twistlm report` draws the charts as PNG and PDF.
     """
     from twistlm.cli.jobs.demo import demo as run_demo
     from twistlm.runs.experiments import get_preset
 
     experiment = {"stories": "toxicity", "smollm2": "toxicity-smollm2"}[model]
-    run_demo(get_preset(experiment, preset), out, seed, existing.policy)
+    run_demo(get_preset(experiment, preset), out, seed, existing.policy, verbose=verbose)

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import MinLen
 from tyro.conf import arg
 
-from twistlm.cli.options import AnyPath, Count, EngineOptions, Group, RunPath, Seed, SMCOptions, Text, TrustFunction
+from twistlm.cli.options import (
+    AnyPath,
+    Count,
+    EngineOptions,
+    Group,
+    RunPath,
+    Seed,
+    SMCOptions,
+    Text,
+    TrustFunction,
+    Verbose,
+)
 from twistlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,6 +81,7 @@ def evaluate(
     run: RunPath,
     trust_function: TrustFunction = (),
     seed: Seed = 1,
+    verbose: Verbose = False,
     *,
     spending: Annotated[OfEvaluation, arg(name="")],
     where: Annotated[OfPrompts, arg(name="")],
@@ -90,7 +102,7 @@ def evaluate(
     from twistlm.certificates.verdict import verdict
     from twistlm.core.places import shown
     from twistlm.core.terminal import console
-    from twistlm.report.tables import print_certificates, print_lines
+    from twistlm.report.tables import print_certificates
     from twistlm.runs import evidence
     from twistlm.runs.certification import Certification
     from twistlm.runs.run import Run
@@ -109,9 +121,8 @@ def evaluate(
     asked.check(opened)
     certificates = {name: asked.of(opened, before=name == "before") for name in ("before", "after")}
     path = asked.save(opened, certificates, **({} if where.prompts is None else {"prompts": str(where.prompts)}))
-    show = console()
-    print_certificates(show, certificates, evidence.where(opened, prompts)[1])
-    print_lines(show, verdict(certificates["after"], certificates["before"]))
+    lines = verdict(certificates["after"], certificates["before"])
+    print_certificates(console(), certificates, evidence.where(opened, prompts)[1], lines, verbose=verbose)
     assert opened.folder is not None
     evaluations = opened.folder.evaluations
     if others := evaluations.count_others():

@@ -84,6 +84,9 @@ Seed = Annotated[
     Annotated[int, Interval(ge=-MOST, le=MOST)],
     arg(help="The same seed gives the same results bit for bit on the same machine."),
 ]
+Verbose = Annotated[
+    bool, arg(help="Print all of the certificates, and the bounds on log Z at every number of particles.")
+]
 RunPath = Annotated[Positional[AnyPlace], arg(help=f"A run folder that `train` or `demo` has finished. {OR_URL}")]
 TrustFunction = Annotated[
     UseAppendAction[tuple[Text, ...]],

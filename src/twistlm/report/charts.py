@@ -12,6 +12,8 @@ from twistlm.core.logmath import log_mean_exp
 from twistlm.runs.folder import History
 from twistlm.sampling.diagnostics import Diagnostics, Genealogy
 
+# Okabe and Ito's colours, without their yellow, which is hard to see on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NUM_BINS = 40
 
 

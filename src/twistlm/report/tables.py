@@ -17,22 +17,45 @@ from twistlm.sampling.prompts import Prompts, quoted
 MOST_ROWS = 20
 
 
-def print_certificates(console: Console, certificates: Mapping[str, Certificate], prompts: Prompts) -> None:
-    """Their divergences and sandwiches side by side, and, where there are several, the prompts that are worst."""
-    console.print(certificate_table(certificates))
-    console.print(bounds_table(certificates))
+# Rows of a certificate that a terminal shows unless all are asked for.
+BRIEF = ("log Z used", "KL(q‖σ)", "KL(σ‖q)", "E_q[φ]", "ESS per sample")
+
+
+def print_certificates(
+    console: Console,
+    certificates: Mapping[str, Certificate],
+    prompts: Prompts,
+    lines: Sequence[str],
+    *,
+    verbose: bool = False,
+) -> None:
+    """Print a verdict, the certificates side by side, and, where there are several, the prompts that are worst.
+
+    Args:
+        console: where to.
+        certificates: by name, the one that the verdict is of last.
+        prompts: where they were made.
+        lines: the verdict.
+        verbose: all of each certificate, and the bounds at every number of particles.
+    """
+    print_lines(console, lines)
+    console.print(certificate_table(certificates, None if verbose else BRIEF))
+    if verbose:
+        console.print(bounds_table(certificates))
     *_, last = certificates.values()
     if last.by_prompt:
         console.print(prompts_table(certificates, prompts))
 
 
-def certificate_table(certificates: Mapping[str, Certificate]) -> Table:
-    """Several certificates side by side, one column each."""
+def certificate_table(certificates: Mapping[str, Certificate], rows: Sequence[str] | None = None) -> Table:
+    """Several certificates side by side, one column each; only some of their rows where those are named."""
     table = Table(title="Certificate (nats; 95 % intervals)", title_justify="left")
     table.add_column("")
     for name in certificates:
         table.add_column(name, justify="right")
     for name, cells in certificate_rows(certificates):
+        if rows is not None and name not in rows:
+            continue
         # Text, not markup: E_q[…] would be read as a style.
         table.add_row(*map(Text, (name, *cells)))
     return table
@@ -224,7 +247,7 @@ def print_lines(console: Console, lines: Sequence[str]) -> None:
 
 def samples_table(columns: Mapping[str, Sequence[tuple[str, float]]]) -> Table:
     """Samples side by side: (text, score) pairs, one column per sampler."""
-    table = Table(title="Samples, unpicked (score, text after the prompt)", title_justify="left", show_lines=True)
+    table = Table(title="Samples, unpicked (score, text after the prompt)", title_justify="left")
     for name in columns:
         table.add_column(name, ratio=1)
     for row in zip(*columns.values(), strict=False):

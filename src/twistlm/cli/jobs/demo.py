@@ -14,9 +14,9 @@ from twistlm.core.estimates import Estimate
 from twistlm.core.places import shown
 from twistlm.core.terminal import console
 from twistlm.potentials.base import power_of
-from twistlm.report.page import save_report
+from twistlm.report.page import save_page
 from twistlm.report.record import BASE, TWISTED, Record
-from twistlm.report.tables import print_certificates, print_lines, samples_table
+from twistlm.report.tables import print_certificates, samples_table
 from twistlm.runs.experiments import Preset
 from twistlm.runs.run import Run
 from twistlm.runs.texts import TextSamples
@@ -27,7 +27,7 @@ NUM_SHOWN = 8
 PARTICLES_PER_SAMPLE = 64
 
 
-def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
+def demo(preset: Preset, out: Path, seed: int, exists: str, *, verbose: bool = False) -> Run:
     """Run the preset into `out`, print its tables and leave certificate, samples and a report there."""
     started = time.perf_counter()
     target = preset.target()
@@ -56,25 +56,28 @@ def demo(preset: Preset, out: Path, seed: int, exists: str) -> Run:
     with folder.adding():
         folder.evaluations.add(certificates, dataclasses.asdict(run.config.evaluation), **more)
         folder.save_samples(columns)
-        page, _ = save_report([Record.read(out, out.name)], folder.report)
+        save_page([Record.read(out, out.name)], folder.report)
     # Everything is on disk before it is shown.
-    _show(target, certificates, gain, columns)
+    _show(target, certificates, gain, columns, verbose=verbose)
     print(
-        f"Cost: {cost['base_draws']} base draws and training {trained:.0f} s, everything "
-        f"{cost['seconds_total']:.0f} s, {cost['peak_memory_gib']:.1f} GiB of memory at most. Results: {shown(out)}/\n"
-        f"Report, to be opened in a browser: {shown(page)}"
+        f"{cost['seconds_total']:.0f} s, {trained:.0f} of them training; {cost['peak_memory_gib']:.1f} GiB of memory. "
+        f"Results: {shown(out)}/\nReport, to be opened in a browser: {shown(folder.report)}"
     )
     return run
 
 
 def _show(
-    target: Target, certificates: Mapping[str, Certificate], gain: Estimate | None, columns: Mapping[str, TextSamples]
+    target: Target,
+    certificates: Mapping[str, Certificate],
+    gain: Estimate | None,
+    columns: Mapping[str, TextSamples],
+    *,
+    verbose: bool,
 ) -> None:
-    screen = console()
-    print_certificates(screen, certificates, target.prompts)
-    print_lines(screen, verdict(certificates["after"], certificates["before"]))
+    screen, lines = console(), verdict(certificates["after"], certificates["before"])
     if gain is not None:
-        print(f"KL(σ‖q) fell by {gain} nats (before − after, on the same {gain.n} exact samples).")
+        lines.append(f"KL(σ‖q) fell by {gain} nats (before − after, on the same {gain.n} exact samples).")
+    print_certificates(screen, certificates, target.prompts, lines, verbose=verbose)
     # The score is φ, without its power.
     beta = power_of(target.potential)
     scores = {

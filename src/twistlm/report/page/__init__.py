@@ -16,13 +16,11 @@ from twistlm.certificates.verdict import verdict
 from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.registry import register
 from twistlm.core.storage import save_text
-from twistlm.report.charts import Chart, bounds, curves, divergences, smc_charts
+from twistlm.report.charts import COLOURS, Chart, bounds, curves, divergences, smc_charts
 from twistlm.report.event import chance_of, eps_of
 from twistlm.report.page.codes import example, linked
 from twistlm.report.page.prompts import EVENT, OfPrompt, prompts_of
-from twistlm.report.plots import save_charts
 from twistlm.report.record import Record, read_all
-from twistlm.report.style import COLOURS
 from twistlm.report.tables import certificate_rows
 from twistlm.runs.folder import Evaluation, RunFolder, SampleRow, versions
 from twistlm.sampling.description import TargetFields, prompts_in
@@ -97,6 +95,9 @@ def save_report(records: Sequence[Record], path: Path) -> tuple[Path, list[Path]
             # Those of one run among several carry its name.
             prefix = f"{record.name.replace('/', '-')}-" if len(records) > 1 else ""
             charts += [replace(chart, name=prefix + chart.name) for chart in smc_charts(record.diagnostics)]
+    # A page needs no matplotlib, which takes a second to import.
+    from twistlm.report.plots import save_charts
+
     return path, save_charts(charts, path.with_suffix(""))
 
 

@@ -41,7 +41,7 @@ function whenSeen(node, action) {
 
 // --- Charts: those of twistlm.report.charts, drawn by plotly
 
-// In the order of twistlm.report.style.
+// In the order of twistlm.report.charts.
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"];
 const DASHES = ["solid", "dash", "dashdot", "dot", "5px,1px,1px,1px,1px,1px", "1px,2px", "8px,2px"];
 

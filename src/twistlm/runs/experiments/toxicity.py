@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from twistlm.potentials import Classifier
 from twistlm.runs.automatic import LEXICAL_DPG
-from twistlm.runs.config import RunConfig
+from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.runs.experiments import Preset, Presets, experiment
 from twistlm.runs.experiments.common import GKL_ON_THE_POOL, LEXICAL_METHODS, PAPER, PAPER_LIKE, rates, smoke
 from twistlm.sampling.target import Target
@@ -31,11 +31,15 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         return Target("roneneldan/TinyStories-33M", scorer, PROMPT, length, eos="ignore")
 
     # Collected draws judge; every update learns from the twist's own. Two cores draw 400 each, and parts
-    # are as large as the default's.
-    many = {"num_particles": 800, "num_minibatches": 16, "num_updates": 20, "evaluate_every": 5}
-    demo = RunConfig(num_draws=12_288, num_siblings=0, chunk=2048, folds=(0.02, 0.3, 0.68)).changed(
-        **{**LEXICAL_DPG, **many, "evaluation_samples": 128}
-    )
+    # are as large as the default's. More decay bears a larger rank, and both learn more of fewer draws.
+    many = {"num_particles": 800, "num_minibatches": 16, "num_updates": 12, "evaluate_every": 4}
+    demo = RunConfig(
+        num_draws=10_240,
+        num_siblings=0,
+        chunk=2048,
+        folds=(0.02, 0.2, 0.78),
+        evaluation=EvaluationConfig((2, 8, 32), 512, 256),
+    ).changed(**{**LEXICAL_DPG, **many, "twist_options": {"rank": 8}, "weight_decay": 0.3, "evaluation_samples": 64})
     training = replace(PAPER_LIKE.training, learning_rate=RATES["ctl"])
     small = replace(PAPER_LIKE, num_draws=131_072, num_exact=1000, training=training)
     paper = replace(
@@ -49,7 +53,7 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
         "smoke": Preset("seconds, to see that everything runs; too few samples to learn from", bundled, smoke(small),
                         {"gkl": GKL_ON_THE_POOL}),
         # Half the tokens: what can be learnt in a minute.
-        "demo": Preset("about a minute on two cores: DPG on the twist's own draws", lambda: bundled(10), demo),
+        "demo": Preset("under a minute on two cores: DPG on the twist's own draws", lambda: bundled(10), demo),
         "small": Preset("every method on the bundled models, about two minutes each on two cores", bundled, small,
                         rates(RATES, {"gkl": GKL_ON_THE_POOL}) | LEXICAL_METHODS),
         "paper": Preset("the paper's models and settings: a GPU and hours", published, paper, rates(PAPER_RATES)),
