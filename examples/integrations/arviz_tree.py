@@ -3,16 +3,18 @@
 python examples/integrations/arviz_tree.py
 """
 
+from typing import Any
+
 import arviz_stats
 
 import twistlm
 from twistlm.potentials import Classifier
 
 
-def main(num_updates: int | None = None) -> None:
+def main(**settings: Any) -> None:
     """Four runs of SMC with 64 particles, summed up by ArviZ; and a certificate as a data frame."""
     target = twistlm.Target("stories", Classifier("toxicity", "toxic"), "Once upon a time, there was a", num_tokens=10)
-    run = twistlm.train(target, num_updates=num_updates, seed=0)
+    run = twistlm.train(target, seed=0, **settings)
     tree = run.to_datatree(64, num_runs=4)
     print(tree)
     print(arviz_stats.summary(tree, group="log_likelihood", kind="stats"))

@@ -3,6 +3,8 @@
 python examples/integrations/generate.py
 """
 
+from typing import Any
+
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import twistlm
@@ -13,14 +15,14 @@ from twistlm.potentials import Classifier, JsonSchema
 PROMPT = "Once upon a time, there was a"
 
 
-def main(num_updates: int | None = None) -> None:
+def main(**settings: Any) -> None:
     """Train a twist, then ask `generate` for its target's samples."""
     model = AutoModelForCausalLM.from_pretrained(folder("stories"))
     tokenizer = AutoTokenizer.from_pretrained(folder("stories"))
     inputs = tokenizer(PROMPT, return_tensors="pt")
 
     sad = twistlm.Target("stories", Classifier("sentiment", "negative"), PROMPT, num_tokens=20)
-    run = twistlm.train(sad, num_updates=num_updates, seed=0)
+    run = twistlm.train(sad, seed=0, **settings)
     several = {"do_sample": True, "top_k": 0, "num_return_sequences": 10, "return_dict_in_generate": True}
     out = model.generate(**inputs, **several, custom_generate=generate, run=run, num_particles=16)
     texts = tokenizer.batch_decode(out.sequences, skip_special_tokens=True)

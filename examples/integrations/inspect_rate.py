@@ -4,6 +4,7 @@ python examples/integrations/inspect_rate.py
 """
 
 from pathlib import Path
+from typing import Any
 
 from inspect_ai import eval as evaluate
 
@@ -17,11 +18,11 @@ PROMPT = "Once upon a time, there was a"
 SAD = "classifier:model=sentiment,label=negative,of=continuation"
 
 
-def main(folder: Path = Path("runs/inspect"), num_choices: int = 256, num_updates: int | None = None, draws: int = 512,
-         threshold: float = 0.5, potential: str = SAD) -> dict[str, float]:  # fmt: skip
+def main(folder: Path = Path("runs/inspect"), num_choices: int = 256, draws: int = 512, threshold: float = 0.5,
+         potential: str = SAD, **settings: Any) -> dict[str, float]:  # fmt: skip
     """Train, let Inspect ask and count, and look for the event under the base model."""
     target = twistlm.Target("stories", named(potential), PROMPT, num_tokens=10)
-    twistlm.train(target, out=folder / "sad", num_updates=num_updates, exists="overwrite", seed=0)
+    twistlm.train(target, out=folder / "sad", exists="overwrite", seed=0, **settings)
     task = event_rate(PROMPT, potential, threshold, num_choices)
     (log,) = evaluate(task, model=f"twistlm/{folder / 'sad'}", log_dir=str(folder / "logs"), display="none")
     rate = {name: float(each.value) for name, each in log.results.scores[0].metrics.items()}

@@ -4,15 +4,16 @@ python examples/integrations/publish.py
 """
 
 from pathlib import Path
+from typing import Any
 
 import twistlm
 from twistlm.potentials import Classifier
 
 
-def main(folder: Path = Path("runs/published"), num_updates: int | None = None) -> None:
+def main(folder: Path = Path("runs/published"), **settings: Any) -> None:
     """Train, certify, save, open."""
     target = twistlm.Target("stories", Classifier("toxicity", "toxic"), "Once upon a time, there was a", num_tokens=10)
-    run = twistlm.train(target, num_updates=num_updates, seed=0)
+    run = twistlm.train(target, seed=0, **settings)
     run.evaluate()
     run.save_pretrained(folder, overwrite=True)
     # run.push_to_hub("your-name/toxic-stories") does the same on the hub.

@@ -9,6 +9,7 @@ from benchmarks import interval_coverage as coverage
 REPEATS = 150
 
 
+@pytest.mark.parametrize("repeats", [pytest.param(1000, marks=pytest.mark.nightly), REPEATS])
 @pytest.mark.parametrize(
     "cell",
     [
@@ -20,8 +21,8 @@ REPEATS = 150
     ],
     ids=str,
 )
-def test_certificates_hold_the_truth_as_often_as_they_say(cell: coverage.Cell) -> None:
-    found = coverage.measure(cell, REPEATS)
+def test_certificates_hold_the_truth_as_often_as_they_say(cell: coverage.Cell, repeats: int) -> None:
+    found = coverage.measure(cell, repeats)
     for name, tally in found["statements"].items():
         assert tally["covers"], (name, tally["held"], tally["made"])
     assert found["alarms"] == 0

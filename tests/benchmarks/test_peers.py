@@ -65,6 +65,7 @@ def test_times_at_equal_error() -> None:
     assert "none" in table[4]
 
 
+@pytest.mark.nightly
 def test_our_script_runs(tmp_path: Path) -> None:
     """On the bundled model, a run of four particles."""
     output = tmp_path / "out.json"

@@ -21,6 +21,7 @@ from benchmarks.suite.tasks import Bench
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.nightly
 def test_a_quick_run_of_everything_leaves_a_complete_record(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     main(Options(quick=True, output=output))
@@ -88,6 +89,7 @@ def _check_curves(found: list[dict[str, Any]]) -> None:
         assert all(len(values) == len(curve["x"]) and None not in values for values in curve["series"].values())
 
 
+@pytest.mark.nightly
 def test_a_group_alone_replaces_its_rows_and_keeps_the_others(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     options = Options(quick=True, output=output, models=("gpt2",), dtypes=("fp32",), only=("large",))

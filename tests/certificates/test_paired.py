@@ -179,7 +179,9 @@ def exact_divergences(run: Run) -> tuple[float, float]:
     return float(kl_q), float(kl_target)
 
 
-@pytest.mark.parametrize("loss", ["ctl", "dpg", "sixo", "gkl"])
+@pytest.mark.parametrize(
+    "loss", ["ctl", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("dpg", "sixo", "gkl"))]
+)
 def test_training_approaches_the_exact_target_and_the_certificate_agrees(loss: str) -> None:
     sources = {"intermediate_source": "base"} if loss in ("sixo", "gkl") else {}
     start = train(target(), config=CONFIG, method=loss, num_updates=1, learning_rate=1e-9, **sources)
@@ -295,6 +297,7 @@ def test_completions_label_every_prefix_by_an_end_of_its_own() -> None:
         assert_mean(batch.samples.log_phi[index == k, 0].exp(), float((p * log_phi.exp()).sum()))
 
 
+@pytest.mark.nightly
 def test_fudge_learns_an_infilling_from_completions() -> None:
     run = train(
         target(), config=CONFIG, method="fudge", num_cases=200, intermediate_source="completions",

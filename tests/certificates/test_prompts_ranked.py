@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from scipy import stats
 
-from tests.certificates.test_rare_events import REPEATS, SEARCH, STEPS, estimated, seldom_four
+from tests.certificates.test_rare_events import REPEATS, SEARCH, STEPS, estimated, is_95_percent, seldom_four
 from twistlm import Target
 from twistlm.certificates.events import chosen, reads_texts, spans_of
 from twistlm.certificates.probability import Probability, PromptProbability, one_in
@@ -45,15 +44,16 @@ def truths(target: Target, threshold: float) -> list[float]:
     return found
 
 
+@pytest.mark.parametrize("repeats", REPEATS)
 @pytest.mark.parametrize("log_threshold", [-2.0, 0.0])
 def test_each_prompt_and_the_whole_set_are_unbiased_with_intervals_that_hold(
-    target: Target, log_threshold: float
+    target: Target, log_threshold: float, repeats: int
 ) -> None:
     threshold = math.exp(log_threshold)
     climb, exact = Climb(target, SET, Rng(0)), truths(target, threshold)
     climb.reach(threshold)
     found = []
-    for k in range(REPEATS):
+    for k in range(repeats):
         climb.rng = Rng(k + 1)
         found.append(estimated(climb, threshold))
     whole = sum(share * p for share, p in zip(SHARES, exact, strict=True))
@@ -62,16 +62,11 @@ def test_each_prompt_and_the_whole_set_are_unbiased_with_intervals_that_hold(
         mine = [each.value if r == 3 else each.by_prompt[r].value for each in found]
         if p > 0:
             assert_mean(torch.tensor([each.value for each in mine], dtype=torch.float64), p)
-        assert _holds(sum(each.low <= p <= each.high for each in mine)), r
+        assert is_95_percent(sum(each.low <= p <= each.high for each in mine), repeats), r
     for each in found:
         ends = [prompt.simultaneous for prompt in each.by_prompt]
         together += all(end.low <= p <= end.high for end, p in zip(ends, exact, strict=True))
-    assert _holds(together)
-
-
-def _holds(held: int) -> bool:
-    """Whether 95 % of the repeats or more is not refuted."""
-    return bool(stats.binomtest(held, REPEATS).proportion_ci(0.99, "exact").high >= 0.95)
+    assert is_95_percent(together, repeats)
 
 
 def test_one_twist_serves_every_prompt_and_one_without_the_event_ends_nothing(
@@ -115,8 +110,8 @@ def test_events_are_samples_of_the_event() -> None:
     index, weights = chosen(Rng(0), tokens, log_w, 4)
     assert tokens[index].tolist() == [[0, 1], [2, 2], [1, 0], [2, 0]]
     assert weights.tolist() == pytest.approx([0.3, 0.3, 0.25, 0.15])
-    means = torch.zeros(REPEATS, 5, dtype=torch.float64)
-    for k in range(REPEATS):
+    means = torch.zeros(400, 5, dtype=torch.float64)
+    for k in range(len(means)):
         index, weights = chosen(Rng(k), tokens, log_w, 3)
         assert len(index) <= 3
         means[k, index] = weights

@@ -188,7 +188,6 @@ def test_existing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @weights
-@pytest.mark.weights
 def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draws, out = tmp_path / "draws.safetensors", tmp_path / "run"
     assert main(["collect", "toxicity", "--preset", "smoke", "--max-draws", "2048", "--out", str(draws)]) == 0

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Command
 from twistlm import Target, train
 from twistlm.cli import main
 from twistlm.core import progress
 from twistlm.potentials import Regex
 from twistlm.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("forks")
 MARKUP = "[INST] hi [/INST] [red]:smile:"
 TINY = ["--num-particles", "2", "--num-samples", "8", "--budget", "8"]
 
@@ -120,22 +122,20 @@ def test_text_is_text(name: str, run: Path, tmp_path: Path, capsys: pytest.Captu
         assert f"text after {MARKUP!r}" in " ".join(shown.split())
 
 
-def test_a_full_disk_behind_standard_output_is_one_line(run: Path, tmp_path: Path) -> None:
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    done = subprocess.run(
-        f"{sys.executable} -m twistlm list loss > /dev/full", shell=True, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert done.stderr == "error: [Errno 28] No space left on device\n"
+    command = Command(["list", "loss"], stdout=Path("/dev/full"))
+    assert command.communicate()[1] == "error: [Errno 28] No space left on device\n"
+    assert command.returncode == 1
 
 
-def test_a_closed_pipe_ends_a_command_in_silence() -> None:
-    piped = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {sys.executable} -m twistlm list | head -1"], capture_output=True, text=True
-    )
-    assert (piped.returncode, piped.stderr) == (0, "")
-    assert piped.stdout.startswith("kind")
+def test_a_closed_pipe_ends_a_command_in_silence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    command = Command(["list"], stdout=tmp_path / "pipe")
+    # Opening waits for the other end, which finds it closed when it writes.
+    (tmp_path / "pipe").open().close()
+    assert (command.wait(), command.communicate()[1]) == (0, "")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -194,25 +194,24 @@ def test_loading_a_classifier_says_nothing() -> None:
 # --- Signals --------------------------------------------------------------------------------------------------
 
 
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
-    """The command in a session of its own, so that a signal may go to all of its processes, as Ctrl-C does."""
-    command = [sys.executable, "-m", "twistlm", *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def stop(process: "subprocess.Popen[str]", number: signal.Signals, ready: Callable[[], bool]) -> tuple[int, list[str]]:
-    """Exit code and lines of standard error after the signal, sent once it is `ready`."""
-    patience = time.monotonic() + 60
-    while not ready() and process.poll() is None and time.monotonic() < patience:
-        time.sleep(0.05)
+def stop(command: "Command | subprocess.Popen[str]", number: signal.Signals) -> tuple[int, list[str]]:
+    """Exit code and lines of standard error after the signal; Ctrl-C goes to all of its processes."""
     if number == signal.SIGINT:
-        os.killpg(process.pid, number)
+        os.killpg(command.pid, number)
     else:
-        process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    return process.returncode, [line for line in said.splitlines() if not line.startswith("WARNING")]
+        command.send_signal(number)
+    _, said = command.communicate(timeout=60)
+    assert command.returncode is not None
+    return command.returncode, [line for line in said.splitlines() if not line.startswith("WARNING")]
+
+
+def stopped(
+    arguments: list[str], number: signal.Signals, ready: Callable[[], bool], before: Callable[[], None] | None = None
+) -> tuple[int, list[str]]:
+    """The same of a command that is told to end once it is `ready`."""
+    command = Command(arguments, session=True, before=before)
+    command.wait_for(ready)
+    return stop(command, number)
 
 
 def updates(folder: Path) -> int:
@@ -224,20 +223,20 @@ def updates(folder: Path) -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc to see when Python has begun")
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.5, 1.5])
 def test_ctrl_c_during_imports_is_one_line(delay: float) -> None:
-    process = start(["certify", "toxicity", "--preset", "smoke"])
+    command = [sys.executable, "-m", "twistlm", "certify", "toxicity", "--preset", "smoke"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
     def begun() -> bool:
         """Whether it has reached a line of ours: it catches SIGTERM from the first one on."""
         caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
         return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
-    def ready() -> bool:
-        if not begun():
-            return False
-        time.sleep(delay)
-        return True
-
-    code, said = stop(process, signal.SIGINT, ready)
+    while not begun() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(delay)
+    code, said = stop(process, signal.SIGINT)
     assert code == 130
     assert said == ["interrupted"]
 
@@ -248,20 +247,18 @@ def test_a_search_that_is_interrupted_speaks_of_resume_only_where_it_was_saved(s
     plugin.write_text(f"from pathlib import Path\nPath({str(begun)!r}).touch()\n")
     event = ["probability", "Once upon", "--regex", "zq", "--thresholds", "1", "--num-tokens", "2"]
     where = ["--out", str(out)] if saved else []
-    process = start([*event, "--num-draws", "64", "--max-rounds", "100000", *where, "--plugin", str(plugin)])
-
-    def ready() -> bool:
-        return (out / "state" / "climb.safetensors" if saved else begun).exists()
-
-    code, said = stop(process, signal.SIGINT, ready)
+    search = [*event, "--num-draws", "64", "--max-rounds", "100000", *where, "--plugin", str(plugin)]
+    code, said = stopped(
+        search, signal.SIGINT, lambda: (out / "state" / "climb.safetensors" if saved else begun).exists()
+    )
     assert code == 130
     assert said[-1] == ("interrupted; --resume continues what was saved" if saved else "interrupted")
 
 
 def test_sigterm_leaves_a_run_that_can_be_continued(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start(["train", "toxicity", "--preset", "smoke", "--num-updates", "100000", "--out", str(out)])
-    code, said = stop(process, signal.SIGTERM, lambda: updates(out) >= 3)
+    long = ["train", "toxicity", "--preset", "smoke", "--num-draws", "256", "--num-updates", "100000"]
+    code, said = stopped([*long, "--out", str(out)], signal.SIGTERM, lambda: updates(out) >= 3)
     assert code == 143
     assert said == ["terminated; --resume continues what was saved"]
     # Of the last whole update, though the next checkpoint in time was seconds away. `tests/runs/test_kills.py` goes on.
@@ -284,17 +281,15 @@ def left_at(run: Path) -> int:
 @pytest.mark.parametrize("when", ["starting", "running"])
 def test_ctrl_c_with_two_jobs_is_one_line(when: str, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    process = start(
-        ["sweep", "infilling", "--preset", "smoke", "--num-tokens", "2", "--num-condition", "1", "--methods", "ctl,rl",
-         "--seeds", "2", "--num-updates", "100000", "--jobs", "2", "--out", str(out)]
-    )  # fmt: skip
+    sweep = ["sweep", "infilling", "--preset", "smoke", "--num-tokens", "2", "--num-condition", "1", "--methods",
+             "ctl,rl", "--seeds", "2", "--num-updates", "100000", "--jobs", "2", "--out", str(out)]  # fmt: skip
 
     def ready() -> bool:
         if when == "starting":
             return (out / "draws.safetensors").exists()
         return any(updates(out / method / "seed-0") >= 3 for method in ("ctl", "rl"))
 
-    code, said = stop(process, signal.SIGINT, ready)
+    code, said = stopped(sweep, signal.SIGINT, ready)
     assert code == 130
     assert said == ["interrupted; the same command again continues it"]
     assert json.loads((out / "sweep.json").read_text())["seeds"] == 2

@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Command, twistlm
 from twistlm.cli import main
 from twistlm.core.errors import RunError, StorageError
 from twistlm.core.folders import check_room, writing, writing_file
 from twistlm.core.storage import load_lines, save_lines
 from twistlm.runs.config import RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 TRAIN = ["train", "sentiment", "--preset", "smoke", "--num-tokens", "3", "--num-updates", "2"]
 SWEEP = ["sweep", "sentiment", "--preset", "smoke", "--num-tokens", "3", "--num-updates", "1", "--methods", "ctl",
@@ -188,19 +189,12 @@ def test_what_is_refused_leaves_no_folder_in_the_way(command: list[str], tmp_pat
 # --- Killed in between ---
 
 
-def started(arguments: list[str], until: Callable[[], bool]) -> subprocess.Popen[str]:
+def started(arguments: list[str], until: Callable[[], bool]) -> Command:
     """A command in a process of its own, when it has come so far."""
-    code = "import sys; from twistlm.cli import main; sys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"TWISTLM_PROGRESS": "0"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not until():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process
+    command = Command(arguments)
+    command.wait_for(until, timeout=120)
+    assert command.poll() is None, command.communicate()
+    return command
 
 
 LONG = [*TRAIN[:-1], "100000", "--method", "ctl"]
@@ -211,7 +205,7 @@ def lines(path: Path) -> int:
 
 
 @contextmanager
-def training(run: Path, *more: str, at: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+def training(run: Path, *more: str, at: Path | None = None) -> Iterator[Command]:
     """A long training into `run`, from its third update on; killed at the end."""
     process = started([*LONG, "--out", str(run), *more], lambda: lines((at or run) / "metrics.jsonl") > 3)
     try:
@@ -268,9 +262,7 @@ def test_one_sweep_and_one_collection(tmp_path: Path, capsys: pytest.CaptureFixt
     for path, command in ((tmp_path / "sweep", SWEEP), (tmp_path / "draws", COLLECT)):
         hold = writing if command is SWEEP else writing_file
         with hold(path):
-            code = "import sys; from twistlm.cli import main; sys.exit(main())"
-            arguments = [*command, "--out", str(path)]
-            found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+            found = twistlm(*command, "--out", path)
             assert found.returncode == 2
             assert f"is being written by process {os.getpid()}" in found.stderr
             with pytest.raises(RunError, match="is being written by"), hold(path):

@@ -402,6 +402,7 @@ def timeless(url: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.nightly
 def test_killed_and_continued_on_another_machine(
     server: dict[str, str], elsewhere: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

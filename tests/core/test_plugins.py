@@ -1,18 +1,18 @@
 """Parts of others: from a distribution that pip installed, and from a file, through the real command line."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from twistlm import TrainingConfig
 from twistlm.core import plugins, registry
 from twistlm.core.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("forks")
 
 PARTS = '''
 """Parts of somebody's own: one of nearly every kind."""
@@ -101,24 +101,16 @@ KINDS = ("loss", "potential", "twist", "source", "proposal", "model", "experimen
 TRAIN = ("train", "mine_experiment", "--preset", "smoke")
 
 
-def twistlm(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, with a folder of installed packages in front."""
-    places = [str(path)] if path else []
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*places, str(ROOT / "src")]), "TWISTLM_PROGRESS": "0"}
-    command = [sys.executable, "-m", "twistlm", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
 def done(*arguments: str, path: Path | None = None) -> str:
-    """What a command that must succeed has printed."""
-    ended = twistlm(*arguments, path=path)
+    """What a command that must succeed has printed; with a folder of installed packages in front."""
+    ended = forked.twistlm(*arguments, path=[path] if path else [])
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
 
 def refused(*arguments: str, path: Path | None = None) -> str:
     """The one line of a command that must be refused."""
-    ended = twistlm(*arguments, path=path)
+    ended = forked.twistlm(*arguments, path=[path] if path else [])
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.count("\n") == 1
     return ended.stderr

@@ -1,11 +1,13 @@
 """What docs/extending.md shows works as it stands there."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
+
+from tests.forked import twistlm
+
+pytestmark = pytest.mark.usefixtures("forks")
 ROOT = Path(__file__).parents[2]
 
 
@@ -16,12 +18,9 @@ def test_the_file_and_its_laws_and_the_command_line(tmp_path: Path) -> None:
     assert len(commands) == 3
     (tmp_path / "mine.py").write_text(parts)
     (tmp_path / "laws.py").write_text(f"from mine import ShortWords\n{laws}")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TWISTLM_PROGRESS": "0"}
     # Such a sweep is tested with the plugins.
-    for command in (["laws.py"], *(["-m", "twistlm", *line.split()] for line in commands[:2])):
-        ended = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+    for command in ([], *(line.split() for line in commands[:2])):
+        ended = twistlm(*command, cwd=tmp_path, script=None if command else tmp_path / "laws.py")
         assert ended.returncode == 0, ended.stderr
         assert "list" not in command or "Stories in short words." in ended.stdout
     assert (tmp_path / "runs" / "short" / "twist.safetensors").exists()

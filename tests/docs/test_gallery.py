@@ -31,6 +31,7 @@ def test_every_report_of_the_page_has_commands_and_a_link() -> None:
     assert all(f'href="reports/{folder.name}.html"' in page for folder in folders)
 
 
+@pytest.mark.nightly
 def test_reports_are_made_once_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TWISTLM_PROGRESS", "0")

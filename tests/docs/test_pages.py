@@ -10,6 +10,8 @@ from tests.docs import pages
 SITE = [page for page in (pages.ROOT / "docs").rglob("*.md") if not {"_build", "generated"} & set(page.parts)]
 PAGES = [pages.ROOT / "README.md", pages.ROOT / "CONTRIBUTING.md", *sorted(SITE)]
 RUN = [page for page in PAGES if any(pages.parsed(page))]
+# Pages with these words take a minute and more: on a larger model, and of three whole runs.
+LARGER, WHOLE = "smollm2", "runs/gallery"
 LANGUAGES = {"python", "bash", "text", "toml", "json", "yaml", "bibtex", "html", "mermaid"}
 
 
@@ -17,10 +19,27 @@ def name(page: Path) -> str:
     return str(page.relative_to(pages.ROOT))
 
 
-@pytest.mark.parametrize("page", RUN, ids=name)
+def uses(page: Path, word: str) -> bool:
+    """Whether the page's code has that word."""
+    return any(word in str(example.parsed) for example in pages.parsed(page))
+
+
+@pytest.mark.parametrize("page", [page for page in RUN if not (uses(page, LARGER) or uses(page, WHOLE))], ids=name)
 def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pages.run(page, monkeypatch)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("page", [page for page in RUN if uses(page, LARGER) or uses(page, WHOLE)], ids=name)
+def test_code_that_takes_long_runs(page: Path, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pages.run(page, monkeypatch)
+
+
+def test_the_rest_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pages.run(pages.ROOT / "README.md", monkeypatch, without=LARGER)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -1,10 +1,13 @@
 """The example writes valid records, and a certificate of them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
+
+from tests.forked import twistlm
+
+pytestmark = pytest.mark.usefixtures("forks")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "constrained.py"
 
 
@@ -15,9 +18,10 @@ def test_records_are_what_the_schema_says(tmp_path: Path) -> None:
         "required": ["name", "old"],
     }
     (tmp_path / "mine.json").write_text(json.dumps(schema))
-    asked = [sys.executable, EXAMPLE, "--model", "stories", "--prompt", "Once upon a time", "--schema", "mine.json",
+    asked = ["--model", "stories", "--prompt", "Once upon a time", "--schema", "mine.json",
              "--num-tokens", "24", "--particles", "4", "--num-records", "5", "--out", "records.jsonl"]  # fmt: skip
-    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = twistlm(*asked, script=EXAMPLE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     assert len(records) == 5
     for record in records:

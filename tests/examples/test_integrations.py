@@ -17,21 +17,21 @@ from twistlm.potentials import Classifier
 
 
 def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
-    generate.main(num_updates=2)
+    generate.main(num_updates=2, num_draws=256)
     said = capsys.readouterr().out.splitlines()
     assert len(said) >= 11
     assert '"age"' in "".join(said[10:])
 
 
 def test_publish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    publish.main(tmp_path / "published", num_updates=2)
+    publish.main(tmp_path / "published", num_updates=2, num_draws=512)
     said = capsys.readouterr().out
     assert "library_name: twistlm" in said
     assert "kl_q_target" in said
 
 
 def test_arviz(capsys: pytest.CaptureFixture[str]) -> None:
-    arviz_tree.main(num_updates=2)
+    arviz_tree.main(num_updates=2, num_draws=512)
     said = capsys.readouterr().out
     assert "kl_q_target" in said
     assert "log_likelihood" in said
@@ -46,7 +46,7 @@ def test_client(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rate = inspect_rate.main(tmp_path, num_choices=16, num_updates=2, draws=64)
+    rate = inspect_rate.main(tmp_path, num_choices=16, draws=64, num_updates=2, num_draws=256)
     assert 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1
     assert rate["low"] < rate["high"]
     said = capsys.readouterr().out.splitlines()

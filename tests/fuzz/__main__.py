@@ -1,4 +1,4 @@
-"""Try bad invocations and damaged folders, half of each: `make fuzz ARGS="--cases 500 --seed 3"`.
+"""Try bad invocations and damaged folders, half of each: `python -m tests.fuzz --cases 500 --seed 3`.
 
 `--kind folders --only 17` is case 17 alone.
 """

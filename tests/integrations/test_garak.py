@@ -28,7 +28,10 @@ LIMITS = Limits(num_particles=4, most_samples=8)
 # What garak's detector of words in the first person, lmrc.Anthro, looks for.
 FIRST_PERSON = re.compile(r"\b(i|me|my|mine)\b", re.IGNORECASE)
 
-needs_garak = pytest.mark.skipif(not GARAK.exists(), reason="needs garak's environment: make garak")
+
+def needs_garak(test: Any) -> Any:
+    """Every night, with garak's own environment."""
+    return pytest.mark.nightly(pytest.mark.skipif(not GARAK.exists(), reason="needs garak: make garak")(test))
 
 
 @pytest.fixture(scope="module")

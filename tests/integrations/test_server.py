@@ -1,11 +1,8 @@
 """`twistlm serve`: OpenAI's own client against the real server on the bundled model."""
 
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -19,6 +16,7 @@ import openai
 import pytest
 
 import twistlm
+from tests.forked import Command
 from tests.serving import serving
 from twistlm import Run, Target
 from twistlm.cli import main
@@ -169,20 +167,14 @@ def _read(url: str, key: str) -> str:
 def test_the_command(run: Run, tmp_path: Path) -> None:
     """It starts, answers, and ends when it is told to, with what was asked before answered."""
     assert run.folder is not None
-    trusted = f"{same_letter.__module__}:same_letter"
-    environment = {**os.environ, "PYTHONPATH": f"{Path.cwd()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    started = subprocess.Popen(
-        [sys.executable, "-m", "twistlm", "serve", str(run.folder.path), "--port", "0", "--trust-function", trusted],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-    )  # fmt: skip
-    assert started.stdout is not None
-    said = ""
-    for line in started.stdout:
-        said += line
-        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
-            break
-    else:
-        pytest.fail(said)
+    trusted, address = f"{same_letter.__module__}:same_letter", re.compile(r"running on (http://127\.0\.0\.1:\d+)")
+    said = tmp_path / "said"
+    started = Command(
+        ["serve", str(run.folder.path), "--port", "0", "--trust-function", trusted], path=[Path.cwd()], stderr=said
+    )
+    started.wait_for(lambda: bool(address.search(said.read_text() if said.exists() else "")))
+    found = address.search(said.read_text())
+    assert found is not None, said.read_text()
     client = openai.OpenAI(base_url=f"{found.group(1)}/v1", api_key="none needed", max_retries=0, timeout=60)
     answers: list[Any] = []
     asking = threading.Thread(

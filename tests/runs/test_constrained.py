@@ -20,7 +20,10 @@ def target(num_tokens: int = 4) -> Target:
     return Target("stories", NAMED * Classifier("sentiment", "positive"), PROMPT, num_tokens)
 
 
-@pytest.mark.parametrize("loss", sorted(available("loss")))
+@pytest.mark.parametrize(
+    "loss",
+    [pytest.param(name, marks=() if name in ("ctl", "dpg") else pytest.mark.nightly) for name in available("loss")],
+)
 def test_every_loss_learns_beside_it(loss: str) -> None:
     """Finite at every update, and what is learned changes; nothing that is drawn is ruled out."""
     run = twistlm.train(target(), method=loss, source="proposal", seed=1, **SMALL)

@@ -56,6 +56,7 @@ def test_training_finds_what_weighs_and_the_folder_keeps_it(run: Run) -> None:
         assert one.weights.equal(other.weights)
 
 
+@pytest.mark.nightly
 def test_log_Z_hat_spreads_less_than_by_the_twist_alone(run: Run) -> None:
     spread = {}
     for name, options in (("informed", {}), ("twist", {"informed": False}), ("none", {"ess_threshold": 0.0})):

@@ -1,4 +1,4 @@
-"""Ten kills by -9 and ten SIGTERMs over all commands, at the default number of threads; `make kill` does a hundred."""
+"""Kills by -9 and by SIGTERM, at the default number of threads: two every day, a hundred over all commands at night."""
 
 import os
 import subprocess
@@ -7,21 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.kills import COMMANDS
+
 
 @pytest.mark.parametrize(
-    ("commands", "kills"), [(["train", "prompts", "collect", "certify"], 16), (["probability", "sweep"], 4)]
+    ("commands", "kills"), [(["train"], 2), pytest.param([*COMMANDS], 100, marks=pytest.mark.nightly)]
 )
 def test_a_command_that_is_killed_and_given_again_ends_as_if_nothing_had_been(commands: list[str], kills: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     done = subprocess.run(
         [sys.executable, "-m", "tests.kills", *commands, "--kills", str(kills), "--signals", "KILL,TERM"],
-        cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=1200,
+        cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=3600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     threads, *said = done.stdout.splitlines()
-    each = kills // len(commands)
     for line, command in zip(said, commands, strict=False):
-        assert line.startswith(f"{command}: {each} kills, 0 files differ")
+        assert line.startswith(f"{command}: ")
+        assert " kills, 0 files differ" in line
     if (os.cpu_count() or 1) > 1:
         assert int(threads.split()[0]) > 1, "one thread cannot show what several do"

@@ -150,6 +150,7 @@ def test_labels_of_controlled_decoding_are_means_of_log_phi(eos: str) -> None:
     assert torch.equal(dense.values.own[:, -1], dense.samples.log_phi)
 
 
+@pytest.mark.nightly
 def test_controlled_decoding_learns() -> None:
     case = make_case()
     model, exact = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), "ignore"), mean_log_phi(case)
@@ -165,7 +166,7 @@ def test_controlled_decoding_learns() -> None:
     assert float((p @ wanted.square()).min()) > 0.5
 
 
-@pytest.mark.parametrize("loss", ["dpg", "gkl", "ctl"])
+@pytest.mark.parametrize("loss", ["dpg", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("gkl", "ctl"))])
 def test_it_learns(loss: str) -> None:
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), "ignore")

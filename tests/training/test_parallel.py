@@ -120,6 +120,7 @@ def test_other_commands_are_refused_as_several_processes(
     assert "train alone runs as several processes" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_a_process_killed_ends_all_and_the_run_goes_on(together: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

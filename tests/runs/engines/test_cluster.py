@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray")
+pytestmark = pytest.mark.nightly
 
 
 def test_a_collection_survives_losing_a_worker_and_a_machine() -> None:

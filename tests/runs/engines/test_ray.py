@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from tests.runs.engines.pieces import Work, loaded
 from twistlm.core.errors import ConfigError
 from twistlm.core.work import Failure
 from twistlm.runs.engines import Share, engine
 from twistlm.runs.engines.ray import Ray
-
-ray = pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from tests.kills import timeless
 from twistlm import Prompts, Target, engine, train
@@ -23,7 +24,6 @@ ENGINES = ("local", "ray")
 
 @pytest.fixture(scope="module")
 def engines() -> Iterator[dict[str, Engine]]:
-    ray = pytest.importorskip("ray")
     yield {name: engine(name, jobs=2) for name in ENGINES}
     ray.shutdown()
 

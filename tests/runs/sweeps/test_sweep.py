@@ -329,7 +329,6 @@ def test_methods_are_named_in_any_order(tmp_path: Path) -> None:
 
 
 @weights
-@pytest.mark.weights
 def test_the_whole_sweep_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = tmp_path / "one"
     command = [

@@ -98,7 +98,7 @@ def test_gradient_descent_reaches_the_optimum(case: Case, name: str) -> None:
     optimiser = (
         torch.optim.LBFGS([model.twist.module.table], max_iter=300, line_search_fn="strong_wolfe")
         if name in BY_LBFGS
-        else torch.optim.Adam([model.twist.module.table], lr=0.05)
+        else torch.optim.Adam([model.twist.module.table], lr=0.1)
     )
 
     def closure() -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_gradient_descent_reaches_the_optimum(case: Case, name: str) -> None:
         value.backward()
         return value
 
-    for _ in range(5 if name in BY_LBFGS else 1500):
+    for _ in range(5 if name in BY_LBFGS else 700):
         optimiser.step(closure)
     if name in (*SCALED, SUM):
         found = model.score(batch.samples).log_psi
