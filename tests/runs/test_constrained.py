@@ -72,7 +72,7 @@ def test_a_certificate_without_training() -> None:
 
 
 def test_words_without_exact_samples_are_certified_from_below() -> None:
-    of = Target("stories", Words(("dog", "park", "ball")), PROMPT, 12)
+    of = Target("stories", Words(("dog", "park")), PROMPT, 12)
     certificate = twistlm.certify(of, num_draws=64, num_particles=(4,), num_samples=32, budget=16)
     assert certificate.divergences.kl_target_q is None
     assert certificate.divergences.log_Z.high <= 0.0

