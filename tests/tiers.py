@@ -144,7 +144,7 @@ class Tiers:
         if self.config.getoption("--limit"):
             for test, seconds in self.too_slow.items():
                 terminalreporter.write_line(
-                    f"{test} took {seconds:.1f} s of CPU, and the fast tier allows {LIMIT:g}: make it smaller, or "
+                    f"{test} took {seconds:.1f} s of CPU, and the fast tier allows {LIMIT:g}: shrink it, or "
                     "let `make durations` record it"
                 )
 
