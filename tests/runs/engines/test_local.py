@@ -16,6 +16,9 @@ from twistlm.core.work import Failure, in_order
 from twistlm.runs.engines import engine
 from twistlm.runs.engines.local import Local
 
+# The first of them pays for the server that workers are forked from, whichever it is.
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_every_piece_has_its_outcome_and_its_share_of_threads(jobs: int, threads: Callable[[int], None]) -> None:
