@@ -107,7 +107,8 @@ def test_the_command_in_two_processes_writes_one_run_and_speaks_once(
 def test_what_is_refused_is_said_once_by_all_processes(tmp_path: Path) -> None:
     refused = run([*TORCHRUN, "-m", "twistlm", *TRAIN, "--out", str(tmp_path / "run"), "--chat", "--column", "text"])
     assert refused.returncode != 0
-    assert len([line for line in refused.stderr.splitlines() if line.startswith(("error:", "terminated"))]) == 1
+    # The launcher then tells the other to end. Where the first has ended already, nobody can say that it spoke.
+    assert len([line for line in refused.stderr.splitlines() if line.startswith("error:")]) == 1
     assert "error: --column is of a file of --prompts" in refused.stderr
 
 
