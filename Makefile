@@ -21,6 +21,8 @@ READY_GARAK := $(VENV_GARAK)/.ready
 # Idle OpenMP threads that spin cost more than they gain wherever cores are few or shared.
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# pip compiles nothing (--no-compile): a module is compiled once, when it is first imported. Without this, every time.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
