@@ -324,6 +324,8 @@ def machine(name: str, place: Path, url: str, code: str) -> "subprocess.Popen[st
     )  # fmt: skip
 
 
+# By day in a folder that machines share: tests/core/test_leases.py.
+@pytest.mark.nightly
 @pytest.mark.usefixtures("server")
 def test_of_two_machines_never_both(tmp_path: Path) -> None:
     processes = [machine(name, tmp_path, "s3://bucket/races/to", RACER) for name in "ab"]
@@ -340,6 +342,8 @@ def test_of_two_machines_never_both(tmp_path: Path) -> None:
         assert all(first[1] <= begun for begun, _ in second)
 
 
+# By day in a folder that machines share: tests/core/test_leases.py.
+@pytest.mark.nightly
 @pytest.mark.usefixtures("server")
 def test_what_is_taken_from_a_stopped_one_it_never_writes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -114,5 +114,5 @@ def _command(words: list[str]) -> str | None:
 def _sizes(arguments: list[str]) -> tuple[str, ...]:
     # An experiment knows how many draws its smallest size takes.
     of_experiment = arguments[0] == "train" and len(arguments) > 1 and not arguments[1].startswith("--")
-    sizes = SMOKE if of_experiment else SMALL.get(arguments[0], ())
+    sizes = (*SMOKE, "--num-updates", "2") if of_experiment else SMALL.get(arguments[0], ())
     return (*sizes, "--max-seconds", "5") if "--gap" in arguments else sizes

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.together import everything
+from tests.training.together import TABULAR, everything
 from twistlm import Run
 from twistlm.cli import main
 from twistlm.core.errors import ConfigError
@@ -61,12 +61,15 @@ def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     }
 
 
-def test_two_processes_train_what_one_does_to_summation_order(tmp_path: Path) -> None:
-    made = run([*TORCHRUN, "-m", "tests.training.together", str(tmp_path / "out")])
+@pytest.mark.parametrize(
+    "losses", [("dpg", "gkl", "pcl"), pytest.param(tuple(TABULAR), marks=pytest.mark.nightly)], ids=["some", "all"]
+)
+def test_two_processes_train_what_one_does_to_summation_order(losses: tuple[str, ...], tmp_path: Path) -> None:
+    made = run([*TORCHRUN, "-m", "tests.training.together", str(tmp_path / "out"), *losses])
     assert made.returncode == 0, made.stderr[-3000:]
     first, second = (load_file(tmp_path / f"out.{rank}") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    apart = differences(everything(), first)
+    apart = differences(everything(losses), first)
     worst = sorted(apart.items(), key=lambda item: -item[1])[:5]
     assert max(value for name, value in apart.items() if name.endswith("table")) < 1e-9, worst
     # Attention is the same with any bias of its keys: their gradient is rounding alone, which Adam makes a step of.

@@ -1,9 +1,10 @@
-"""What several processes train together and one trains alone: `python -m tests.training.together OUT`.
+"""What several processes train together and one trains alone: `python -m tests.training.together OUT LOSS ...`.
 
 Started by torchrun it runs in several processes, each of which saves what it found as OUT.RANK.
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -101,8 +102,8 @@ def unbounded() -> dict[str, Tensor]:
     return found(run.history, run.model.twist.module)
 
 
-def everything(processes: Processes = ALONE) -> dict[str, Tensor]:
-    made = {loss: tabular(loss, changes, processes) for loss, changes in TABULAR.items()}
+def everything(losses: Iterable[str], processes: Processes = ALONE) -> dict[str, Tensor]:
+    made = {loss: tabular(loss, TABULAR[loss], processes) for loss in losses}
     made |= {
         "backbone": own_network("backbone", "ctl"),
         "lora": own_network("lora", "dpg"),
@@ -137,6 +138,6 @@ if __name__ == "__main__":
         assert "has seen it" in str(error)  # noqa: PT017 (in every process)
     else:
         raise AssertionError("an error of the first process is one of all")
-    made = everything(processes)
+    made = everything(sys.argv[2:], processes)
     save_file({name: each.contiguous().clone() for name, each in made.items()}, f"{sys.argv[1]}.{processes.rank}")
     Processes.leave()
