@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent
 RECORD = TESTS / "durations.json"
 # CPU seconds above which a test is slow, and those that --limit allows one of the fast tier. They are apart because
 # machines differ in speed by a factor of two.
-SLOW, LIMIT = 1.0, 5.0
+SLOW, LIMIT = 2.0, 5.0
 # Tests below this are not recorded.
 LEAST = 0.5
 # Files that need packages which `make test` does not install: Ray, TRL, Inspect, a server of S3, a browser, Jupyter.
