@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import twistlm
 from tests.kills import content
 from twistlm.cli import main
 
@@ -127,21 +127,21 @@ def test_a_file_system_that_is_read_only(disk: Path, capsys: pytest.CaptureFixtu
     assert content(disk) == before
 
 
-def drop() -> None:
-    """Root may do everything, unless its right to (CAP_DAC_OVERRIDE) is dropped."""
-    ctypes.CDLL(None, use_errno=True).prctl(24, 1, 0, 0, 0)
-
-
-@pytest.mark.usefixtures("forks")
 def test_a_folder_that_one_may_not_write_to(tmp_path: Path) -> None:
+    """Root may do everything, unless its right to (CAP_DAC_OVERRIDE) is dropped for the command."""
     place = tmp_path / "place"
     place.mkdir()
     place.chmod(0o555)
+
+    def drop() -> None:
+        ctypes.CDLL(None, use_errno=True).prctl(24, 1, 0, 0, 0)
+
     with subprocess.Popen(["touch", place / "file"], stderr=subprocess.DEVNULL, preexec_fn=drop) as touch:
         touch.wait()
     if (place / "file").exists():
         pytest.skip("the system lets us drop no right")
-    done = twistlm(*COMMANDS["collect"], "--out", place / "draws.safetensors", before=drop)
+    command = [sys.executable, "-m", "twistlm", *COMMANDS["collect"], "--out", str(place / "draws.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=drop)
     assert done.returncode == 1
     assert "Permission denied" in done.stderr
     assert done.stderr.count("\n") == 1
