@@ -1,4 +1,4 @@
-"""What several processes train together and one trains alone: `python -m tests.training.together OUT LOSS ...`.
+"""Training by several processes together, and by one alone: `python -m tests.training.together OUT LOSS ...`.
 
 Started by torchrun it runs in several processes, each of which saves what it found as OUT.RANK.
 """

@@ -1,4 +1,4 @@
-"""What the paper's experiments share: its way of training, its smallest size, its learning rates by method."""
+"""Training, the smallest size, and learning rates by method, shared by the paper's experiments."""
 
 from collections.abc import Mapping
 from dataclasses import replace
