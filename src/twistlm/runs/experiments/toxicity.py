@@ -32,7 +32,7 @@ def toxicity(beta: float = 1.0, num_tokens: int | None = None) -> Presets:
 
     # Collected draws judge; every update learns from the twist's own. Two cores draw 400 each, and parts
     # are as large as the default's. More decay bears a larger rank, and both learn more of fewer draws.
-    many = {"num_particles": 800, "num_minibatches": 16, "num_updates": 12, "evaluate_every": 4}
+    many = {"num_particles": 800, "num_minibatches": 16, "num_updates": 10, "evaluate_every": 5}
     demo = RunConfig(
         num_draws=10_240,
         num_siblings=0,
