@@ -75,7 +75,7 @@ ablations: $(READY) ## Exact positives, powers of the potential, the threshold, 
 	$(BIN)/python -m papers.zhao2024.methods --ablations $(ARGS)
 
 docs: $(READY_DOCS) ## Build the site into docs/_build/html; a warning or a link that leads nowhere is an error
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet $(ARGS) docs docs/_build/html
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs auto $(ARGS) docs docs/_build/html
 
 dist: $(READY_TOOLS) ## Build sdist and wheel into dist/, which is emptied first
 	rm -rf dist

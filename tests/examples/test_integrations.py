@@ -1,4 +1,4 @@
-"""The examples of integrations, at a size that takes seconds."""
+"""The examples of integrations, at a size that takes seconds. What they show is tested by day in tests/integrations."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from twistlm.integrations.server.app import application
 from twistlm.potentials import Classifier
 
 
+@pytest.mark.nightly
 def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
     generate.main(num_updates=2, num_draws=256)
     said = capsys.readouterr().out.splitlines()
@@ -23,6 +24,7 @@ def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
     assert '"age"' in "".join(said[10:])
 
 
+@pytest.mark.nightly
 def test_publish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish.main(tmp_path / "published", num_updates=2, num_draws=512)
     said = capsys.readouterr().out
@@ -30,6 +32,7 @@ def test_publish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "kl_q_target" in said
 
 
+@pytest.mark.nightly
 def test_arviz(capsys: pytest.CaptureFixture[str]) -> None:
     arviz_tree.main(num_updates=2, num_draws=512)
     said = capsys.readouterr().out
@@ -45,6 +48,7 @@ def test_client(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < float(capsys.readouterr().out.splitlines()[-1].split()[-1]) < 1
 
 
+@pytest.mark.nightly
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rate = inspect_rate.main(tmp_path, num_choices=16, draws=64, num_updates=2, num_draws=256)
     assert 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1

@@ -328,6 +328,7 @@ def test_methods_are_named_in_any_order(tmp_path: Path) -> None:
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.nightly
 @weights
 def test_the_whole_sweep_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = tmp_path / "one"

@@ -66,7 +66,7 @@ def smoke(config: RunConfig, num_draws: int = 2048) -> RunConfig:
         config,
         num_draws=num_draws,
         num_exact=None,
-        training=replace(config.training, num_particles=32, num_updates=4, evaluate_every=4),
+        training=replace(config.training, num_particles=32, num_updates=4),
         evaluation=EvaluationConfig((2, 4), 32, 16, during_training=True),
     )
 
