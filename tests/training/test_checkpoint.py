@@ -103,6 +103,12 @@ def test_before_the_first_update_the_optimiser_has_kept_nothing(tmp_path: Path) 
             Checkpoint(Progress(), 3, twist(1.0), {**twist(1.0), "weight": twist(-torch.inf)["weight"]}, STATE),
             "weight has values that no training leaves",
         ),
+        (
+            Checkpoint(
+                Progress(), 3, twist(1.0), twist(1.0), {**STATE, 0: {**STATE[0], "step": torch.tensor(-torch.inf)}}
+            ),
+            "step has values that no training leaves",
+        ),
         (Checkpoint(Progress(done=-1), 3, twist(1.0), twist(1.0), STATE), "done"),
     ],
 )

@@ -275,7 +275,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
     """Refuse tensors that are not like those that are expected: by name, shape, type, and in being numbers.
 
-    −inf is a number here, a logarithm of zero; but not where a parameter is expected, one that takes a gradient.
+    −inf is a number here, a logarithm of zero; but not where a parameter is expected, one that takes a gradient, or a
+    single number, a factor.
 
     Raises:
         RunError: the message names `where` and the first tensor that is wrong.
@@ -291,7 +292,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
             wrong = f"is of {found[name].dtype}, not of {expected[name].dtype}"
         elif bool((found[name].isnan() | found[name].isposinf()).any()):
             wrong = "has values that are not numbers"
-        elif expected[name].requires_grad and bool(found[name].isneginf().any()):
+        elif (expected[name].requires_grad or expected[name].dim() == 0) and bool(found[name].isneginf().any()):
             wrong = "has values that no training leaves, −inf"
         else:
             continue

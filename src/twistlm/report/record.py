@@ -1,5 +1,6 @@
 """What a run folder says, read without loading a model and without running anything of it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,8 @@ def names_among(paths: Sequence[Path], kind: str) -> list[str]:
         RunError: one is named twice; `kind` is what the error calls it.
     """
     # Without the root, so that a name is never a path of its own.
-    parts = [path.resolve().parts[1:] for path in paths]
+    # Not `resolve`, which raises where links lead in a circle: what a path holds is said when it is read.
+    parts = [Path(os.path.realpath(path)).parts[1:] for path in paths]
     if len(set(parts)) < len(parts):
         raise RunError(f"a {kind} is named twice among {', '.join(map(str, paths))}; name each once")
     length = 1

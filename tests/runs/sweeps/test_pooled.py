@@ -273,6 +273,9 @@ def test_pictures_of_sweeps_of_one_name_are_apart(tmp_path: Path, capsys: pytest
         fabricate(path, {("ctl", 0): certificate(-4.0, None, -3.0, None)}, seeds=1)
     assert main(["plot", str(one), str(one.parent / "." / "sweep"), "--out", str(out)]) == 2
     assert "a sweep is named twice" in capsys.readouterr().err
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert main(["plot", str(one), str(tmp_path / "circle"), "--out", str(out)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert not out.exists()
     assert main(["plot", str(one), str(other), "--out", str(out)]) == 0
     drawn = {str(path.relative_to(out)) for path in out.rglob("*.png")}
