@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
 from tests.architectures import CONFIGS, Words, tiny_lm, tiny_model
 from tests.cases import TablePotential, cases, samples_of
-from twistlm.core.errors import ModelError
+from twistlm.core.errors import ModelError, PromptError
 from twistlm.core.rng import Rng
 from twistlm.models.bundled import folder
 from twistlm.models.huggingface import HuggingFaceLM, load
@@ -198,6 +198,25 @@ def test_unsupported_architecture_is_refused() -> None:
 
     with pytest.raises(ModelError, match="changes its logits"):
         HuggingFaceLM(Capped(tiny_model()), Words(), "capped")
+
+
+def test_texts_that_cross_the_length_of_other_factors_are_refused() -> None:
+    torch.manual_seed(0)
+    positions = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    config = Phi3Config(
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
+        eos_token_id=0, max_position_embeddings=64, original_max_position_embeddings=16, rope_parameters=positions,
+    )  # fmt: skip
+    whole = AutoModelForCausalLM.from_config(config).eval()
+    lm = HuggingFaceLM(whole, Words(), "phi3")
+    tokens = torch.arange(1, 17).unsqueeze(0)
+    with torch.no_grad():
+        expected = whole(input_ids=tokens, use_cache=False).logits[:, 9:15]
+    torch.testing.assert_close(lm.logits(lm.features([tokens[0, :10]], tokens[:, 10:])), expected, rtol=1e-4, atol=1e-4)
+    model = TwistedLM(lm, None, "ignore")
+    model.check([tokens[0, :10]], 6)
+    with pytest.raises(PromptError, match="the model's context of 16"):
+        model.check([tokens[0, :10]], 7)
 
 
 def test_unknown_model_is_one_clear_line(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -215,6 +215,19 @@ def _trained_at_once(network: nn.Module) -> int:
     return min(TRAINING_TOKENS, max(FEWEST_TRAINING_TOKENS, ACTIVATIONS // each))
 
 
+def _longest(config: Any) -> int | None:
+    """Tokens that a text may have at most; None if the configuration does not say.
+
+    Of `longrope` (Phi-3 128k) the length up to which positions have the short factors. Past it all positions have
+    others, those of the text before as well, so that p₀ of a prefix would depend on what follows.
+    """
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config, "rope_parameters", None) or {}
+    if positions.get("rope_type") == "longrope":
+        longest = positions.get("original_max_position_embeddings") or config.original_max_position_embeddings
+    return longest
+
+
 class HuggingFaceLM(HuggingFaceDecoder):
     """A causal LM with its tokenizer, as the base model p₀. Its weights are frozen.
 
@@ -240,7 +253,7 @@ class HuggingFaceLM(HuggingFaceDecoder):
         self.feature_size: int = self.output.weight.shape[1]
         eos = tokenizer.eos_token_id if tokenizer is not None else model.config.eos_token_id
         self.eos_token_id: int | None = eos[0] if isinstance(eos, list) else eos
-        self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.max_length = _longest(model.config)
         self._product = PackedProduct(self.output.weight, self.output.bias)
         self._chats = ChatReader(tokenizer, name)
         self._check_architecture(model)
