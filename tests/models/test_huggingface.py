@@ -1,11 +1,12 @@
 """Cached decoding against one full forward pass, for each architecture."""
 
 import functools
+from typing import Any
 
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig, Phi3Config
 
 from tests.architectures import CONFIGS, Words, tiny_lm, tiny_model
 from tests.cases import TablePotential, cases, samples_of
@@ -196,8 +197,47 @@ def test_unsupported_architecture_is_refused() -> None:
             output.logits = torch.tanh(output.logits)
             return output
 
-    with pytest.raises(ModelError, match="changes its logits"):
+    with pytest.raises(ModelError, match="other logits in parts"):
         HuggingFaceLM(Capped(tiny_model()), Words(), "capped")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Gemma2Config, {"head_dim": 8, "final_logit_softcapping": 30.0, "sliding_window": 6}),
+        (CohereConfig, {"logit_scale": 0.97}),
+        (GraniteConfig, {"logits_scaling": 1.04}),
+    ],
+    ids=["soft cap", "scale", "divisor"],
+)
+def test_caps_and_scales_of_logits_are_the_models_own(kind: Any, options: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    config = kind(
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=0, eos_token_id=0, **options,
+    )  # fmt: skip
+    whole = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with torch.no_grad():
+        whole.get_output_embeddings().weight.mul_(40)
+    lm = HuggingFaceLM(whole, Words(), "capped")
+    tokens = torch.randint(1, 99, (2, 12))
+    with torch.no_grad():
+        expected = whole(input_ids=tokens, use_cache=False).logits
+    # The same numbers in another order, which in half precision is a few thousandths.
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    with torch.no_grad():
+        hidden = whole.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    torch.testing.assert_close(lm.logits(hidden), expected, **close)
+    if dtype == torch.float32:
+        read = lm.logits(lm.features(list(tokens[:, :4]), tokens[:, 4:]))
+        torch.testing.assert_close(read, expected[:, 3:-1], **close)
+        # One token after the other, prompts of different lengths, past the window.
+        state = lm.start([tokens[0, :2], tokens[1, :5]])
+        for at in range(6):
+            rows = torch.stack([expected[0, 1 + at], expected[1, 4 + at]])
+            torch.testing.assert_close(lm.logits(state.features), rows, **close)
+            state = lm.advance(state, torch.arange(2), torch.stack([tokens[0, 2 + at], tokens[1, 5 + at]]))
 
 
 def test_texts_that_cross_the_length_of_other_factors_are_refused() -> None:

@@ -41,6 +41,7 @@ from twistlm.models.reading import (
     small,
     worth_reading_once,
 )
+from twistlm.models.tail import Tail, changes_logits
 
 DTYPES: dict[str, Any] = {
     "auto": "auto",
@@ -240,8 +241,8 @@ class HuggingFaceLM(HuggingFaceDecoder):
         name: how error messages call it.
 
     Raises:
-        ModelError: the architecture changes its logits after the output layer (soft caps, scales), which is not
-            supported, or it keeps something else than keys and values.
+        ModelError: read in parts the model gives other logits than as a whole: it keeps something else than keys and
+            values, or does more than its network and the head behind it.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
@@ -254,7 +255,10 @@ class HuggingFaceLM(HuggingFaceDecoder):
         eos = tokenizer.eos_token_id if tokenizer is not None else model.config.eos_token_id
         self.eos_token_id: int | None = eos[0] if isinstance(eos, list) else eos
         self.max_length = _longest(model.config)
-        self._product = PackedProduct(self.output.weight, self.output.bias)
+        # Nearly always the output layer is all that follows the network.
+        self._logits: Callable[[Tensor], Tensor] = PackedProduct(self.output.weight, self.output.bias)
+        if self._changes_logits(model):
+            self._logits = Tail(model)
         self._chats = ChatReader(tokenizer, name)
         self._check_architecture(model)
 
@@ -270,8 +274,8 @@ class HuggingFaceLM(HuggingFaceDecoder):
         return weight
 
     def logits(self, features: Tensor) -> Tensor:
-        """The output layer: [..., V]."""
-        return self._product(features)
+        """The output layer, and soft caps or scales behind it: [..., V]."""
+        return self._logits(features)
 
     def encode(self, text: str) -> Tensor:
         """Token ids [P], with the special tokens that the tokenizer itself puts in front, without those behind."""
@@ -329,6 +333,15 @@ class HuggingFaceLM(HuggingFaceDecoder):
         return HuggingFaceDecoder(network, trainable=True, dtype=self.dtype, merge=merge)
 
     @torch.no_grad()
+    def _changes_logits(self, model: Any) -> bool:
+        """Whether soft caps or scales follow the output layer; of large hidden states, where a cap is felt."""
+        generator = torch.Generator().manual_seed(0)
+        features = (
+            torch.randn(4, self.feature_size, generator=generator).mul(8).to(self.device, self.output.weight.dtype)
+        )
+        return changes_logits(model, features, self._logits(features))
+
+    @torch.no_grad()
     def _check_architecture(self, model: Any) -> None:
         """The split into network and output layer, and a step with the cache, must give what the whole model gives."""
         # Ordinary words from all over the vocabulary: special tokens in a row drive half precision astray.
@@ -347,8 +360,8 @@ class HuggingFaceLM(HuggingFaceDecoder):
         loose = 0.05 if self.dtype == torch.float32 else 0.25
         if (whole - split).abs().max() > 0.05 * size or (whole - stepped).abs().max() > loose * size:
             raise ModelError(
-                f"{self.name!r} ({type(model).__name__}) changes its logits after the output layer or keeps more "
-                "than keys and values; only plain decoder transformers are supported"
+                f"{self.name!r} ({type(model).__name__}) gives other logits in parts than as a whole: it keeps more "
+                "than keys and values, or does more than its network and output layer; it is not supported"
             )
 
 
