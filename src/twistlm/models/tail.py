@@ -32,6 +32,8 @@ class Tail(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self._model = copy.copy(model)
+        # A trainer wraps the forward pass (accelerate), which then is the whole model's.
+        vars(self._model).pop("forward", None)
         self._model._modules = {**model._modules, model.base_model_prefix: _Passing()}
 
     def forward(self, features: Tensor) -> Tensor:
