@@ -135,6 +135,7 @@ def test_spans_are_the_words_that_the_score_reacts_to() -> None:
     assert not reads_texts(Regex("a") * Continuation(" and"))
 
 
+@pytest.mark.nightly
 def test_what_was_saved_is_gone_on_from_bit_for_bit(target: Target, tmp_path: Path) -> None:
     """From states that a kill can leave: after the first and the last round, and between parts of the fresh draws."""
     thresholds = [math.exp(-1.0), 1.0]

@@ -13,7 +13,7 @@ RUN = [page for page in PAGES if any(pages.parsed(page))]
 # Pages with these words take a minute and more: on a larger model, and of three whole runs.
 LARGER, WHOLE = "smollm2", "runs/gallery"
 # Half a minute of CPU each, and what they call is tested by day elsewhere.
-LONG = {"docs/choose/method.md", "docs/conditions.md", "docs/integrations.md"}
+LONG = {"docs/choose/method.md", "docs/conditions.md", "docs/integrations.md", "docs/start/ten-minutes.md"}
 LANGUAGES = {"python", "bash", "text", "toml", "json", "yaml", "bibtex", "html", "mermaid"}
 
 

@@ -32,6 +32,7 @@ def target(count: int) -> Target:
     return Target("stories", Classifier("toxicity", "toxic"), prompts=PROMPTS.select(range(count)), num_tokens=4)
 
 
+@pytest.mark.nightly
 def test_collections_of_a_set_of_prompts(engines: dict[str, Engine], tmp_path: Path) -> None:
     """More than one wave of chunks."""
     asked = {"max_draws": 800, "chunk": 32}
