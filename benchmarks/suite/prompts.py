@@ -29,9 +29,9 @@ from benchmarks.suite.tasks import WARM_STEPS, Halves, Task
 from benchmarks.suite.timing import Timing, alternate
 from twistlm.core.rng import Rng
 from twistlm.models.chats import Chat
+from twistlm.models.fast import FastDecoder
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.models.packaged import packaged_model
-from twistlm.models.reading import Memory
 from twistlm.runs.prompts import requests_file
 from twistlm.sampling.cases import Case
 from twistlm.sampling.proposals import base
@@ -107,7 +107,8 @@ class Prompts:
             raise RuntimeError(f"generate made {tuple(made.shape)}")
 
     def _sample(self, prompts: Sequence[Tensor], steps: int, twisted: bool) -> float | None:
-        self.lm._memory = Memory()
+        assert isinstance(self.lm._decoder, FastDecoder)
+        self.lm._decoder._memory.forget()
         model = TwistedLM(self.lm, self.twist if twisted else None, "ignore")
         sampler = Sampler(model, Halves(self.lm.vocab_size), steps, ess_threshold=1.0 if twisted else 0.0)
         sampler = sampler if twisted else replace(sampler, proposal=base)

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    Gemma2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    Phi3Config,
+)
 
 from tests.architectures import CONFIGS, Words, tiny_lm, tiny_model
 from tests.cases import TablePotential, cases, samples_of
@@ -100,7 +108,7 @@ def test_half_precision_decoding_is_as_close_to_float32_as_torchs_own_kernel(arc
         truth = logits(exact)
         ours = logits(half)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("twistlm.models.huggingface.can_attend", lambda network: False)
+            patch.setattr("twistlm.models.fast.can_attend", lambda network: False)
             theirs = logits(half)
     assert (ours - truth).abs().mean() < 1.5 * (theirs - truth).abs().mean() + 1e-3
     assert half.module.config._attn_implementation == setting, "the model's own setting was not restored"
@@ -183,22 +191,16 @@ def test_sampling_follows_the_models_own_distribution() -> None:
     assert_mean(result.particles.log_p[0, :, 0], float((log_p.exp() * log_p).sum()))
 
 
-def test_unsupported_architecture_is_refused() -> None:
-    class Capped(torch.nn.Module):
-        def __init__(self, inner: torch.nn.Module) -> None:
-            super().__init__()
-            self.inner, self.config, self.base_model = inner, inner.config, inner.base_model
-
-        def get_output_embeddings(self) -> torch.nn.Module:
-            return self.inner.get_output_embeddings()
-
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    class LooksAhead(GPT2LMHeadModel):
         def forward(self, **inputs):  # type: ignore[no-untyped-def]
-            output = self.inner(**inputs)
-            output.logits = torch.tanh(output.logits)
+            output = super().forward(**inputs)
+            output.logits = output.logits + output.logits.mean(1, keepdim=True)
             return output
 
-    with pytest.raises(ModelError, match="other logits in parts"):
-        HuggingFaceLM(Capped(tiny_model()), Words(), "capped")
+    model = LooksAhead(tiny_model().config)
+    with pytest.raises(ModelError, match="not supported: token by token it gives other logits"):
+        HuggingFaceLM(model, Words(), "ahead")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -281,7 +283,7 @@ def test_gradients_do_not_depend_on_how_many_sequences_run_at_a_time(
             for row in range(4):
                 decoder.features(prompts[row : row + 1], tokens[row : row + 1]).square().sum().backward()
         else:
-            monkeypatch.setattr("twistlm.models.huggingface.TRAINING_TOKENS", most)
+            monkeypatch.setattr("twistlm.models.fast.TRAINING_TOKENS", most)
             decoder.features(prompts, tokens).square().sum().backward()
         return [parameter.grad.clone() for parameter in decoder.module.parameters() if parameter.grad is not None]
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tests.architectures import CONFIGS, tiny_lm, tiny_model
 from twistlm.models import reading
+from twistlm.models.fast import FastDecoder
 from twistlm.models.groups import Groups
-from twistlm.models.huggingface import HuggingFaceDecoder
+from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.models.reading import READING_COLUMNS, SPARE, batches, shared_length
 from twistlm.sampling.twisted import TwistedLM
 
@@ -65,15 +66,15 @@ def test_half_precision_is_as_close_to_float32_as_padding_is(architecture: str) 
     prompts = SETS["template"]
     exact, half = tiny_lm(architecture), tiny_lm(architecture, torch.bfloat16)
 
-    def logits(lm: HuggingFaceDecoder) -> Tensor:
+    def logits(lm: HuggingFaceLM) -> Tensor:
         state = lm.start(prompts)
         for step in range(12):
             state = lm.advance(state, torch.arange(4), torch.tensor([7, 8, 9, 10]) + step)
-        return lm.logits(state.features).float()  # type: ignore[attr-defined]
+        return lm.logits(state.features).float()
 
     truth, ours = logits(exact), logits(half)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("twistlm.models.huggingface.can_attend", lambda network: False)
+        patch.setattr("twistlm.models.fast.can_attend", lambda network: False)
         theirs = logits(half)
     assert (ours - truth).abs().mean() < 1.5 * (theirs - truth).abs().mean() + 1e-3
 
@@ -109,7 +110,7 @@ def test_nothing_of_a_prompt_is_kept_for_each_of_its_particles() -> None:
 def test_features_equal_full_forward(
     architecture: str, prompts: list[Tensor], length: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twistlm.models.huggingface.PASS_TOKENS", most)
+    monkeypatch.setattr("twistlm.models.fast.PASS_TOKENS", most)
     lm, generator = tiny_lm(architecture), torch.Generator().manual_seed(5)
     each = [prompts[i] for i in torch.randint(0, len(prompts), (20,), generator=generator).tolist()]
     tokens = torch.randint(1, 200, (20, length), generator=generator)
@@ -136,7 +137,7 @@ def test_gradients_are_those_of_each_sequence_by_itself_and_always_the_same(
             for row in range(len(each)):
                 decoder.features(each[row : row + 1], tokens[row : row + 1]).square().sum().backward()
         else:
-            monkeypatch.setattr("twistlm.models.huggingface.TRAINING_TOKENS", most)
+            monkeypatch.setattr("twistlm.models.fast.TRAINING_TOKENS", most)
             decoder.features(each, tokens).square().sum().backward()
         return [parameter.grad.clone() for parameter in decoder.module.parameters() if parameter.grad is not None]
 
@@ -147,7 +148,7 @@ def test_gradients_are_those_of_each_sequence_by_itself_and_always_the_same(
     assert all(torch.equal(a, b) for a, b in zip(found[1], found[3], strict=True))
 
 
-def passes(lm: HuggingFaceDecoder, run: functools.partial[object]) -> list[tuple[int, ...]]:
+def passes(lm: HuggingFaceLM | FastDecoder, run: functools.partial[object]) -> list[tuple[int, ...]]:
     """Shapes of the tokens of each pass through the network within `run`."""
     seen: list[tuple[int, ...]] = []
     hook = lm.module.register_forward_pre_hook(

@@ -128,8 +128,8 @@ def test_what_threads_share_can_be_copied(copied: Callable[[TwistedLM], TwistedL
     here, there = (model.start([case.prompt], 3, 2) for model in (case.twisted, copied(case.twisted)))
     assert torch.equal(here.lm.features, there.lm.features)
     LM.start(PROMPTS[:1])
-    assert LM._memory._kept
-    assert not copied(LM._memory)._kept  # type: ignore[arg-type, attr-defined]
+    assert LM._decoder._memory._kept
+    assert not copied(LM._decoder._memory)._kept  # type: ignore[arg-type, attr-defined]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

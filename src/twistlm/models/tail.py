@@ -1,9 +1,14 @@
-"""What a causal language model does after its network: the output layer, and soft caps or scales of the logits."""
+"""The two parts of a causal language model: its network; the output layer, with soft caps or scales behind it."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from twistlm.core.kernels.linear import PackedProduct
 
 
 class _HiddenStates:
@@ -26,6 +31,28 @@ class _Passing(nn.Module):
         return _HiddenStates(inputs_embeds)
 
 
+def network_of(model: Any) -> nn.Module:
+    """What turns tokens into hidden states."""
+    found: nn.Module = getattr(model, name) if (name := _network_name(model)) else model.base_model
+    return found
+
+
+def logits_of(model: Any) -> Callable[[Tensor], Tensor]:
+    """What turns hidden states [..., d] into logits [..., V]: nearly always the output layer alone."""
+    output = model.get_output_embeddings()
+    plain = PackedProduct(output.weight, getattr(output, "bias", None))
+    return Tail(model) if _changes_logits(model, plain) else plain
+
+
+def _network_name(model: Any) -> str:
+    """Which of a model's modules is its network: mostly as transformers' convention says ("" if none is)."""
+    prefix: str = getattr(model, "base_model_prefix", "")
+    if isinstance(model._modules.get(prefix), nn.Module):
+        return prefix
+    networks = [name for name, child in model.named_children() if isinstance(child, PreTrainedModel)]
+    return networks[0] if len(networks) == 1 else ""
+
+
 class Tail(nn.Module):
     """The model's own forward pass, without the network; nothing else of the model is kept."""
 
@@ -34,7 +61,7 @@ class Tail(nn.Module):
         self._model = copy.copy(model)
         # A trainer wraps the forward pass (accelerate), which then is the whole model's.
         vars(self._model).pop("forward", None)
-        self._model._modules = {**model._modules, model.base_model_prefix: _Passing()}
+        self._model._modules = {**model._modules, _network_name(model): _Passing()}
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., d]."""
@@ -43,18 +70,23 @@ class Tail(nn.Module):
         return logits.view(*features.shape[:-1], -1)
 
 
-def changes_logits(model: Any, features: Tensor, plain: Tensor) -> bool:
-    """Whether a model makes something else of hidden states [N, d] than its output layer does, logits [N, V].
+@torch.no_grad()
+def _changes_logits(model: Any, plain: PackedProduct) -> bool:
+    """Whether a model makes something else of hidden states than its output layer does.
 
-    False where it cannot be told: not every model has its network where transformers' convention says, and hands it
-    embeddings as they are.
+    False where it cannot be told: not every model hands its network embeddings as they are.
     """
-    if not isinstance(model._modules.get(getattr(model, "base_model_prefix", "")), nn.Module):
+    if not _network_name(model):
         return False
+    # Large ones, where a cap is felt.
+    weight = model.get_output_embeddings().weight
+    features = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0)).mul(8)
+    features = features.to(weight.device, weight.dtype)
+    expected = plain(features).float()
     try:
         found = Tail(model)(features).float()
     except (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError):
         return False
-    size = plain.abs().max().clamp_min(1.0)
+    size = expected.abs().max().clamp_min(1.0)
     # Rounding is far below: of one product, in half precision 1/256 of a number.
-    return bool((found - plain.float()).abs().max() > (1e-4 if features.dtype.itemsize == 4 else 1e-2) * size)
+    return bool((found - expected).abs().max() > (1e-4 if features.dtype.itemsize == 4 else 1e-2) * size)

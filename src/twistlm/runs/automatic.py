@@ -137,7 +137,4 @@ def _is_quick(lm: BaseLM) -> bool:
     """Whether drawing from the model, or training a copy of it, is a matter of a minute."""
     if not isinstance(lm, HuggingFaceLM):
         return True
-    shape: Any = lm.module.config
-    # Packed matrices are no parameters; those of a layer are about 12 d² in every architecture.
-    size = 12 * shape.num_hidden_layers * shape.hidden_size**2 + lm.vocab_size * lm.feature_size
-    return lm.device.type != "cpu" or size <= LARGEST
+    return lm.device.type != "cpu" or lm.num_parameters <= LARGEST
