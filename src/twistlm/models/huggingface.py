@@ -3,6 +3,7 @@
 Which of the two is right is not believed but compared, when a model is loaded, with the model as a whole.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,29 @@ def _longest(config: Any) -> int | None:
     return longest if longest is not None and longest > 0 else None
 
 
+class _HandedOver:
+    """Parameters as they were: where each is, its version, and one number of it (`.data` has no version).
+
+    Of those that nobody else holds any more nothing is asked.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [weakref.ref(parameter) for parameter in model.parameters()]
+        self._before = [self._state(reference) for reference in self._parameters]
+
+    def changed(self) -> bool:
+        """Whether one of them was written to, or moved."""
+        now = map(self._state, self._parameters)
+        return any(state is not None and state != before for state, before in zip(now, self._before, strict=True))
+
+    @staticmethod
+    def _state(reference: "weakref.ref[nn.Parameter]") -> tuple[Any, ...] | None:
+        if (found := reference()) is None:
+            return None
+        parameter = found.detach()
+        return parameter.data_ptr(), found._version, parameter[(0,) * parameter.dim()].item()
+
+
 class HuggingFaceLM:
     """A causal LM with its tokenizer, as the base model p₀. Its weights are frozen.
 
@@ -78,13 +102,19 @@ class HuggingFaceLM:
         eos = tokenizer.eos_token_id if tokenizer is not None else model.config.eos_token_id
         self.eos_token_id: int | None = eos[0] if isinstance(eos, list) else eos
         self.max_length = _longest(model.config)
+        self._given = _HandedOver(model)
         way = way_of(model, name, self.max_length, remember=untouched)
         self._logits = logits_of(model)
         self._decoder: FastDecoder | GenericDecoder = WAYS[way](network_of(model))
         self.way, self._chats = way, ChatReader(tokenizer, name)
 
     def start(self, prompts: Prompts, capacity: tuple[int, int] = (0, 0)) -> DecoderState:
-        """As for `Decoder`."""
+        """As for `Decoder`.
+
+        Raises:
+            ModelError: the model was changed after it was handed over.
+        """
+        self._check_unchanged()
         return self._decoder.start(prompts, capacity)
 
     def advance(self, state: DecoderState, parents: Tensor, tokens: Tensor) -> DecoderState:
@@ -92,7 +122,12 @@ class HuggingFaceLM:
         return self._decoder.advance(state, parents, tokens)
 
     def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
-        """As for `Decoder`: hidden states [B, T, d]."""
+        """As for `Decoder`: hidden states [B, T, d].
+
+        Raises:
+            ModelError: the model was changed after it was handed over.
+        """
+        self._check_unchanged()
         return self._decoder.features(prompts, tokens)
 
     @property
@@ -117,6 +152,7 @@ class HuggingFaceLM:
 
     def identified_by(self) -> Any:
         """What makes it this very model: weights, tokenizer, precision. See `twistlm.core.identity`."""
+        self._check_unchanged()
         # A sharing copy has ordinary layers for packed ones.
         return [sharing_copy(self.module), self.output.weight, self.output.bias, self.tokenizer, str(self.dtype)]
 
@@ -169,6 +205,7 @@ class HuggingFaceLM:
 
     def trainable_copy(self) -> FastDecoder | GenericDecoder:
         """An independent copy of the network in float32 whose parameters train: the start of a separate twist."""
+        self._check_unchanged()
         return self._decoder.trainable_copy()
 
     def adapted_copy(
@@ -178,7 +215,13 @@ class HuggingFaceLM:
 
         `merge` takes out again what `adapt` put into a network: see `FastDecoder`.
         """
+        self._check_unchanged()
         return self._decoder.adapted_copy(adapt, merge)
+
+    def _check_unchanged(self) -> None:
+        # Packed matrices are copies, everything else is shared: what runs would be neither the old nor the new model.
+        if self._given.changed():
+            raise ModelError(f"{self.name!r} was changed after it was handed over; hand it over again")
 
 
 def load(model: str, *, dtype: str = "auto", device: str = "cpu") -> HuggingFaceLM:
