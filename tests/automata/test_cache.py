@@ -17,7 +17,7 @@ WRITER = """
 from twistlm.automata import cache
 from twistlm.automata.automaton import Automaton
 for number in range(30):
-    cache.compiled(Automaton.of_pattern(f"a{{{number % 5}}}b*"), [b"a", b"b", b"ab", b"<eos>"], 3, (0, 9))
+    cache.compiled(Automaton.of_pattern(f"a{{{number % 5}}}b*"), [b"a", b"b", b"ab", b"<eos>"], (3,), (0, 9))
 """
 
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compiled(pattern: str, most: float = 9) -> TokenAutomaton:
-    return cache.compiled(Automaton.of_pattern(pattern), TOKENS, 3, (0, most))
+    return cache.compiled(Automaton.of_pattern(pattern), TOKENS, (3,), (0, most))
 
 
 def assert_same(one: TokenAutomaton, other: TokenAutomaton) -> None:
@@ -50,8 +50,8 @@ def test_what_is_read_is_what_was_compiled(folder: Path, monkeypatch: pytest.Mon
 def test_another_pattern_or_vocabulary_is_another_file(folder: Path) -> None:
     compiled("a*")
     compiled("b*")
-    cache.compiled(Automaton.of_pattern("a*"), [b"a", b"ba", b"b", b"<eos>"], 3, (0, 9))
-    cache.compiled(Automaton.of_pattern("a*"), TOKENS, None, (0, 9))
+    cache.compiled(Automaton.of_pattern("a*"), [b"a", b"ba", b"b", b"<eos>"], (3,), (0, 9))
+    cache.compiled(Automaton.of_pattern("a*"), TOKENS, (), (0, 9))
     assert len(list(folder.iterdir())) == 4
 
 

@@ -166,15 +166,15 @@ def test_finished_particles_are_not_run() -> None:
 
 def test_absorbing_eos_ends_a_sequence_and_its_weight_moves_only_through_phi() -> None:
     lm = tiny_lm()
-    lm.eos_token_id = int(torch.softmax(full_logits("gpt2", PROMPTS[0]), -1).argmax())
+    lm.eos_token_ids = (int(torch.softmax(full_logits("gpt2", PROMPTS[0]), -1).argmax()),)
     model = TwistedLM(lm, None, "absorb")
     potential = TablePotential(torch.tensor([-1.0, -2.0, -0.5]), 3)
     result = Sampler(model, potential, 8).smc(Rng(0), cases([PROMPTS[0]]), 50)
     tokens, ended = result.particles.tokens[0], result.particles.finished[0]
     assert int(ended.sum()) > 0
     for row in tokens[ended]:
-        first = int((row == lm.eos_token_id).nonzero()[0, 0])
-        assert (row[first:] == lm.eos_token_id).all()
+        first = int((row == model.absorbing).nonzero()[0, 0])
+        assert (row[first:] == model.absorbing).all()
     torch.testing.assert_close(result.particles.log_w, result.log_phi)
     samples = samples_of(result, model, [PROMPTS[0]])
     assert (samples.log_p[~samples.mask] == 0).all()

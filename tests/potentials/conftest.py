@@ -17,6 +17,7 @@ class CharacterLM:
     """BaseLM over characters; the network is a tiny GPT-2 with random weights if one is given."""
 
     vocab_size = len(ALPHABET)
+    eos_token_ids = (0,)
     eos_token_id = 0
     max_length: int | None = 64
     feature_size = 8

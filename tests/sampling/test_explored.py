@@ -60,7 +60,7 @@ def test_what_the_table_thinks_nothing_of_is_found() -> None:
 
 def test_values_smaller_than_any_number() -> None:
     """A text of 300 tokens, each of which the model makes a thousandth as likely, is worth e⁻²⁰⁷²."""
-    automaton = TokenAutomaton.of(Automaton.of_pattern("a{300}"), [b"a", b"b"], None)
+    automaton = TokenAutomaton.of(Automaton.of_pattern("a{300}"), [b"a", b"b"], ())
     thousandth = torch.full(automaton.following.shape, 1e-3, dtype=torch.float64)
     explored = Explored(twists.build(automaton, 300, thousandth), torch.float64, bounds=False)
     prompt, tokens = torch.tensor([1]), torch.zeros((2, 300), dtype=torch.long)

@@ -45,7 +45,7 @@ VOCABULARY = [b"0", b"1", b"01", b"0", b"", b"\xff", b"<eos>"]
 def test_masks_against_every_sequence(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tokenization counts, in whatever order prefixes are asked about, with room for many masks or for one."""
     monkeypatch.setattr("twistlm.automata.grammar.MOST_BYTES", room)
-    parser, end = Parser(NESTED, VOCABULARY, 6), 6
+    parser, end = Parser(NESTED, VOCABULARY, (6,)), 6
     prefixes = [list(each) for n in range(4) for each in itertools.product(range(4), repeat=n)]
     for at in torch.randperm(len(prefixes), generator=torch.Generator().manual_seed(0)).tolist():
         prefix = prefixes[at]

@@ -25,19 +25,19 @@ SUFFIX = ".safetensors"
 
 
 def compiled(
-    automaton: Automaton, tokens: Sequence[bytes], eos: int | None, lengths: tuple[int, float], inside: int = 0
+    automaton: Automaton, tokens: Sequence[bytes], ends: Sequence[int], lengths: tuple[int, float], inside: int = 0
 ) -> TokenAutomaton:
     """`TokenAutomaton.of`, from the cache if it is there."""
-    path = cache_folder() / "automata" / (_key(automaton, tokens, eos, inside) + SUFFIX)
+    path = cache_folder() / "automata" / (_key(automaton, tokens, ends, inside) + SUFFIX)
     found = _read(path)
     if found is None:
-        found = TokenAutomaton.of(automaton, tokens, eos, inside=inside)
+        found = TokenAutomaton.of(automaton, tokens, ends, inside=inside)
         _write(path, found)
     return replace(found, lengths=lengths)
 
 
-def _key(automaton: Automaton, tokens: Sequence[bytes], eos: int | None, inside: int) -> str:
-    whole = hashlib.sha256(f"{FORMAT} {eos} {inside} {automaton.following.shape} {len(tokens)}".encode())
+def _key(automaton: Automaton, tokens: Sequence[bytes], ends: Sequence[int], inside: int) -> str:
+    whole = hashlib.sha256(f"{FORMAT} {ends} {inside} {automaton.following.shape} {len(tokens)}".encode())
     whole.update(automaton.following.tobytes())
     whole.update(automaton.accepting.tobytes())
     for token in tokens:

@@ -55,13 +55,13 @@ class Grammar:
     Args:
         grammar: as the parser reads it, Lark's syntax or its own.
         tokens: the bytes of each of the V tokens; those without are never allowed.
-        eos: the token that ends a text, None if there is none.
+        ends: the tokens that end a text.
     """
 
-    def __init__(self, grammar: str, tokens: Sequence[bytes], eos: int | None) -> None:
-        self.grammar, self.eos = grammar, eos
+    def __init__(self, grammar: str, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
+        self.grammar, self.ends = grammar, list(ends)
         # EOS ends a text, whatever a tokenizer writes for it.
-        self._tokens = [b"" if MARKER in token or at == eos else token for at, token in enumerate(tokens)]
+        self._tokens = [b"" if MARKER in token or at in self.ends else token for at, token in enumerate(tokens)]
         self._by_bytes: dict[bytes, list[int]] = {}
         for token, written in enumerate(self._tokens):
             if written:
@@ -95,16 +95,16 @@ class Grammar:
 
     def _next(self, prefix: tuple[int, ...]) -> NDArray[np.uint8]:
         allowed, complete = np.zeros(len(self._tokens), dtype=np.bool_), False
-        if self.eos is not None and self.eos in prefix:
-            complete = self.accepts(prefix[: prefix.index(self.eos)])
+        if (end := next((at for at, token in enumerate(prefix) if token in self.ends), None)) is not None:
+            complete = self.accepts(prefix[:end])
         elif self._read(list(prefix)):
             complete = bool(self._matcher.is_accepting())
             if forced := self._matcher.compute_ff_bytes():
                 allowed[self._after(forced)] = True
             else:
                 allowed = self._said()
-        if complete and self.eos is not None:
-            allowed[self.eos] = True
+        if complete:
+            allowed[self.ends] = True
         return np.packbits(allowed, bitorder="little")
 
     def _said(self) -> NDArray[np.bool_]:

@@ -30,7 +30,7 @@ class TokenAutomaton:
         following: the state after a token of each class [S + 2, C].
         accepting: whether a text may end in each state [S + 2].
         token_class: the class of each token [V].
-        eos: the class of EOS, None if there is none.
+        eos: the class of the tokens that end a text, None if there are none.
         lengths: the least and the greatest number of tokens before EOS.
         grammars: what a text must be of besides, beyond what states can say.
         inside: the state in which a text begins that goes on inside a word of its prompt; others begin in the first.
@@ -50,16 +50,15 @@ class TokenAutomaton:
     def of(
         automaton: Automaton,
         tokens: Sequence[bytes],
-        eos: int | None,
+        ends: Sequence[int],
         lengths: tuple[int, float] = (0, float("inf")),
         inside: int = 0,
     ) -> "TokenAutomaton":
-        """That of a vocabulary; tokens without bytes are never allowed, but for `eos`, which ends the text."""
+        """That of a vocabulary; tokens without bytes are never allowed, but for `ends`, each of which ends the text."""
         walk = _Walk(automaton, tokens)
         states, tag = walk.reachable([0, inside] if inside > 0 else [0])
-        if eos is not None:
-            # No other token does what EOS does.
-            tag[eos] = 0
+        # No other tokens do what these do.
+        tag[list(ends)] = 0
         _, first, classes = np.unique(tag, return_index=True, return_inverse=True)
         place = np.full(len(automaton.accepting) + 1, len(states) + 1, dtype=np.int64)
         place[states] = np.arange(len(states))
@@ -69,8 +68,8 @@ class TokenAutomaton:
         following = torch.cat([following, torch.full((2, len(first)), dead)])
         accepting = torch.from_numpy(np.append(automaton.accepting[states], [True, False]))
         end = None
-        if eos is not None:
-            end = int(classes.reshape(-1)[eos])
+        if ends:
+            end = int(classes.reshape(-1)[ends[0]])
             following[:, end] = torch.where(accepting, ended, dead)
         begins = dead if inside == DEAD else int(inside > 0)
         return TokenAutomaton(following, accepting, torch.from_numpy(classes.reshape(-1)), end, lengths, inside=begins)

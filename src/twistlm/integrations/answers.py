@@ -8,10 +8,10 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.rng import Rng
+from twistlm.models.base import is_end
 from twistlm.runs.run import Run
 from twistlm.sampling.cases import Case
 from twistlm.sampling.sampler import Sampler
-from twistlm.sampling.samples import ended
 from twistlm.sampling.target import Target
 
 # What OpenAI's interface and transformers call the number of tokens of a text.
@@ -77,7 +77,7 @@ def answered(run: Run, sampler: Sampler, rng: Rng, prompts: Sequence[Tensor], nu
     rows = zip(
         run.target.texts(samples),
         samples.mask.sum(1).tolist(),
-        ended(samples.tokens, sampler.model.absorbing).tolist(),
+        is_end(samples.tokens, sampler.model.ends).any(-1).tolist(),
         chosen.log_Z_hat.tolist(),
         samples.log_phi.tolist(),
         samples.log_p.sum(-1).tolist(),

@@ -21,6 +21,7 @@ from twistlm.core.rng import Rng
 from twistlm.integrations.answers import changed, sampler_of, target_of
 from twistlm.sampling.cases import Case
 from twistlm.sampling.target import Target
+from twistlm.sampling.twisted import TwistedLM
 
 if TYPE_CHECKING:
     from twistlm.runs.run import Run
@@ -97,7 +98,7 @@ def generate(
     _check_same(model, target, prompts[keys[0]])
     seed = int(torch.randint(2**31, (1,))) if seed is None else seed
     chosen = sampler.choose(Rng(seed, ("generate",)), [Case(prompts[key]) for key in keys], num_particles)
-    tokens = _padded(chosen.samples.tokens, sampler.model.absorbing, config).to(input_ids.device)
+    tokens = _padded(chosen.samples.tokens, sampler.model, config).to(input_ids.device)
     if streamer is not None:
         # What a particle has written is not known before the last resampling.
         for token in tokens[0]:
@@ -123,10 +124,13 @@ def _refuse(config: GenerationConfig, processors: Any, criteria: Any, target: Ta
     asked = {name: getattr(config, name, None) for name in (*NEUTRAL, "max_new_tokens")}
     if (refused := changed(asked, NEUTRAL, target.num_tokens)) is not None:
         raise ConfigError(refused[1])
-    ends, own = config.eos_token_id, target.lm.eos_token_id
-    ends = ends if isinstance(ends, list) or ends is None else [ends]
-    if target.eos == "absorb" and ends is not None and own not in ends:
-        raise ConfigError(f"eos_token_id = {config.eos_token_id}, and this target's texts end with {own}; leave it out")
+    asked_ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    own = target.lm.eos_token_ids
+    if target.eos == "absorb" and config.eos_token_id is not None and set(asked_ends) != set(own):
+        named = ", ".join(map(str, own))
+        raise ConfigError(
+            f"eos_token_id = {config.eos_token_id}, and this target's texts end with {named}; leave it out"
+        )
 
 
 @torch.no_grad()
@@ -145,13 +149,13 @@ def _check_same(model: Any, target: Target, prompt: Tensor) -> None:
     )
 
 
-def _padded(tokens: Tensor, absorbing: int | None, config: GenerationConfig) -> Tensor:
+def _padded(tokens: Tensor, model: TwistedLM, config: GenerationConfig) -> Tensor:
     """New tokens [B, T] as `generate` returns them: padding after EOS, and no more columns than the longest needs."""
-    if absorbing is None:
+    if model.absorbing is None:
         return tokens
-    ended = (tokens == absorbing).long().cumsum(1) - (tokens == absorbing).long() > 0
-    padding = absorbing if config.pad_token_id is None else config.pad_token_id
-    return tokens.masked_fill(ended, padding)[:, : int((~ended).sum(1).max())]
+    written = model.mask(tokens)
+    padding = model.absorbing if config.pad_token_id is None else config.pad_token_id
+    return tokens.masked_fill(~written, padding)[:, : int(written.sum(1).max())]
 
 
 def _streamer() -> Any:

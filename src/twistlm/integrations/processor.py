@@ -11,7 +11,7 @@ from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from twistlm.core.errors import ConfigError
 from twistlm.integrations.answers import target_of
-from twistlm.models.base import Decoder, DecoderState
+from twistlm.models.base import Decoder, DecoderState, is_end
 from twistlm.sampling.target import Target
 from twistlm.twists.base import Head, Twist
 
@@ -40,7 +40,8 @@ class TwistProcessor(LogitsProcessor):
 
     def __init__(self, run: "Run | Target", pad_token_id: int | None = None) -> None:
         model, target = run.sampler().model, target_of(run)
-        self.num_tokens, self.pad_token_id, self.absorbing = target.num_tokens, pad_token_id, model.absorbing
+        self.num_tokens, self.pad_token_id = target.num_tokens, pad_token_id
+        self.ends, self.absorbing = model.ends, model.absorbing
         self._own = 0 if pad_token_id is None else _leading(target.prompt_tokens, pad_token_id)
         self._parts = [_part(twist) for twist in (model.twist, model.constraint) if twist is not None]
         if not self._parts:
@@ -73,7 +74,7 @@ class TwistProcessor(LogitsProcessor):
             if self.absorbing is not None:
                 # What stands after EOS is padding, which the text does not have.
                 tokens = tokens.masked_fill(self._ended, self.absorbing)
-                self._ended = tokens == self.absorbing
+                self._ended = is_end(tokens, self.ends)
             everyone, states = torch.arange(len(input_ids), device=input_ids.device), self._states
             self._states = [
                 decoder.advance(state, everyone, tokens)

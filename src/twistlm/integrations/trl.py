@@ -174,19 +174,20 @@ def _whole(target: Target, completions: Sequence[Sequence[int]]) -> Tensor:
     Raises:
         ConfigError: one has more, or fewer and was cut off.
     """
-    longest, eos = max(map(len, completions)), target.lm.eos_token_id
+    longest, ends = max(map(len, completions)), target.lm.eos_token_ids
     if longest > target.num_tokens:
         raise ConfigError(
             f"a completion has {longest} tokens and this target's texts {target.num_tokens}; set "
             f"max_completion_length={target.num_tokens}"
         )
-    cut = [len(each) for each in completions if len(each) < target.num_tokens and (eos is None or eos not in each)]
+    cut = [len(each) for each in completions if len(each) < target.num_tokens and not set(ends).intersection(each)]
     if cut:
         raise ConfigError(
-            f"a completion ends after {cut[0]} of this target's {target.num_tokens} tokens without EOS ({eos}), so its "
-            f"φ is not known; set max_completion_length={target.num_tokens}, and let nothing but EOS end completions"
+            f"a completion ends after {cut[0]} of this target's {target.num_tokens} tokens without EOS "
+            f"({', '.join(map(str, ends))}), so its φ is not known; set "
+            f"max_completion_length={target.num_tokens}, and let nothing but EOS end completions"
         )
-    tokens = torch.full((len(completions), target.num_tokens), 0 if eos is None else eos)
+    tokens = torch.full((len(completions), target.num_tokens), ends[0] if ends else 0)
     for row, completion in zip(tokens, completions, strict=True):
         row[: len(completion)] = torch.tensor(list(completion), dtype=torch.long)
     return tokens

@@ -15,7 +15,7 @@ from twistlm.core.storage import cache_folder
 from twistlm.models.base import Decoder
 from twistlm.models.fast import KNOWN, FastDecoder
 from twistlm.models.generic import GenericDecoder
-from twistlm.models.tail import logits_of, network_of
+from twistlm.models.tail import logits_of, network_of, unwrapped
 
 WAYS: dict[str, Any] = {"fast": FastDecoder, "generic": GenericDecoder}
 # Another one whenever what is compared, or decodes, changes.
@@ -67,6 +67,7 @@ def _compared(model: Any, name: str, max_length: int | None) -> str:
     given = [parameter for parameter in model.parameters() if parameter.dtype != torch.float32]
     if given and model.num_parameters() <= SMALL and all(parameter.is_floating_point() for parameter in given):
         model = copy.deepcopy(model).float()
+    model = unwrapped(model)
     exact = next(model.parameters()).dtype == torch.float32
     reason = f"{type(model).__name__} has no known network"
     for way, kind in WAYS.items():

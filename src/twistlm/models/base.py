@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 Prompts = Sequence[Tensor]
@@ -43,9 +44,15 @@ class Decoder(Protocol):
 
 
 class BaseLM(Decoder, Protocol):
-    """The base model p₀: a decoder whose features are turned into next-token logits."""
+    """The base model p₀: a decoder whose features are turned into next-token logits.
+
+    Attributes:
+        eos_token_ids: the tokens that end a text; none if no token does.
+        eos_token_id: the first of them, which also stands for what comes after an end; None if there is none.
+    """
 
     vocab_size: int
+    eos_token_ids: tuple[int, ...]
     eos_token_id: int | None
     max_length: int | None
     feature_size: int
@@ -58,3 +65,8 @@ class BaseLM(Decoder, Protocol):
 
     def decode(self, sequences: Sequence[Tensor]) -> list[str]:
         """The texts of 1-D sequences of token ids, special tokens skipped."""
+
+
+def is_end(tokens: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
+    """Which of the tokens end a text: bool, of their shape."""
+    return torch.isin(tokens, torch.tensor(eos_token_ids, dtype=tokens.dtype, device=tokens.device))

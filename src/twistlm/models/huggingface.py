@@ -47,6 +47,14 @@ def _longest(config: Any) -> int | None:
     return longest if longest is not None and longest > 0 else None
 
 
+def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end a text: the tokenizer's, and all of a list in the generation config (`<|im_end|>` besides)."""
+    first = tokenizer.eos_token_id if tokenizer is not None else model.config.eos_token_id
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = [*(first if isinstance(first, list) else [first]), *(more if isinstance(more, list) else [])]
+    return tuple(dict.fromkeys(end for end in found if end is not None))
+
+
 class _HandedOver:
     """Parameters as they were: where each is, its version, and one number of it (`.data` has no version).
 
@@ -99,8 +107,8 @@ class HuggingFaceLM:
         self.vocab_size: int = self.output.weight.shape[0]
         self.feature_size: int = self.output.weight.shape[1]
         self.num_parameters: int = model.num_parameters()
-        eos = tokenizer.eos_token_id if tokenizer is not None else model.config.eos_token_id
-        self.eos_token_id: int | None = eos[0] if isinstance(eos, list) else eos
+        self.eos_token_ids = _ends(model, tokenizer)
+        self.eos_token_id = self.eos_token_ids[0] if self.eos_token_ids else None
         self.max_length = _longest(model.config)
         self._given = _HandedOver(model)
         way = way_of(model, name, self.max_length, remember=untouched)
@@ -153,8 +161,9 @@ class HuggingFaceLM:
     def identified_by(self) -> Any:
         """What makes it this very model: weights, tokenizer, precision. See `twistlm.core.identity`."""
         self._check_unchanged()
+        more = self.eos_token_ids[1:]
         # A sharing copy has ordinary layers for packed ones.
-        return [sharing_copy(self.module), self.output.weight, self.output.bias, self.tokenizer, str(self.dtype)]
+        return [sharing_copy(self.module), self.output.weight, self.output.bias, self.tokenizer, str(self.dtype), *more]
 
     @property
     def unembedding(self) -> Tensor:

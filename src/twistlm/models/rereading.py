@@ -64,7 +64,8 @@ class RereadingLM(Rereading):
 
     def __init__(self, lm: BaseLM) -> None:
         super().__init__(lm)
-        self.lm, self.vocab_size, self.eos_token_id = lm, lm.vocab_size, lm.eos_token_id
+        self.lm, self.vocab_size = lm, lm.vocab_size
+        self.eos_token_ids, self.eos_token_id = lm.eos_token_ids, lm.eos_token_id
         self.max_length, self.feature_size = lm.max_length, lm.feature_size
 
     def logits(self, features: Tensor) -> Tensor:

@@ -20,10 +20,15 @@ def num_nodes(vocab_size: int, depth: int) -> int:
 
 
 class TabularLM:
-    """p₀ given by a table of logits [prefixes, V] over all prefixes of fewer than `max_length` tokens."""
+    """p₀ given by a table of logits [prefixes, V] over all prefixes of fewer than `max_length` tokens.
 
-    def __init__(self, table: Tensor, max_length: int, eos_token_id: int | None = None) -> None:
-        self.table, self.eos_token_id = table, eos_token_id
+    `eos_token_id`: the token that ends a text, or several.
+    """
+
+    def __init__(self, table: Tensor, max_length: int, eos_token_id: int | tuple[int, ...] | None = None) -> None:
+        several = eos_token_id if isinstance(eos_token_id, tuple) else (eos_token_id,)
+        self.table, self.eos_token_ids = table, tuple(end for end in several if end is not None)
+        self.eos_token_id = self.eos_token_ids[0] if self.eos_token_ids else None
         self.max_length: int | None = max_length
         self.vocab_size = table.shape[1]
         self.feature_size = 1
@@ -35,7 +40,11 @@ class TabularLM:
 
     @staticmethod
     def random(
-        vocab_size: int, max_length: int, seed: int, scale: float = 1.0, eos_token_id: int | None = None
+        vocab_size: int,
+        max_length: int,
+        seed: int,
+        scale: float = 1.0,
+        eos_token_id: int | tuple[int, ...] | None = None,
     ) -> "TabularLM":
         """Independent normal logits with standard deviation `scale`."""
         generator = torch.Generator().manual_seed(seed)

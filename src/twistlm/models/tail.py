@@ -37,6 +37,13 @@ def network_of(model: Any) -> nn.Module:
     return found
 
 
+def unwrapped(model: Any) -> Any:
+    """The model with its class's forward pass: a trainer (accelerate) wraps it, for one in other precision."""
+    plain = copy.copy(model)
+    vars(plain).pop("forward", None)
+    return plain
+
+
 def logits_of(model: Any) -> Callable[[Tensor], Tensor]:
     """What turns hidden states [..., d] into logits [..., V]: nearly always the output layer alone."""
     output = model.get_output_embeddings()
@@ -58,9 +65,7 @@ class Tail(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self._model = copy.copy(model)
-        # A trainer wraps the forward pass (accelerate), which then is the whole model's.
-        vars(self._model).pop("forward", None)
+        self._model = unwrapped(model)
         self._model._modules = {**model._modules, _network_name(model): _Passing()}
 
     def forward(self, features: Tensor) -> Tensor:

@@ -59,7 +59,12 @@ def check_same_tokens(lm: BaseLM, base: BaseLM, base_name: str) -> None:
             f"that was tuned from {base_name}"
         )
     some = torch.arange(base.vocab_size).split(1)
-    if lm.eos_token_id != base.eos_token_id or lm.decode(some) != base.decode(some):
+    if set(lm.eos_token_ids) != set(base.eos_token_ids):
+        raise ModelError(
+            f"texts of {name} end with {', '.join(map(str, lm.eos_token_ids))} and those of the base model {base_name} "
+            f"with {', '.join(map(str, base.eos_token_ids))}; give both the same eos_token_id in generation_config.json"
+        )
+    if lm.decode(some) != base.decode(some):
         raise ModelError(
             f"{name} has another tokenizer than the base model {base_name}; certify a model that was tuned from "
             f"{base_name}"

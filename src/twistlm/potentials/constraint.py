@@ -103,13 +103,13 @@ def compiled(constraints: Sequence[Constraint], lm: BaseLM) -> TokenAutomaton:
     if automaton.is_empty or fewest > most:
         raise ConfigError(f"no text satisfies {_named(constraints)}; {_remedy(constraints)}")
     tokens = token_bytes(lm)
-    found = cache.compiled(automaton, tokens, lm.eos_token_id, (fewest, most), inside)
+    found = cache.compiled(automaton, tokens, lm.eos_token_ids, (fewest, most), inside)
     if found.is_empty:
         raise ConfigError(
             f"no text of this model's tokens satisfies {_named(constraints)}: a letter that it needs is in none of them"
         )
     written = [text for each in constraints for text in each.grammars]
-    grammars = tuple(Grammar(text, tokens, lm.eos_token_id) for text in written)
+    grammars = tuple(Grammar(text, tokens, lm.eos_token_ids) for text in written)
     return replace(found, grammars=grammars, tokens=tokens)
 
 

@@ -55,7 +55,7 @@ class Continuation(BasePotential):
         log_phi = torch.full((len(tokens),), -torch.inf, dtype=torch.float64, device=tokens.device)
         rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         for b, (prompt, new) in enumerate(zip(prompts, tokens.tolist(), strict=True)):
-            if not (self.absorbing_eos and lm.eos_token_id in new):
+            if not (self.absorbing_eos and set(lm.eos_token_ids).intersection(new)):
                 rows.setdefault((tuple(prompt.tolist()), tuple(new)), []).append(b)
         distinct = list(rows.values())
         for start in range(0, len(distinct), self.batch_size):

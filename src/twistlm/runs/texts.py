@@ -7,9 +7,10 @@ from torch import Tensor
 
 from twistlm.core.html import table
 from twistlm.core.logmath import ess
+from twistlm.models.base import is_end
 from twistlm.models.token_texts import token_texts_of
 from twistlm.sampling.diagnostics import Diagnostics
-from twistlm.sampling.samples import Samples, ended
+from twistlm.sampling.samples import Samples
 from twistlm.sampling.target import Target
 
 # Samples that a notebook shows.
@@ -61,11 +62,10 @@ class TextSamples:
         diagnostics: Diagnostics | None = None,
     ) -> "TextSamples":
         """Samples of a target; arguments as the attributes."""
-        absorbing = target.lm.eos_token_id if target.eos == "absorb" else None
         return TextSamples(
             target.texts(samples),
             samples.tokens,
-            ended(samples.tokens, absorbing),
+            is_end(samples.tokens, target.lm.eos_token_ids if target.eos == "absorb" else ()).any(-1),
             weights,
             samples.log_phi,
             samples.log_p.sum(-1),

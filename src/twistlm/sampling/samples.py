@@ -36,11 +36,6 @@ class Siblings:
         return Siblings(function([each.tokens for each in parts]), function([each.log_ratio for each in parts]))
 
 
-def ended(tokens: Tensor, eos: int | None) -> Tensor:
-    """Whether each of tokens [B, T] has come to the EOS that ends a text [B]; never, where none does."""
-    return tokens.new_zeros(len(tokens), dtype=torch.bool) if eos is None else (tokens == eos).any(-1)
-
-
 @dataclass(frozen=True)
 class Samples:
     """B complete sequences and the densities they were drawn with: what training and divergences consume.

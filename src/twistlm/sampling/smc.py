@@ -23,6 +23,7 @@ from torch import Tensor
 from twistlm.core.errors import DeadParticlesError, ModelError
 from twistlm.core.logmath import ess, log_mean_exp, normalise
 from twistlm.core.rng import Rng
+from twistlm.models.base import is_end
 from twistlm.sampling.particles import Particles, SMCResult, StepInfo, select
 from twistlm.sampling.proposals import Drawn, Proposal
 from twistlm.sampling.resampling import Resampler, invert
@@ -162,7 +163,7 @@ def propose(
         length=t + 1,
     )
     if model.absorbing is not None:
-        particles = replace(particles, finished=particles.finished | (tokens == model.absorbing))
+        particles = replace(particles, finished=particles.finished | is_end(tokens, model.ends))
     return particles, Drawn(tokens, log_p, log_psi, log_q, siblings)
 
 

@@ -14,7 +14,7 @@ from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.kernels.categorical import Scratch
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import even
-from twistlm.models.base import BaseLM, DecoderState, Prompts
+from twistlm.models.base import BaseLM, DecoderState, Prompts, is_end
 from twistlm.models.rereading import Rereading, RereadingLM
 from twistlm.sampling.particles import NextToken
 from twistlm.sampling.proposals import Drawn, Proposal, draw
@@ -50,6 +50,10 @@ class TwistedLM:
         constraint: the exact twist of a hard constraint (`twistlm.twists.automaton`), which multiplies the others: ψ is
             their product, in proposals and weights alike.
 
+    Attributes:
+        ends: the tokens that end a sequence; none where nothing does.
+        absorbing: the first of them, which fills a sequence up after its end; None where nothing ends it.
+
     Raises:
         ConfigError: `eos` is neither.
     """
@@ -66,7 +70,8 @@ class TwistedLM:
             raise ConfigError(f"eos must be 'absorb' or 'ignore', not {eos!r}")
         self.lm, self.twist, self.eos = lm, twist, eos
         self.proposal_twist, self.constraint = proposal_twist, constraint
-        self.absorbing = lm.eos_token_id if eos == "absorb" else None
+        self.ends = lm.eos_token_ids if eos == "absorb" else ()
+        self.absorbing = self.ends[0] if self.ends else None
         self._scratch = Scratch()
 
     @property
@@ -121,10 +126,8 @@ class TwistedLM:
 
     def mask(self, tokens: Tensor) -> Tensor:
         """1 where a token of [B, T] was a random choice: up to and including the first absorbing EOS."""
-        if self.absorbing is None:
-            return torch.ones_like(tokens, dtype=torch.bool)
-        ended = (tokens == self.absorbing).long().cumsum(-1)
-        return (ended - (tokens == self.absorbing).long()) == 0
+        found = is_end(tokens, self.ends).long()
+        return found.cumsum(-1) - found == 0
 
     @property
     def _twists(self) -> list[Twist]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.rng import Rng
-from twistlm.models.base import BaseLM, Prompts
+from twistlm.models.base import BaseLM, Prompts, is_end
 from twistlm.sampling.proposals import Proposal, twist_induced
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import TwistedLM
@@ -83,14 +83,14 @@ def decoded(
             ancestors = (rng.uniform((1, count))[0] * count).long().to(origin.device)
             origin, columns, finished = origin[ancestors], columns[:, ancestors], finished[ancestors]
             state = model.extend(state, columns[0, :, -1].long(), ancestors, finished)
-        forced = torch.where(finished, columns[0, :, -1].long() if t else -1, -1)
+        forced = torch.where(finished, -1 if model.absorbing is None else model.absorbing, -1)
         drawn = model.draw(rng.fork(t), state, proposal, forced)
         fresh = torch.stack([drawn.tokens.double(), drawn.log_p, drawn.log_psi, drawn.log_q])
-        columns = torch.cat(
-            [columns, torch.where(finished, columns[:, :, -1] if t else fresh, fresh).unsqueeze(-1)], -1
-        )
+        # What has ended keeps its ψ.
+        kept = torch.cat([fresh[:1], columns[1:, :, -1]]) if t else fresh
+        columns = torch.cat([columns, torch.where(finished, kept, fresh).unsqueeze(-1)], -1)
         if model.absorbing is not None:
-            finished = finished | (drawn.tokens == model.absorbing)
+            finished = finished | is_end(drawn.tokens, model.ends)
     tokens = columns[0].long()
     mask = model.mask(tokens)
     log_p, log_psi, log_q = columns[1:]
