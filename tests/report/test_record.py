@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot as plt
 
 from tests.architectures import tiny_lm
 from tests.runs.test_certify import CONFIG, tiny_target
-from twistlm import train
+from twistlm import Run, train
 from twistlm.cli import main
 from twistlm.core.errors import RunError
 from twistlm.report.record import Record, read_all
+from twistlm.report.style import save
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +137,34 @@ def test_names_are_as_short_as_tells_them_apart(run: Path, tmp_path: Path) -> No
     assert [each.name for each in both] == ["ctl/seed-0", "rl/seed-0"]
     with pytest.raises(RunError, match="named twice"):
         read_all([run, tmp_path / "." / "run"])
+
+
+@pytest.mark.parametrize("name", ["report", "samples", "evaluations"])
+def test_nothing_is_written_through_a_link(run: Path, tmp_path: Path, name: str) -> None:
+    """Somebody else's run might have one, and replace what is somewhere else."""
+    elsewhere = tmp_path / "thesis"
+    elsewhere.mkdir()
+    (elsewhere / "log_Z.png").write_text("mine")
+    (run / name).symlink_to(elsewhere)
+    loaded = Run.load(run, tiny_target(tiny_lm()))
+    assert (folder := loaded.folder) is not None
+    certificate = json.loads((run / "certificate.json").read_text())
+    work: dict[str, Callable[[], object]] = {
+        "report": loaded.report,
+        "samples": lambda: folder.save_samples(loaded.sample(2)),
+        "evaluations": lambda: loaded.evaluate((2,), num_samples=8, budget=4),
+    }
+    with pytest.raises(RunError, match=f"{run / name} is a link, and files where it leads would be replaced; delete"):
+        work[name]()
+    assert [each.name for each in elsewhere.iterdir()] == ["log_Z.png"]
+    assert (elsewhere / "log_Z.png").read_text() == "mine"
+    assert json.loads((run / "certificate.json").read_text()) == certificate
+    assert (run / "samples.jsonl").exists()
+
+
+def test_a_chart_that_is_a_link_is_replaced_itself(tmp_path: Path) -> None:
+    (mine := tmp_path / "mine.png").write_text("mine")
+    (chart := tmp_path / "chart.png").symlink_to(mine)
+    save(plt.figure(), chart)
+    assert mine.read_text() == "mine"
+    assert not chart.is_symlink()

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from twistlm.core.storage import write_atomically
 from twistlm.report.charts import COLOURS
 
 # Text stays text in a PDF.
@@ -25,6 +26,7 @@ def look(index: int) -> dict[str, Any]:
 
 def save(figure: Any, path: Path) -> None:
     """Write the figure, whose format is that of the name, and close it. Equal pictures are equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+    kind = path.suffix.removeprefix(".")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format=kind, metadata=metadata))
     plt.close(figure)

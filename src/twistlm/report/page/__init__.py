@@ -23,6 +23,7 @@ from twistlm.report.page.prompts import EVENT, OfPrompt, prompts_of
 from twistlm.report.record import Record, read_all
 from twistlm.report.tables import certificate_rows
 from twistlm.runs.folder import Evaluation, RunFolder, SampleRow, versions
+from twistlm.runs.folder.place import check_no_link
 from twistlm.sampling.description import TargetFields, prompts_in
 from twistlm.sampling.diagnostics import Diagnostics, findings
 from twistlm.sampling.prompts import shown
@@ -87,7 +88,13 @@ def check_page(out: Path, overwrite: bool) -> None:
 
 
 def save_report(records: Sequence[Record], path: Path) -> tuple[Path, list[Path]]:
-    """The page, and in a folder of its name every chart for paper; the paths of both."""
+    """The page, and in a folder of its name every chart for paper; the paths of both.
+
+    Raises:
+        RunError: the folder of the charts is a link.
+        StorageError: the system refuses.
+    """
+    check_no_link(path.with_suffix(""))
     save_page(records, path)
     charts = page_charts(records)
     for record in records:

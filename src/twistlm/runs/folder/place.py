@@ -48,14 +48,21 @@ class Place:
                 yield
 
     def save_json(self, name: str, value: Any) -> Path:
-        """A JSON file in the folder, written atomically; returns its path."""
+        """A JSON file in the folder, written atomically; returns its path.
+
+        Raises:
+            RunError: a link on its way leads elsewhere.
+            StorageError: the folder was deleted or replaced, or the system refuses.
+        """
         self.check_there()
+        self._check_links(name)
         save_json(self.path / name, value)
         return self.path / name
 
     def move(self, path: Path, name: str) -> None:
-        """Give a file another name in the folder, below a folder of its own."""
+        """Give a file another name in the folder, below a folder of its own. Raises as `save_json` does."""
         self.check_there()
+        self._check_links(name)
         try:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             path.rename(self.path / name)
@@ -63,6 +70,20 @@ class Place:
             holds.removed(path)
         except OSError as error:
             raise StorageError(f"{path} cannot be kept as {name} ({error.strerror}); see what is there") from error
+
+    def _check_links(self, name: str) -> None:
+        for folder in (self.path / parent for parent in Path(name).parents if parent != Path()):
+            check_no_link(folder)
+
+
+def check_no_link(folder: Path) -> None:
+    """Refuse a folder within a run's that leads elsewhere: what is there would be replaced.
+
+    Raises:
+        RunError: it is a link.
+    """
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link, and files where it leads would be replaced; delete the link")
 
 
 def check_policy(path: Path, exists: str, is_ours: Callable[[Path], bool], kind: str, names: Iterable[str]) -> None:
