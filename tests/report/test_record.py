@@ -147,7 +147,8 @@ def test_nothing_is_written_through_a_link(run: Path, tmp_path: Path, name: str)
     (elsewhere / "log_Z.png").write_text("mine")
     (run / name).symlink_to(elsewhere)
     loaded = Run.load(run, tiny_target(tiny_lm()))
-    assert (folder := loaded.folder) is not None
+    folder = loaded.folder
+    assert folder is not None
     certificate = json.loads((run / "certificate.json").read_text())
     work: dict[str, Callable[[], object]] = {
         "report": loaded.report,
