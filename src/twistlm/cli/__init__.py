@@ -47,7 +47,7 @@ from twistlm.core.errors import ConfigError, StorageError, TwistError
 from twistlm.core.launch import is_first, launched
 from twistlm.core.plugins import load_file
 from twistlm.core.signals import Terminated, terminable
-from twistlm.core.terminal import hush, outlets
+from twistlm.core.terminal import hush, outlets, plain
 
 Command = Callable[..., None]
 # Of a file: its number, when it was changed, its size.
@@ -147,7 +147,7 @@ def _says(line: str) -> None:
 
         if not ends_first():
             return
-    print(line, file=sys.stderr)
+    print(plain(line), file=sys.stderr)
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
