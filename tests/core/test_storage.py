@@ -1,12 +1,14 @@
 """Files that are whole or absent, and may be shared."""
 
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from twistlm.core.errors import DamagedError
-from twistlm.core.storage import load_json, remedied, save_text, share
+from twistlm.core.errors import DamagedError, StorageError
+from twistlm.core.storage import load_json, load_tensors, remedied, save_text, share
 
 
 def test_shared_files_are_never_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +33,10 @@ def test_what_is_damaged_has_one_remedy_wherever_it_is_said(tmp_path: Path) -> N
     assert raised.value.found.startswith(f"{tmp_path / 'a.json'} is corrupt (")
     sent = pickle.loads(pickle.dumps(raised.value))
     assert (str(sent), sent.found) == (str(raised.value), raised.value.found)
+
+
+@pytest.mark.parametrize("read", [load_json, load_tensors])
+def test_a_pipe_is_not_waited_for(read: Callable[[Path], object], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "twist.safetensors")
+    with pytest.raises(StorageError, match=r"twist\.safetensors is no ordinary file"):
+        read(tmp_path / "twist.safetensors")

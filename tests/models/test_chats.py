@@ -93,6 +93,17 @@ def test_a_chat_that_the_template_refuses_is_one_line(stories) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "template", ["{% for i in range(10**9) %}{{ i }}{% endfor %}", "{{ 1 / 0 }}", "{{ messages[7].x.y }}"]
+)
+def test_a_template_that_goes_wrong_is_one_line(template: str) -> None:
+    lm = load("stories")
+    lm.tokenizer.chat_template = template
+    with pytest.raises(PromptError, match="the chat template refuses these messages") as caught:
+        encode_chat(lm, chat("Hi"))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_model_without_a_template_says_what_to_do() -> None:
     with pytest.raises(ModelError, match="'stories' has no chat template: give a plain prompt, or set chat_template"):
         encode_chat(load("stories"), chat("Hi"))

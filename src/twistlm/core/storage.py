@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -26,6 +28,8 @@ T = TypeVar("T")
 STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
 # What helps where tensors are damaged. Evaluated without its draws, a run would lose half of its certificate.
 ANEW = "restore it, or delete it and make it again with what made it (of a run: `twistlm train … --resume`)"
+# Bytes of a text that is read.
+MOST_TEXT = 2**30
 # Characters of a wrong value that an error shows.
 SHOWN = 60
 
@@ -118,6 +122,19 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def _check_file(path: Path, most: float = math.inf) -> None:
+    """Raises StorageError for what would be read for ever (a pipe, a device), or has more bytes than memory."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        # Whoever opens it says why.
+        return
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise StorageError(f"{path} is no ordinary file; see what is there")
+    if status.st_size > most:
+        raise StorageError(f"{path} has {status.st_size / 2**20:,.0f} MiB, which no such file has; see what is there")
+
+
 def load_text(path: Path) -> str:
     """Read text.
 
@@ -125,6 +142,7 @@ def load_text(path: Path) -> str:
         RunError: the file is missing, or is not text.
         StorageError: it cannot be read.
     """
+    _check_file(path, MOST_TEXT)
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -255,7 +273,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         RunError: the file is missing or corrupt.
+        StorageError: it cannot be read.
     """
+    _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

@@ -245,7 +245,7 @@ def render(tokenizer: Any, messages: list[dict[str, str]], *, answering: bool) -
             return_dict=True,
             tokenizer_kwargs={"verbose": False},
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise PromptError(f"the chat template refuses these messages ({reason}); change roles or order") from error
     return {name: list(values) for name, values in encoded.items()}

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -254,7 +255,7 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu") -> HuggingFace
             place, how = safely(source)
             loaded = AutoModelForCausalLM.from_pretrained(place, dtype=DTYPES[dtype], **how)
             tokenizer = AutoTokenizer.from_pretrained(place, **how)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"cannot load model {model!r}: {reason}; give a folder, a hub name (needs network), or one of the packaged "

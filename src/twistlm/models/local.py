@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from twistlm.core.errors import ConfigError, ModelError
+from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.core.identity import Files, UnidentifiableError
 from twistlm.core.launch import own_device
 from twistlm.core.registry import available
+from twistlm.core.storage import load_text
 
 
 def is_folder(name: str) -> bool:
@@ -104,8 +105,8 @@ def usable_device(name: str) -> torch.device:
 def _fields(path: Path) -> Any:
     """JSON values; None where there are none, of which transformers will complain."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json.loads(load_text(path))
+    except (RunError, ValueError, RecursionError):
         return None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -180,7 +181,7 @@ def _load(name: str, device: str | None) -> Scorer:
             network, info = AutoModelForSequenceClassification.from_pretrained(
                 place, output_loading_info=True, dtype=torch.float32, **how
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"cannot load the classifier {name!r} ({reason}): give a folder, or a hub name and a network; "
