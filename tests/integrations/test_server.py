@@ -1,8 +1,10 @@
 """`twistlm serve`: OpenAI's own client against the real server on the bundled model."""
 
+import json
 import re
 import shutil
 import signal
+import socket
 import threading
 import time
 import urllib.error
@@ -229,3 +231,50 @@ def test_nobody_else_gets_in_without_a_key(capsys: pytest.CaptureFixture[str], m
     assert "give --api-key" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="raise the latter"):
         Limits(num_particles=64, most_particles=32)
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that gives up after two seconds, of texts that take half a minute if many are wanted at once."""
+    target = Target(
+        "stories", Function(same_letter, on="pair", log_upper_bound=0.0), prompts=PROMPTS[:2], num_tokens=48
+    )
+    run = twistlm.train(target, out=tmp_path_factory.mktemp("serve") / "long", **SMALL)
+    with serving(application(run, "long", limits=Limits(num_particles=4, timeout=2.0))) as at:
+        yield at
+
+
+def _body(**asked: Any) -> bytes:
+    return json.dumps({"model": "long", "prompt": PROMPTS[0], **asked}).encode()
+
+
+LARGE = {"n": 16, "num_particles": 1024}
+
+
+def test_work_that_nobody_waits_for_is_stopped(impatient: str) -> None:
+    """The next request is answered: half a minute of work would outlast its own two seconds."""
+    client = openai.OpenAI(base_url=f"{impatient}/v1", api_key="none", max_retries=0, timeout=60)
+    with pytest.raises(openai.APIStatusError, match=r"not answered within 2 s"):
+        client.completions.create(model="long", prompt=PROMPTS[0], n=16, extra_body={"num_particles": 1024})
+    assert len(client.completions.create(model="long", prompt=PROMPTS[0]).choices) == 1
+    # A client that goes without a word.
+    host, port = impatient.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as gone:
+        body = _body(**LARGE)
+        gone.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        time.sleep(0.3)
+    assert len(client.completions.create(model="long", prompt=PROMPTS[0]).choices) == 1
+    assert json.loads(_read(f"{impatient}/health", ""))["waiting"] == 0
+
+
+def test_a_body_that_does_not_end_is_given_up(impatient: str) -> None:
+    host, port = impatient.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        assert slow.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+def test_what_is_too_much_in_all_is_refused(impatient: str) -> None:
+    client = openai.OpenAI(base_url=f"{impatient}/v1", api_key="none", max_retries=0, timeout=60)
+    with pytest.raises(openai.BadRequestError, match=r"128 sequences × 1024 particles × 48 tokens are 6,291,456"):
+        client.completions.create(model="long", prompt=PROMPTS[0], n=128, extra_body={"num_particles": 1024})

@@ -36,6 +36,7 @@ class OfRequests(Group):
     )
     most_particles: Annotated[Count, arg(help="So many at most.")] = Limits.most_particles
     most_samples: Annotated[Count, arg(help="Sequences of one request at most.")] = Limits.most_samples
+    most_drawn: Annotated[Count, arg(help="Its sequences × particles × tokens of a text at most.")] = Limits.most_drawn
     most_waiting: Annotated[Count, arg(help="Requests that may wait; more are told to try again (429).")] = (
         Limits.most_waiting
     )

@@ -50,6 +50,7 @@ class Sampler:
         reference: p₀, where `model` is another language model: q is that one's own likelihood then, and there is no
             SMC with it, since its weights do not vary from step to step towards σ.
         may_die: a run of SMC may lose all its particles, and its Ẑ is 0 then; else that is an error.
+        at_step: called before each token of SMC; what it raises ends the work.
 
     Raises:
         ConfigError: the threshold is out of range.
@@ -64,6 +65,7 @@ class Sampler:
     reference: TwistedLM | None = None
     informed: Informed | None = None
     may_die: bool = False
+    at_step: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         """Check the threshold."""
@@ -230,6 +232,8 @@ class Sampler:
         below = smc.threshold(self.ess_threshold, num_particles, self.informed is not None)
         informed = self.informed if below > 0 else None
         for t in range(self.num_steps):
+            if self.at_step is not None:
+                self.at_step()
             particles, ancestors, resampled = smc.resample(rng, particles, self.resampler, below, retained is not None)
             if t > 0:
                 state = smc.extend(model, state, particles, ancestors, resampled)

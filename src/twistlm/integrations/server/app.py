@@ -21,6 +21,9 @@ from twistlm.integrations.server.limits import Limits
 from twistlm.integrations.server.wire import Asked, RefusedError, answer
 from twistlm.runs.run import Run
 
+# Seconds between looks whether a client still waits.
+LOOKING = 0.5
+
 
 def application(
     run: Run,
@@ -125,30 +128,39 @@ class _Server:
         asked = await self._asked(request)
         if not asked.texts:
             raise RefusedError(400, "prompt is missing", "prompt")
-        return await self._answered(asked, [self.run.target.encode(text) for text in asked.texts], chat=False)
+        prompts = [self.run.target.encode(text) for text in asked.texts]
+        return await self._answered(request, asked, prompts, chat=False)
 
     async def _chat(self, request: Request) -> Response:
         asked = await self._asked(request)
-        return await self._answered(asked, [self.run.target.encode(asked.chat())], chat=True)
+        return await self._answered(request, asked, [self.run.target.encode(asked.chat())], chat=True)
 
     async def _asked(self, request: Request) -> Asked:
         body = bytearray()
         try:
-            async for part in request.stream():
-                body += part
-                if len(body) > self.limits.most_bytes:
-                    raise RefusedError(413, f"the request has more than {self.limits.most_bytes:,} bytes")
+            async with asyncio.timeout(self.limits.timeout):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > self.limits.most_bytes:
+                        raise RefusedError(413, f"the request has more than {self.limits.most_bytes:,} bytes")
+        except TimeoutError:
+            raise RefusedError(408, f"the request did not end within {self.limits.timeout:g} s") from None
         except ClientDisconnect:
             raise RefusedError(400, "the request ended too early") from None
         num_tokens = self.run.target.num_tokens
         return Asked.read(bytes(body), name=self.name, num_tokens=num_tokens, limits=self.limits)
 
-    async def _answered(self, asked: Asked, prompts: list[Tensor], *, chat: bool) -> Response:
+    async def _answered(self, request: Request, asked: Asked, prompts: list[Tensor], *, chat: bool) -> Response:
         begun = time.perf_counter()
         self.desk.sampler.model.check(prompts, self.run.target.num_tokens)
         num_particles = asked.num_particles or self.limits.num_particles
         repeated = [prompt for prompt in prompts for _ in range(asked.each)]
-        answers = await self.desk.ask(repeated, num_particles, asked.seed)
+        asking = asyncio.ensure_future(self.desk.ask(repeated, num_particles, asked.seed))
+        while not (await asyncio.wait({asking}, timeout=LOOKING))[0]:
+            if await request.is_disconnected():
+                asking.cancel()
+                raise RefusedError(499, "the client has gone")
+        answers = await asking
         self.seconds.observe(time.perf_counter() - begun)
         self.tokens.inc(sum(each.num_tokens for each in answers))
         read = sum(map(len, prompts))

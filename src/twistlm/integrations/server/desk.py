@@ -5,7 +5,8 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from torch import Tensor
@@ -26,6 +27,10 @@ BATCH = 1024
 
 class OverloadedError(Exception):
     """Too much waits already, or the server is going down."""
+
+
+class _AbandonedError(Exception):
+    """Nobody waits any more for what is being drawn."""
 
 
 @dataclass(eq=False)
@@ -80,8 +85,12 @@ class Desk:
         request = _Request(prompts, num_particles, seed)
         self._waiting.append(request)
         self._news.set()
-        # Cancels the future in the end, by which the worker knows that nobody waits for it.
-        return await asyncio.wait_for(request.answers, self.limits.timeout)
+        try:
+            # Cancels the future in the end, by which the worker knows that nobody waits for it.
+            return await asyncio.wait_for(request.answers, self.limits.timeout)
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(request)
 
     async def work(self) -> None:
         """Answer until the desk is closed and nothing waits any more."""
@@ -124,6 +133,8 @@ class Desk:
         self.batches += 1
         try:
             answers = self._drawn(batch)
+        except _AbandonedError as error:
+            return [error] * len(batch)
         except TwistError as error:
             if len(batch) == 1:
                 return [error]
@@ -141,4 +152,9 @@ class Desk:
         seed = batch[0].seed
         rng = self.rng.fork("batch", self.batches) if seed is None else Rng(seed, ("serve", "seed"))
         prompts = [prompt for request in batch for prompt in request.prompts]
-        return answered(self.run, self.sampler, rng, prompts, batch[0].num_particles)
+
+        def check() -> None:
+            if all(request.answers.done() for request in batch):
+                raise _AbandonedError
+
+        return answered(self.run, replace(self.sampler, at_step=check), rng, prompts, batch[0].num_particles)

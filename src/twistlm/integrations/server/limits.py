@@ -13,14 +13,16 @@ class Limits:
         num_particles: N where a request does not say.
         most_particles: N at most.
         most_samples: sequences of a request at most, over all of its prompts.
+        most_drawn: tokens of all particles of a request at most: sequences × particles × tokens of a text.
         most_waiting: requests that wait at most.
         most_bytes: of a request's body.
-        timeout: seconds until a request that waits, or is answered, is given up.
+        timeout: seconds until a request that is read, waits or is answered is given up.
     """
 
     num_particles: int = 32
     most_particles: int = 1024
     most_samples: int = 128
+    most_drawn: int = 1_000_000
     most_waiting: int = 256
     most_bytes: int = 1_000_000
     timeout: float = 120.0

@@ -95,6 +95,10 @@ class Asked(BaseModel):
             raise RefusedError(400, f"num_particles is at most {limits.most_particles} here", "num_particles")
         if asked.each * max(1, len(asked.texts)) > limits.most_samples:
             raise RefusedError(400, f"at most {limits.most_samples} sequences a request; ask more often", "n")
+        count, num_particles = asked.each * max(1, len(asked.texts)), asked.num_particles or limits.num_particles
+        if (drawn := count * num_particles * num_tokens) > limits.most_drawn:
+            said = f"{count} sequences × {num_particles} particles × {num_tokens} tokens are {drawn:,}"
+            raise RefusedError(400, f"{said}, and a request has at most {limits.most_drawn:,} here; ask for less", "n")
         return asked
 
     @property
