@@ -13,7 +13,9 @@ from twistlm.automata.tokens import TokenAutomaton
 from twistlm.core.errors import ConfigError
 
 TEXTS = ["".join(letters) for n in range(5) for letters in itertools.product("ab é", repeat=n)]
-PATTERNS = ["(ab)*", "a*b?", "(?s:.*)", "(a|é)*b", "a{2,3}", "[^a]*", r"\w+( \w+)?", "", "(a|ab)(b|)é?", "[a&&b]"]
+PATTERNS = [
+    "(ab)*", "a*b?", "(?s:.*)", "(a|é)*b", "a{2,3}", "a{0,2}", "[^a]*", r"\w+( \w+)?", "", "(a|ab)(b|)é?", "[a&&b]"
+]  # fmt: skip
 
 
 def python(pattern: str) -> re.Pattern[str]:
@@ -42,6 +44,8 @@ def test_the_least_automaton() -> None:
     """Equal sets have as many states, whatever the pattern; nothing else does."""
     assert len(Automaton.of_pattern("(a|b)*").accepting) == len(Automaton.of_pattern("(a*b*)*").accepting) == 1
     assert len(Automaton.of_pattern("a{3}").accepting) == len(Automaton.of_pattern("aaa").accepting) == 4
+    # All of its states accept.
+    assert len(Automaton.of_pattern("a{0,3}").accepting) == 4
     assert len((~~Automaton.of_pattern("a{3}")).accepting) == 4
 
 

@@ -128,7 +128,8 @@ class Automaton:
         following = np.where(np.append(alive, False)[self.following], self.following, DEAD)
         columns = np.unique(following, axis=1)
         # The dead state, which the index −1 means, is a group of its own.
-        group, count = np.where(alive, self.accepting.astype(np.int64), -1), 0
+        # Groups are numbered from 0 on: where all accept there is one at first, or its first split would go unnoticed.
+        group, count = np.where(alive, self.accepting & ~self.accepting[alive].all(), -1).astype(np.int64), 0
         while count != (count := int(group.max()) + 1):
             reached = np.append(group, -1)[columns]
             _, found = np.unique(np.column_stack([group, reached]), axis=0, return_inverse=True)
