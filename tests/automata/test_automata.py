@@ -49,36 +49,10 @@ def test_the_least_automaton() -> None:
     assert len((~~Automaton.of_pattern("a{3}")).accepting) == 4
 
 
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [("a(", "does not compile"), ("(?=a)b", "look-around"), (r"(a)\1", "back-reference"), ("^a$", "anchor"),
-     ("a$", "anchor"), ("a|b$", "anchor"), (r"a\z", "anchor"), ("(a$)", "anchor"), (r"[$]b\\$", "anchor"),
-     (r"\ba\b", "word boundary"), ("a)(?:b", "does not compile")],
-)  # fmt: skip
-def test_what_does_not_compile_is_refused(pattern: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+@pytest.mark.parametrize("pattern", ["a(", "(?=a)b", r"(a)\1"])
+def test_what_does_not_compile_is_refused(pattern: str) -> None:
+    with pytest.raises(ConfigError, match="does not compile"):
         Automaton.of_pattern(pattern)
-
-
-@pytest.mark.parametrize("pattern", [r"a\$", "[$]", r"[\]$]", "[]$]", "[^]$]+b", "[^^$]", r"\\\$", "[a[$b]c]"])
-def test_a_dollar_that_is_a_character_is_no_anchor(pattern: str) -> None:
-    assert not Automaton.of_pattern(pattern).is_empty
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    ["(?x)a b # hi", "(?x)a b # costs $5", "(?x)a b # (^$\n", "a(?x: # $)\n b)", "(?x)a[#$\n b]", "a(?x)(?i-x: b)?b"],
-)
-def test_a_comment_is_no_part_of_a_pattern(pattern: str) -> None:
-    automaton = Automaton.of_pattern(pattern)
-    assert automaton.accepts("ab")
-    assert not automaton.accepts("a")
-
-
-def test_outside_of_a_comment_an_anchor_is_one() -> None:
-    for pattern in ("(?x:a # b\n)$", "(?x)(?-x)a # $", r"(?x)a \# $", "(?x)a # b\n^"):
-        with pytest.raises(ConfigError, match="anchor"):
-            Automaton.of_pattern(pattern)
 
 
 def test_a_match_that_could_begin_again_takes_no_more_states() -> None:

@@ -7,7 +7,6 @@ and other states, and the least automaton comes from Moore's partition refinemen
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,25 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twistlm.core.errors import ConfigError
+from twistlm.core.storage import shortened
 
-# Ends every compiled pattern, so that no state before it accepts: `outlines_core.Index` (0.2.14) forgets transitions
-# from an accepting state to one that does not accept ("(ab)*" is "ab" alone). No text with this byte is accepted.
+# Begins and ends every compiled pattern; no text with this byte is accepted. It ends them because `outlines_core.Index`
+# (0.2.14) forgets transitions from an accepting state to one that does not accept ("(ab)*" is "ab" alone). It begins
+# them because `Index` also builds the automaton of a search that may begin anywhere, and never uses it: without this, a
+# quotation mark inside of "[^a]{30}" would begin another match, and 2³⁰ states tell them apart.
 MARK, MARK_PATTERN = 0, r"\x00"
-# Begins every compiled pattern. `Index` also builds the automaton of a search that may begin anywhere, and never uses
-# it: without this, a quotation mark inside of "[^a]{30}" would begin another match, and 2³⁰ states tell them apart.
-BEGIN, BEGIN_PATTERN = 1, r"\x01"
 BYTES = 256
 LINK = 0xFE
 DEAD = -1
 MOST_STATES = 100_000
-
-# `(?i-x)` from here on, `(?i-x:` up to the bracket.
-FLAGS = re.compile(r"\(\?([a-zA-Z]*)(?:-([a-zA-Z]+))?([:)])")
-
-ANCHORED = (
-    "pattern {!r} has an anchor; leave out ^ and $, since the whole text must match (and write .* where anything may "
-    "stand)"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +42,10 @@ class Automaton:
 
     @staticmethod
     def of_pattern(pattern: str) -> Automaton:
-        """All texts that a regular expression (in Rust's syntax) matches from beginning to end.
+        """All texts that a regular expression matches from beginning to end.
+
+        Its syntax is Rust's, without anchors; `twistlm.automata.patterns` translates Python's. A part that is repeated
+        should not match NUL.
 
         Raises:
             ConfigError: it does not compile, or `outlines-core` is not installed.
@@ -146,16 +140,12 @@ class Automaton:
 
 @lru_cache(maxsize=256)
 def _compiled(pattern: str) -> Automaton:
-    # By itself, a pattern with a bracket too many does not compile; between brackets it might.
-    _index(f"{BEGIN_PATTERN}{pattern}", pattern)
-    if _read(pattern)[0]:
-        raise ConfigError(ANCHORED.format(pattern))
-    index: Any = _index(f"{BEGIN_PATTERN}{bracketed(pattern)}{MARK_PATTERN}", pattern)
+    index: Any = _index(f"{MARK_PATTERN}(?:{pattern}){MARK_PATTERN}")
     if index is None:
         return Automaton(np.full((1, BYTES), DEAD, dtype=np.int32), np.zeros(1, dtype=np.bool_))
     transitions, final = index.get_transitions(), index.get_final_states()
     before = index.get_initial_state()
-    place = {transitions.pop(before)[BEGIN]: 0}
+    place = {transitions.pop(before)[MARK]: 0}
     for state in transitions:
         place.setdefault(state, len(place))
     following = np.full((len(place), BYTES), DEAD, dtype=np.int32)
@@ -168,7 +158,7 @@ def _compiled(pattern: str) -> Automaton:
     return Automaton(following, accepting).minimal()
 
 
-def _index(pattern: str, said: str) -> Any:
+def _index(pattern: str) -> Any:
     """What `outlines-core` makes of a pattern over bytes; None if it matches nothing.
 
     Raises:
@@ -183,59 +173,9 @@ def _index(pattern: str, said: str) -> Any:
     try:
         return Index(pattern, Vocabulary(BYTES, {bytes([byte]): [byte] for byte in range(BYTES)}))
     except ValueError as error:
-        reason = str(error)
-    if "provided is incompatible" in reason:
-        return None
-    if "start state" in reason:
-        raise ConfigError(ANCHORED.format(said))
-    if "word boundar" in reason:
-        raise ConfigError(
-            f"pattern {said!r} has a word boundary \\b, which no automaton over bytes knows; use Words, or write \\W "
-            "for what is beside the word"
-        )
-    raise ConfigError(
-        f"pattern {said!r} does not compile: it must be a regular expression in Rust's syntax, without look-around "
-        "((?=…), (?<!…)) and back-references (\\1)"
-    )
-
-
-def bracketed(pattern: str, flags: str = "") -> str:
-    """A pattern as part of another: a comment at its end, where `x` allows one, ends before the bracket."""
-    return f"(?{flags}:{pattern}\n)" if _read(pattern, "x" in flags)[1] else f"(?{flags}:{pattern})"
-
-
-def _read(pattern: str, verbose: bool = False) -> tuple[bool, bool]:
-    """Whether a pattern has an anchor (which nothing matches between the marks), and whether it ends under `x`."""
-    depth, at, anchored, outside = 0, 0, False, [verbose]
-    while at < len(pattern):
-        letter = pattern[at]
-        if letter == "\\":
-            anchored |= depth == 0 and pattern[at + 1 : at + 2] in ("A", "z")
-            at += 1
-        elif letter == "#" and outside[-1]:
-            ends = pattern.find("\n", at)
-            at = len(pattern) if ends < 0 else ends
-        elif letter == "[":
-            depth += 1
-            # A bracket that comes first in a class is one of its characters.
-            at += pattern[at + 1 : at + 2] == "^"
-            at += pattern[at + 1 : at + 2] == "]"
-        elif letter == "]":
-            depth = max(0, depth - 1)
-        elif letter in "^$" and depth == 0:
-            anchored = True
-        elif letter == "(" and depth == 0:
-            flags = FLAGS.match(pattern, at)
-            now = outside[-1] if flags is None else "x" in flags[1] or (outside[-1] and "x" not in (flags[2] or ""))
-            if flags is not None and flags[3] == ")":
-                outside[-1] = now
-                at = flags.end() - 1
-            else:
-                outside.append(now)
-        elif letter == ")" and depth == 0:
-            outside.pop()
-        at += 1
-    return anchored, outside[-1]
+        if "provided is incompatible" in str(error):
+            return None
+        raise ConfigError(f"pattern {shortened(pattern)} does not compile: {shortened(error)}") from error
 
 
 def _alive(following: NDArray[np.int32], accepting: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -3,7 +3,9 @@
 import re
 
 from twistlm.automata.automaton import Automaton
+from twistlm.automata.patterns import check_states
 from twistlm.core.errors import ConfigError
+from twistlm.core.storage import shortened
 
 # Letters that stand for themselves between the quotation marks, and those that a backslash writes.
 PLAIN = r'[^"\\\x00-\x1F\x7F-\x9F]'
@@ -68,6 +70,7 @@ def searched(pattern: str) -> str:
     if depth:
         raise _refused(pattern, "a bracket is open")
     found = f"(?:{'|'.join(alternatives)})"
+    check_states(found, f"pattern {shortened(pattern)}")
     try:
         Automaton.of_pattern(f'"{found}"')
     except ConfigError as error:

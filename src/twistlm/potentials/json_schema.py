@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from twistlm.automata import grammar
-from twistlm.automata.automaton import Automaton, bracketed
+from twistlm.automata.automaton import Automaton
 from twistlm.automata.json_schema import pattern_of
+from twistlm.automata.patterns import in_rust
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import register
 from twistlm.potentials.constraint import Constraint
@@ -46,11 +47,9 @@ class JsonSchema(Constraint):
 
     def automaton(self) -> Automaton:
         """The texts that the schema allows."""
-        for pattern in (self.before, self.whitespace):
-            Automaton.of_pattern(pattern)
-        return Automaton.of_pattern(bracketed(self.before) + self._pattern())
+        return Automaton.of_pattern(f"{in_rust(self.before)}{self._pattern(in_rust(self.whitespace))}")
 
-    def _pattern(self) -> str:
+    def _pattern(self, whitespace: str) -> str:
         try:
             schema = json.loads(self.schema)
             # Numbers and letters that JSON has not, though Python reads them.
@@ -58,7 +57,7 @@ class JsonSchema(Constraint):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"schema is not JSON ({error}): {str(self.schema)[:80]!r}") from error
         try:
-            return pattern_of(schema, bracketed(self.whitespace))
+            return pattern_of(schema, whitespace)
         except ConfigError as error:
             raise ConfigError(f"schema is not supported: {error}; {self._remedy()}") from error
 

@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from twistlm.automata.automaton import Automaton
+from twistlm.automata.patterns import check_states
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import register
 from twistlm.potentials.constraint import ANY_LENGTH, Constraint
 
 PATTERNS = {
-    # What is between spaces; the last one needs none after it.
-    "words": r"(?s:\s*(?:\S+\s+){{{fewer}}}\S+\s*)",
+    # What is between spaces; the last one needs none after it. No text has NUL (see `Automaton.of_pattern`).
+    "words": r"\s*(?:[^\s\x00]+\s+){{{fewer}}}[^\s\x00]+\s*",
     # Each ends with its marks; what has none is not a sentence.
-    "sentences": r"(?s:(?:[^.!?]+[.!?]+){{{all}}}\s*)",
+    "sentences": r"(?:[^.!?\x00]+[.!?]+){{{all}}}\s*",
 }
 
 
@@ -58,4 +59,6 @@ class Length(Constraint):
             return Automaton.of_pattern("(?s:.*)")
         most = "" if self.max is None else str(self.max)
         fewer = f"{self.min - 1},{most and self.max and self.max - 1}"
-        return Automaton.of_pattern(PATTERNS[self.unit].format(all=f"{self.min},{most}", fewer=fewer))
+        pattern = PATTERNS[self.unit].format(all=f"{self.min},{most}", fewer=fewer)
+        check_states(pattern, f"{self}")
+        return Automaton.of_pattern(pattern)

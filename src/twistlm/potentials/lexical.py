@@ -7,16 +7,14 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from twistlm.automata.automaton import Automaton, bracketed
+from twistlm.automata.automaton import Automaton
+from twistlm.automata.patterns import in_rust
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import check_eps, indicator, set_indicator_bounds
 from twistlm.potentials.constraint import Constraint
 from twistlm.potentials.texts import Of, TextPotential
-
-# Flags of `re` that an automaton's pattern may have, and how it writes them.
-FLAGS = {re.IGNORECASE: "i", re.DOTALL: "s", re.VERBOSE: "x"}
 
 
 @register("potential", "regex")
@@ -32,9 +30,9 @@ class Regex(Constraint, TextPotential):
         flags: `re` flags, as an integer.
         of: what is searched, "text" (prompt and continuation together) or "continuation"; None means the continuation
             after a chat and the text after a plain prompt.
-        constrain: samplers never leave what matches (`twistlm.potentials.constraint`). The pattern is then in the
-            syntax of Rust's `regex`, which is Python's without look-around, back-references and anchors; it is about
-            the continuation, of which most begin with a space, and a hard constraint.
+        constrain: samplers never leave what matches (`twistlm.potentials.constraint`). The pattern is then read the
+            same, without look-around, back-references, anchors, and possessive and atomic parts; it is about the
+            continuation, of which most begin with a space, and a hard constraint.
 
     Raises:
         ConfigError: the pattern is invalid (with the position), the mode or `of` is unknown, eps is negative, or one of
@@ -56,13 +54,12 @@ class Regex(Constraint, TextPotential):
         if self.mode not in ("search", "fullmatch"):
             raise ConfigError(f"mode must be 'search' or 'fullmatch', not {self.mode!r}")
         object.__setattr__(self, "flags", int(self.flags))
+        try:
+            re.compile(self.pattern, self.flags)
+        except (re.error, ValueError, OverflowError, RecursionError) as error:
+            raise ConfigError(f"invalid regular expression {self.pattern!r}: {error}") from error
         if self.constrain:
             self._check_constraint()
-        else:
-            try:
-                re.compile(self.pattern, self.flags)
-            except (re.error, ValueError) as error:
-                raise ConfigError(f"invalid regular expression {self.pattern!r}: {error}") from error
         set_indicator_bounds(self, self.eps)
         # Where a match anywhere decides, what has been found stays found.
         object.__setattr__(self, "scores_prefixes", self.mode == "search" and not self.constrain)
@@ -74,8 +71,6 @@ class Regex(Constraint, TextPotential):
             )
         if self.of not in (None, "continuation"):
             raise ConfigError(f"of must be 'continuation' where constrain is true, not {self.of!r}")
-        if unknown := re.RegexFlag(self.flags) & ~re.RegexFlag(sum(FLAGS)):
-            raise ConfigError(f"flags {unknown!r} are not known where constrain is true; leave them out")
         self.automaton()
 
     def identified_by(self) -> Any:
@@ -84,11 +79,8 @@ class Regex(Constraint, TextPotential):
 
     def automaton(self) -> Automaton:
         """The continuations that match."""
-        flags = "".join(letter for flag, letter in FLAGS.items() if self.flags & flag)
-        # Which refuses, by itself, what brackets would make valid.
-        found = Automaton.of_pattern(f"(?{flags}){self.pattern}" if flags else self.pattern)
-        if self.mode == "search":
-            found = Automaton.of_pattern(f"(?s:.*){bracketed(self.pattern, flags)}(?s:.*)")
+        written = in_rust(self.pattern, self.flags)
+        found = Automaton.of_pattern(written if self.mode == "fullmatch" else f"(?s:.*){written}(?s:.*)")
         return ~found if self.negate else found
 
     def bind(self, lm: BaseLM) -> Self:
