@@ -108,6 +108,9 @@ KINDS = [an_object(kind={"const": "a"}, x=INTEGER), an_object(kind={"const": "b"
         ({"const": {"a": [1, {}]}}, ['{"a":[1,{}]}', '{ "a": [1, {} ]}'], ['{"a":[1]}', '{"a":[1,{]}']),
         ({"oneOf": KINDS}, ['{"kind":"a","x":1}', '{"kind":"b"}'], ['{"kind":"b","x":1}', '{"kind":"c"}']),
         ({"allOf": [{"$ref": "#/$defs/a~1b"}], "$defs": {"a/b": INTEGER}, "title": "one"}, ["1"], ["1.5", "null"]),
+        # What only looks like another base.
+        ({"$id": "https://a.b/c", "items": {"$id": "#one", **INTEGER}}, ["[1]"], ["[null]"]),
+        (an_object(**{"$id": INTEGER}), ['{"$id":1}'], ['{"$id":"a"}']),
         ({"additionalProperties": INTEGER, "x-mine": 1}, ["{}", '{"a":1,"é":2}'], ['{"a":null}', '{"a":1,}']),
         ({"properties": {"a": INTEGER, "b": INTEGER}, "additionalProperties": False}, ["{}", '{"b":1}'], ['{,"b":1}']),
         (
@@ -128,6 +131,17 @@ def test_json_by_a_schema(schema: dict, allowed: list[str], forbidden: list[str]
     assert [text for text in forbidden if automaton.accepts(text)] == []
 
 
+# By the standard a list of nulls.
+BASED = {
+    "$id": "https://example.com/outer",
+    "$ref": "#/$defs/a",
+    "$defs": {
+        "a": {"$id": "inner", "type": "array", "items": {"$ref": "#/$defs/b"}, "$defs": {"b": {"type": "null"}}},
+        "b": INTEGER,
+    },
+}
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
@@ -145,6 +159,12 @@ def test_json_by_a_schema(schema: dict, allowed: list[str], forbidden: list[str]
         ({"oneOf": [{"items": INTEGER}, {"type": "object", "properties": {}}]}, "oneOf at #, two of whose"),
         ({"properties": {"a": {"$ref": "#"}}}, 'leads back to "#"'),
         ({"$ref": "#/$defs/a"}, "which is not in this schema"),
+        # Its "#" is no longer the whole.
+        (
+            BASED,
+            '\\$id "inner" within the schema, at #/\\$defs/a, which changes what \\$ref means there; Grammar.* takes it',
+        ),
+        ({**BASED, "$ref": "#/$defs/a/items"}, '\\$id "inner" within the schema, at #/\\$defs/a'),
         ({"type": "string", "format": "ipv4"}, 'format "ipv4" at #, which is none of date'),
         ({"type": "string", "maxLength": "3"}, 'maxLength at # is "3", not a whole number'),
         ({"type": "integer", "enum": ["a"]}, "no value is allowed at #"),

@@ -70,6 +70,8 @@ class _Schema:
         """The pattern of the texts that a part of it allows."""
         if not isinstance(schema, Mapping):
             raise ConfigError(f"{place} is {shown_json(schema)}, not an object that names a type")
+        if schema is not self.root:
+            _refuse_base(schema, place)
         given = {key for key in schema if key not in ANNOTATIONS and not key.startswith("x-")}
         for keyword, write in {
             "$ref": self._referred,
@@ -213,6 +215,7 @@ class _Schema:
         for step in steps[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
             found = found.get(name) if isinstance(found, Mapping) else None
+            _refuse_base(found, reference)
         if steps[0] != "#" or found is None:
             raise ConfigError(f"$ref at {place} is {shown_json(reference)}, which is not in this schema")
         return found
@@ -278,6 +281,14 @@ class _Schema:
 def _refuse(keywords: set[str], place: str, beside: str = "") -> None:
     if keywords:
         raise ConfigError(f"{min(keywords)}{beside and f' beside {beside}'} at {place}")
+
+
+def _refuse_base(schema: Any, place: str) -> None:
+    """Refuse a part of a schema that is a schema of its own: each `$ref` in it is relative to it."""
+    name = schema.get("$id") if isinstance(schema, Mapping) else None
+    # A fragment alone was an anchor before 2019, and `properties` may have this name.
+    if isinstance(name, str) and not name.startswith("#"):
+        raise ConfigError(f"$id {shown_json(name)} within the schema, at {place}, which changes what $ref means there")
 
 
 def _kinds(schema: Mapping[str, Any], place: str) -> list[str]:
