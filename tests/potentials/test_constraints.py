@@ -162,7 +162,7 @@ BASED = {
         # Its "#" is no longer the whole.
         (
             BASED,
-            '\\$id "inner" within the schema, at #/\\$defs/a, which changes what \\$ref means there; Grammar.* takes it',
+            '\\$id "inner" within the schema, at #/\\$defs/a, which changes what \\$ref means there; Gram.* takes it',
         ),
         ({**BASED, "$ref": "#/$defs/a/items"}, '\\$id "inner" within the schema, at #/\\$defs/a'),
         ({"type": "string", "format": "ipv4"}, 'format "ipv4" at #, which is none of date'),
