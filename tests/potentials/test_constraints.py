@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 
 from twistlm.core.errors import ConfigError, PotentialError
 from twistlm.core.identity import digest
@@ -146,11 +147,20 @@ BASED = {
     ("schema", "message"),
     [
         (
-            {"properties": {"a/b": {"type": "integer", "minimum": 18}}},
-            "minimum at #/properties/a~1b; Grammar.* takes it",
+            {"properties": {"a/b": {"type": "number", "minimum": 0.5}}},
+            r"minimum 0.5 of a number \(bounds must be whole, .*\) at #/properties/a~1b; Grammar.* takes it",
         ),
         ({"type": "array", "items": INTEGER, "uniqueItems": True}, "uniqueItems at #; leave it out"),
         ({"type": "integer", "minimun": 1}, "minimun at #"),
+        ({"type": "string", "minimum": 1}, "minimum at #"),
+        ({"type": "number", "multipleOf": 0.01}, "multipleOf 0.01 of a number"),
+        ({"type": ["integer", "number"], "maximum": 0.5}, "maximum 0.5 of a number"),
+        ({"type": "integer", "multipleOf": 0.5}, r"multipleOf 0.5 \(must be a whole number, at least 1\) at #"),
+        ({"type": "integer", "multipleOf": 7, "minimum": 1}, "multipleOf 7 .* a maximum that are close"),
+        ({"type": "integer", "minimum": 1, "exclusiveMaximum": 2, "multipleOf": 2}, "no number is allowed at #"),
+        ({"type": "number", "exclusiveMinimum": 1, "maximum": 1}, "no number is allowed at #"),
+        ({"type": "integer", "minimum": 3, "exclusiveMinimum": True}, "exclusiveMinimum at # is true, not a number"),
+        ({"type": "integer", "minimum": 1e40}, "a bound of more than 40 digits at #"),
         ({"type": "string", "pattern": "a", "minLength": 3}, "minLength beside pattern at #"),
         ({"allOf": [INTEGER, {"enum": [1, 2]}]}, "allOf of 2 schemas at #"),
         ({**an_object(a=INTEGER), "anyOf": [{"required": ["b"]}]}, "properties beside anyOf"),
@@ -162,7 +172,7 @@ BASED = {
         # Its "#" is no longer the whole.
         (
             BASED,
-            '\\$id "inner" within the schema, at #/\\$defs/a, which changes what \\$ref means there; Gram.* takes it',
+            '\\$id "inner" within the schema, at #/\\$defs/a, which changes what \\$ref means there; Grammar.* takes',
         ),
         ({**BASED, "$ref": "#/$defs/a/items"}, '\\$id "inner" within the schema, at #/\\$defs/a'),
         ({"type": "string", "format": "ipv4"}, 'format "ipv4" at #, which is none of date'),
@@ -190,6 +200,62 @@ BASED = {
 def test_what_a_schema_cannot_say_is_refused(schema: dict, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ConfigError, match=f"schema is not supported: .*{message}"):
         JsonSchema(schema)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"minimum": 0}, {"maximum": 0}, {"exclusiveMinimum": 0}, {"exclusiveMaximum": 0}, {"minimum": 0, "maximum": 0},
+        {"minimum": -17, "maximum": 123}, {"exclusiveMinimum": 9, "exclusiveMaximum": 101}, {"maximum": -5},
+        {"minimum": 99, "maximum": 1000}, {"minimum": -1000, "maximum": -99}, {"minimum": 457, "maximum": 461},
+        {"minimum": 5, "exclusiveMinimum": 5, "maximum": 9, "exclusiveMaximum": 9}, {"minimum": -7.5, "maximum": 3.5},
+        {"exclusiveMinimum": -7.5, "exclusiveMaximum": 3.5}, {"minimum": 10**18 + 7},
+        {"minimum": -(2**63), "maximum": 2**63 - 1},
+        {"multipleOf": 1}, {"multipleOf": 5}, {"multipleOf": 4, "minimum": -10}, {"multipleOf": 25, "maximum": 1230},
+        {"multipleOf": 7, "minimum": -50, "maximum": 300},
+        {"multipleOf": 100, "minimum": 1, "maximum": 10**9},
+    ],
+)  # fmt: skip
+def test_integers_within_bounds(bounds: dict[str, float]) -> None:
+    """Every integer about the bounds, and about powers of ten, as jsonschema has it."""
+    schema = {"type": "integer", **bounds}
+    automaton, oracle = JsonSchema(schema).automaton(), Draft202012Validator(schema)  # type: ignore[arg-type]
+    middles = [
+        0,
+        *(round(bound) for bound in bounds.values()),
+        *(sign * 10**n for n in range(3, 22) for sign in (1, -1)),
+    ]
+    for number in {middle + off for middle in middles for off in range(-130, 131)}:
+        assert automaton.accepts(str(number)) == oracle.is_valid(number), number
+    assert automaton.accepts("-0") == oracle.is_valid(0)
+    assert not any(automaton.accepts(text) for text in ("", "-", "+1", "00", "01", "-01", "007", "1.5", "5.", "null"))
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"minimum": 0, "maximum": 1}, {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        {"minimum": -2, "exclusiveMaximum": 3},
+        {"exclusiveMinimum": -2}, {"exclusiveMaximum": -1}, {"minimum": 0}, {"minimum": 5, "maximum": 5.0},
+        {"minimum": 1, "exclusiveMinimum": 1, "maximum": 4}, {"maximum": 2, "exclusiveMaximum": 2},
+    ],
+)  # fmt: skip
+def test_numbers_within_bounds(bounds: dict[str, float]) -> None:
+    schema = {"type": "number", **bounds}
+    automaton, oracle = JsonSchema(schema).automaton(), Draft202012Validator(schema)  # type: ignore[arg-type]
+    whole = [str(number) for number in range(-12, 13)] + ["-0"]
+    for text in [before + after for before in whole for after in ("", ".0", ".00", ".5", ".001", ".10", ".999")]:
+        assert automaton.accepts(text) == oracle.is_valid(json.loads(text)), text
+    assert not any(automaton.accepts(text) for text in ("", "-", "+1", "00", "01.5", "1.", ".5"))
+
+
+def test_bounds_are_what_is_written() -> None:
+    """10²³ is no float; what is whole may be written as one."""
+    automaton = JsonSchema('{"type": "integer", "minimum": 1e23}').automaton()
+    assert automaton.accepts("1" + "0" * 23)
+    assert not automaton.accepts(str(int(1e23)))
+    even = JsonSchema('{"type": "integer", "multipleOf": 2.0}').automaton()
+    assert [even.accepts(str(number)) for number in (2**63, 2**63 + 1)] == [True, False]
 
 
 def test_white_space_is_one_part() -> None:

@@ -5,13 +5,16 @@ properties that it names, in its order, and no others.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
 
+from twistlm.automata.json_numbers import INTEGER, NUMBER, Bound, integers, numbers
 from twistlm.automata.json_strings import FORMATS, LETTER, searched
 from twistlm.core.errors import ConfigError
 from twistlm.core.storage import shown_json
@@ -21,18 +24,16 @@ MOST_STATES, MOST_LETTERS = 10_000, 200_000
 # States that a letter takes which may be any of Unicode's.
 STATES_OF_LETTER = 10
 
-INTEGER = "-?(?:0|[1-9][0-9]*)"
-NUMBER = rf"{INTEGER}(?:\.[0-9]+)?(?:[eE][+-][0-9]+)?"
-
 # Which say nothing of what is allowed.
 ANNOTATIONS = frozenset(
     ("$schema", "$id", "$anchor", "$comment", "$defs", "definitions", "title", "description", "default")
 ) | {"examples", "deprecated", "readOnly", "writeOnly", "discriminator"}
+BOUNDS = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"))
 KEYWORDS: dict[str, frozenset[str]] = {
     "null": frozenset(),
     "boolean": frozenset(),
-    "integer": frozenset(),
-    "number": frozenset(),
+    "integer": BOUNDS,
+    "number": BOUNDS,
     "string": frozenset(("minLength", "maxLength", "pattern", "format")),
     "array": frozenset(("items", "prefixItems", "minItems", "maxItems")),
     "object": frozenset(("properties", "required", "additionalProperties")),
@@ -99,6 +100,12 @@ class _Schema:
             return self._array(schema, place)
         if kind == "object":
             return self._object(schema, place)
+        if bounds := {name: _number(schema, name, place) for name in KEYWORDS[kind] if name in schema}:
+            self._take(STATES_OF_LETTER * max(len(str(bound)) for bound in bounds.values()), place)
+            try:
+                return _bounded(kind, bounds)
+            except ConfigError as error:
+                raise ConfigError(f"{error} at {place}") from error
         self._take(STATES_OF_LETTER, place)
         return {"null": "null", "boolean": "(?:true|false)", "integer": INTEGER, "number": NUMBER}[kind]
 
@@ -319,6 +326,34 @@ def _required(schema: Mapping[str, Any]) -> list[str]:
     if not (isinstance(names, list) and isinstance(properties, Mapping)):
         return []
     return [name for name in names if isinstance(name, str) and name in properties]
+
+
+def _number(schema: Mapping[str, Any], keyword: str, place: str) -> Decimal:
+    value = schema[keyword]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{keyword} at {place} is {shown_json(value)}, not a number")
+    # As it is written: 1e23 is a whole number, and no float.
+    return Decimal(repr(value))
+
+
+def _bounded(kind: str, given: Mapping[str, Decimal]) -> str:
+    """The pattern of the numbers of a kind, by the keywords that are about their size."""
+    step = given.get("multipleOf", Decimal(1))
+    if kind == "integer":
+        if step <= 0 or step != math.floor(step):
+            raise ConfigError(f"multipleOf {step} (must be a whole number, at least 1)")
+        lows = [math.ceil(given["minimum"])] if "minimum" in given else []
+        lows += [math.floor(given["exclusiveMinimum"]) + 1] if "exclusiveMinimum" in given else []
+        highs = [math.floor(given["maximum"])] if "maximum" in given else []
+        highs += [math.ceil(given["exclusiveMaximum"]) - 1] if "exclusiveMaximum" in given else []
+        return integers(max(lows, default=None), min(highs, default=None), int(step))
+    for name, bound in given.items():
+        if name == "multipleOf" or bound != math.floor(bound):
+            raise ConfigError(f"{name} {bound} of a number (bounds must be whole, and multiples are of integers only)")
+    least = [Bound(int(given[name]), name == "minimum") for name in ("minimum", "exclusiveMinimum") if name in given]
+    most = [Bound(int(given[name]), name == "maximum") for name in ("maximum", "exclusiveMaximum") if name in given]
+    low = max(least, key=lambda bound: (bound.value, not bound.included), default=None)
+    return numbers(low, min(most, key=lambda bound: (bound.value, bound.included), default=None))
 
 
 def _counts(schema: Mapping[str, Any], least: str, most: str, place: str) -> tuple[int, int | None]:

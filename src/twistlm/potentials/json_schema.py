@@ -20,7 +20,7 @@ class JsonSchema(Constraint):
     """φ = 1 if the text of the new tokens is JSON that a schema allows, else 0.
 
     Properties come in the schema's order, and no others do. Every keyword is either honoured or refused: what cannot be
-    said by a regular expression (recursion, `uniqueItems`, bounds of numbers, any JSON at all) is not supported;
+    said by a regular expression (recursion, `uniqueItems`, any JSON at all) is not supported;
     `Grammar(…, syntax="json_schema")` takes more, and knows less of what is to come.
 
     Attributes:
