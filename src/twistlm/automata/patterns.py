@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from functools import cache, lru_cache
 
-# No module of `re` has types. These two are the same from Python 3.11 to 3.15, as far as they are used here.
+# No module of `re` has types. Run on Python 3.11 so far; a later one is in the workflows.
 from re import _compiler, _parser  # type: ignore[attr-defined]
 from typing import Any
 
