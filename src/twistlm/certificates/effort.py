@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain
 from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 
 # Score levels that a round learns.
@@ -49,6 +50,7 @@ class Search:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        make_plain(self)
         check_sizes(TOKEN_BYTES, least=64, num_draws=self.num_draws)
         check_sizes(TOKEN_BYTES, least=64, num_samples=self.num_fresh)
         check_sizes(RECORD_BYTES, max_rounds=self.max_rounds)

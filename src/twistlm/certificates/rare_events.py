@@ -15,7 +15,7 @@ weights, which a way that few draws took decides. And every round is fitted to l
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import CONFIDENCE, Estimate
 from twistlm.core.logmath import ess
+from twistlm.core.plain import several
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.storage import load_tensors, save_tensors
@@ -65,7 +66,7 @@ PARTICLES = 64
 
 def probability(
     target: Target,
-    thresholds: Sequence[float],
+    thresholds: float | Iterable[float],
     *,
     search: Search | None = None,
     seed: int = 0,
@@ -77,7 +78,7 @@ def probability(
 
     Args:
         target: base model, prompts and length; its potential is the score.
-        thresholds: of φ; any order.
+        thresholds: of φ; one or several in any order.
         search: how hard to look.
         seed: of everything random.
         report: is told first what all of this will take, which costs a few draws, and then of every round; None logs
@@ -90,6 +91,7 @@ def probability(
         ConfigError: the target differs by a condition, a threshold is not above 0 or can never be reached, or
             none is given.
     """
+    thresholds = several(thresholds)
     check(target, thresholds)
     search = search or Search()
     if only_constraints(target.potential):

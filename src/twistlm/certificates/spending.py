@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from twistlm.certificates.bounds import METHODS, check_methods
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain, several
 from twistlm.core.sizes import RUN_BYTES, TOKEN_BYTES, check_sizes
 
 # Below this a search without a limit might not end.
@@ -30,6 +31,7 @@ class Effort:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        make_plain(self)
         for name in ("gap", "num_sequences", "seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
@@ -67,6 +69,8 @@ class Spending:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        make_plain(self)
+        object.__setattr__(self, "num_particles", several(self.num_particles))
         if not self.num_particles or min(self.num_particles) < 1:
             raise ConfigError(f"num_particles must be at least 1 each, not {list(self.num_particles)}")
         if not self.methods:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.kernels.categorical import CategoricalTable
+from twistlm.core.plain import plain
 
 
 class Rng:
@@ -22,8 +23,9 @@ class Rng:
     """
 
     def __init__(self, seed: int, path: tuple[str | int, ...] = ()) -> None:
-        self.seed, self.path = seed, path
-        digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
+        # A number of numpy's is written otherwise.
+        self.seed, self.path = plain(seed), path
+        digest = hashlib.sha256(repr((self.seed, *path)).encode()).digest()
         self._number = int.from_bytes(digest[:8], "big") >> 1
         self._generator = torch.Generator().manual_seed(self._number)
 

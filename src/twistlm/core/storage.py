@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -105,12 +106,28 @@ def _copy(source: Path, path: Path) -> None:
 
 def save_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    save_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    save_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_number) + "\n")
 
 
 def save_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines atomically."""
-    save_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    save_text(path, "".join(json.dumps(row, ensure_ascii=False, default=_number) + "\n" for row in rows))
+
+
+def as_json(value: Any) -> Any:
+    """A value as it will be read from a file."""
+    return json.loads(json.dumps(value, default=_number))
+
+
+def _number(value: Any) -> Any:
+    """Numbers of numpy, which `json` does not know, as Python's.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def save_text(path: Path, text: str) -> None:
@@ -264,7 +281,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write safetensors atomically; `metadata` is any JSON object."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # One key only: safetensors writes several in an arbitrary order, and equal content should give equal bytes.
-    header = {"twistlm": json.dumps(dict(metadata))}
+    header = {"twistlm": json.dumps(dict(metadata), default=_number)}
     write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=header))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from twistlm.core.errors import ConfigError, PotentialError, TwistError, UpperBoundError
 from twistlm.core.memory import in_pieces
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.protocol import ConditionalPotential, Potential
@@ -149,6 +150,7 @@ class Power(BasePotential):
 
     def __post_init__(self) -> None:
         """Check β and scale the bounds."""
+        make_plain(self)
         check_beta(self.beta)
         _check_unconditional(self.base, "the base of a power")
         for name in ("log_upper_bound", "log_lower_bound"):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BasePotential, evaluate
@@ -43,6 +44,7 @@ class Classes(BasePotential):
 
     def __post_init__(self) -> None:
         """Check the labels and make a scorer of each."""
+        make_plain(self)
         if len(self.labels) < 2:
             raise ConfigError(f"labels must be at least two classes, not {self.labels}")
         object.__setattr__(self, "labels", tuple(self.labels))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import check_beta
@@ -59,6 +60,7 @@ class Classifier(TextPotential):
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading the model."""
+        make_plain(self)
         self.check_of()
         check_beta(self.beta)
         if isinstance(self.model, Path):

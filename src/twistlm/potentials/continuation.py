@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, PotentialError, PromptError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BasePotential
@@ -36,6 +37,7 @@ class Continuation(BasePotential):
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        make_plain(self)
         if len(self.continuation) == 0:
             raise ConfigError("the continuation is empty: give text or at least one token id")
         if self.batch_size < 1:

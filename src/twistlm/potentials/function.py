@@ -11,6 +11,7 @@ from torch import Tensor
 
 from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, PotentialError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.models.base import Prompts
 from twistlm.potentials.texts import Of, Pair, TextPotential
@@ -80,6 +81,7 @@ class Function(TextPotential):
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        make_plain(self)
         if not callable(self.function):
             raise ConfigError(f"function must be callable, not {type(self.function).__name__}")
         if inspect.iscoroutinefunction(self.function):

@@ -6,6 +6,7 @@ from typing import Literal
 from twistlm.automata import grammar as parsing
 from twistlm.automata.automaton import Automaton
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.potentials.constraint import Constraint
 
@@ -33,6 +34,7 @@ class Grammar(Constraint):
 
     def __post_init__(self) -> None:
         """Have it compiled."""
+        make_plain(self)
         if self.syntax not in ("lark", "json_schema"):
             raise ConfigError(f"syntax is {self.syntax!r}; choose lark or json_schema")
         _ = self.grammars

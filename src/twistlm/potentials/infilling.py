@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, PotentialError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.models.base import Prompts
 from twistlm.potentials.base import BasePotential
@@ -36,6 +37,7 @@ class Infilling(BasePotential):
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        make_plain(self)
         for name in ("num_condition", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

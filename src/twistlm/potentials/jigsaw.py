@@ -10,6 +10,7 @@ from torch import Tensor
 from twistlm.core.errors import ConfigError
 from twistlm.core.identity import Files
 from twistlm.core.kernels.threads import side_by_side
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.models.base import Prompts
 from twistlm.potentials._bilstm import LABELS, BiLSTM, WordTokenizer, packaged_folder
@@ -47,6 +48,7 @@ class Jigsaw(TextPotential):
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        make_plain(self)
         self.check_of()
         check_beta(self.beta)
         if self.label.lower() not in LABELS:

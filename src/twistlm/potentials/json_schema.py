@@ -10,6 +10,7 @@ from twistlm.automata.automaton import Automaton
 from twistlm.automata.json_schema import pattern_of
 from twistlm.automata.patterns import in_rust
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.potentials.constraint import Constraint
 
@@ -40,6 +41,7 @@ class JsonSchema(Constraint):
 
     def __post_init__(self) -> None:
         """Write the schema as text, and compile it."""
+        make_plain(self)
         given: Any = self.schema
         if isinstance(given, Mapping | bool):
             object.__setattr__(self, "schema", json.dumps(given))

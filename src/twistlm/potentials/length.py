@@ -6,6 +6,7 @@ from typing import Literal
 from twistlm.automata.automaton import Automaton
 from twistlm.automata.patterns import check_states
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.potentials.constraint import ANY_LENGTH, Constraint
 
@@ -42,6 +43,7 @@ class Length(Constraint):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        make_plain(self)
         if self.unit != "tokens" and self.unit not in PATTERNS:
             raise ConfigError(f"unit must be 'tokens', 'words' or 'sentences', not {self.unit!r}")
         least = 0 if self.unit == "tokens" else 1

@@ -10,6 +10,7 @@ from torch import Tensor
 from twistlm.automata.automaton import Automaton
 from twistlm.automata.patterns import in_rust
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import check_eps, indicator, set_indicator_bounds
@@ -49,6 +50,7 @@ class Regex(Constraint, TextPotential):
 
     def __post_init__(self) -> None:
         """Compile the pattern once, so that a mistake is found here and not during sampling."""
+        make_plain(self)
         self.check_of()
         check_eps(self.eps)
         if self.mode not in ("search", "fullmatch"):

@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import check_beta
@@ -48,6 +49,7 @@ class Reward(TextPotential):
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading the model."""
+        make_plain(self)
         self.check_of()
         if self.beta == 0:
             raise ConfigError("beta must not be 0, which asks for nothing; give a positive or a negative number")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
+
 from twistlm.core.errors import ConfigError
 from twistlm.core.registry import available, lookup
 from twistlm.potentials.protocol import Potential
@@ -84,6 +86,8 @@ def _to_json(value: Any) -> Any:
         return spec(value)
     if isinstance(value, (list, tuple)):
         return [_to_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if hasattr(value, "__qualname__"):

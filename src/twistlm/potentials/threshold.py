@@ -7,6 +7,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, PotentialError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.potentials.base import BasePotential, check_eps, check_reachable, evaluate, indicator, set_indicator_bounds
@@ -49,6 +50,7 @@ class Threshold(BasePotential):
 
     def __post_init__(self) -> None:
         """Check the settings and derive the bounds, log(eps) and log(1 + eps)."""
+        make_plain(self)
         check_eps(self.eps)
         if self.on not in ("probability", "log_probability", "logit"):
             raise ConfigError(f"on must be 'probability', 'log_probability' or 'logit', not {self.on!r}")

@@ -7,6 +7,7 @@ from operator import and_
 
 from twistlm.automata.automaton import Automaton
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.potentials.constraint import Constraint
 
@@ -38,6 +39,7 @@ class Words(Constraint):
 
     def __post_init__(self) -> None:
         """Check every word."""
+        make_plain(self)
         for name in ("all_of", "any_of", "none_of"):
             given = getattr(self, name)
             words = (given,) if isinstance(given, str) else tuple(given)

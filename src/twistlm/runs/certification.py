@@ -15,6 +15,7 @@ from twistlm.certificates.over_prompts import certify_prompts
 from twistlm.certificates.paired import certify_paired
 from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import several
 from twistlm.core.rng import Rng
 from twistlm.core.work import Engine, InThisProcess, Opened
 from twistlm.runs import evidence
@@ -63,7 +64,7 @@ class Certification:
         """What was given, as JSON values."""
         counts, other = self.num_particles, self.options.get("proposal_run")
         given = {
-            "num_particles": None if counts is None else [counts] if isinstance(counts, int) else list(counts),
+            "num_particles": None if counts is None else list(several(counts)),
             "num_samples": self.num_samples,
             "budget": self.budget,
             **{name: value for name, value in self.options.items() if name != "engine"},
@@ -111,7 +112,7 @@ class Certification:
         settings = run.config.evaluation
         counts = settings.num_particles if self.num_particles is None else self.num_particles
         return Spending(
-            (counts,) if isinstance(counts, int) else tuple(counts),
+            several(counts),
             settings.num_samples if self.num_samples is None else self.num_samples,
             settings.budget if self.budget is None else self.budget,
             tuple(self.options.get("methods", METHODS)),

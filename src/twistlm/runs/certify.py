@@ -123,8 +123,8 @@ def _spending(asked: dict[str, Any]) -> Spending:
     known = [field.name for field in fields(Spending)]
     if unknown := sorted(asked.keys() - set(known)):
         raise ConfigError(f"unknown setting {', '.join(unknown)}; a certificate takes {', '.join(known)}")
-    tuples: dict[str, Any] = {name: tuple(asked[name]) for name in ("num_particles", "methods") if name in asked}
-    return Spending(**{**asked, **tuples})
+    methods = {"methods": tuple(asked["methods"])} if "methods" in asked else {}
+    return Spending(**{**asked, **methods})
 
 
 def _opened(proposal: str | Path | Run | BaseLM, goal: Target, trust_functions: Trust) -> Run | BaseLM | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain, several
 from twistlm.core.plugins import hashes
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
@@ -41,6 +42,11 @@ class EvaluationConfig:
     num_samples: int = 512
     budget: int = 512
     during_training: bool = False
+
+    def __post_init__(self) -> None:
+        """Make the numbers Python's; one number of particles is several."""
+        make_plain(self)
+        object.__setattr__(self, "num_particles", several(self.num_particles))
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class RunConfig:
         Raises:
             ConfigError: a number is out of range.
         """
+        make_plain(self)
         if self.num_draws < 0 or self.num_siblings < 0:
             raise ConfigError(
                 f"num_draws and num_siblings must not be negative, not {self.num_draws} and {self.num_siblings}"

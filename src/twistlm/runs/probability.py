@@ -5,9 +5,8 @@ every part of the fresh draws is saved under `state/` as it ends, so that a kill
 had been.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,8 +23,10 @@ from twistlm.core import holds
 from twistlm.core.errors import ConfigError, DamagedError, RunError
 from twistlm.core.folders import writing
 from twistlm.core.places import opened
+from twistlm.core.plain import several
 from twistlm.core.storage import (
     STRICT,
+    as_json,
     as_type,
     load_json,
     load_lines,
@@ -131,7 +132,7 @@ class EventRow:
 
 def probability(
     target: Target,
-    thresholds: Sequence[float],
+    thresholds: float | Iterable[float],
     *,
     search: Search | None = None,
     seed: int = 0,
@@ -144,7 +145,7 @@ def probability(
 
     Args:
         target: base model, prompts and length; its potential is the score.
-        thresholds: of φ, any order; they go from easy to hard, each starting from the last one's twist.
+        thresholds: of φ, one or several in any order; they go from easy to hard, each from the last one's twist on.
         search: how hard to look.
         seed: of everything random.
         out: folder, or a URL of one in a store, for what is found, and for what resuming needs; None for neither.
@@ -160,6 +161,7 @@ def probability(
         StorageError: the system refuses.
     """
     search = search or Search()
+    thresholds = several(thresholds)
     rare_events.check(target, thresholds)
     look = partial(rare_events.probability, search=search, seed=seed, report=report, engine=engine)
     if out is None:
@@ -258,7 +260,7 @@ def _asked(target: Target, thresholds: Sequence[float], search: Search, seed: in
     fields = {"format": FORMAT, "target": described, "thresholds": sorted(thresholds)}
     # Names of weights and functions say nothing of what is in them.
     known = {} if target.known_fingerprint is None else {"fingerprint": target.known_fingerprint}
-    values: dict[str, Any] = json.loads(json.dumps({**fields, **known, "search": asdict(search), "seed": seed}))
+    values: dict[str, Any] = as_json({**fields, **known, "search": asdict(search), "seed": seed})
     return values
 
 

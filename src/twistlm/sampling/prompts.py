@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twistlm.core.errors import PromptError
+from twistlm.core.plain import make_plain
 from twistlm.models.chats import Chat, Message, chat
 
 # How much of a prompt an error or a table quotes.
@@ -39,6 +40,7 @@ class Prompts:
 
     def __post_init__(self) -> None:
         """Check everything, and fill in names and weights."""
+        make_plain(self)
         count = len(self.entries)
         if count == 0:
             raise PromptError("there is no prompt; give at least one")

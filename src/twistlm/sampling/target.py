@@ -101,7 +101,7 @@ class Target:
         self.potential: Potential = potential if isinstance(potential, Potential) else Function(potential)
         if unknown := sorted(loading.keys() - Loading.__annotations__.keys()):
             raise ConfigError(f"a target takes no {', '.join(unknown)}; see twistlm.Target")
-        self.num_tokens, self.eos = num_tokens, eos
+        self.num_tokens, self.eos = int(num_tokens), eos
         self.dtype, self.device = loading.get("dtype", "auto"), loading.get("device", "cpu")
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twistlm.core.errors import ConfigError
+from twistlm.core.plain import make_plain
 from twistlm.core.registry import available, lookup
 from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.core.storage import STRICT
@@ -116,6 +117,7 @@ class TrainingConfig:
         Raises:
             ConfigError: a name is unknown or a number out of range.
         """
+        make_plain(self)
         wanted = objective(self.loss)
         for role, setting in SOURCES.items():
             name = self.source_of(role)

@@ -1,6 +1,5 @@
 """config.json: what a run was asked, and the versions of everything that did it."""
 
-import json
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.core.plugins import distributions
-from twistlm.core.storage import STRICT, as_type, shown_json
+from twistlm.core.storage import STRICT, as_json, as_type, shown_json
 from twistlm.potentials.specs import Trust
 from twistlm.runs.config import BEFORE, RunConfig
 from twistlm.runs.folder.place import load_description
@@ -53,7 +52,7 @@ class AskedRun:
         # Going on with another version of a plugin would make one run of two.
         if plugins := self.run.plugins(self.target):
             fields["plugins"] = plugins
-        values: dict[str, Any] = json.loads(json.dumps(fields))
+        values: dict[str, Any] = as_json(fields)
         return values
 
 

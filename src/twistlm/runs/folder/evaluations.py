@@ -22,7 +22,7 @@ from annotated_types import Ge, MinLen
 from twistlm.certificates.certificate import Certificate
 from twistlm.core.advice import coded
 from twistlm.core.errors import DamagedError, RunError, StorageError, TwistError
-from twistlm.core.storage import as_type, digest, load_json, load_typed, remedied, shortened
+from twistlm.core.storage import as_json, as_type, digest, load_json, load_typed, remedied, shortened
 from twistlm.runs.folder.place import Place
 from twistlm.sampling.description import PromptFields
 
@@ -226,7 +226,7 @@ class Evaluations:
             **{name: each.as_dict() for name, each in certificates.items()},
             **more,
         }
-        there, about = self._readable(), as_type(About, json.loads(json.dumps(made)), str(self._file))
+        there, about = self._readable(), as_type(About, as_json(made), str(self._file))
         known = {} if there is None else {name: each.as_dict() for name, each in there.certificates.items()}
         if is_like := there is not None and about.says_as(there):
             # One after the other, of the twist and of the base model.
@@ -282,7 +282,7 @@ class Evaluations:
     def finish(self, certificates: Mapping[str, Certificate]) -> None:
         """Keep what the sweep found, then say that the run is done: its certificate is the sweep's, and stays so."""
         made = {name: each.as_dict() for name, each in certificates.items()}
-        self._make_room(json.loads(json.dumps(made)))
+        self._make_room(as_json(made))
         self._place.save_json(CERTIFICATE, made)
         self._place.save_json(DONE, {"done": True, "sha256": self._hashes()})
 

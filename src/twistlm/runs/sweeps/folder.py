@@ -28,7 +28,7 @@ from twistlm.core import holds
 from twistlm.core.errors import RunError, TwistError
 from twistlm.core.exports import frame
 from twistlm.core.folders import Draft, is_occupied, writing
-from twistlm.core.storage import as_type, load_json, load_typed, remove_temporary, save_json
+from twistlm.core.storage import as_json, as_type, load_json, load_typed, remove_temporary, save_json
 from twistlm.core.work import Failure
 from twistlm.runs.folder import Evaluation, RunFolder, versions
 from twistlm.runs.folder.evaluations import CERTIFICATE
@@ -118,7 +118,7 @@ class AskedSweep:
         fields = asdict(self)
         if not self.plugins:
             del fields["plugins"]
-        values: dict[str, Any] = json.loads(json.dumps(fields))
+        values: dict[str, Any] = as_json(fields)
         return values
 
 
