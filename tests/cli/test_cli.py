@@ -103,6 +103,19 @@ def test_the_probability_of_an_event_in_real_stories(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
+    ("event", "is_said"), [(("--json-schema", '{"enum": [1]}'), True), (("--pattern", " ?1"), False)]
+)
+def test_probability_says_which_json_counts(
+    event: tuple[str, str], is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "found"
+    assert main(["probability", "I am", *event, "--num-tokens", "3", "--num-draws", "64", "--out", str(out)]) == 0
+    assert ("Not counted, though valid: white space after" in capsys.readouterr().out) == is_said
+    page = (out / "probability.html").read_text(encoding="utf-8")
+    assert ("Not counted, though valid: white space after" in page) == is_said
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["list", "colour"], "unknown kind 'colour'"),

@@ -184,7 +184,7 @@ BASED = {
         ({"type": "object"}, "an object without properties at #"),
         ({"properties": {"a": True}}, "#/properties/a is true, not an object"),
         # What takes too long.
-        ({"type": "array", "items": {"type": "string", "maxLength": 500}, "maxItems": 500}, "more than 10,000 states"),
+        ({"type": "array", "items": {"type": "string", "maxLength": 500}, "maxItems": 500}, "more than 20,000 states"),
         ({"properties": {str(at): INTEGER for at in range(90)}}, "# is too large for an automaton"),
         # A message speaks of what the schema says.
         ({"type": "string", "pattern": "a$b"}, r"at #, pattern 'a\$b'"),
@@ -256,6 +256,112 @@ def test_bounds_are_what_is_written() -> None:
     assert not automaton.accepts(str(int(1e23)))
     even = JsonSchema('{"type": "integer", "multipleOf": 2.0}').automaton()
     assert [even.accepts(str(number)) for number in (2**63, 2**63 + 1)] == [True, False]
+
+
+NUMBERS = [
+    "0",
+    "-0",
+    "0.0",
+    "1",
+    "1.0",
+    "1.00",
+    "1e0",
+    "10",
+    "1e1",
+    "1E+1",
+    "1.0e1",
+    "-3.0",
+    "-3",
+    "1.5",
+    "1.50",
+    "15e2",
+    "3e-1",
+]
+WRONG = ["1.", "1e", "01.0", "1.0.0", "e1", "1e1.0"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "left_out"),
+    [
+        (INTEGER, []),
+        ({"type": "number"}, []),
+        # With bounds or as values, numbers have no exponent.
+        ({"type": "integer", "minimum": 1}, ["1e0", "1e1", "1E+1", "1.0e1", "15e2"]),
+        ({"type": "number", "minimum": 1}, ["1e0", "1e1", "1E+1", "1.0e1", "15e2"]),
+        ({"enum": [0, 1.5, -3.0]}, []),
+        ({"const": 1}, ["1e0"]),
+        ({"const": 10.0}, ["1e1", "1E+1", "1.0e1"]),
+    ],
+)
+def test_how_numbers_may_be_written(schema: dict, left_out: list[str]) -> None:  # type: ignore[type-arg]
+    """As jsonschema has it, but for what the page says is left out."""
+    automaton, oracle = JsonSchema(schema).automaton(), Draft202012Validator(schema)  # type: ignore[arg-type]
+    for text in NUMBERS:
+        valid = oracle.is_valid(json.loads(text))
+        assert not (text in left_out and not valid), text
+        assert automaton.accepts(text) == (valid and text not in left_out), text
+    assert not any(automaton.accepts(text) for text in WRONG)
+
+
+def test_numbers_that_python_writes_with_an_exponent() -> None:
+    small, large = JsonSchema('{"const": 1e-7}').automaton(), JsonSchema('{"const": -1.5e22}').automaton()
+    assert all(small.accepts(text) for text in ("1e-07", "1E-7", "0.0000001", "0.00000010"))
+    assert all(large.accepts(text) for text in ("-1.5e22", "-1.5E+22", "-15" + "0" * 21, "-15" + "0" * 21 + ".0"))
+    assert not any(small.accepts(text) for text in ("1e7", "-1e-7", "0.000001", "1e-70"))
+
+
+LETTERS = ["a", '"', "\\", "/", "\n", "\x01", "\x7f", "\x85", "é", "\u2028", "中", "\ufffe", "😀"]
+
+
+def written(letter: str) -> set[str]:
+    """Every way in which JSON may write it."""
+    code = json.dumps("é" + letter)[7:-1] if letter > "~" else f"\\u{ord(letter):04x}"
+    plain = {letter} if letter >= " " and letter not in '"\\' else set()
+    short = {escape for escape in (r"\/", r"\n", r"\"", r"\\") if json.loads(f'"{escape}"') == letter}
+    return plain | short | {code, code.upper().replace("\\U", "\\u")}
+
+
+@pytest.mark.parametrize(
+    ("schema", "by_digits"),
+    [
+        ({"type": "string"}, lambda letter: True),
+        ({"type": "string", "minLength": 1, "maxLength": 1}, lambda letter: True),
+        # Printable ASCII is not written by its digits here, and nothing is that a pattern matches.
+        ({"enum": LETTERS[:6]}, lambda letter: not " " <= letter <= "~"),
+        ({"const": "é"}, lambda letter: True),
+        ({"const": "😀"}, lambda letter: True),
+        ({"type": "string", "pattern": r"^[^a\n]$"}, lambda letter: False),
+        ({"type": "string", "pattern": r'^["/é-\u4fff]$'}, lambda letter: False),
+        ({"type": "string", "pattern": r"^\s$"}, lambda letter: False),
+    ],
+)
+def test_how_letters_may_be_written(schema: dict, by_digits) -> None:  # type: ignore[no-untyped-def, type-arg]
+    automaton, oracle = JsonSchema(schema).automaton(), Draft202012Validator(schema)  # type: ignore[arg-type]
+    for letter in LETTERS:
+        # ECMA 262 has no white space at U+0085, Python has.
+        valid = oracle.is_valid(letter) and not (letter == "\x85" and schema.get("pattern") == r"^\s$")
+        for spelled in written(letter):
+            assert json.loads(f'"{spelled}"') == letter
+            counts = by_digits(letter) or not spelled.startswith("\\u")
+            assert automaton.accepts(f'"{spelled}"') == (valid and counts), spelled
+    # Half of a pair is no letter.
+    assert not any(
+        automaton.accepts(text) for text in (r'"\ud83d"', r'"\ude00\ud83d"', r'"\u00g0"', '"\x01"', '"\n"', r'"\a"')
+    )
+
+
+def test_names_of_properties_may_be_written_by_digits() -> None:
+    automaton = JsonSchema(an_object(**{"é/": INTEGER})).automaton()  # type: ignore[arg-type]
+    assert all(automaton.accepts(text) for text in ('{"é/":1}', r'{"\u00e9/":1}', r'{"\u00E9\/":1}'))
+    assert not automaton.accepts(r'{"\u00e8/":1}')
+
+
+def test_a_uuid_has_either_case() -> None:
+    automaton = JsonSchema({"type": "string", "format": "uuid"}).automaton()  # type: ignore[arg-type]
+    name = "123e4567-e89b-12d3-a456-426614174000"
+    assert automaton.accepts(f'"{name}"')
+    assert automaton.accepts(f'"{name.upper()}"')
+    assert not automaton.accepts(f'"{name[:-1]}g"')
 
 
 def test_white_space_is_one_part() -> None:

@@ -124,10 +124,13 @@ class Automaton:
         # The dead state, which the index −1 means, is a group of its own.
         # Groups are numbered from 0 on: where all accept there is one at first, or its first split would go unnoticed.
         group, count = np.where(alive, self.accepting & ~self.accepting[alive].all(), -1).astype(np.int64), 0
+        mixing = np.random.default_rng(0).integers(2**64, size=columns.shape[1] + 1, dtype=np.uint64)
         while count != (count := int(group.max()) + 1):
-            reached = np.append(group, -1)[columns]
-            _, found = np.unique(np.column_stack([group, reached]), axis=0, return_inverse=True)
-            group = np.where(alive, found.reshape(-1), -1)
+            rows = np.column_stack([group, np.append(group, -1)[columns]])
+            # A number for each row, since rows sort slowly: which are equal is checked below.
+            _, one, found = np.unique(rows.astype(np.uint64) @ mixing, return_index=True, return_inverse=True)
+            assert np.array_equal(rows, rows[one[found]])
+            group = np.where(alive, found, -1)
             # Numbers from 0 on, the beginning first.
             names = np.unique(group[alive])
             names = np.append(group[0], names[names != group[0]])

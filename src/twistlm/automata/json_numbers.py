@@ -1,12 +1,14 @@
 """Numbers as JSON writes them, by the bounds of what they are."""
 
+import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from twistlm.core.errors import ConfigError
 
-INTEGER = "-?(?:0|[1-9][0-9]*)"
 FRACTION, ZEROS = r"\.[0-9]+", r"(?:\.0+)?"
-NUMBER = rf"{INTEGER}(?:{FRACTION})?(?:[eE][+-][0-9]+)?"
+INTEGER = rf"-?(?:0|[1-9][0-9]*){ZEROS}(?:[eE]\+?[0-9]+)?"
+NUMBER = rf"-?(?:0|[1-9][0-9]*)(?:{FRACTION})?(?:[eE][+-]?[0-9]+)?"
 # Of a pattern that has each of some numbers, or of their last digits.
 MOST_LISTED = 1000
 # Of a bound: engines limit how deep a pattern nests.
@@ -16,13 +18,15 @@ MOST_DIGITS = 40
 def integers(low: int | None, high: int | None, step: int = 1) -> str:
     """The pattern of the multiples of `step` between two bounds, which are among them; None is no bound.
 
+    They are written without an exponent.
+
     Raises:
         ConfigError: there are none, too many for their step, or a bound has too many digits.
     """
     ways = ["-?0"] if (low is None or low <= 0) and (high is None or high >= 0) else []
     ways += _multiples(1 if low is None else max(1, low), high, step)
     ways += ["-" + way for way in _multiples(1 if high is None else max(1, -high), None if low is None else -low, step)]
-    return _either(ways)
+    return _either(ways) + ZEROS
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,19 @@ def numbers(low: Bound | None, high: Bound | None) -> str:
     ways = _decimals(low, high)
     ways += ["-" + way for way in _decimals(high and -high, low and -low)]
     return _either(ways)
+
+
+def equal(value: float) -> str:
+    """The pattern of a number: written out, and with an exponent if that is how Python writes it."""
+    sign = "-?" if value == 0 else "-" if value < 0 else ""
+    whole, _, fraction = format(abs(Decimal(repr(value))), "f").partition(".")
+    digits = fraction.rstrip("0")
+    ways = [whole + (rf"\.{digits}0*" if digits else ZEROS)]
+    mantissa, _, exponent = repr(abs(value)).partition("e")
+    if exponent:
+        before = "-" if int(exponent) < 0 else r"\+?"
+        ways.append(f"{re.escape(mantissa)}[eE]{before}0*{abs(int(exponent))}")
+    return f"{sign}(?:{'|'.join(ways)})"
 
 
 def _either(ways: list[str]) -> str:

@@ -6,7 +6,6 @@ properties that it names, in its order, and no others.
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
@@ -14,15 +13,15 @@ from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
 
-from twistlm.automata.json_numbers import INTEGER, NUMBER, Bound, integers, numbers
-from twistlm.automata.json_strings import FORMATS, LETTER, searched
+from twistlm.automata.json_numbers import INTEGER, NUMBER, Bound, equal, integers, numbers
+from twistlm.automata.json_strings import FORMATS, LETTER, said, searched
 from twistlm.core.errors import ConfigError
 from twistlm.core.storage import shown_json
 
 # Of an automaton, about; and letters of a pattern. Either takes seconds.
-MOST_STATES, MOST_LETTERS = 10_000, 200_000
+MOST_STATES, MOST_LETTERS = 20_000, 200_000
 # States that a letter takes which may be any of Unicode's.
-STATES_OF_LETTER = 10
+STATES_OF_LETTER = 20
 
 # Which say nothing of what is allowed.
 ANNOTATIONS = frozenset(
@@ -201,7 +200,7 @@ class _Schema:
         if not allowed:
             raise ConfigError(f"no value is allowed at {place}")
         written = [_literal(value, self.space) for value in allowed]
-        self._take(sum(map(len, written)), place)
+        self._take(len(json.dumps(allowed)), place)
         return f"(?:{'|'.join(written)})"
 
     def _referred(self, schema: Mapping[str, Any], place: str) -> str:
@@ -379,7 +378,9 @@ def _literal(value: Any, space: str) -> str:
     if isinstance(value, dict):
         pairs = (f"{_literal(key, space)}{space}:{space}{_literal(each, space)}" for key, each in value.items())
         return rf"\{{{space}{f'{space},{space}'.join(pairs)}{space}\}}" if value else rf"\{{{space}\}}"
-    return re.escape(json.dumps(value, ensure_ascii=False))
+    if isinstance(value, str):
+        return said(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else equal(value)
 
 
 def _step(name: str) -> str:

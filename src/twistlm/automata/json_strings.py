@@ -7,10 +7,13 @@ from twistlm.automata.patterns import check_states
 from twistlm.core.errors import ConfigError
 from twistlm.core.storage import shortened
 
-# Letters that stand for themselves between the quotation marks, and those that a backslash writes.
-PLAIN = r'[^"\\\x00-\x1F\x7F-\x9F]'
+# Letters that stand for themselves between the quotation marks, and those that a backslash and one letter write.
+PLAIN = r'[^"\\\x00-\x1F]'
 ESCAPED = {'"': '"', "\\": "\\", "/": "/", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
-LETTER = rf'(?:{PLAIN}|\\["\\/bfnrt])'
+# A letter by its four digits, or by twice four; half of such a pair is no letter.
+HEX = "[0-9A-Fa-f]"
+CODE = rf"u(?:[0-9A-Ca-cE-Fe-f]{HEX}{{3}}|[Dd](?:[0-7]{HEX}{{2}}|[89ABab]{HEX}{{2}}\\u[Dd][C-Fc-f]{HEX}{{2}}))"
+LETTER = rf'(?:{PLAIN}|\\(?:["\\/bfnrt]|{CODE}))'
 
 DATE = "[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
 TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
@@ -20,7 +23,7 @@ FORMATS = {
     "date": DATE,
     "time": TIME,
     "date-time": f"{DATE}T{TIME}",
-    "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    "uuid": f"{HEX}{{8}}-{HEX}{{4}}-{HEX}{{4}}-{HEX}{{4}}-{HEX}{{12}}",
     "email": rf"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*@(?:{LABEL}\.)+{LABEL}",
     "uri": rf"(?:https?|ftp)://(?:{LABEL}\.)*{LABEL}(?::[0-9]+)?(?:/[A-Za-z0-9._~!$&'()*+,;=:@/-]*)?"
     r"(?:\?[A-Za-z0-9._~!$&'()*+,;=:@/?-]*)?(?:#[A-Za-z0-9._~!$&'()*+,;=:@/?-]*)?",
@@ -34,8 +37,29 @@ ATOM = re.compile(
     r"|(?P<either>\|)|(?P<edge>[\^$])|(?P<letter>.)",
     re.DOTALL,
 )
-# Letters and digits of ASCII, which Rust's engine would take all of Unicode's for.
+# ECMA 262's; Rust's engine takes all letters and digits of Unicode, and other white space.
+SPACES = r"\t\n\x0B\f\r \xA0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000\uFEFF"
 CLASSES = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
+CLASSES |= {r"\s": f"[{SPACES}]", r"\S": f"[^{SPACES}]"}
+
+
+def said(text: str) -> str:
+    """The pattern of a string that says a text: printable ASCII as it is, other letters by their digits, too."""
+    return f'"{"".join(map(_spelled, text))}"'
+
+
+def _spelled(letter: str) -> str:
+    ways = [re.escape(letter)] if letter >= " " and letter not in '"\\' else []
+    if letter in ESCAPED:
+        ways.append(rf"\\{re.escape(ESCAPED[letter])}")
+    if not " " <= letter <= "~":
+        units = re.findall("....", letter.encode("utf-16-be").hex())
+        ways.append("".join(rf"\\u{re.sub('[a-f]', _either_case, unit)}" for unit in units))
+    return ways[0] if len(ways) == 1 else f"(?:{'|'.join(ways)})"
+
+
+def _either_case(digit: re.Match[str]) -> str:
+    return f"[{digit[0]}{digit[0].upper()}]"
 
 
 def searched(pattern: str) -> str:

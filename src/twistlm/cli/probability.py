@@ -208,6 +208,7 @@ def probability(
     from twistlm.certificates.effort import Search
     from twistlm.core.places import shown
     from twistlm.core.terminal import console
+    from twistlm.potentials.constraint import constraints_in
     from twistlm.report.probability_page import save_probability_page
     from twistlm.report.tables import probability_table, ranking_table
     from twistlm.runs.probability import PAGE, check_folder
@@ -226,6 +227,9 @@ def probability(
     if len(target.prompts) > 1:
         for each in found:
             console().print(ranking_table(each, target.prompts))
+    for constraint in constraints_in(target.potential):
+        if constraint.counted:
+            print(constraint.counted)
     if out is not None:
         save_probability_page(found, target, out / PAGE)
         print(f"Written to {shown(out)}; open {shown(out / PAGE)}")

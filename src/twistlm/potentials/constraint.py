@@ -53,6 +53,11 @@ class Constraint(BasePotential):
         return ANY_LENGTH
 
     @property
+    def counted(self) -> str:
+        """Which ways to write the same count and which do not, as a sentence; "" if that is no question."""
+        return ""
+
+    @property
     def grammars(self) -> tuple[str, ...]:
         """What the text must be of besides, as `twistlm.automata.grammar` reads it."""
         return ()

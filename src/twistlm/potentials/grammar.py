@@ -10,6 +10,12 @@ from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.potentials.constraint import Constraint
 
+COUNTED = (
+    "JSON counts with the schema's properties in its order and others after them. Not counted, though valid: white "
+    "space around the JSON; a point or an exponent in an integer, and an exponent in a number with bounds; in strings "
+    "\\/ and \\u of letters that are no control characters."
+)
+
 
 @register("potential", "grammar")
 @dataclass(frozen=True)
@@ -42,6 +48,11 @@ class Grammar(Constraint):
     def automaton(self) -> Automaton:
         """All texts: what the grammar allows of them, no automaton can say."""
         return Automaton.of_pattern("(?s:.*)")
+
+    @property
+    def counted(self) -> str:
+        """Which ways to write the same JSON count, for a schema; "" for a grammar of Lark's."""
+        return COUNTED if self.syntax == "json_schema" else ""
 
     @property
     def grammars(self) -> tuple[str, ...]:

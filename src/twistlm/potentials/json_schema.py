@@ -14,6 +14,13 @@ from twistlm.core.plain import make_plain
 from twistlm.core.registry import register
 from twistlm.potentials.constraint import Constraint
 
+COUNTED = (
+    "JSON counts with the schema's properties in its order and no others. Not counted, though valid: white space after "
+    "the JSON, and more than one letter of it before; an exponent in a number that the schema gives or limits, and in "
+    "an integer one below 0 or behind a fraction; any escape in a format; \\u for what a pattern matches, and of "
+    "printable ASCII in names, enum and const; half of a surrogate pair."
+)
+
 
 @register("potential", "json_schema")
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class JsonSchema(Constraint):
     def automaton(self) -> Automaton:
         """The texts that the schema allows."""
         return Automaton.of_pattern(f"{in_rust(self.before)}{self._pattern(in_rust(self.whitespace))}")
+
+    @property
+    def counted(self) -> str:
+        """Which ways to write the same JSON count."""
+        return COUNTED
 
     def _pattern(self, whitespace: str) -> str:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 from twistlm.certificates.events import Event
 from twistlm.certificates.probability import Place, Probability, one_in, spelled
 from twistlm.core.storage import save_text
+from twistlm.potentials.constraint import constraints_in
 from twistlm.report.page import environment, policy_hash, resource
 from twistlm.report.tables import places
 from twistlm.runs.folder import versions
@@ -23,6 +24,7 @@ def save_probability_page(found: Sequence[Probability], target: Target, path: Pa
         .get_template("probability.html")
         .render(
             parts=[_part(each, prompts) for each in found],
+            counted=[each.counted for each in constraints_in(target.potential) if each.counted],
             model=target.model_name,
             num_tokens=target.num_tokens,
             script=script,
