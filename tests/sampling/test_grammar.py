@@ -15,7 +15,8 @@ from twistlm.certificates.effort import Search
 from twistlm.certificates.rare_events import probability
 from twistlm.core.errors import ConfigError, DeadParticlesError
 from twistlm.core.rng import Rng
-from twistlm.potentials import Grammar, Length, Regex
+from twistlm.potentials import Grammar, Length, Regex, Words
+from twistlm.potentials.constraint import Constraint
 from twistlm.sampling.explored import Explored
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.twisted import TwistedLM
@@ -182,6 +183,15 @@ def test_lists_of_lists(grammar: str, syntax: Literal["lark", "json_schema"]) ->
         (lambda: Grammar('begin: "a"'), "the grammar does not compile"),
         (lambda: Grammar("{", syntax="json_schema"), "not supported"),
         (lambda: Grammar('{"type": "any thing"}', syntax="json_schema"), "not supported|does not compile"),
+        # The parser takes `"\\""` for it.
+        (
+            lambda: Grammar('{"type": "string", "pattern": "^[^\\"]$"}', syntax="json_schema"),
+            "takes no pattern; JsonSchema",
+        ),
+        (
+            lambda: Grammar('{"$defs": {"a": {"patternProperties": {"a": true}}}}', syntax="json_schema"),
+            "no patternProp",
+        ),
         (lambda: Grammar(NESTED, syntax="bnf"), "syntax is 'bnf'; choose lark or json_schema"),  # type: ignore[arg-type]
     ],
 )
@@ -199,3 +209,27 @@ def test_left_alone() -> None:
     drawn = both.sampler().draw_at_once(Rng(0), both.cases, 32)
     alive = drawn.tokens[drawn.log_phi.isfinite()].tolist()
     assert {"".join(map(str, row)) for row in alive} == {"0011"}
+
+
+def test_a_property_may_be_called_pattern() -> None:
+    schema = {"type": "object", "properties": {"pattern": {"enum": ["pattern"]}}, "additionalProperties": False}
+    assert Grammar(json.dumps(schema), syntax="json_schema").grammars
+
+
+@pytest.mark.parametrize(
+    ("beside", "met"),
+    [(Length(1, 1, "words"), True), (Length(3, 5, "words"), False), (Words(all_of=("cat",)), False)],
+)
+def test_what_contradicts_a_grammar_is_refused(beside: Constraint, met: bool) -> None:
+    of = Target("stories", Grammar('start: " yes" | " no"') * beside, "Once upon a time", num_tokens=6)
+    if not met:
+        with pytest.raises(ConfigError, match=r"none of \d+ draws of at most 6 tokens satisfies .*, or change one"):
+            of.sampler()
+        return
+    assert bool(of.sampler().draw(Rng(0), of.cases, 8).log_phi.isfinite().all())
+
+
+def test_more_tokens_than_there_are() -> None:
+    of = Target("stories", Grammar('start: " yes yes yes yes"'), "Once upon a time", num_tokens=2)
+    with pytest.raises(ConfigError, match=r"satisfies Grammar.*; ask for more tokens \(num_tokens\)$"):
+        of.sampler()

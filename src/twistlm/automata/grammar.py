@@ -4,6 +4,7 @@ A grammar that is not regular has no automaton: brackets nest as deeply as they 
 is which tokens keep it possible, and whether the text is complete there.
 """
 
+import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,10 @@ from twistlm.core.errors import ConfigError, PotentialError
 MOST_BYTES = 64_000_000
 # Marks special tokens for the parser, and is in no text: no valid UTF-8 has it.
 MARKER = b"\xff"
+# In a JSON schema, what holds schemas by name, and what holds plain values.
+BY_NAME, PLAIN = {"properties", "$defs", "definitions", "dependentSchemas"}, {"enum", "const", "default", "examples"}
+# The parser reads them as patterns of what is written, escapes and all: `^[^"]$` takes the two letters `\"`.
+UNSAFE = ("pattern", "patternProperties")
 
 
 @lru_cache(64)
@@ -44,6 +49,8 @@ def of_json_schema(schema: str) -> str:
         ConfigError: the schema is not JSON, or uses what is not supported.
     """
     try:
+        if unsafe := next((key for key in _keywords(json.loads(schema)) if key in UNSAFE), None):
+            raise ValueError(f"Grammar takes no {unsafe}; JsonSchema takes `pattern`, or leave it out")
         return check(str(_llguidance().LLMatcher.grammar_from_json_schema(schema)))
     except ValueError as error:
         raise ConfigError(f"schema is not supported: {error}") from error
@@ -147,6 +154,18 @@ class Grammar:
         vocabulary = _Vocabulary([*self._tokens, b"<end>"], self._by_bytes)
         tokenizer = library.LLTokenizer(library.TokenizerWrapper(vocabulary))
         return library.LLMatcher(tokenizer, self.grammar, log_level=0)
+
+
+def _keywords(schema: object) -> Iterator[str]:
+    """The keywords of a JSON schema and of those within it."""
+    if isinstance(schema, list):
+        for each in schema:
+            yield from _keywords(each)
+    elif isinstance(schema, Mapping):
+        yield from schema
+        for key, value in schema.items():
+            if key not in PLAIN:
+                yield from _keywords(list(value.values()) if key in BY_NAME and isinstance(value, Mapping) else value)
 
 
 class _Vocabulary:

@@ -118,6 +118,15 @@ def compiled(constraints: Sequence[Constraint], lm: BaseLM) -> TokenAutomaton:
     return replace(found, grammars=grammars, tokens=tokens)
 
 
+def contradicted(constraints: Sequence[Constraint], num_draws: int, num_tokens: int) -> str:
+    """What to say where no draw satisfied all of them, though a grammar allowed each step."""
+    change = ", or change one, if they contradict each other" if len(constraints) > 1 else ""
+    return (
+        f"none of {num_draws} draws of at most {num_tokens} tokens satisfies {_named(constraints)}; "
+        f"ask for more tokens (num_tokens){change}"
+    )
+
+
 def _named(constraints: Sequence[Constraint]) -> str:
     return " and ".join(map(repr, constraints))
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from twistlm.automata.tokens import TokenAutomaton
+from twistlm.core.errors import ConfigError
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.models.base import BaseLM
-from twistlm.potentials.constraint import compiled, constraints_in
+from twistlm.potentials.constraint import compiled, constraints_in, contradicted
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Cases, prompts_of
 from twistlm.sampling.explored import Explored, ExploredHead, precision
@@ -50,7 +51,8 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
     always the same.
 
     Raises:
-        ConfigError: the constraints cannot be met at all, or not within so many tokens.
+        ConfigError: the constraints cannot be met at all, or not within so many tokens; or, where one is a grammar,
+            no draw met them.
     """
     twist = possible(lm, potential, cases, num_tokens, eos)
     if twist is None:
@@ -72,15 +74,21 @@ def constraint_twist(lm: BaseLM, potential: Potential, cases: Cases, num_tokens:
         shown = twists.smoothed(counts, counts.sum(0) / counts.sum())
         twist = twists.build(automaton, num_tokens, shown, absorbing=eos == "absorb", begin=begin)
     explored, found = Explored(twist, precision(lm, some[0].prompt), bounds=False), [-math.inf]
+    # An automaton alone has said so before any draw.
+    satisfied = not automaton.grammars
     with bar("finding what the constraint leaves likely", len(BEGINNINGS) + MOST_ROUNDS) as progress:
         for number in range(len(BEGINNINGS) + MOST_ROUNDS):
             count = BEGINNINGS[min(number, len(BEGINNINGS) - 1)]
-            explored.learn(drawn("beginnings", number, explored.twist, count, features=False), 0.0)
+            draws = drawn("beginnings", number, explored.twist, count, features=False)
+            satisfied = satisfied or bool(automaton.satisfied(draws.tokens, automaton.begin(draws.prompts)).any())
+            explored.learn(draws, 0.0)
             found.append(sum(explored.log_value(case.prompt) for case in some) / len(some))
             progress(number + 1, f"log Z about {found[-1]:.2f}")
             moved = [abs(after - before) for before, after in pairwise(found[-3:])]
             if number > len(BEGINNINGS) and max(moved) < SETTLED:
                 break
+    if not satisfied:
+        raise ConfigError(contradicted(constraints_in(potential), explored.num_draws, num_tokens))
     explored.finish()
     return explored.twist
 
