@@ -72,8 +72,8 @@ def test_two_processes_train_what_one_does_to_summation_order(losses: tuple[str,
     apart = differences(everything(losses), first)
     worst = sorted(apart.items(), key=lambda item: -item[1])[:5]
     assert max(value for name, value in apart.items() if name.endswith("table")) < 1e-9, worst
-    # Summation order of float32 makes 3e-6 to 1.0e-5, by machine. Attention is the same with any bias of its keys: their
-    # gradient is rounding alone, which Adam makes a step of.
+    # float32 sums in another order differ by 3e-6 to 1.0e-5, by machine. Attention is the same with any bias of its
+    # keys: their gradient is rounding alone, which Adam makes a step of.
     assert max(value for name, value in apart.items() if not name.endswith("c_attn.bias")) < 3e-5, worst
 
 
