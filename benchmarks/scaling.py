@@ -17,8 +17,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,15 +29,14 @@ import tyro
 from benchmarks.suite.machine import describe
 from twistlm.core.rng import Rng
 from twistlm.core.storage import save_json
-from twistlm.core.work import Opened, Team
+from twistlm.core.work import Engine
 from twistlm.potentials import Classifier
-from twistlm.runs.engines.ray import Ray
+from twistlm.runs.engines import Ray
 from twistlm.runs.experiments import get_preset
 from twistlm.runs.sweeps.sweep import CERTIFICATES
 from twistlm.runs.train import collect, train
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.target import Target
-from twistlm.sampling.workplace import Workplace
 
 PROMPT = "Once upon a time, there was a"
 CHUNK = 512
@@ -69,7 +67,7 @@ def main(options: Options) -> None:
         options = replace(options, chunks=1, updates=1, repeats=1)
     os.environ["TWISTLM_PROGRESS"] = "0"
     torch.set_num_threads(1)
-    # Room for both teams; those who have nothing to do take no time.
+    # Room for both engines; those who have nothing to do take no time.
     ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR")
     found: dict[str, Any] = {"machine": describe(), "cost": _cost(options), "weak_scaling": {}}
     for name, work in (("collect", _collect), ("sweep", _sweep)):
@@ -83,38 +81,32 @@ def _target(num_tokens: int = 20) -> Target:
     return Target("stories", Classifier("toxicity", "toxic"), PROMPT, num_tokens)
 
 
-def _scaled(work: Callable[[Options, int, Team[Any]], float], options: Options) -> dict[str, Any]:
+def _scaled(work: Callable[[Options, int, Engine], float], options: Options) -> dict[str, Any]:
     """Seconds of one and of two workers, by turns."""
     seconds: dict[int, list[float]] = {1: [], 2: []}
-    with _team(1) as one, _team(2) as two:
-        teams = {1: one, 2: two}
-        for count, team in teams.items():
+    with Ray(1).start(_target().context) as one, Ray(2).start(_target().context) as two:
+        engines = {1: one, 2: two}
+        for count, engine in engines.items():
             # Long enough that none does another's piece while that one is still starting.
-            for _ in team.do([_loaded] * count):
+            for _ in engine.do([_loaded] * count, None):
                 pass
-            work(replace(options, chunks=2, updates=1), count, team)
+            work(replace(options, chunks=2, updates=1), count, engine)
         for _ in range(options.repeats):
-            for count, team in teams.items():
-                seconds[count].append(work(options, count, team))
+            for count, engine in engines.items():
+                seconds[count].append(work(options, count, engine))
     return {
         "seconds": {str(count): each for count, each in seconds.items()},
         "efficiency": statistics.median(seconds[1]) / statistics.median(seconds[2]),
     }
 
 
-def _loaded(at: Workplace) -> None:
+def _loaded(at: object) -> None:
     time.sleep(20)
 
 
-@contextmanager
-def _team(count: int) -> Iterator[Team[Any]]:
-    with Ray(jobs=count).open(_target().workplace) as team:
-        yield team
-
-
-def _collect(options: Options, count: int, team: Team[Any]) -> float:
+def _collect(options: Options, count: int, engine: Engine) -> float:
     draws, begun = options.chunks * CHUNK * count, time.perf_counter()
-    _target().collect(Rng(0), max_draws=draws, chunk=CHUNK, keep=Keep(features=True), engine=Opened(team))
+    _target().collect(Rng(0), max_draws=draws, chunk=CHUNK, keep=Keep(features=True), engine=engine)
     return time.perf_counter() - begun
 
 
@@ -126,7 +118,7 @@ class OneRun:
     updates: int
     draws: Path
 
-    def __call__(self, at: Workplace) -> None:
+    def __call__(self, at: object) -> None:
         preset = get_preset("toxicity", "smoke")
         config = preset.config("ctl").changed(num_updates=self.updates)
         run = train(preset.target(), config=config, seed=self.seed, draws=self.draws)
@@ -134,7 +126,7 @@ class OneRun:
             run.evaluate(seed=self.seed, **how)
 
 
-def _sweep(options: Options, count: int, team: Team[Any]) -> float:
+def _sweep(options: Options, count: int, engine: Engine) -> float:
     # The draws that all runs share come before them.
     draws, preset = (
         Path(tempfile.gettempdir()) / f"twistlm-scaling-{os.getpid()}.safetensors",
@@ -144,8 +136,8 @@ def _sweep(options: Options, count: int, team: Team[Any]) -> float:
         collect(preset.target(), preset.config("ctl"), Rng(0, ("sweep",)), draws, training=True)
     pieces = [OneRun(seed, options.updates, draws) for seed in range(count)]
     begun = time.perf_counter()
-    for _, failure in team.do(pieces):
-        assert failure is None, failure
+    for _ in engine.do(pieces, None):
+        pass
     return time.perf_counter() - begun
 
 
@@ -155,7 +147,7 @@ def _cost(options: Options) -> dict[str, Any]:
     rows, seconds = [], []
     for n, t in [(n, t) for n, t in sizes if not options.quick or n == 64]:
         target = _target(t)
-        here = target.workplace()
+        here = target.context()
         here.sampler.base.draw_at_once(Rng(0), here.cases, 8)
         times = []
         for k in range(options.repeats):

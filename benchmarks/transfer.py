@@ -31,10 +31,9 @@ from twistlm.runs.prompts import requests_file
 from twistlm.runs.run import Run
 from twistlm.runs.train import fine_tune, train
 from twistlm.sampling.prompts import Prompts
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.target import Target
-from twistlm.sampling.workplace import Workplace
 
 TOKENS, CHUNK = 30, 512
 # What is asked for: so much lower than the base model's.
@@ -164,7 +163,7 @@ def _judge(target: Target, options: Options) -> Callable[[Sampler, Sequence[int]
     def judge(sampler: Sampler, numbers: Sequence[int]) -> Certificate:
         cases, known = [target.cases[r] for r in numbers], [evidence[r] for r in numbers]
         names = [target.prompts.names[r] for r in numbers]
-        return certify_prompts(rng.fork("samples"), Workplace(sampler, cases), names, known, spending)
+        return certify_prompts(rng.fork("samples"), WorkerContext(sampler, cases), names, known, spending)
 
     return judge
 

@@ -54,7 +54,7 @@ class Cluster:
     def lose_worker(self) -> bool:
         """One that is at work, if there is any."""
         for process in psutil.process_iter(["cmdline"]):
-            if "ray::_Actor" in " ".join(process.info["cmdline"] or []):
+            if "ray::_Context" in " ".join(process.info["cmdline"] or []):
                 process.send_signal(signal.SIGKILL)
                 return True
         return False
@@ -81,18 +81,17 @@ def told(command: str) -> list[str]:
     return words
 
 
-def start(arguments: list[str], log: Path) -> "subprocess.Popen[bytes]":
+def start(arguments: list[str], log: Path, cluster: Cluster | None) -> "subprocess.Popen[bytes]":
+    env = ENVIRONMENT if cluster is None else {**ENVIRONMENT, "RAY_ADDRESS": cluster.address}
     with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "twistlm", *arguments], env=ENVIRONMENT, stdout=output, stderr=output
-        )
+        return subprocess.Popen([sys.executable, "-m", "twistlm", *arguments], env=env, stdout=output, stderr=output)
 
 
-def to_the_end(arguments: list[str], log: Path, resume: list[str], out: Path) -> float:
+def to_the_end(arguments: list[str], log: Path, resume: list[str], out: Path, cluster: Cluster | None) -> float:
     """Give it, again where a worker of what was killed still holds its folder; seconds of the last time."""
     for _ in range(20):
         begun, log_end = time.monotonic(), log.stat().st_size if log.exists() else 0
-        code = start([*arguments, *(resume if out.exists() else [])], log).wait(PATIENCE)
+        code = start([*arguments, *(resume if out.exists() else [])], log, cluster).wait(PATIENCE)
         if code == 0:
             return time.monotonic() - begun
         said = log.read_text(errors="replace")[log_end:]
@@ -109,10 +108,8 @@ def trial(cluster: Cluster, command: str, fault: str, share: float, place: Path,
     out.parent.mkdir(parents=True)
     log = place / "log"
 
-    def arguments(now: Cluster) -> list[str]:
-        return [*told(command), "--engine", "ray", "--address", now.address, "--out", str(out)]
-
-    process = start(arguments(cluster), log)
+    arguments = [*told(command), "--engine", "ray", "--out", str(out)]
+    process = start(arguments, log, cluster)
     time.sleep(share * seconds)
     if process.poll() is None:
         if fault == "worker":
@@ -136,7 +133,7 @@ def trial(cluster: Cluster, command: str, fault: str, share: float, place: Path,
         raise SystemExit(f"{command} did not survive losing a {fault}:\n{log.read_text(errors='replace')[-3000:]}")
     cluster = cluster.restored()
     if code != 0:
-        to_the_end(arguments(cluster), log, RESUME[command], out)
+        to_the_end(arguments, log, RESUME[command], out, cluster)
     return cluster
 
 
@@ -162,10 +159,10 @@ def main() -> int:
             )
             for out in (whole, timed):
                 out.parent.mkdir()
-            to_the_end([*told(command), "--out", str(whole)], place / "log", [], whole)
+            to_the_end([*told(command), "--out", str(whole)], place / "log", [], whole, None)
             truth[command] = content(whole)
-            there = ["--engine", "ray", "--address", cluster.address, "--out", str(timed)]
-            seconds[command] = to_the_end([*told(command), *there], place / "log", [], timed)
+            there = ["--engine", "ray", "--out", str(timed)]
+            seconds[command] = to_the_end([*told(command), *there], place / "log", [], timed, cluster)
             wrong += [f"{command}, undisturbed: {each}" for each in differences(truth[command], content(timed))]
             print(f"{command}: {seconds[command]:.0f} s on two machines", flush=True)
         for number, share in enumerate(shares):

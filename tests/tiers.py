@@ -32,9 +32,8 @@ MORE = (
     "integrations/test_trl.py",
     "report/test_page.py",
     "report/test_prompts_page.py",
-    "runs/engines/test_cluster.py",
-    "runs/engines/test_ray.py",
-    "runs/engines/test_same.py",
+    "runs/test_engines.py",
+    "runs/test_same_engines.py",
 )
 # Fixtures that cost more than any fast test: a browser, and the conversion of SmolLM2's weights.
 COSTLY = {"browser", "smollm2"}

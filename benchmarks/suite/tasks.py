@@ -37,9 +37,8 @@ from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.particles import SMCResult
 from twistlm.sampling.proposals import base
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.training.losses import objective
 from twistlm.training.sources import Setting
 from twistlm.training.trainer import Trainer
@@ -168,7 +167,9 @@ class Bench:
 
         def made(batch: Batch, runs: int) -> Callable[[], float]:
             sampler, case = self._sampler(model, batch), Case(self.prompt)
-            drawn = collect(Rng(0), Workplace(sampler, [case]), Budget(100 * runs, runs, 4 * runs), target="benchmark")
+            drawn = collect(
+                Rng(0), WorkerContext(sampler, [case]), Budget(100 * runs, runs, 4 * runs), target="benchmark"
+            )
             exact = drawn.exact.take(runs)
             n = batch.particles
             spending = Spending((n,), num_samples=runs * n, budget=runs * n)

@@ -27,9 +27,8 @@ from twistlm.runs.experiments.methods import METHODS
 from twistlm.sampling.cases import Case
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.testing import Enumeration
 from twistlm.training.config import TrainingConfig, training_sources
 from twistlm.training.criteria import negative_lower_bound
@@ -85,7 +84,7 @@ def run(method: str, seed: int, updates: int) -> dict[str, Any]:
     )
     Trainer(Rng(seed, (method,)), Setting(sampler, [case]), config, negative_lower_bound([case])).train()
     exact = collect(
-        Rng(seed, ("exact",)), Workplace(sampler, [case]), Budget(100_000, 2000, 4000), target="tabular"
+        Rng(seed, ("exact",)), WorkerContext(sampler, [case]), Budget(100_000, 2000, 4000), target="tabular"
     ).exact
     certificate = certify(
         Rng(seed, ("certificate",)), sampler, case, Evidence(exact), Spending((16, 64), num_samples=2000, budget=4000)

@@ -20,7 +20,7 @@ from papers.zhao2024.page import EXACT, curves, write
 from papers.zhao2024.settings import ABLATIONS, CURVES, HERE, LONG, MAIN
 from twistlm.core.errors import RunError
 from twistlm.core.storage import load_json, save_json
-from twistlm.runs.engines.local import Local
+from twistlm.runs.engines import Local
 from twistlm.runs.sweeps.pooled import read
 from twistlm.runs.sweeps.sweep import sweep
 
@@ -36,7 +36,7 @@ class Options:
         redraw: run nothing; write the page.
         seeds: of every method; by default five in the main tables.
         updates: of every run; by default those of the presets.
-        jobs: runs at a time, each in a process of its own.
+        jobs: runs at a time, in as many processes.
         out: where the runs are.
     """
 
@@ -63,7 +63,7 @@ def main(options: Options) -> None:
             request = replace(request, num_updates=options.updates)
         print(f"--- {name}", flush=True)
         try:
-            sweep(request, options.out / name, engine=Local(options.jobs, once=True))
+            sweep(request, options.out / name, engine=Local(options.jobs))
         except RunError as error:
             # Failed runs are shown in the table by what is missing; the other sweeps go on.
             print(error, flush=True)

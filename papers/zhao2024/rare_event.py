@@ -40,7 +40,7 @@ class Options:
     Attributes:
         draws: of the base model, rounded up to pieces of 16,384.
         seeds: of the estimate.
-        jobs: pieces or estimates at a time, each in a process of its own.
+        jobs: pieces or estimates at a time, in as many processes.
         out: where pieces and estimates are.
         file: what was found.
     """
@@ -129,7 +129,7 @@ def main(options: Options) -> None:
     with bar("pieces and estimates", len(todo)) as report, closing(work) as outcomes:
         for done, (task, failure) in enumerate(outcomes, 1):
             if failure is not None:
-                raise SystemExit(f"{task.kind} {task.number}: {failure.message}")
+                raise SystemExit(f"{task.kind} {task.number}: {failure}")
             report(done, "")
     counts = [counted(options.out), load_json(options.file)["count"] if options.file.exists() else None]
     estimates = [Task("estimate", seed).file(options.out) for seed in range(options.seeds)]

@@ -54,7 +54,7 @@ class Options:
     Attributes:
         only: names of sweeps; all by default.
         by: both divergences, or KL(σ‖q) alone where KL(q‖σ) varies from draw to draw by more than a rate makes of it.
-        jobs: runs at a time, each in a process of its own.
+        jobs: runs at a time, in as many processes.
         out: where the results of single runs are.
         file: what was found.
     """
@@ -82,7 +82,7 @@ def main(options: Options) -> None:
                 for trial, failure in outcomes:
                     # A rate at which training breaks down is not chosen.
                     if failure is not None:
-                        save_json(trial.file(options.out), {"sum": None, "why": failure.message})
+                        save_json(trial.file(options.out), {"sum": None, "why": failure})
                     print(*trial, load_json(trial.file(options.out)), flush=True)
             for trial in todo:
                 values[trial.method][trial.rate] = load_json(trial.file(options.out)).get(key)

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from twistlm.core.work import Failure
-from twistlm.runs.engines.local import Local
+from twistlm.core.errors import TwistError
+from twistlm.runs.engines import Local
 
 
 class Task(Protocol):
@@ -24,16 +24,19 @@ def missing(tasks: Sequence[T], out: Path) -> list[T]:
     return [task for task in tasks if not task.file(out).exists()]
 
 
-def do(function: Callable[[T], None], tasks: Sequence[T], jobs: int) -> Generator[tuple[T, Failure | None], None, None]:
-    """Do them, `jobs` at a time, each in a process of its own if there are several; yields each as it ends."""
-    with Local(jobs, once=True).open(_no_context) as team:
-        for number, failure in team.do([partial(_done, function, task) for task in tasks]):
-            yield tasks[number], failure
+def do(function: Callable[[T], None], tasks: Sequence[T], jobs: int) -> Generator[tuple[T, str | None], None, None]:
+    """Do them, `jobs` at a time; yields each in order, with why it could not be done, if it could not."""
+    with Local(jobs).start(_no_context) as workers:
+        yield from zip(tasks, workers.do([partial(_done, function, task) for task in tasks], None), strict=True)
 
 
 def _no_context() -> None:
     """Every task loads what it needs."""
 
 
-def _done(function: Callable[[T], None], task: T, context: None) -> None:
-    function(task)
+def _done(function: Callable[[T], None], task: T, context: None) -> str | None:
+    try:
+        function(task)
+    except TwistError as error:
+        return str(error)
+    return None

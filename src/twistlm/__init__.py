@@ -7,7 +7,7 @@
     run.evaluate()
 
 Options that are objects are of classes that are here: `RunConfig`, `TrainingConfig` and `EvaluationConfig` for `train`,
-`Effort` for `certify` (whose keywords are the fields of `Spending`), `Search` for `probability`, `Share` for `engine`.
+`Effort` for `certify` (whose keywords are the fields of `Spending`), `Search` for `probability`.
 What annotations need besides is in `twistlm.types`.
 
 Everything is loaded at first use, so importing this costs next to nothing.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from twistlm.models.chats import chat
     from twistlm.runs.certify import certify
     from twistlm.runs.config import EvaluationConfig, RunConfig
-    from twistlm.runs.engines import Share, engine
+    from twistlm.runs.engines import engine
     from twistlm.runs.probability import probability
     from twistlm.runs.run import Run
     from twistlm.runs.texts import TextSamples
@@ -46,7 +46,6 @@ __all__ = [
     "Run",
     "RunConfig",
     "Search",
-    "Share",
     "Spending",
     "Target",
     "TextSamples",
@@ -80,7 +79,6 @@ _HOMES = {
     "TrainingConfig": "twistlm.training.config",
     "chat": "twistlm.models.chats",
     "engine": "twistlm.runs.engines",
-    "Share": "twistlm.runs.engines",
     "Prompts": "twistlm.sampling.prompts",
     "Collection": "twistlm.sampling.exact.collection",
     "fine_tune": "twistlm.runs.train",

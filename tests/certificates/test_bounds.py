@@ -17,9 +17,8 @@ from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.exact.collection import ExactSamples
 from twistlm.sampling.proposals import base, twist_induced
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.testing import assert_mean
 from twistlm.twists.tabular import TabularHead
 
@@ -27,7 +26,7 @@ from twistlm.twists.tabular import TabularHead
 def exact_of(case: Case, count: int, seed: int = 0) -> ExactSamples:
     collection = collect(
         Rng(seed),
-        Workplace(Sampler(case.base, case.potential, case.num_steps), [case.at]),
+        WorkerContext(Sampler(case.base, case.potential, case.num_steps), [case.at]),
         Budget(1_000_000, count, chunk=2000),
         target="t",
     )

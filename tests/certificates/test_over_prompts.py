@@ -19,8 +19,7 @@ from twistlm.core.rng import Rng
 from twistlm.models.tabular import TabularLM
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
-from twistlm.sampling.sampler import Sampler
-from twistlm.sampling.workplace import Workplace
+from twistlm.sampling.sampler import Sampler, WorkerContext
 
 STEPS, SPENDING = 2, Spending((4,), num_samples=8, budget=8, methods=("iwae",))
 PROMPTS = [torch.tensor(tokens) for tokens in ([0], [1], [2], [0, 1], [1, 2], [2, 0], [0, 2], [1, 0], [2, 1], [1, 1])]
@@ -43,7 +42,7 @@ def certificate(
         cases = [replace(case, weight=weight) for case, weight in zip(cases, weights, strict=True)]
     budget = Budget(each * len(cases), chunk=80)
     try:
-        draws = collect(Rng(seed, ("draws",)), Workplace(sampler, cases), budget, target="t")
+        draws = collect(Rng(seed, ("draws",)), WorkerContext(sampler, cases), budget, target="t")
     except NoneAcceptedError as error:
         draws = error.collection
     rest, evaluation = draws.split((0.5, 0.5))
@@ -53,7 +52,7 @@ def certificate(
         exact = here.exact if len(here.exact) else None
         evidence.append(Evidence(exact, (of_draws(rest.at([case]).draws.log_phi, 0.0),), acceptance(here)))
     names = [str(r) for r in range(len(cases))]
-    return certify_prompts(Rng(seed), Workplace(sampler, cases), names, evidence, spending)
+    return certify_prompts(Rng(seed), WorkerContext(sampler, cases), names, evidence, spending)
 
 
 def test_intervals_of_the_means_hold_the_truth(several: list[Case]) -> None:
@@ -199,7 +198,7 @@ def test_contradicting_draws_at_one_prompt_leave_nothing_said_of_all(several: li
     other = torch.full((4000,), float(several[1].truth.log_Z) - 3.0, dtype=torch.float64)
     evidence = [Evidence(None, (of_draws(each, 0.0),)) for each in (honest[0], other, honest[2])]
     spending = Spending((4,), num_samples=4000, budget=8, methods=("iwae",))
-    found = certify_prompts(Rng(0), Workplace(sampler, cases), ["a", "b", "c"], evidence, spending)
+    found = certify_prompts(Rng(0), WorkerContext(sampler, cases), ["a", "b", "c"], evidence, spending)
     assert found.alarm.startswith("b: ")
     assert not found.divergences.log_Z.is_known
     assert not found.divergences.kl_q_target.is_known
@@ -263,7 +262,7 @@ def test_where_nothing_is_met_and_nothing_bounds_phi_nothing_is_known(several: l
         object.__setattr__(case.potential, "log_upper_bound", None)
     sampler = Sampler(never[0].twisted, never[0].potential, STEPS)
     found = certify_prompts(
-        Rng(0), Workplace(sampler, [case.at for case in never]), ["a", "b"], [Evidence(), Evidence()], SPENDING
+        Rng(0), WorkerContext(sampler, [case.at for case in never]), ["a", "b"], [Evidence(), Evidence()], SPENDING
     )
     assert (found.divergences.log_Z.value, found.divergences.log_Z.high) == (-math.inf, math.inf)
     lines = verdict(found)

@@ -21,9 +21,8 @@ from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import base_draws, collect
 from twistlm.sampling.prompts import Prompts
 from twistlm.sampling.proposals import twist_induced
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.testing import assert_mean
 from twistlm.training.config import TrainingConfig
 from twistlm.training.scoring import score
@@ -97,7 +96,9 @@ def test_every_run_is_unbiased_for_its_own_target(tabular, method: str) -> None:
 
 def test_bounds_hold_on_average_over_conditions(tabular) -> None:
     case, model, potential, truth = tabular
-    found = collect(Rng(1), Workplace(Sampler(model, potential, 3), [case.at]), Budget(3000, chunk=3000), target="t")
+    found = collect(
+        Rng(1), WorkerContext(Sampler(model, potential, 3), [case.at]), Budget(3000, chunk=3000), target="t"
+    )
     exact = found.exact
     assert len(exact) == 3000
     sandwich = log_Z_bounds(Rng(2), Sampler(model, potential, 3), exact.cases, 4, exact=exact)

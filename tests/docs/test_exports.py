@@ -31,7 +31,7 @@ def test_what_options_are_made_of_is_exported() -> None:
     assert {each.__name__ for each in functions} == {"certify", "chat", "engine", "fine_tune", "probability", "train"}
     functions += [Run.load, Run.from_pretrained, Run.evaluate, Run.sample, Target.at, Target.from_spec]
     functions += [each.__init__ for each in exported if inspect.isclass(each) and each.__name__.endswith("Config")]
-    functions += [twistlm.Spending.__init__, twistlm.Effort.__init__, twistlm.Search.__init__, twistlm.Share.__init__]
+    functions += [twistlm.Spending.__init__, twistlm.Effort.__init__, twistlm.Search.__init__]
     names = {"Target": Target, "Certificate": twistlm.Certificate, "Run": Run}
     found = {each for function in functions
              for hint in typing.get_type_hints(function, localns=names).values() for each in classes(hint)}  # fmt: skip

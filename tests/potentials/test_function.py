@@ -10,9 +10,8 @@ from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Function, Threshold, evaluate
 from twistlm.sampling.exact import collect as exact
 from twistlm.sampling.exact.budget import Budget
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 
 
 def test_log_potential_potential_and_single_text_agree(lm, batch) -> None:
@@ -88,7 +87,7 @@ def test_a_function_that_changes_its_arguments_changes_nothing_of_the_samplers()
     for potential in (spoils, spoils * spoils, spoils**2.0, Threshold(spoils, 0.1)):
         evaluate(potential, [prompt] * 2, torch.tensor([[1, 2], [0, 1]]))
     mine, truth = (
-        exact.collect(Rng(0), Workplace(Sampler(kind, each, 3), cases([prompt])), Budget(512), target="t")
+        exact.collect(Rng(0), WorkerContext(Sampler(kind, each, 3), cases([prompt])), Budget(512), target="t")
         for each in (spoils, read)
     )
     assert prompt.tolist() == [1]

@@ -12,9 +12,8 @@ from twistlm.sampling import cases as sampling
 from twistlm.sampling.exact.budget import Budget, Counts
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.mixture import Pool
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.testing import assert_mean
 from twistlm.training.batches import drawn, some_of
 from twistlm.training.config import TrainingConfig
@@ -72,7 +71,7 @@ def test_the_pool_weighs_each_prompt_against_its_own_mixture(several: list[Case]
 
 def test_the_second_half_of_a_budget_goes_where_exact_samples_are_missing(several: list[Case]) -> None:
     sampler, cases = sampler_of(several), at(several)
-    whole = collect(Rng(2), Workplace(sampler, cases), Budget(6000, chunk=48), target="t")
+    whole = collect(Rng(2), WorkerContext(sampler, cases), Budget(6000, chunk=48), target="t")
     counts = Counts.of(cases, whole)
     assert min(counts.drawn) >= 1000
     log_Z = [float(case.truth.log_Z) for case in several]
@@ -88,7 +87,7 @@ def test_the_second_half_of_a_budget_goes_where_exact_samples_are_missing(severa
 
 @pytest.mark.parametrize("max_draws", [60, 100, 600])
 def test_a_small_budget_reaches_every_prompt(several: list[Case], max_draws: int) -> None:
-    found = collect(Rng(2), Workplace(sampler_of(several), at(several)), Budget(max_draws, chunk=512), target="t")
+    found = collect(Rng(2), WorkerContext(sampler_of(several), at(several)), Budget(max_draws, chunk=512), target="t")
     counts = Counts.of(at(several), found)
     assert min(counts.drawn) >= max_draws // 6
     assert max_draws <= sum(counts.drawn) <= 1.5 * max_draws
@@ -97,10 +96,10 @@ def test_a_small_budget_reaches_every_prompt(several: list[Case], max_draws: int
 def test_a_budget_that_is_continued_gives_the_same(several: list[Case]) -> None:
     sampler, cases = sampler_of(several), at(several)
     asked = {"target": "t"}
-    whole = collect(Rng(2), Workplace(sampler, cases), Budget(6000, num_samples=20, chunk=48), **asked)
+    whole = collect(Rng(2), WorkerContext(sampler, cases), Budget(6000, num_samples=20, chunk=48), **asked)
     cut = replace(whole, draws=whole.draws.select(torch.arange(96)), accepted=whole.accepted[:96],
                   streams=whole.streams[:2], uniforms=whole.uniforms[:96])  # fmt: skip
-    again = collect(Rng(2), Workplace(sampler, cases), Budget(6000, num_samples=20, chunk=48), so_far=cut, **asked)
+    again = collect(Rng(2), WorkerContext(sampler, cases), Budget(6000, num_samples=20, chunk=48), so_far=cut, **asked)
     assert again.draws.tokens.equal(whole.draws.tokens)
     assert min(Counts.of(cases, whole).accepted) >= 20
 
@@ -119,7 +118,7 @@ def test_a_prompt_whose_phi_is_never_met_does_not_take_all_draws(several: list[C
     object.__setattr__(never, "log_upper_bound", 0.0)
     cases = at(several)
     sampler, budget = replace(hopeless, potential=never), Budget(4800, num_samples=50, chunk=48)
-    counts = Counts.of(cases, collect(Rng(3), Workplace(sampler, cases), budget, target="t"))
+    counts = Counts.of(cases, collect(Rng(3), WorkerContext(sampler, cases), budget, target="t"))
     assert counts.accepted[0] == 0
     assert counts.drawn[0] <= 4800
     assert min(counts.accepted[1:]) >= 50
@@ -128,7 +127,7 @@ def test_a_prompt_whose_phi_is_never_met_does_not_take_all_draws(several: list[C
 def test_the_criterion_is_the_mean_over_prompts_by_weight(several: list[Case]) -> None:
     sampler, weights = sampler_of(several, several[0].twisted), (1.0, 3.0, 6.0)
     cases = at(several, weights)
-    draws = collect(Rng(4), Workplace(sampler, cases), Budget(30_000, chunk=1200), target="t")
+    draws = collect(Rng(4), WorkerContext(sampler, cases), Budget(30_000, chunk=1200), target="t")
     found = held_out_divergence(Rng(5), draws, cases, 20_000)(Rng(6), sampler)
     expected = 0.0
     for case, weight in zip(several, weights, strict=True):
@@ -142,7 +141,7 @@ def test_the_criterion_is_the_mean_over_prompts_by_weight(several: list[Case]) -
 def test_weights_are_normalised_within_each_prompt(several: list[Case], source: str) -> None:
     model = TwistedLM(several[0].lm, TabularHead.twist(torch.zeros_like(several[0].lm.table)), "ignore")
     sampler, cases = sampler_of(several, model), at(several)
-    collection = collect(Rng(4), Workplace(sampler, cases), Budget(3000, chunk=1200), target="t")
+    collection = collect(Rng(4), WorkerContext(sampler, cases), Budget(3000, chunk=1200), target="t")
     pool = Pool.begun(Rng(0), sampler, cases, 3000)
     setting = Setting(sampler, cases, collection, pool=pool, dense=labelled(Rng(2), sampler, pool, cases, 30_000))
     batch = get_source(source)(Rng(1), setting, 600)
@@ -156,7 +155,7 @@ def test_weights_are_normalised_within_each_prompt(several: list[Case], source: 
 def test_a_prompt_that_an_update_draws_twice_has_its_sequences_twice(several: list[Case], source: str) -> None:
     model = TwistedLM(several[0].lm, TabularHead.twist(torch.zeros_like(several[0].lm.table)), "ignore")
     sampler, cases = sampler_of(several, model), at(several)
-    collection = collect(Rng(4), Workplace(sampler, cases), Budget(3000, chunk=1200), target="t")
+    collection = collect(Rng(4), WorkerContext(sampler, cases), Budget(3000, chunk=1200), target="t")
     twice = [cases[1], cases[1], cases[2]]
     pool = Pool.begun(Rng(0), sampler, cases, 3000)
     setting = Setting(sampler, twice, collection, pool=pool, dense=labelled(Rng(2), sampler, pool, cases, 30_000))
@@ -181,7 +180,7 @@ def test_one_twist_comes_near_the_target_at_every_prompt(several: list[Case], lo
         loss=loss, target_source=source, intermediate_source=others, num_particles=300, pool_batch=300,
         num_updates=120, learning_rate=0.1, weight_decay=0.0, evaluate_every=30, patience=None, shrinkages=(),
     )  # fmt: skip
-    collection = collect(Rng(4), Workplace(sampler, cases), Budget(6000, chunk=1200), target="t")
+    collection = collect(Rng(4), WorkerContext(sampler, cases), Budget(6000, chunk=1200), target="t")
     before = [case.truth.kl_target_q(case.base) for case in several]
     Trainer(Rng(0), Setting(sampler, cases, collection), config, negative_lower_bound(cases)).train()
     after = [case.truth.kl_target_q(model) for case in several]

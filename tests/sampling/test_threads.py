@@ -17,11 +17,10 @@ from twistlm.models.huggingface import load
 from twistlm.potentials import Function
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.twists.head import linear
 from twistlm.twists.informed import Informed
 from twistlm.twists.low_rank import low_rank
@@ -82,7 +81,7 @@ def test_smc_of_several_batches_is_that_of_one_thread(informed: Informed | None)
 
     potential = Function(vowels, log=False, log_upper_bound=0.0).bind(LM)
     plain = Sampler(twisted("low_rank"), potential, 5)
-    exact = collect(Rng(1), Workplace(plain, cases(PROMPTS[:1])), Budget(256), target="").exact
+    exact = collect(Rng(1), WorkerContext(plain, cases(PROMPTS[:1])), Budget(256), target="").exact
 
     def bounds(num_threads: int) -> Bounds:
         torch.set_num_threads(num_threads)

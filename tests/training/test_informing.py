@@ -10,10 +10,9 @@ from twistlm.sampling import cases as sampling
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.mixture import Pool
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.testing import assert_mean
 from twistlm.training import informing
 from twistlm.training.config import TrainingConfig
@@ -37,7 +36,7 @@ def test_weights_estimate_what_they_should(case: Case, kind: str) -> None:
     else:
         collected = None
         if kind == "collected":
-            collected = collect(Rng(3), Workplace(sampler.base, cases), Budget(4000, chunk=2000), target="t").draws
+            collected = collect(Rng(3), WorkerContext(sampler.base, cases), Budget(4000, chunk=2000), target="t").draws
         there = informing._drawn(Rng(4), sampler, cases, 8000, collected)
     # The mean of p₀/q̄ is 1 at every step, and that of p₀φ/q̄ is Z.
     for t in range(case.num_steps):
@@ -88,7 +87,7 @@ def test_a_pool_grows_at_all_of_its_prompts(monkeypatch: pytest.MonkeyPatch) -> 
     model = TwistedLM(lm, TabularHead.twist(torch.zeros_like(lm.table)), "ignore")
     sampler = Sampler(model, potential, 2)
     targets = [sampling.Case(torch.tensor([token])) for token in range(3)]
-    collection = collect(Rng(0), Workplace(sampler, targets[1:2]), Budget(400, chunk=200), target="t")
+    collection = collect(Rng(0), WorkerContext(sampler, targets[1:2]), Budget(400, chunk=200), target="t")
     config = TrainingConfig("dpg", "exact+pool", num_particles=60, num_updates=2, evaluate_every=1)
     seen, of = [], Draws.of
     monkeypatch.setattr(Draws, "of", staticmethod(lambda pool, cases: seen.append((pool, cases)) or of(pool, cases)))

@@ -15,8 +15,7 @@ from twistlm.core.rng import Rng
 from twistlm.runs.folder import RunFolder
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
-from twistlm.sampling.sampler import Sampler
-from twistlm.sampling.workplace import Workplace
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.training import optimisers
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence
@@ -80,7 +79,7 @@ def test_it_trains_the_table_towards_the_truth(name: str, seed: int) -> None:
         evaluate_every=25, patience=None,
     )  # fmt: skip
     model = case.twisted_for("ctl", torch.zeros_like(case.lm.table))
-    place = Workplace(Sampler(case.base, case.potential, 3), [case.at])
+    place = WorkerContext(Sampler(case.base, case.potential, 3), [case.at])
     held_out = collect(Rng(7 + seed), place, Budget(2000, chunk=2000), target="t")
     setting = Setting(Sampler(model, case.potential, 3), [case.at])
     Trainer(Rng(seed), setting, config, held_out_divergence(Rng(8), held_out, [case.at], 1000)).train()

@@ -21,10 +21,9 @@ from twistlm.potentials import Function, Infilling, Regex
 from twistlm.runs.config import RunConfig
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
 from twistlm.training.losses import objective
@@ -165,7 +164,7 @@ def test_every_source_and_loss_trains_the_table(loss: str, source: str) -> None:
     model = case.twisted_for(loss, torch.zeros_like(case.lm.table))
     collection = collect(
         Rng(7),
-        Workplace(Sampler(case.base, case.potential, 3), [case.at]),
+        WorkerContext(Sampler(case.base, case.potential, 3), [case.at]),
         Budget(4000, chunk=2000),
         target="t",
         keep=Keep(features=True),
@@ -214,7 +213,7 @@ def test_a_hopeless_learning_rate_does_no_harm_and_is_announced(caplog: pytest.L
     case = make_case()
     model = TwistedLM(case.lm, TabularHead.twist(torch.zeros_like(case.lm.table)), case.eos)
     collection = collect(
-        Rng(7), Workplace(Sampler(case.base, case.potential, 3), [case.at]), Budget(2000, chunk=1000), target="t"
+        Rng(7), WorkerContext(Sampler(case.base, case.potential, 3), [case.at]), Budget(2000, chunk=1000), target="t"
     )
     setting = Setting(Sampler(model, case.potential, 3), [case.at], collection=collection)
     config = TrainingConfig(learning_rate=30.0, num_particles=4, num_updates=60, evaluate_every=5, patience=None)

@@ -20,8 +20,7 @@ from twistlm.core.processes import ALONE, Processes
 from twistlm.core.rng import Rng
 from twistlm.potentials import Function, Infilling
 from twistlm.sampling.exact.collect import Budget, collect
-from twistlm.sampling.sampler import Sampler
-from twistlm.sampling.workplace import Workplace
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
 from twistlm.training.parallel import among
@@ -58,7 +57,7 @@ def tabular(loss: str, changes: dict, processes: Processes) -> dict[str, Tensor]
         "num_particles": 31, "num_updates": 8, "learning_rate": 0.03, "evaluate_every": 4, "evaluation_samples": 9,
     } | changes  # fmt: skip
     collection = collect(
-        Rng(7), Workplace(Sampler(case.base, case.potential, 3), [case.at]), Budget(400, chunk=200), target="t"
+        Rng(7), WorkerContext(Sampler(case.base, case.potential, 3), [case.at]), Budget(400, chunk=200), target="t"
     )
     training, held_out = collection.split([0.5, 0.5])
     model = case.twisted_for(loss, torch.zeros_like(case.lm.table))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from twistlm.certificates.probability import spelled
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.storage import load_tensors, save_tensors
-from twistlm.core.work import Alone, Failure
+from twistlm.core.work import HERE, Engine
 from twistlm.sampling.mixture import Pool, snapshot
+from twistlm.sampling.sampler import WorkerContext
 from twistlm.sampling.switching import Switching
-from twistlm.sampling.workplace import Workers, Workplace
 
 # The base model's draws alone limit what the twist has never proposed.
 FRESH = Switching(base=0.5)
@@ -81,7 +80,7 @@ class DrawFresh:
     count: int
     threshold: float
 
-    def __call__(self, at: Workplace) -> Fresh:
+    def __call__(self, at: WorkerContext) -> Fresh:
         """Do it."""
         at.module.load_state_dict(self.twist)
         pool = Pool.begun(self.rng, at.sampler, at.cases, self.count, FRESH)
@@ -90,19 +89,19 @@ class DrawFresh:
 
 def draw_fresh(
     rng: Rng,
-    here: Workplace,
+    here: WorkerContext,
     count: int,
     threshold: float,
     state: Path | None = None,
-    team: Workers | None = None,
+    engine: Engine = HERE,
 ) -> Fresh:
     """`count` draws of each case; φ ≥ `threshold` is the event.
 
-    With `state`, a folder, every part is saved there, and those that are there already are not drawn again. `team` is
-    who draws, at workplaces like this one; None draws here.
+    With `state`, a folder, every part is saved there, and those that are there already are not drawn again. `engine`
+    draws; its workers have such a context.
 
     Raises:
-        TwistError: a part could not be drawn. The others are not enough: which are missing may depend on the texts.
+        TwistError: a part could not be drawn.
     """
     num_cases, parts = len(here.cases), dict[int, Fresh]()
     each = max(1, CHUNK // num_cases)
@@ -115,23 +114,13 @@ def draw_fresh(
     done = sum(part.log_w.numel() for part in parts.values())
     now = snapshot(here.module)
     pieces = [DrawFresh(rng.fork(at), now, min(each, count - at) * num_cases, threshold) for at in missing]
-    failed: Failure | None = None
-    with (
-        bar(f"estimating P[φ ≥ {spelled(threshold)}]", count * num_cases) as report,
-        closing((team or Alone(here)).do(pieces)) as results,
-    ):
-        for number, result in results:
-            if isinstance(result, Failure):
-                failed = result
-                continue
-            at = missing[number]
+    with bar(f"estimating P[φ ≥ {spelled(threshold)}]", count * num_cases) as report:
+        for at, piece, result in zip(missing, pieces, engine.do(pieces, here), strict=True):
             parts[at] = result
             if (path := paths[at]) is not None:
                 save_tensors(path, result.tensors(), {})
-            done += pieces[number].count
+            done += piece.count
             report(done, "")
-    if failed is not None:
-        raise failed.raised()
     return Fresh.joined([parts[at] for at in starts])
 
 

@@ -11,7 +11,6 @@ The prompts are taken for independent ones of a kind: a mean's interval is that 
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,15 +24,14 @@ from twistlm.certificates.divergences import Divergences, ends_of_phi, withheld
 from twistlm.certificates.evidence import FEWEST_EXACT, Evidence
 from twistlm.certificates.log_Z import Source
 from twistlm.certificates.spending import Spending
-from twistlm.core.errors import ConfigError
+from twistlm.core.errors import ConfigError, TwistError
 from twistlm.core.estimates import Estimate, mean, midpoint
 from twistlm.core.logmath import log_mean_exp
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.core.work import Alone, Failure
+from twistlm.core.work import HERE, Engine
 from twistlm.sampling.cases import Case, shares_of
-from twistlm.sampling.sampler import Sampler
-from twistlm.sampling.workplace import Workers, Workplace
+from twistlm.sampling.sampler import Sampler, WorkerContext
 
 # Draws with φ > 0 that a prompt takes to be counted, where others are left out.
 FEWEST_HITS = 3
@@ -64,25 +62,28 @@ class _Known:
 
 @dataclass(frozen=True)
 class CertifyPrompt:
-    """A piece of work: what is known of the sampler at one of the prompts."""
+    """A piece of work: what is known of the sampler at one of the prompts, or why that could not be had."""
 
     rng: Rng
     row: int
     given: Evidence
     spending: Spending
 
-    def __call__(self, at: Workplace) -> "_Known":
+    def __call__(self, at: WorkerContext) -> "_Known | TwistError":
         """Do it."""
-        return _at(self.rng, at.sampler, at.cases[self.row], self.given, self.spending)
+        try:
+            return _at(self.rng, at.sampler, at.cases[self.row], self.given, self.spending)
+        except TwistError as error:
+            return error
 
 
 def certify_prompts(
     rng: Rng,
-    here: Workplace,
+    here: WorkerContext,
     names: Sequence[str],
     evidence: Sequence[Evidence],
     spending: Spending,
-    team: Workers | None = None,
+    engine: Engine = HERE,
 ) -> Certificate:
     """Certify a sampler at every prompt, and on the mean over prompts.
 
@@ -92,7 +93,7 @@ def certify_prompts(
         names: what they are called.
         evidence: what is known of the target at each; its draws trained nothing there.
         spending: what it may cost at each prompt.
-        team: who certifies, at workplaces like this one; None does it here.
+        engine: who certifies; its workers have such a context.
 
     Raises:
         ConfigError: the target differs by a condition, or a gap is asked for.
@@ -106,9 +107,17 @@ def certify_prompts(
         CertifyPrompt(rng.fork(name), row, given, spending)
         for row, (name, given) in enumerate(zip(names, evidence, strict=True))
     ]
-    made, failed = _done(pieces, names, here, team)
+    made: dict[int, _Known] = {}
+    failed: dict[str, TwistError] = {}
+    with bar("certificates", len(pieces)) as report:
+        for row, result in enumerate(engine.do(pieces, here)):
+            if isinstance(result, TwistError):
+                failed[names[row]] = result
+            else:
+                made[row] = result
+            report(row + 1, names[row])
     if not made:
-        raise next(iter(failed.values())).raised()
+        raise next(iter(failed.values()))
     known, names = [made[row] for row in sorted(made)], [names[row] for row in sorted(made)]
     cases = [cases[row] for row in sorted(made)]
     # Where φ was never met nothing is known but a limit, which would make every mean infinite. And a rare prompt that
@@ -122,7 +131,7 @@ def certify_prompts(
     # Of a single one its own certificate says how well it is known; how prompts differ would say nothing.
     whole = counted[0].certificate if len(rows) == 1 else _over(counted, shares_of([cases[r] for r in rows]), sampler)
     alarms = [f"{each.name}: {each.certificate.alarm}" for each in by_prompt if each.certificate.alarm]
-    alarms += [f"{name} could not be certified: {failure.message}" for name, failure in failed.items()]
+    alarms += [f"{name} could not be certified: {' '.join(str(error).split())}" for name, error in failed.items()]
     return replace(
         whole,
         divergences=withheld(whole.divergences) if alarms else whole.divergences,
@@ -132,25 +141,6 @@ def certify_prompts(
         num_tokens=sum(each.certificate.num_tokens for each in by_prompt),
         seconds=time.perf_counter() - start,
     )
-
-
-def _done(
-    pieces: Sequence[CertifyPrompt], names: Sequence[str], here: Workplace, team: Workers | None
-) -> tuple[dict[int, _Known], dict[str, Failure]]:
-    """What is known by the number of its piece, and by name what could not be had."""
-    made: dict[int, _Known] = {}
-    failed: dict[str, Failure] = {}
-    with (
-        bar("certificates", len(pieces)) as report,
-        closing((team or Alone(here)).do(pieces)) as results,
-    ):
-        for done, (row, result) in enumerate(results, 1):
-            if isinstance(result, Failure):
-                failed[names[row]] = result
-            else:
-                made[row] = result
-            report(done, names[row])
-    return made, failed
 
 
 def _at(rng: Rng, sampler: Sampler, case: Case, given: Evidence, spending: Spending) -> _Known:

@@ -19,10 +19,10 @@ from twistlm.core.estimates import mean, midpoint
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.sampling.cases import in_shares, rows_of, shares_of
-from twistlm.sampling.workplace import Workplace
+from twistlm.sampling.sampler import WorkerContext
 
 
-def certify_paired(rng: Rng, here: Workplace, evidence: Evidence, spending: Spending) -> Certificate:
+def certify_paired(rng: Rng, here: WorkerContext, evidence: Evidence, spending: Spending) -> Certificate:
     """Certify a proposal over the conditions of exact samples, and SMC with it.
 
     Args:

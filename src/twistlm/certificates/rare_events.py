@@ -40,17 +40,17 @@ from twistlm.core.plain import several
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.storage import load_tensors, save_tensors
-from twistlm.core.work import Engine, InThisProcess
+from twistlm.core.work import HERE, Engine
 from twistlm.potentials.base import check_reachable
 from twistlm.potentials.conditions import is_conditional
 from twistlm.sampling.cases import rows_of, shares_of
 from twistlm.sampling.mixture import Pool, snapshot
 from twistlm.sampling.ranges import Ranges
 from twistlm.sampling.resampling import invert, stratified_points
+from twistlm.sampling.sampler import WorkerContext
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.switching import Switching
 from twistlm.sampling.target import Target
-from twistlm.sampling.workplace import Workers, Workplace
 from twistlm.twists.updates import step
 
 logger = logging.getLogger("twistlm")
@@ -99,14 +99,14 @@ def probability(
     climb = Climb(target, search, Rng(seed, ("probability",)), report or logger.info, state)
     if report is not None:
         report(str(price(climb, thresholds)))
-    elsewhere = partial(_workplace, target, search.twist, dict(search.twist_options))
-    with (engine or InThisProcess()).open(elsewhere, climb.here) as team:
-        return [climb.reach(threshold, team) for threshold in sorted(thresholds)]
+    elsewhere = partial(_context, target, search.twist, dict(search.twist_options))
+    with (engine or HERE).start(elsewhere) as workers:
+        return [climb.reach(threshold, workers) for threshold in sorted(thresholds)]
 
 
-def _workplace(target: Target, twist: str, options: dict[str, Any]) -> Workplace:
+def _context(target: Target, twist: str, options: dict[str, Any]) -> WorkerContext:
     """Where draws are made: with a twist that every piece of work sets to what has been learned."""
-    return Workplace(target.sampler(target.build_twist(Rng(0), twist, options, blank=True)), target.cases)
+    return WorkerContext(target.sampler(target.build_twist(Rng(0), twist, options, blank=True)), target.cases)
 
 
 def check(target: Target, thresholds: Sequence[float]) -> None:
@@ -146,7 +146,7 @@ class Climb:
     ) -> None:
         self.target, self.search, self.rng, self.report, self.state = target, search, rng, report, state
         twist = target.build_twist(rng.fork("twist"), search.twist, dict(search.twist_options))
-        self.here = Workplace(target.sampler(twist), target.cases)
+        self.here = WorkerContext(target.sampler(twist), target.cases)
         self.sampler, self.cases = self.here.sampler, self.here.cases
         self.module = twist.module
         self.effort = Effort.of(search, len(self.cases))
@@ -163,13 +163,13 @@ class Climb:
         assert self._pool is not None, "the first round draws before anything is asked of the pool"
         return self._pool
 
-    def reach(self, threshold: float, team: Workers | None = None) -> Probability:
-        """Learn to reach the threshold, in every way that the rounds show; then estimate. `team` draws, or we here."""
+    def reach(self, threshold: float, engine: Engine = HERE) -> Probability:
+        """Learn to reach the threshold, in every way that the rounds show; then estimate. `engine` draws."""
         goal, name = math.log(threshold), spelled(threshold)
         rounds, _, complete = self.done.get(name, (0, 0, False))
         while not complete:
             rounds += 1
-            self._draw(rounds, team)
+            self._draw(rounds, engine)
             levels = self._levels(goal)
             self._tell(rounds, threshold, levels)
             self._forget(levels[:, -1])
@@ -181,7 +181,7 @@ class Climb:
                 self._warn(rounds, threshold, reached)
             self.done[name] = (rounds, sum(self.pool.counts), complete)
             self._save()
-        fresh = self._fresh(threshold, team)
+        fresh = self._fresh(threshold, engine)
         found = self._concluded(fresh, threshold, rounds)
         events = [self._events(fresh, r, name) for r in range(len(self.cases))]
         return replace(
@@ -191,11 +191,11 @@ class Climb:
 
     # --- Rounds ---
 
-    def _draw(self, number: int, team: Workers | None) -> None:
+    def _draw(self, number: int, engine: Engine) -> None:
         """One round's draws."""
         count = self.effort.each * len(self.cases)
         with bar(f"round {number}: drawing {count:,} texts", count) as report:
-            how: dict[str, Any] = {"done": report_of(report), "team": team}
+            how: dict[str, Any] = {"done": report_of(report), "engine": engine}
             if self._pool is None:
                 self._pool = Pool.begun(self.rng, self.sampler, self.cases, count, SWITCHING, **how)
             else:
@@ -300,9 +300,9 @@ class Climb:
 
     # --- Estimates ---
 
-    def _fresh(self, threshold: float, team: Workers | None = None) -> Fresh:
+    def _fresh(self, threshold: float, engine: Engine = HERE) -> Fresh:
         rng = self.rng.fork("fresh", spelled(threshold))
-        return draw_fresh(rng, self.here, self.effort.samples_each, threshold, self.state, team)
+        return draw_fresh(rng, self.here, self.effort.samples_each, threshold, self.state, engine)
 
     def _concluded(self, fresh: Fresh, threshold: float, rounds: int) -> Probability:
         """What the fresh draws say."""

@@ -274,38 +274,22 @@ class OfEngine(Group):
     """Who does the work, in pieces that know nothing of each other. What comes out is the same, bit for bit."""
 
     engine: Annotated[
-        Text, arg(help="local: processes of this machine; ray: a cluster's, or a Ray that is started here.")
+        Text, arg(help="local: processes of this machine; ray: the cluster at RAY_ADDRESS, or a Ray started here.")
     ] = "local"
     jobs: Annotated[
         Count | None,
         arg(help="So many pieces at a time. Default: one, in this process; with ray as many as there is room for."),
     ] = None
-    address: Annotated[Text | None, arg(help="Of the Ray cluster: HOST:PORT, or auto for one on this machine.")] = None
-    job_cpus: Annotated[
-        Count | None, arg(help="Cores of each job. Default: one with ray; local: an equal share of all.")
-    ] = None
-    job_gpus: Annotated[Positive | None, arg(help="GPUs of each job, with ray; may be a part of one.")] = None
-    job_memory: Annotated[Positive | None, arg(help="GiB of memory of each job, which ray then sees to.")] = None
 
-    def made(self, *, once: bool = False) -> "Engine":
-        """The engine; `once` for work that is best given a process for every piece.
+    def made(self) -> "Engine":
+        """The engine.
 
         Raises:
             ConfigError: there is none of that name, or it does not take these options, or is not installed.
         """
-        from twistlm.runs.engines import Share, engine
+        from twistlm.runs.engines import engine
 
-        asked = {"cpus": self.job_cpus, "gpus": self.job_gpus, "memory": self.job_memory}
-        share: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        if self.engine == "local" and share.keys() - {"cpus"}:
-            raise ConfigError("--job-gpus and --job-memory are ray's to see to; choose --engine ray, or leave them out")
-        return engine(
-            self.engine,
-            jobs=self.jobs,
-            address=self.address,
-            share=Share(**share) if share else None,
-            once=once or None,
-        )
+        return engine(self.engine, jobs=self.jobs)
 
 
 @dataclass(frozen=True)

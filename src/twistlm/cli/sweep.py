@@ -86,4 +86,4 @@ def sweep(
         num_draws=asked.num_draws,
         held_out_prompts=asked.held_out_prompts,
     )
-    run(request, out, engine=workers.made(once=True), overwrite=overwrite)
+    run(request, out, engine=workers.made(), overwrite=overwrite)

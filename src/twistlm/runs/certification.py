@@ -17,14 +17,14 @@ from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError
 from twistlm.core.plain import several
 from twistlm.core.rng import Rng
-from twistlm.core.work import Engine, InThisProcess, Opened
+from twistlm.core.work import HERE, Engine
 from twistlm.runs import evidence
 from twistlm.runs.at_prompts import samples_at_prompts
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.seen import refuse_judging
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.prompts import Prompts
-from twistlm.sampling.workplace import Workplace
+from twistlm.sampling.sampler import WorkerContext
 
 if TYPE_CHECKING:
     from twistlm.runs.run import Run
@@ -82,7 +82,7 @@ class Certification:
         Raises:
             ExactSamplesError: another run is to propose, and was trained on what this one kept for evaluation.
         """
-        sampling, engine = self._sampling, self.options.get("engine") or InThisProcess()
+        sampling, engine = self._sampling, self.options.get("engine") or HERE
         rng, sampler = (
             Rng(self.seed, ("evaluate", "before" if before else "after")),
             run.sampler(before=before, **sampling),
@@ -97,7 +97,7 @@ class Certification:
         evaluation, spare = run.fold("evaluation"), run.fold("training") if before else None
         known = Evidence() if evaluation is None else Evidence.of(evaluation)
         if sampler.is_conditional:
-            return certify_paired(rng, Workplace(sampler, run.target.cases), known, spending)
+            return certify_paired(rng, WorkerContext(sampler, run.target.cases), known, spending)
         return certify(
             rng,
             sampler,
@@ -121,11 +121,12 @@ class Certification:
     def _at_prompts(
         self, rng: Rng, run: "Run", spending: Spending, engine: Engine, sampling: Mapping[str, Any]
     ) -> Certificate:
-        place = partial(_workplace, run, self.prompts, sampling)
-        with engine.open(place, here := place()) as team:
+        context = partial(_context, run, self.prompts, sampling)
+        here = context()
+        with engine.start(context) as workers:
             draws, num_draws = Rng(self.seed, ("evaluate", "draws")), self.options.get("num_draws", JUDGING_DRAWS)
-            where = evidence.at_prompts(run, self.prompts, draws, num_draws, Opened(team))
-            return certify_prompts(rng, here, where.names, where.evidence, spending, team)
+            where = evidence.at_prompts(run, self.prompts, draws, num_draws, workers)
+            return certify_prompts(rng, here, where.names, where.evidence, spending, workers)
 
     @property
     def _sampling(self) -> dict[str, Any]:
@@ -209,9 +210,9 @@ def _writable(run: "Run") -> Iterator[RunFolder]:
         yield run.folder
 
 
-def _workplace(run: "Run", prompts: Prompts | str | None, options: Mapping[str, Any]) -> Workplace:
+def _context(run: "Run", prompts: Prompts | str | None, options: Mapping[str, Any]) -> WorkerContext:
     """Where a run is certified at prompts."""
-    return Workplace(run.sampler(**options), evidence.where(run, prompts)[0])
+    return WorkerContext(run.sampler(**options), evidence.where(run, prompts)[0])
 
 
 def _drawn_by_base(collection: Collection) -> bool:

@@ -19,7 +19,7 @@ from twistlm.core.places import opened
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.urls import url_of
-from twistlm.core.work import Engine, InThisProcess, Opened
+from twistlm.core.work import HERE, Engine
 from twistlm.models.base import BaseLM
 from twistlm.models.huggingface import load
 from twistlm.potentials.specs import Trust
@@ -29,9 +29,8 @@ from twistlm.runs.run import Run
 from twistlm.runs.seen import refuse_judging, seen_by
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.provenance import refuse_offered
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.target import Target
-from twistlm.sampling.workplace import Workplace
 
 logger = logging.getLogger("twistlm")
 
@@ -91,32 +90,32 @@ def certify(
     )
     if known is not None and isinstance(proposes, Run):
         refuse_judging(known, goal.cases, proposes)
-    here = Workplace(sampler, goal.cases)
+    here = WorkerContext(sampler, goal.cases)
     several = len(goal.cases) > 1 and not sampler.is_conditional
-    with (engine or InThisProcess()).open(partial(_workplace, goal, proposal, trust_functions), here) as team:
+    with (engine or HERE).start(partial(_context, goal, proposal, trust_functions)) as workers:
         if known is not None:
             if not several:
                 return _certify(rng, here, _of_run(known), asked)
             given = of_run(known, goal.cases)
         else:
-            collection = _collected(goal, rng.fork("draws"), draws, count, proposes, Opened(team))
+            collection = _collected(goal, rng.fork("draws"), draws, count, proposes, workers)
             if not several:
                 return _certify(rng, here, _of_draws(collection), asked)
             rest, judging = (None, None) if collection is None else collection.split((0.5, 0.5))
             given = of_collection(goal.cases, judging, [] if rest is None else [rest])
-        return certify_prompts(rng, here, goal.prompts.names, given, asked, team)
+        return certify_prompts(rng, here, goal.prompts.names, given, asked, workers)
 
 
-def _certify(rng: Rng, here: Workplace, known: Evidence, spending: Spending) -> Certificate:
+def _certify(rng: Rng, here: WorkerContext, known: Evidence, spending: Spending) -> Certificate:
     """At one prompt, or over conditions."""
     if here.sampler.is_conditional:
         return certify_paired(rng, here, known, spending)
     return certificates.certify(rng, here.sampler, here.cases[0], known, spending)
 
 
-def _workplace(goal: Target, proposal: str | Path | Run | BaseLM, trust_functions: Trust) -> Workplace:
+def _context(goal: Target, proposal: str | Path | Run | BaseLM, trust_functions: Trust) -> WorkerContext:
     """Where the goal is drawn, and the proposal certified."""
-    return Workplace(_sampler(goal, _opened(proposal, goal, trust_functions)), goal.cases)
+    return WorkerContext(_sampler(goal, _opened(proposal, goal, trust_functions)), goal.cases)
 
 
 def _spending(asked: dict[str, Any]) -> Spending:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from twistlm.core.errors import ConfigError
 from twistlm.core.logmath import normalise, truncated
 from twistlm.core.rng import Rng
+from twistlm.core.work import HERE, Engine
 from twistlm.sampling.cases import Cases, rows_of
 from twistlm.sampling.resampling import invert, stratified_points
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext, in_parts
 from twistlm.sampling.samples import Samples
-from twistlm.sampling.smc import Keep
+from twistlm.sampling.smc import NOTHING, Keep
 from twistlm.sampling.switching import Switching
-from twistlm.sampling.workplace import Workers, Workplace, draw
 
 # By default the pool grows at update 0, 16, 64, 256, …: every draw has to be weighed under every earlier proposal, and
 # every earlier draw under the new one.
@@ -88,13 +88,13 @@ class Pool:
         count: int,
         switching: Switching | None = None,
         done: Callable[[int], None] | None = None,
-        team: Workers | None = None,
+        engine: Engine = HERE,
     ) -> "Pool":
         """`count` draws from the sampler's proposal as it is, an equal part of them for each case.
 
-        `done` is told how many there are so far. `team` draws them, if one is given, with this sampler at these cases.
+        `done` is told how many there are so far. `engine` draws them; its workers have such a sampler and these cases.
         """
-        samples, unsteered = _drawn(rng.fork("pool", 0), sampler, cases, count, switching, done, team)
+        samples, unsteered = _drawn(rng.fork("pool", 0), sampler, cases, count, switching, done, engine)
         log_q = _log_q(sampler, samples, switching, own=True).unsqueeze(0)
         return Pool((snapshot(_module(sampler)),), (len(samples),), samples, log_q, unsteered, switching)
 
@@ -121,16 +121,18 @@ class Pool:
         count: int,
         least: float | Tensor = -torch.inf,
         done: Callable[[int], None] | None = None,
-        team: Workers | None = None,
+        engine: Engine = HERE,
     ) -> "Pool":
         """With `count` draws more from the sampler's proposal, whose twist is left as it is; of the same cases.
 
         Those with log φ below `least`, of all or of each case [R], are counted and not kept: nothing has to be worked
-        out for them again. `done` and `team` as for `begun`.
+        out for them again. `done` and `engine` as for `begun`.
         """
         module = _module(sampler)
         now = snapshot(module)
-        fresh, unsteered = _drawn(rng.fork("pool", sum(self.counts)), sampler, cases, count, self.switching, done, team)
+        fresh, unsteered = _drawn(
+            rng.fork("pool", sum(self.counts)), sampler, cases, count, self.switching, done, engine
+        )
         count = len(fresh)
         enough = torch.as_tensor(least).to(fresh.log_phi).expand(len(cases)).repeat_interleave(count // len(cases))
         kept = (fresh.log_phi >= enough).nonzero().squeeze(-1)
@@ -248,7 +250,7 @@ def _drawn(
     count: int,
     switching: Switching | None,
     done: Callable[[int], None] | None,
-    team: Workers | None,
+    engine: Engine,
 ) -> tuple[Samples, Tensor]:
     """Fresh draws, and which of them the twist had no part in."""
     each, paused = max(1, count // len(cases)), None
@@ -257,12 +259,55 @@ def _drawn(
         paused = paused.unflatten(0, (len(cases), each))
     keep = Keep(features=sampler.model.features_are_reusable)
     how: dict[str, Any] = {"keep": keep, "paused": paused, "batch": BATCH, "done": done}
-    if team is None:
-        samples = sampler.draw(rng, cases, each, **how)
-    else:
-        samples = draw(team, rng, Workplace(sampler, cases), each, **how)
+    samples = draw(engine, rng, WorkerContext(sampler, cases), each, **how)
     unsteered = torch.zeros(len(samples), dtype=torch.bool) if paused is None else paused.all(-1).flatten()
     return samples, unsteered.to(samples.tokens.device)
+
+
+@dataclass(frozen=True)
+class DrawPart:
+    """A piece of work: draws of some cases with the twist as it is now. Arguments as for `Sampler.draw_at_once`."""
+
+    rng: Rng
+    rows: slice
+    count: int
+    keep: Keep
+    paused: Tensor | None
+    twist: Mapping[str, Tensor]
+
+    def __call__(self, at: WorkerContext) -> Samples:
+        """Do it."""
+        at.module.load_state_dict(self.twist)
+        return at.sampler.draw_at_once(self.rng, at.cases[self.rows], self.count, keep=self.keep, paused=self.paused)
+
+
+def draw(
+    engine: Engine,
+    rng: Rng,
+    here: WorkerContext,
+    num_samples: int,
+    *,
+    keep: Keep = NOTHING,
+    paused: Tensor | None = None,
+    batch: int,
+    done: Callable[[int], None] | None = None,
+) -> Samples:
+    """What `here.sampler.draw` gives for all of its cases, drawn by an engine whose workers have such a context."""
+    if not engine.has_workers:
+        return here.sampler.draw(rng, here.cases, num_samples, keep=keep, paused=paused, batch=batch, done=done)
+    now = here.module.state_dict()
+    pieces, cases = [], here.cases
+    for at, rows, columns in in_parts(len(cases), num_samples, batch):
+        resting = None if paused is None else paused[rows, columns]
+        pieces.append(DrawPart(rng.fork("proposal", at), rows, columns.stop - columns.start, keep, resting, now))
+    parts: list[Samples] = []
+    for part in engine.do(pieces, here):
+        parts.append(part)
+        if done is not None:
+            done(sum(map(len, parts)))
+    # Sequences of one prompt share its tensor, which those from elsewhere do not.
+    prompts = [case.prompt for case in cases for _ in range(num_samples)]
+    return replace(Samples.concatenate(parts), prompts=prompts)
 
 
 def _log_q(sampler: Sampler, samples: Samples, switching: Switching | None, own: bool = False) -> Tensor:

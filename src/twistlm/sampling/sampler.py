@@ -6,7 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.kernels.threads import asked, side_by_side
@@ -385,6 +385,21 @@ def in_batches(cases: Cases, num_particles: int, batch: int = BATCH) -> Iterator
     size = max(1, batch // num_particles)
     for at in range(0, len(cases), size):
         yield at, cases[at : at + size]
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """What a worker draws with (`twistlm.core.work`): a sampler and R cases for it; pieces of work say which."""
+
+    sampler: Sampler
+    cases: Cases
+
+    @property
+    def module(self) -> nn.Module:
+        """Of the sampler's twist, whose parameters pieces of work bring."""
+        twist = self.sampler.model.twist
+        assert twist is not None
+        return twist.module
 
 
 def in_parts(num_cases: int, num_samples: int, batch: int) -> Iterator[tuple[int, slice, slice]]:

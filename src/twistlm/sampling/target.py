@@ -18,7 +18,7 @@ from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import as_type
-from twistlm.core.work import Engine, InThisProcess
+from twistlm.core.work import HERE, Engine
 from twistlm.models.base import BaseLM
 from twistlm.models.chats import encode_chat
 from twistlm.models.loaded import as_base_lm
@@ -38,11 +38,10 @@ from twistlm.sampling.exact.collection import UNIDENTIFIED, Collection
 from twistlm.sampling.exact.provenance import believed
 from twistlm.sampling.prompts import Entry, Prompts, content
 from twistlm.sampling.proposals import base
-from twistlm.sampling.sampler import Sampler, check_room
+from twistlm.sampling.sampler import Sampler, WorkerContext, check_room
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import NOTHING, Keep
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.twists.base import Twist
 from twistlm.twists.sigmoid import probability
 
@@ -210,7 +209,7 @@ class Target:
             ModelError: it does not read and write the same tokens.
         """
         check_same_tokens(lm, self.lm, self.model_name)
-        model, reference = TwistedLM(lm, None, self.eos), self.workplace().sampler.model.base
+        model, reference = TwistedLM(lm, None, self.eos), self.context().sampler.model.base
         return Sampler(model, self.bound_potential, self.num_tokens, proposal=base, reference=reference)
 
     def check_model(self, other: "Target", what: str) -> None:
@@ -369,17 +368,17 @@ class Target:
 
         They are drawn by `engine` (`twistlm.engine`), by default in this process.
         """
-        so_far, here = self.draws(path) if path is not None and path.exists() else None, self.workplace()
-        with (engine or InThisProcess()).open(self.workplace, here) as team:
-            how: dict[str, Any] = {"so_far": so_far, "save_to": path, "keep": keep, "team": team}
+        so_far, here = self.draws(path) if path is not None and path.exists() else None, self.context()
+        with (engine or HERE).start(self.context) as workers:
+            how: dict[str, Any] = {"so_far": so_far, "save_to": path, "keep": keep, "engine": workers}
             return collect(rng, here, Budget(max_draws, num_samples, chunk), target=self.fingerprint, **how)
 
-    def workplace(self) -> Workplace:
-        """Where draws are collected, by p₀ and what is possible: what a worker in another process makes for itself."""
+    def context(self) -> WorkerContext:
+        """Sampler that draws are collected by: p₀ and what is possible. Each worker makes one for itself."""
         constraint = possible(self.lm, self.bound_potential, self.cases, self.num_tokens, self.eos)
         model = TwistedLM(self.lm, None, self.eos, constraint=constraint)
         check_room(model, self.cases, self.prompts.names, self.num_tokens)
-        return Workplace(Sampler(model, self.bound_potential, self.num_tokens), self.cases)
+        return WorkerContext(Sampler(model, self.bound_potential, self.num_tokens), self.cases)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is sent to other processes: there all that has been loaded is loaded anew."""
@@ -392,7 +391,7 @@ class Target:
             ExactSamplesError: it is of another target or version, or was changed.
             RunError: it is missing, corrupt or damaged.
         """
-        return believed(given, self.fingerprint, self.workplace().sampler, self.cases)
+        return believed(given, self.fingerprint, self.context().sampler, self.cases)
 
     def texts(self, samples: Samples) -> list[str]:
         """The continuations, without the prompt."""

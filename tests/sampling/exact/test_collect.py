@@ -17,16 +17,15 @@ from twistlm.models.base import Prompts
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.exact.collection import Collection, ExactSamples, load
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.smc import Keep
-from twistlm.sampling.workplace import Workplace
 
 
 def collected(case: Case, **changes: object) -> Collection:
     asked = {"num_samples": None, "max_draws": 4000, "chunk": 1000} | changes
     budget = Budget(**{name: asked.pop(name) for name in ("num_samples", "max_draws", "chunk")})
     return collect(
-        Rng(0), Workplace(Sampler(case.twisted, case.potential, 3), [case.at]), budget, target="target-a", **asked
+        Rng(0), WorkerContext(Sampler(case.twisted, case.potential, 3), [case.at]), budget, target="target-a", **asked
     )
 
 
@@ -116,11 +115,11 @@ def test_refusals(case: Case, tmp_path: Path) -> None:
         collection.exact.take(10**6)
     unbounded = TablePotential(torch.zeros(3), 3)
     with pytest.raises(UpperBoundError, match="declares none"):
-        collect(Rng(0), Workplace(Sampler(case.base, unbounded, 3), [case.at]), Budget(10), target="t")
+        collect(Rng(0), WorkerContext(Sampler(case.base, unbounded, 3), [case.at]), Budget(10), target="t")
     rare = TablePotential(torch.full((3,), -60.0), 3)
     object.__setattr__(rare, "log_upper_bound", 0.0)
     with pytest.raises(ExactSamplesError, match=r"none of 100 draws.*below 3.0e-02"):
-        collect(Rng(0), Workplace(Sampler(case.base, rare, 3), [case.at]), Budget(100, chunk=100), target="t")
+        collect(Rng(0), WorkerContext(Sampler(case.base, rare, 3), [case.at]), Budget(100, chunk=100), target="t")
 
 
 def test_features_recorded_match_recomputed() -> None:

@@ -31,10 +31,9 @@ from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.exact.file import Stream
 from twistlm.sampling.exact.origins import Origins
 from twistlm.sampling.exact.provenance import Seen, refuse_offered
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.training.config import TrainingConfig
 
 SMALL: dict[str, Any] = {"num_samples": None, "max_draws": 96, "chunk": 32}
@@ -285,7 +284,7 @@ def test_nan_and_infinity_bound_nothing(tmp_path: Path) -> None:
         with pytest.raises(UpperBoundError, match=f"declares {bound}"):
             exact.collect(
                 Rng(0),
-                Workplace(Sampler(TwistedLM(lm, None, "ignore"), potential, 2), cases([torch.tensor([1])])[0]),
+                WorkerContext(Sampler(TwistedLM(lm, None, "ignore"), potential, 2), cases([torch.tensor([1])])[0]),
                 Budget(8),
                 target="t",
             )

@@ -14,11 +14,10 @@ from twistlm.core.rng import Rng
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.proposals import Proposal, base, twist_induced
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.sampling.workplace import Workplace
 from twistlm.testing import check_loss
 from twistlm.testing.laws.loss import expectation, expected_log_phi, ratio
 from twistlm.training.losses import objective
@@ -287,7 +286,7 @@ def test_a_mixture_has_as_many_siblings_as_the_part_with_the_fewest(case: Case) 
     for name in ("tokens", "log_ratio"):
         expected = torch.cat([getattr(few.siblings, name), getattr(many.siblings, name)[..., :2]])
         torch.testing.assert_close(getattr(both, name), expected, rtol=0, atol=0)
-    place = Workplace(Sampler(case.base, case.potential, 3), [case.at])
+    place = WorkerContext(Sampler(case.base, case.potential, 3), [case.at])
     collected = collect(Rng(7), place, Budget(64, chunk=64), target="t", keep=Keep(siblings=2))
     setting = Setting(sampler, [case.at], collected, num_siblings=4)
     batch = get_source("proposal+draws")(Rng(0), setting, 8)

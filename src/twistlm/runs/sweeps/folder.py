@@ -29,7 +29,6 @@ from twistlm.core.errors import RunError, TwistError
 from twistlm.core.exports import frame
 from twistlm.core.folders import Draft, is_occupied, writing
 from twistlm.core.storage import as_json, as_type, load_json, load_typed, remove_temporary, save_json
-from twistlm.core.work import Failure
 from twistlm.runs.folder import Evaluation, RunFolder, versions
 from twistlm.runs.folder.evaluations import CERTIFICATE
 from twistlm.runs.folder.place import check_own, load_description, says
@@ -120,6 +119,14 @@ class AskedSweep:
             del fields["plugins"]
         values: dict[str, Any] = as_json(fields)
         return values
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run could not be done: the kind of error and its one-line message."""
+
+    error: str
+    message: str
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,18 @@ from typing import Any
 from twistlm.certificates.bounds import main_bounds
 from twistlm.certificates.evidence import FEWEST_EXACT
 from twistlm.core.advice import coded
-from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, UpperBoundError
+from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, TwistError, UpperBoundError
 from twistlm.core.places import shown
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import RECORD_BYTES, check_sizes
-from twistlm.core.work import Engine
+from twistlm.core.work import HERE, Engine
 from twistlm.potentials.base import power_of
 from twistlm.runs.aim import Aim, aimed
 from twistlm.runs.config import FOLDS, RunConfig
-from twistlm.runs.engines.local import Local
 from twistlm.runs.experiments import Preset
 from twistlm.runs.experiments.methods import METHODS, in_order
 from twistlm.runs.run import Run
-from twistlm.runs.sweeps.folder import AskedSweep, AskedTarget, Cell, Reference, SweepFolder
+from twistlm.runs.sweeps.folder import AskedSweep, AskedTarget, Cell, Failure, Reference, SweepFolder
 from twistlm.runs.sweeps.pooled import Pooled
 from twistlm.runs.train import collect, train
 from twistlm.sampling.target import Target
@@ -156,7 +155,7 @@ def sweep(request: Request, out: Path, *, engine: Engine | None = None, overwrit
             _run(
                 folder,
                 [_Piece(request, folder.path, folder.draws if draws else None, cell) for cell in todo],
-                engine or Local(),
+                engine or HERE,
             )
         # Also where an earlier attempt was killed just before.
         _refer(request, folder)
@@ -224,9 +223,9 @@ def _run(folder: SweepFolder, pieces: list["_Piece"], engine: Engine) -> None:
     print(f"{total} runs, {before} of them done already")
     failures, start = {}, time.monotonic()
     folder.failures = {}
-    with engine.open(_no_context) as team:
-        for done, (number, failure) in enumerate(team.do(pieces), 1):
-            cell = pieces[number].cell
+    with engine.start(_no_context) as workers:
+        for done, failure in enumerate(workers.do(pieces, None), 1):
+            cell = pieces[done - 1].cell
             if failure is not None:
                 failures[cell] = failure
                 folder.failures = failures
@@ -241,14 +240,21 @@ def _no_context() -> None:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One run of the sweep at `path` from wherever it is to its certificate."""
+    """One run of the sweep at `path` from wherever it is to its certificate, or why that cannot be had."""
 
     request: Request
     path: Path
     draws: Path | None
     cell: Cell
 
-    def __call__(self, context: None) -> None:
+    def __call__(self, context: None) -> Failure | None:
+        try:
+            self._do()
+        except TwistError as error:
+            return Failure(type(error).__name__, " ".join(str(error).split()))
+        return None
+
+    def _do(self) -> None:
         config, folder, cell = self.request.config(self.cell.method), SweepFolder(self.path), self.cell
         with _named(cell):
             run = train(

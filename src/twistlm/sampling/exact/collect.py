@@ -30,7 +30,7 @@ from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.signals import Terminated
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
-from twistlm.core.work import Alone, in_order
+from twistlm.core.work import HERE, Engine
 from twistlm.potentials.conditions import conditioned, num_following
 from twistlm.potentials.protocol import Potential
 from twistlm.sampling.cases import Case, Cases
@@ -40,10 +40,9 @@ from twistlm.sampling.exact.file import Stream, accepts
 from twistlm.sampling.exact.ruled_out import Learner, next_look
 from twistlm.sampling.explored import Explored
 from twistlm.sampling.proposals import twist_induced
-from twistlm.sampling.sampler import Sampler
+from twistlm.sampling.sampler import Sampler, WorkerContext
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import NOTHING, Keep
-from twistlm.sampling.workplace import Workers, Workplace
 
 # Between saves of a collection in progress: a kill costs no more than that, and files with features are large.
 SAVE_SECONDS = 15.0
@@ -58,7 +57,7 @@ class DrawChunk:
     keep: Keep
     ruled_out: Explored | None = None
 
-    def __call__(self, at: Workplace) -> "tuple[DrawChunk, Samples]":
+    def __call__(self, at: WorkerContext) -> "tuple[DrawChunk, Samples]":
         """Do it."""
         cases = [at.cases[r] for r in self.chunk.rows]
         return self, base_draws(self.rng, at.sampler, cases, self.chunk.each, self.keep, self.ruled_out)
@@ -66,14 +65,14 @@ class DrawChunk:
 
 def collect(
     rng: Rng,
-    here: Workplace,
+    here: WorkerContext,
     budget: Budget,
     *,
     target: str,
     so_far: Collection | None = None,
     save_to: Path | None = None,
     keep: Keep = NOTHING,
-    team: Workers | None = None,
+    engine: Engine = HERE,
 ) -> Collection:
     """Draw from p₀ until the budget is spent.
 
@@ -90,7 +89,7 @@ def collect(
         save_to: file to write every `SAVE_SECONDS`, at the end, and when the process is told to end.
         keep: what is kept (and saved) of every token: features, so that a head trains on the draws without a second
             pass over them, and siblings.
-        team: who draws, at workplaces like this one; None draws here.
+        engine: who draws; its workers have such a context.
 
     Raises:
         ConfigError: there is no room for so many draws.
@@ -106,7 +105,7 @@ def collect(
     there = _InProgress(here, budget, target, so_far, save_to)
     with bar("exact samples", there.total) as report, there.kept():
         while not there.is_complete:
-            for made in in_order(team or Alone(here), there.wave(rng, keep)):
+            for made in engine.do(there.wave(rng, keep), here):
                 there.take(*made)
                 report(*there.said)
                 if there.is_complete:
@@ -119,7 +118,7 @@ class _InProgress:
     """What has been drawn of a collection, and what is to be drawn next."""
 
     def __init__(
-        self, here: Workplace, budget: Budget, target: str, so_far: Collection | None, save_to: Path | None
+        self, here: WorkerContext, budget: Budget, target: str, so_far: Collection | None, save_to: Path | None
     ) -> None:
         self._here, self._budget, self._target = here, budget, target
         self._bound = bound_of(here.sampler.potential)
@@ -211,7 +210,7 @@ class _InProgress:
         return collection
 
 
-def _judged(piece: DrawChunk, draws: Samples, here: Workplace, bound: float, target: str) -> Collection:
+def _judged(piece: DrawChunk, draws: Samples, here: WorkerContext, bound: float, target: str) -> Collection:
     """A chunk's draws and which of them are accepted."""
     # Sequences of one prompt share its tensor, which those from elsewhere do not.
     prompts = [here.cases[r].prompt for r in piece.chunk.rows for _ in range(piece.chunk.each)]

@@ -18,7 +18,7 @@ from twistlm.potentials import Classifier, Regex
 from twistlm.runs.train import default_config
 from twistlm.sampling import mixture
 
-PROMPTS = Prompts.read(Path(__file__).parents[2] / "prompts.txt")
+PROMPTS = Prompts.read(Path(__file__).parents[1] / "prompts.txt")
 ENGINES = ("local", "ray")
 
 

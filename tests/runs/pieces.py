@@ -25,7 +25,7 @@ class Work:
     def __call__(self, context: list[int]) -> tuple[str, int, int, int]:
         context[1] += 1
         if self.name == "refused":
-            raise TrainingError(f"refused\nby {torch.get_num_threads()} threads")
+            raise TrainingError(f"refused by {torch.get_num_threads()} threads")
         if self.name == "bug":
             raise ZeroDivisionError("by nothing")
         if self.name == "killed":
