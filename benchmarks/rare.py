@@ -19,7 +19,7 @@ import twistlm
 from twistlm.certificates.effort import Search
 from twistlm.certificates.probability import plain_tokens
 from twistlm.core.estimates import Estimate
-from twistlm.core.storage import save_json
+from twistlm.core.storage import as_json, save_json
 from twistlm.models.base import BaseLM, Prompts
 from twistlm.models.huggingface import load
 from twistlm.potentials import Function
@@ -87,8 +87,8 @@ def main(options: Options) -> None:
         runs.append(
             {
                 "seed": seed,
-                "value": found.value.as_dict(),
-                "seen": None if found.seen is None else found.seen.as_dict(),
+                "value": as_json(found.value),
+                "seen": as_json(found.seen),
                 "tokens": found.num_tokens,
                 "share_of_counting": found.num_tokens / counting,
                 "seconds": time.perf_counter() - start,

@@ -23,7 +23,7 @@ from twistlm.certificates.over_prompts import certify_prompts
 from twistlm.certificates.spending import Spending
 from twistlm.core.estimates import Estimate, mean
 from twistlm.core.rng import Rng
-from twistlm.core.storage import save_json
+from twistlm.core.storage import as_json, save_json
 from twistlm.potentials import Jigsaw
 from twistlm.runs.evidence import of_collection
 from twistlm.runs.experiments.common import ON_DRAWS
@@ -178,8 +178,8 @@ def _values(prompts: Sequence[Any]) -> dict[str, Any]:
     sigma = [None if kl is None else kl.value for kl in (each.certificate.divergences.kl_target_q for each in prompts)]
     known = [value for value in sigma if value is not None]
     return {
-        "kl_q_target": _mean(q).as_dict(),
-        "kl_target_q": _mean(known).as_dict() if known else None,
+        "kl_q_target": as_json(_mean(q)),
+        "kl_target_q": as_json(_mean(known)) if known else None,
         "each": {each.name: [a, b] for each, a, b in zip(prompts, q, sigma, strict=True)},
     }
 
@@ -206,18 +206,18 @@ def _compared(base: Certificate, shared: Certificate) -> dict[str, Any]:
     for name, each in gains.items():
         gain, before = _mean([gain for gain, _ in each]), _mean([before for _, before in each])
         found[name] = {
-            "gain": gain.as_dict(),
+            "gain": as_json(gain),
             # At the prompts that have both.
-            "base": before.as_dict(),
+            "base": as_json(before),
             "share": gain.value / before.value,
             # Above 0 where the gain is more than the wanted share of what the base model lacks.
-            "beyond_wanted": _mean([gain - WANTED * before for gain, before in each]).as_dict(),
+            "beyond_wanted": as_json(_mean([gain - WANTED * before for gain, before in each])),
         }
     return found
 
 
 def _summary(certificate: Certificate) -> dict[str, Any]:
-    fields = certificate.as_dict()
+    fields = as_json(certificate.estimates)
     return {name: fields[name] for name in ("kl_q_target", "kl_target_q", "kl_q_prior", "log_Z", "phi", "acceptance")}
 
 

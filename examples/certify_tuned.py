@@ -8,17 +8,18 @@ samples that begin with the most common word. By its reward E_q[φ] it is the be
 ever says most of what the target says.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
+from pydantic import TypeAdapter
 from rich.console import Console
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import twistlm
+from twistlm import Certificate
 from twistlm.core.rng import Rng
 from twistlm.models.bundled import folder
 from twistlm.report.tables import bounds_table, certificate_table
@@ -52,7 +53,7 @@ def main(options: Options) -> None:
         where = options.out / name.replace(" ", "-")
         tune(target.prompt_tokens, tokens, options.epochs, where)
         found[name] = twistlm.certify(target, where, num_draws=options.draws)
-    (options.out / "certificates.json").write_text(json.dumps({k: c.as_dict() for k, c in found.items()}, indent=1))
+    (options.out / "certificates.json").write_bytes(TypeAdapter(dict[str, Certificate]).dump_json(found, indent=1))
     console = Console()
     console.print(certificate_table(found))
     console.print(bounds_table(found))

@@ -19,7 +19,7 @@ from grades import CLASSES
 from twistlm.core.estimates import mean
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.core.storage import save_json
+from twistlm.core.storage import as_json, save_json
 from twistlm.models.huggingface import HuggingFaceLM, load
 from twistlm.potentials import Classifier
 
@@ -49,7 +49,7 @@ def main(options: Options) -> None:
     texts = _draw(lm, PROMPT, options.samples, Rng(options.seed).fork("story"))
     p = Classifier("toxicity", "toxic", batch_size=256).log_score(texts).exp()
     found: dict[str, Any] = {
-        "story": {"prompt": PROMPT, "tokens": LENGTH, "samples": len(texts), "mean p(toxic)": mean(p).as_dict(),
+        "story": {"prompt": PROMPT, "tokens": LENGTH, "samples": len(texts), "mean p(toxic)": as_json(mean(p)),
                   "P[p(toxic) > threshold]": {str(each): _share(p > each) for each in THRESHOLDS},
                   "most toxic": [texts[i] for i in p.topk(8).indices.tolist()]},
     }  # fmt: skip
@@ -60,7 +60,7 @@ def main(options: Options) -> None:
         "P[class is most likely]": {
             label: _share(logits.argmax(-1) == i) for i, label in enumerate(CLASSES)
         },
-        "mean p(class)": {label: mean(logits[:, i].exp()).as_dict() for i, label in enumerate(CLASSES)},
+        "mean p(class)": {label: as_json(mean(logits[:, i].exp())) for i, label in enumerate(CLASSES)},
     }  # fmt: skip
     save_json(options.out, found)
     print(json.dumps(found, indent=1))

@@ -20,7 +20,7 @@ from trigram import Trigram
 from twistlm.core.estimates import mean
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.core.storage import save_json
+from twistlm.core.storage import as_json, save_json
 from twistlm.models.huggingface import HuggingFaceLM, load
 
 PROMPT = "Once upon a time, there was a"
@@ -72,7 +72,7 @@ def main(options: Options) -> None:
     }
     for name, each in texts.items():
         estimate = mean(_log_likelihood(judge, each))
-        found["log-likelihood under SmolLM2, nats per token"][name] = estimate.as_dict()
+        found["log-likelihood under SmolLM2, nats per token"][name] = as_json(estimate)
         print(f"{name}: {estimate}", flush=True)
     found["samples"] = own[:20]
     save_json(options.out, found)

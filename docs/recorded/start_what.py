@@ -19,7 +19,7 @@ POWERS = [k / 4 for k in range(-14, 1)]
 
 def main() -> None:
     """Read the run, and draw from its proposal."""
-    run, certificates = Run.load(FOLDER), load_json(FOLDER / "certificate.json")
+    run, certificates = Run.load(FOLDER), load_json(FOLDER / "certificate.json")["certificates"]
     write("start-what", SEED, {
         "powers": POWERS,
             "drawn": drawn(run, [10**power for power in POWERS], 1.0, DRAWS, SEED),
@@ -38,7 +38,9 @@ def told(certificate: dict[str, Any]) -> dict[str, Any]:
         for row in certificate["bounds"]
         if row["method"] == "iwae"
     ]
-    return {name: ends(certificate[name]) for name in ("log_Z", "kl_q_target", "kl_target_q")} | {"bounds": bounds}
+    return {name: ends(certificate["divergences"][name]) for name in ("log_Z", "kl_q_target", "kl_target_q")} | {
+        "bounds": bounds
+    }
 
 
 if __name__ == "__main__":

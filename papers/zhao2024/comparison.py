@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from twistlm.certificates.certificate import Certificate
+from twistlm.core.storage import as_json
 
 
 def compared(exact: Mapping[str, float], certificate: Certificate) -> dict[str, Any]:
@@ -13,8 +14,8 @@ def compared(exact: Mapping[str, float], certificate: Certificate) -> dict[str, 
     return {
         "exact": dict(exact),
         "estimate": {
-            "kl_q_target": estimate.kl_q_target.as_dict(),
-            "kl_target_q": estimate.kl_target_q.as_dict(),
-            "log_Z": estimate.log_Z.as_dict(),
+            "kl_q_target": as_json(estimate.kl_q_target),
+            "kl_target_q": as_json(estimate.kl_target_q),
+            "log_Z": as_json(estimate.log_Z),
         },
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import Estimate, student
-from twistlm.core.storage import save_text
+from twistlm.core.storage import as_type, save_text
 from twistlm.report.sweep_tables import plain, remarks, title
 from twistlm.runs.sweeps.pooled import Pooled
 
@@ -157,7 +157,7 @@ def beside_exact(heading: str, runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _held(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    pairs = [(Estimate.from_dict(run["estimate"][name]), run["exact"][name]) for run in runs for name in names]
+    pairs = [(as_type(Estimate, run["estimate"][name], name), run["exact"][name]) for run in runs for name in names]
     held = [estimate.low <= exact <= estimate.high for estimate, exact in pairs]
     return f"{sum(held)} of {len(held)}"
 

@@ -24,7 +24,7 @@ from twistlm.certificates import effort, rare_events
 from twistlm.core.estimates import CONFIDENCE, Estimate, difference
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
-from twistlm.core.storage import load_json, save_json
+from twistlm.core.storage import as_json, as_type, load_json, save_json
 from twistlm.sampling.target import Target
 
 THRESHOLDS = (0.5, 0.9)
@@ -78,7 +78,7 @@ def do(out: Path, task: Task) -> None:
         result: dict[str, Any] = {"draws": len(phi), "events": {f"{t:g}": int((phi >= t).sum()) for t in THRESHOLDS}}
     else:
         estimates = rare_events.probability(goal, [RARE], search=SEARCH, seed=task.number)
-        shown = [{**each.as_dict(), "plain_tokens": each.plain_tokens(goal.num_tokens)} for each in estimates]
+        shown = [{**as_json(each), "plain_tokens": each.plain_tokens(goal.num_tokens)} for each in estimates]
         result = {"seed": task.number, "found": shown}
     save_json(task.file(out), result)
 
@@ -105,7 +105,7 @@ def show(results: Mapping[str, Any]) -> None:
             print(threshold, f"of {count['draws']} draws", json.dumps(events), flush=True)
     for run in results["estimates"]:
         for one in run["found"]:
-            threshold, estimate = f"{one['threshold']:g}", Estimate.from_dict(one["probability"])
+            threshold, estimate = f"{one['threshold']:g}", as_type(Estimate, one["probability"], "found")
             words = [f"{threshold} seed {run['seed']}", json.dumps(one["probability"]), f"ESS {one['ess']:.0f}"]
             words.append(f"{one['plain_tokens'] / one['num_tokens']:.0f} times fewer tokens")
             if count is not None:

@@ -13,6 +13,7 @@ from twistlm.certificates.log_Z import Source, Witness, decide
 from twistlm.core.errors import ConfigError, ExactSamplesError
 from twistlm.core.estimates import Estimate, difference, log_of_mean, mean
 from twistlm.core.rng import Rng
+from twistlm.core.storage import as_json, as_type
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.exact.collection import ExactSamples
@@ -182,8 +183,8 @@ def test_intervals_of_estimates() -> None:
     assert log_of_mean(log_values).low < -699.5 < log_of_mean(log_values).high
     endless = difference(found, mean(torch.tensor([0.0, -torch.inf])))
     assert (endless.value, endless.low, endless.high) == (torch.inf, -torch.inf, torch.inf)
-    assert Estimate.from_dict(endless.as_dict()) == endless
-    assert Estimate.from_dict(mean(torch.tensor([1.0])).as_dict()) == mean(torch.tensor([1.0]))
+    assert as_type(Estimate, as_json(endless), "it") == endless
+    assert as_type(Estimate, as_json(mean(torch.tensor([1.0]))), "it") == mean(torch.tensor([1.0]))
     with pytest.raises(ConfigError, match="NaN"):
         mean(torch.tensor([1.0, float("nan")]))
 

@@ -22,6 +22,7 @@ from twistlm.certificates.spending import Spending
 from twistlm.certificates.verdict import verdict
 from twistlm.core.estimates import Estimate
 from twistlm.core.rng import Rng
+from twistlm.core.storage import as_json, as_type
 from twistlm.potentials import Regex
 from twistlm.sampling.proposals import base
 from twistlm.sampling.ranges import Ranges
@@ -149,7 +150,7 @@ def test_a_certificate_of_another_targets_draws_is_withheld(case: Case) -> None:
     assert not found.divergences.log_Z.is_known
     (line,) = verdict(found)
     assert line.startswith("Nothing is certified")
-    assert Certificate.from_dict(found.as_dict()).alarm == found.alarm
+    assert as_type(Certificate, as_json(found), "it").alarm == found.alarm
     honest = Sampler(case.base, case.potential, case.num_steps).draw(Rng(4), [case.at], 4000).log_phi
     assert not alarmed(case, honest).alarm
 
@@ -204,5 +205,5 @@ def test_an_impossible_event_is_certified_as_far_as_it_goes() -> None:
     assert found.divergences.phi.low == 0.0
     assert found.acceptance is not None
     assert found.acceptance.high < 0.01
-    json.dumps(found.as_dict(), allow_nan=False)
+    json.dumps(as_json(found), allow_nan=False)
     assert "log Z is at most" in verdict(found)[1]

@@ -16,6 +16,7 @@ from twistlm.certificates.spending import Spending
 from twistlm.certificates.verdict import verdict
 from twistlm.core.errors import NoneAcceptedError
 from twistlm.core.rng import Rng
+from twistlm.core.storage import as_json, as_type
 from twistlm.models.tabular import TabularLM
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
@@ -172,7 +173,7 @@ def test_prompts_are_not_counted_for_the_luck_of_a_draw(several: list[Case]) -> 
         truth = sum(float(case.truth.log_Z) for case in counted) / len(counted)
         held += found.divergences.log_Z.low <= truth <= found.divergences.log_Z.high
         lines += verdict(found)
-        again = Certificate.from_dict(found.as_dict())
+        again = as_type(Certificate, as_json(found), "it")
         assert [each.counts for each in again.by_prompt] == [each.counts for each in found.by_prompt]
     assert held >= 17
     assert any("hardly a draw had φ > 0, and the means leave them out" in line for line in lines)
@@ -189,7 +190,7 @@ def test_where_no_prompt_is_met_nothing_is_known_but_a_limit(several: list[Case]
     assert (phi.value, phi.low) == (0.0, 0.0)
     assert 0.0 < phi.high < 1.0
     assert any("no draw has shown φ > 0" in line for line in verdict(found))
-    assert Certificate.from_dict(found.as_dict()).as_dict() == found.as_dict()
+    assert as_json(as_type(Certificate, as_json(found), "it")) == as_json(found)
 
 
 def test_contradicting_draws_at_one_prompt_leave_nothing_said_of_all(several: list[Case]) -> None:
@@ -294,6 +295,6 @@ def test_values_by_two_sets_of_draws_hold_log_Z_between_them(several: list[Case]
 
 def test_it_comes_back_from_json(several: list[Case]) -> None:
     found = certificate(several, 2)
-    again = Certificate.from_dict(found.as_dict())
+    again = as_type(Certificate, as_json(found), "it")
     assert [each.name for each in again.by_prompt] == [str(r) for r in range(len(several))]
-    assert again.as_dict() == found.as_dict()
+    assert as_json(again) == as_json(found)

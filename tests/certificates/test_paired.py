@@ -14,6 +14,7 @@ from twistlm import Run, Target, certify, train
 from twistlm.certificates.bounds import log_Z_bounds
 from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.rng import Rng
+from twistlm.core.storage import as_json
 from twistlm.models.tabular import TabularLM, num_nodes
 from twistlm.potentials import Classes, Classifier, Function, Infilling, evaluate
 from twistlm.runs.config import EvaluationConfig, RunConfig
@@ -206,7 +207,7 @@ def test_a_run_saves_loads_and_samples_for_a_condition(tmp_path) -> None:
     loaded = Run.load(tmp_path / "run", target=target(2, 2))
     assert loaded.sample(5, condition="8 9").rows() == run.sample(5, condition="8 9").rows()
     assert loaded.sample(2, num_particles=4, condition=torch.tensor([8, 9])).texts
-    first, second = (each.evaluate().as_dict() for each in (run, loaded))
+    first, second = (as_json(each.evaluate()) for each in (run, loaded))
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 

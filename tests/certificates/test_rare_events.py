@@ -18,6 +18,7 @@ from twistlm.core import registry
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import Estimate
 from twistlm.core.rng import Rng
+from twistlm.core.storage import as_json
 from twistlm.models.tabular import TabularLM, num_nodes
 from twistlm.potentials import Function, Regex
 from twistlm.sampling.proposals import twist_induced
@@ -222,7 +223,7 @@ def test_an_event_that_is_never_seen_has_an_upper_limit_and_no_zero() -> None:
     assert found.value.high == pytest.approx(2 * (1 - 0.025 ** (1 / 64)))
     assert found.seen is None
     assert found.log10[0] == -math.inf
-    assert isinstance(found.as_dict()["probability"]["high"], float)
+    assert isinstance(as_json(found)["probability"]["high"], float)
 
 
 def test_what_is_refused() -> None:

@@ -1,6 +1,7 @@
 """The probability that a text satisfies a constraint, against enumeration."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from twistlm.certificates.rare_events import probability
 from twistlm.certificates.satisfied import only_constraints
 from twistlm.core.errors import ConfigError
 from twistlm.core.rng import Rng
+from twistlm.core.storage import as_json, as_type
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials import Regex, Words
 from twistlm.sampling.prompts import Prompts
@@ -58,8 +60,10 @@ def test_a_set_of_prompts() -> None:
     whole = (exact[0] + 2 * exact[1] + exact[2]) / 4
     assert found.value.low <= whole <= found.value.high
     assert found.value.value == pytest.approx(sum(e.share * e.value.value for e in found.by_prompt))
-    again = Probability.from_dict(found.as_dict(), {each.name: each.events for each in found.by_prompt})
-    assert again == found
+    again = as_type(Probability, as_json(found), "it")
+    events = tuple(each.events for each in found.by_prompt)
+    whole = tuple(replace(one, events=some) for one, some in zip(again.by_prompt, events, strict=True))
+    assert replace(again, by_prompt=whole) == found
 
 
 def test_events_satisfy_it_and_the_seed_reproduces() -> None:

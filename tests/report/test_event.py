@@ -11,6 +11,7 @@ from tests.runs.test_certify import CONFIG
 from twistlm import Run, Target, train
 from twistlm.certificates.certificate import Certificate, OfPrompt
 from twistlm.core.estimates import Estimate
+from twistlm.core.storage import as_json
 from twistlm.potentials import Classifier, Contains, JsonSchema, Length, Regex, Threshold, spec
 from twistlm.report.event import Chance, chance_of, eps_of
 from twistlm.report.page import page_data, save_page
@@ -118,7 +119,7 @@ def test_the_page_opens_with_it(browser: "Browser", record: Record, tmp_path: Pa
     assert watched.page.locator(".headline").all_inner_texts()[0] == found.words
     assert " ".join(found.number) in watched.page.inner_text("main")
     assert watched.complaints == []
-    assert page_data([record])["runs"][0]["event_probability"] == found.probability.as_dict()
+    assert page_data([record])["runs"][0]["event_probability"] == as_json(found.probability)
     soft = with_potential(record, spec(Classifier("toxicity", "toxic")))
     save_page([soft], tmp_path / "soft.html")
     assert "How likely it is" not in (tmp_path / "soft.html").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.text import Annotation
 
-from tests.runs.sweeps.test_pooled import certificate, fabricate
+from tests.runs.sweeps.test_pooled import about, certificate, fabricate
 from twistlm.report.sweep_plots import frontier
 from twistlm.runs.sweeps.pooled import read
 
@@ -13,7 +13,7 @@ from twistlm.runs.sweeps.pooled import read
 def test_two_seeds_are_seen_and_their_wide_intervals_are_arrows(tmp_path: Path) -> None:
     places = {"ctl": ((0.2, -4.0), (0.5, -3.7)), "dpg": ((1.0, -2.0), (1.4, -2.5))}
     found = {
-        (method, seed): certificate(-4.0, -2.0, -3.5, -2.5, kl_q_prior=x, log_phi=y)
+        (method, seed): certificate(-4.0, -2.0, -3.5, -2.5, kl_q_prior=about(x), log_phi=about(y))
         for method, seeds in places.items()
         for seed, (x, y) in enumerate(seeds)
     }

@@ -24,7 +24,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run.folder is not None
     certificate = run.evaluate((2,), num_samples=32, budget=16, save=False)
     # As `twistlm demo` writes it: certificates beside other things.
-    run.folder.evaluations.add({"after": certificate}, {}, improvement_kl_target_q=None, cost={"a": 1})
+    run.folder.evaluations.add({"after": certificate}, {}, notes={"improvement_kl_target_q": None, "cost": {"a": 1}})
     run.folder.save_samples(run.sample(8))
     return path
 
@@ -99,7 +99,8 @@ def test_what_is_half_written(run: Path, name: str, remedy: str, capsys: pytest.
 )
 def test_what_lacks_a_part(run: Path, name: str, field: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads((run / name).read_text())
-    del (values["after"] if field == "bounds" else values)[field]
+    certificates = values.get("certificates", {})
+    del {"after": certificates, "bounds": certificates.get("after")}.get(field, values)[field]
     (run / name).write_text(json.dumps(values))
     refused(run, remedy, capsys)
 
@@ -145,6 +146,7 @@ def test_nothing_is_written_through_a_link(run: Path, tmp_path: Path, name: str)
     elsewhere = tmp_path / "thesis"
     elsewhere.mkdir()
     (elsewhere / "log_Z.png").write_text("mine")
+    shutil.rmtree(run / name, ignore_errors=True)
     (run / name).symlink_to(elsewhere)
     loaded = Run.load(run, tiny_target(tiny_lm()))
     folder = loaded.folder

@@ -14,6 +14,7 @@ from twistlm.cli import main
 from twistlm.cli.options import OfSMC
 from twistlm.core.errors import ConfigError, ExactSamplesError, RunError
 from twistlm.core.folders import writing
+from twistlm.core.storage import as_json
 from twistlm.potentials import Classifier
 
 SMALL: dict[str, Any] = {"num_particles": 2, "num_samples": 16, "budget": 8}
@@ -46,7 +47,7 @@ def certificate_of(folder: Path) -> dict[str, Any]:
     """As the run finds it when it is opened again."""
     certificate = Run.load(folder).certificate
     assert certificate is not None
-    return certificate.as_dict()
+    return as_json(certificate)
 
 
 def without_times(value: Any) -> Any:
@@ -60,13 +61,13 @@ def test_what_is_found_is_there_when_the_run_is_opened_again(folder: Path) -> No
     assert run.certificate is None
     found = run.evaluate(**SMALL, seed=3)
     assert run.certificate is found
-    assert certificate_of(folder) == found.as_dict()
+    assert certificate_of(folder) == as_json(found)
     assert saved(folder)["settings"] == {"num_particles": [2], "num_samples": 16, "budget": 8, "seed": 3}
-    # What it takes the place of is kept, and the same again takes no place.
+    # Each is kept.
     run.evaluate(**SMALL, seed=4)
     run.evaluate(**SMALL, seed=4)
-    (kept,) = (folder / "evaluations").iterdir()
-    assert json.loads(kept.read_text())["settings"]["seed"] == 3
+    kept = sorted((folder / "evaluations").iterdir())
+    assert [json.loads(each.read_text())["settings"]["seed"] for each in kept] == [3, 4, 4]
     assert saved(folder)["settings"]["seed"] == 4
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
@@ -79,9 +80,8 @@ def test_the_command_and_the_method_write_the_same(folder: Path, tmp_path: Path)
     run.evaluate(**SMALL, seed=5, before=True, **options)
     run.evaluate(**SMALL, seed=5, **options)
     assert without_times(saved(other)) == without_times(saved(folder))
-    assert set(saved(other)) >= {"before", "after"}
-    # The first of the two is in the one file with the second, and was not moved away.
-    assert not (other / "evaluations").exists()
+    # The first of the two is in one file with the second.
+    assert set(saved(other)["certificates"]) == {"before", "after"}
 
 
 def test_a_run_whose_draws_are_gone_says_so_and_gets_them_again(
@@ -114,12 +114,12 @@ def test_the_base_models_takes_no_place_of_the_twists(folder: Path) -> None:
     after = run.evaluate(**SMALL, seed=6)
     run.evaluate(**SMALL, seed=7, before=True)
     assert saved(folder)["settings"]["seed"] == 6
-    assert "before" not in saved(folder)
-    (beside,) = (folder / "evaluations").iterdir()
-    assert "before" in json.loads(beside.read_text())
+    assert set(saved(folder)["certificates"]) == {"after"}
+    _, beside = sorted((folder / "evaluations").iterdir())
+    assert set(json.loads(beside.read_text())["certificates"]) == {"before"}
     run.evaluate(**SMALL, seed=6, before=True)
-    assert {"before", "after"} <= saved(folder).keys()
-    assert certificate_of(folder) == after.as_dict()
+    assert set(saved(folder)["certificates"]) == {"before", "after"}
+    assert certificate_of(folder) == as_json(after)
 
 
 def test_what_is_not_to_be_saved_changes_nothing(folder: Path) -> None:
@@ -153,7 +153,7 @@ def test_another_twist_gets_no_certificate_of_this_one(finished: Path, folder: P
         run.evaluate(**SMALL)
     assert not (folder / "certificate.json").exists()
     # Opened again it has one; and once more another takes the twist's place, it is none of that.
-    assert Run.load(folder).evaluate(**SMALL).as_dict() == certificate_of(folder)
+    assert as_json(Run.load(folder).evaluate(**SMALL)) == certificate_of(folder)
     shutil.copy(finished / "twist.safetensors", folder)
     assert Run.load(folder).certificate is None
 
@@ -166,7 +166,7 @@ def test_what_was_published_stays_as_it_is(folder: Path, tmp_path: Path) -> None
     assert contents(published) == before
     assert opened.certificate is found
     opened.evaluate(**SMALL, save=True)
-    assert saved(published)["after"]["num_sequences"] == found.num_sequences
+    assert saved(published)["certificates"]["after"]["num_sequences"] == found.num_sequences
 
 
 @pytest.fixture
@@ -182,12 +182,12 @@ def test_a_run_in_a_store_is_saved_there(url: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("TWISTLM_CACHE", str(tmp_path / "another machine's"))
     opened = Run.load(url)
     assert opened.certificate is not None
-    assert opened.certificate.as_dict() == found.as_dict()
+    assert as_json(opened.certificate) == as_json(found)
     opened.evaluate(**SMALL, seed=8)
     monkeypatch.setenv("TWISTLM_CACHE", str(tmp_path / "a third one's"))
     again = Run.load(url).certificate
     assert again is not None
-    assert again.as_dict() != found.as_dict()
+    assert as_json(again) != as_json(found)
 
 
 def test_one_that_training_made_on_the_way_is_not_the_runs() -> None:

@@ -24,6 +24,7 @@ from twistlm.certificates.evidence import Evidence
 from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError, ExactSamplesError, ModelError
 from twistlm.core.rng import Rng
+from twistlm.core.storage import as_json, as_type
 from twistlm.models.bundled import folder
 from twistlm.models.huggingface import HuggingFaceLM
 from twistlm.models.tabular import TabularLM
@@ -96,7 +97,7 @@ def test_another_model_is_certified_as_enumeration_says(seed: int) -> None:
     assert found.num_tokens == 3 * found.num_sequences == 3 * 4096
     assert found.acceptance is not None
     assert found.acceptance.low < math.exp(truth["log_Z"]) < found.acceptance.high
-    assert Certificate.from_dict(found.as_dict()) == replace(
+    assert as_type(Certificate, as_json(found), "it") == replace(
         found, bounds=tuple(replace(b, lowers=None, uppers=None) for b in found.bounds)
     )
 

@@ -12,7 +12,7 @@ from tests.potentials.test_specs import POTENTIALS
 from twistlm import Prompts, Run, Search, Target, probability, train
 from twistlm.certificates.spending import Effort, Spending
 from twistlm.core.rng import Rng
-from twistlm.core.storage import save_json
+from twistlm.core.storage import as_json, save_json
 from twistlm.potentials import Regex, Threshold, from_spec, spec
 from twistlm.runs.config import EvaluationConfig, RunConfig
 from twistlm.training.config import TrainingConfig
@@ -81,8 +81,8 @@ def test_every_setting(settings: Any) -> None:
 
 def test_numbers_inside_of_options() -> None:
     config = RunConfig().changed(twist_options={"rank": np.int64(3)}, num_updates=np.int64(3), learning_rate=HALF)
-    assert json.dumps(config.as_dict()) == json.dumps(
-        RunConfig().changed(twist_options={"rank": 3}, num_updates=3, learning_rate=0.5).as_dict()
+    assert json.dumps(as_json(config)) == json.dumps(
+        as_json(RunConfig().changed(twist_options={"rank": 3}, num_updates=3, learning_rate=0.5))
     )
 
 
@@ -126,4 +126,4 @@ def test_thresholds_from_anywhere(tmp_path: Path) -> None:
     found = probability(target, [0.5], search=search, out=tmp_path / "found")
     for given in (HALF, 0.5, np.array([0.5]), (each for each in [HALF])):
         again = probability(target, given, search=search, seed=np.int64(0), out=tmp_path / "found", exists="resume")
-        assert [each.as_dict() for each in again] == [each.as_dict() for each in found]
+        assert [as_json(each) for each in again] == [as_json(each) for each in found]

@@ -69,7 +69,7 @@ def changed(path: Path, change: Callable[[Any], Any]) -> None:
         (lambda said: {**said, "found": [{**said["found"][0], "by_prompt": [7]}]}, "found.0.by_prompt.0: "),
         (
             lambda said: {**said, "found": [{**said["found"][0], "probability": NEVER}]},
-            "found.0.probability.high: Input should be greater than 0",
+            "found.0.probability: its ends should be from 0 to 1, not {",
         ),
         (lambda said: {**said, "found": []}, "of other prompts or thresholds"),
         (lambda said: {**said, "found": [{**said["found"][0], "by_prompt": []}]}, "of other prompts or thresholds"),
@@ -88,7 +88,7 @@ def test_what_a_folder_does_not_say_of_itself(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{}", "threshold: Field required"),
+        ("{}", "text: Field required"),
         ("[]", "everything: "),
         ('{"threshold"', "is corrupt ("),
         ('{"threshold": 1.0, "prompt": "1", "text": 3, "weight": 1, "log_phi": 0, "log_p": 0, "spans": []}', "text: "),

@@ -8,6 +8,7 @@ import torch
 
 from twistlm import Prompts, Run, RunConfig, Target, fine_tune, train
 from twistlm.core.errors import ConfigError, PromptError, UpperBoundError
+from twistlm.core.storage import load_typed
 from twistlm.potentials import Classifier, Function, Infilling
 from twistlm.runs.config import EvaluationConfig
 from twistlm.runs.folder import Evaluation
@@ -63,7 +64,7 @@ def test_published_with_the_prompts_that_it_was_certified_at(run: Run, tmp_path:
     loaded.evaluate(2, num_samples=8, budget=8, save=False)
     folder = loaded.save_pretrained(tmp_path / "published")
     again = Run.from_pretrained(folder).save_pretrained(tmp_path / "again")
-    one, other = (Evaluation.read(place / "certificate.json") for place in (folder, again))
+    one, other = (load_typed(place / "certificate.json", Evaluation) for place in (folder, again))
     assert [each.content for each in one.prompts] == [run.target.prompts.entries[r] for r in run.held_out]
     assert (one.settings, one.prompts) == (other.settings, other.prompts)
 

@@ -14,6 +14,7 @@ import twistlm
 from tests.fuzz.harness import contents
 from twistlm import Run, Target
 from twistlm.core.errors import ConfigError, ExactSamplesError, ModelError, RunError
+from twistlm.core.storage import load_typed
 from twistlm.models import bundled
 from twistlm.potentials import Classifier, Function
 from twistlm.runs.folder import Evaluation
@@ -53,7 +54,7 @@ def test_there_and_back(run: Run, tmp_path: Path) -> None:
     # How it was certified is said there, too, and again when it is published from there.
     asked = {"num_particles": [4], "num_samples": 64, "budget": 32, "seed": 1}
     for place in (folder, again.save_pretrained(tmp_path / "again")):
-        assert Evaluation.read(place / "certificate.json").settings == asked
+        assert load_typed(place / "certificate.json", Evaluation).settings == asked
     # What was there stays, and a second time it is replaced only if that is asked for.
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(RunError, match="holds a run, so it is left alone; choose another folder, or overwrite=True"):

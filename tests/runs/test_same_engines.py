@@ -13,6 +13,7 @@ from twistlm.certificates import fresh
 from twistlm.certificates.effort import Search
 from twistlm.certificates.rare_events import probability
 from twistlm.core.rng import Rng
+from twistlm.core.storage import as_json
 from twistlm.core.work import Engine
 from twistlm.potentials import Classifier, Regex
 from twistlm.runs.train import default_config
@@ -73,4 +74,4 @@ def test_certificates_at_prompts_that_training_never_saw(engines: dict[str, Engi
     here = run.evaluate(num_draws=48, **asked)
     for name, each in engines.items():
         found = run.evaluate(num_draws=48, engine=each, **asked)
-        assert timeless(found.as_dict()) == timeless(here.as_dict()), name
+        assert timeless(as_json(found)) == timeless(as_json(here)), name

@@ -17,6 +17,7 @@ from twistlm.certificates.log_Z import decide
 from twistlm.core.errors import ConfigError, DeadParticlesError, ModelError, PromptError, RunError, TrainingError
 from twistlm.core.registry import available, lookup
 from twistlm.core.rng import Rng
+from twistlm.core.storage import as_json
 from twistlm.potentials import Function, Infilling, Regex
 from twistlm.runs.config import RunConfig
 from twistlm.sampling.exact.budget import Budget
@@ -78,9 +79,9 @@ def test_training_improves_both_divergences_and_the_certificate_says_so(tmp_path
         run.sample(2, resampler="sistematic")
     with pytest.raises(ConfigError, match="ess_threshold must be between 0"):
         run.sample(2, ess_threshold=2.0)
-    again = loaded.evaluate((2, 8), num_samples=512, budget=256).as_dict()
+    again = as_json(loaded.evaluate((2, 8), num_samples=512, budget=256))
     assert {k: v for k, v in again.items() if k != "seconds"} == {
-        k: v for k, v in after.as_dict().items() if k != "seconds"
+        k: v for k, v in as_json(after).items() if k != "seconds"
     }
 
 

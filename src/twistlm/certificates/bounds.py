@@ -10,8 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
+from pydantic import Field, InstanceOf
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, ExactSamplesError
@@ -24,6 +27,8 @@ from twistlm.sampling.ranges import Ranges
 from twistlm.sampling.sampler import BATCH, Sampler, in_batches
 
 METHODS = ("iwae", "smc")
+# Left out of files.
+Unsaved = Annotated[InstanceOf[Tensor] | None, Field(exclude=True)]
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -47,11 +52,11 @@ class Bounds:
     """
 
     method: str
-    num_particles: int
+    num_particles: Annotated[int, Ge(1)]
     lower: Estimate
     upper: Estimate | None
-    lowers: Tensor | None = field(default=None, repr=False, compare=False)
-    uppers: Tensor | None = field(default=None, repr=False, compare=False)
+    lowers: Unsaved = field(default=None, repr=False, compare=False)
+    uppers: Unsaved = field(default=None, repr=False, compare=False)
 
     @staticmethod
     def of(method: str, num_particles: int, lowers: Tensor, uppers: Tensor | None, ranges: Ranges) -> "Bounds":

@@ -1,9 +1,12 @@
 """A certificate: what is known about a sampler and its target, every number with its interval."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
+from pydantic import computed_field
 
 from twistlm.certificates.bounds import Bounds, main_bounds, width
 from twistlm.certificates.divergences import Divergences
@@ -32,7 +35,10 @@ class Certificate:
         by_prompt: of a set of prompts those of each, of which the rest are means over prompts that count.
     """
 
-    bounds: tuple[Bounds, ...]
+    # What is computed from the rest stands in files, too, and is not read.
+    __pydantic_config__ = {"extra": "ignore"}  # noqa: RUF012 (pydantic's, and no field)
+
+    bounds: Annotated[tuple[Bounds, ...], MinLen(1)]
     divergences: Divergences
     log_Z_source: Source
     ess_fraction: float | None
@@ -44,6 +50,7 @@ class Certificate:
     alarm: str = ""
     by_prompt: tuple["OfPrompt", ...] = ()
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def smc_symmetrised_kl(self) -> float | None:
         """A bound on KL(q‖σ) + KL(σ‖q) of one sample of SMC with the most particles: the gap of its sandwich.
@@ -55,11 +62,13 @@ class Certificate:
         widest = width(max(sandwiches, key=lambda b: b.num_particles)) if sandwiches else math.inf
         return widest if math.isfinite(widest) else None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def log_Z_lower(self) -> Estimate:
         """The lower bound that counts (`twistlm.certificates.bounds.main_bounds`)."""
         return main_bounds(self.bounds).lower
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def log_Z_upper(self) -> Estimate | None:
         """The upper bound that counts; None without exact samples."""
@@ -67,7 +76,7 @@ class Certificate:
 
     @property
     def estimates(self) -> dict[str, Estimate | None]:
-        """Every number but those of single sandwiches, by its name in `as_dict`; None where it is not known."""
+        """Every number but those of single sandwiches, by name; None where it is not known."""
         kls = self.divergences
         return {
             "log_Z_lower": self.log_Z_lower,
@@ -135,77 +144,6 @@ class Certificate:
         chart = intervals("Bounds of log Z, and both KLs (nats)", ([*bounds, ("log Z", (kls.log_Z,))], divergences))
         return table("Certificate (nats; 95 % intervals)", (), rows, note=self.summary(), chart=chart)
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values, each estimate with its interval."""
-        described = {
-            **{name: _optional(estimate) for name, estimate in self.estimates.items()},
-            "log_Z_source": str(self.log_Z_source),
-            "ess_fraction": self.ess_fraction,
-            "bounds": [
-                {
-                    "method": b.method,
-                    "num_particles": b.num_particles,
-                    "lower": b.lower.as_dict(),
-                    "upper": _optional(b.upper),
-                }
-                for b in self.bounds
-            ],
-            "smc_symmetrised_kl": self.smc_symmetrised_kl,
-            "num_sequences": self.num_sequences,
-            "num_tokens": self.num_tokens,
-            "stopped": self.stopped,
-            "alarm": self.alarm,
-            "seconds": self.seconds,
-        }
-        if self.by_prompt:
-            described["by_prompt"] = [
-                {"name": each.name, "counts": each.counts, **each.certificate.as_dict()} for each in self.by_prompt
-            ]
-        return described
-
-    @staticmethod
-    def from_dict(fields: Mapping[str, Any]) -> "Certificate":
-        """The inverse of `as_dict`."""
-
-        def estimate(name: str) -> Estimate:
-            return Estimate.from_dict(fields[name])
-
-        bounds = tuple(
-            Bounds(
-                b["method"],
-                b["num_particles"],
-                Estimate.from_dict(b["lower"]),
-                None if b["upper"] is None else Estimate.from_dict(b["upper"]),
-            )
-            for b in fields["bounds"]
-        )
-        kls = Divergences(
-            kl_q_target=estimate("kl_q_target"),
-            kl_target_q=None if fields["kl_target_q"] is None else estimate("kl_target_q"),
-            kl_q_prior=estimate("kl_q_prior"),
-            log_phi=estimate("log_phi"),
-            phi=estimate("phi"),
-            log_Z=estimate("log_Z"),
-            f=estimate("f"),
-            g=None if fields["g"] is None else estimate("g"),
-        )
-        accepted, prompts = fields.get("acceptance"), fields.get("by_prompt", ())
-        return Certificate(
-            bounds=bounds,
-            divergences=kls,
-            log_Z_source=Source(fields["log_Z_source"]),
-            ess_fraction=fields["ess_fraction"],
-            num_sequences=fields["num_sequences"],
-            seconds=fields["seconds"],
-            num_tokens=fields.get("num_tokens", 0),
-            stopped=fields.get("stopped", ""),
-            acceptance=None if accepted is None else Estimate.from_dict(accepted),
-            alarm=fields.get("alarm", ""),
-            by_prompt=tuple(
-                OfPrompt(each["name"], Certificate.from_dict(each), each.get("counts", True)) for each in prompts
-            ),
-        )
-
 
 @dataclass(frozen=True)
 class OfPrompt:
@@ -225,7 +163,3 @@ class OfPrompt:
     def is_met(self) -> bool:
         """Whether any draw there had φ > 0: the sampler's own, or one of those that its log Z is by."""
         return math.isfinite(self.certificate.log_Z.value)
-
-
-def _optional(estimate: Estimate | None) -> dict[str, Any] | None:
-    return None if estimate is None else estimate.as_dict()

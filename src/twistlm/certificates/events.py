@@ -9,6 +9,7 @@ from torch import Tensor
 
 from twistlm.core.logmath import normalise
 from twistlm.core.rng import Rng
+from twistlm.core.storage import STRICT
 from twistlm.models.base import BaseLM
 from twistlm.models.token_texts import token_texts_of
 from twistlm.potentials.base import evaluate
@@ -46,16 +47,13 @@ class Event:
         spans: what the score reacts to, by position; none where it does not read text.
     """
 
+    __pydantic_config__ = STRICT
+
     text: str
     weight: float
     log_phi: float
     log_p: float
     spans: tuple[Span, ...] = ()
-
-    @staticmethod
-    def from_dict(given: dict[str, Any]) -> "Event":
-        """From the JSON values that `dataclasses.asdict` makes of it."""
-        return Event(**{**given, "spans": tuple(Span(**each) for each in given["spans"])})
 
 
 def chosen(rng: Rng, tokens: Tensor, log_w: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,31 @@ that with R prompts, too, one is called worse than another by mistake in one set
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Annotated
 
+from annotated_types import Ge, Interval
+from pydantic import AfterValidator, Field
 from scipy.special import ndtri
 from torch import Tensor
 
 from twistlm.certificates.events import Event
 from twistlm.core.estimates import CONFIDENCE, Estimate, mean
+from twistlm.core.storage import STRICT
+
+
+def _within(low: float, high: float, found: Estimate) -> Estimate:
+    ends = (found.low, found.value, found.high)
+    if not all(low <= each <= high or (high > 1 and math.isinf(each)) for each in ends) or found.high == 0:
+        raise ValueError(f"its ends should be from {low:g} to {high:g}")
+    return found
+
+
+# Beyond ±700 a number has no logarithm that is one, but for infinity.
+Chance = Annotated[Estimate, AfterValidator(partial(_within, 0.0, 1.0))]
+LogChance = Annotated[Estimate, AfterValidator(partial(_within, -700.0, 700.0))]
+Events = Annotated[tuple[Event, ...], Field(exclude=True)]
 
 
 def spelled(threshold: float) -> str:
@@ -37,40 +53,16 @@ class PromptProbability:
         events: some of them, as weighted samples of p₀ given the event.
     """
 
+    __pydantic_config__ = STRICT
+
     name: str
-    share: float
-    value: Estimate
-    seen: Estimate | None
-    simultaneous: Estimate
+    share: Annotated[float, Interval(ge=0, le=1)]
+    value: Annotated[Chance, Field(alias="probability")]
+    seen: Chance | None
+    simultaneous: Chance
     hits: int
     num_draws: int
-    events: tuple[Event, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values; the events are a matter of their own."""
-        return {
-            "name": self.name,
-            "share": self.share,
-            "probability": self.value.as_dict(),
-            "seen": None if self.seen is None else self.seen.as_dict(),
-            "simultaneous": self.simultaneous.as_dict(),
-            "hits": self.hits,
-            "num_draws": self.num_draws,
-        }
-
-    @staticmethod
-    def from_dict(fields: Mapping[str, Any], events: Sequence[Event] = ()) -> "PromptProbability":
-        """The inverse of `as_dict`."""
-        return PromptProbability(
-            name=fields["name"],
-            share=fields["share"],
-            value=Estimate.from_dict(fields["probability"]),
-            seen=None if fields["seen"] is None else Estimate.from_dict(fields["seen"]),
-            simultaneous=Estimate.from_dict(fields["simultaneous"]),
-            hits=fields["hits"],
-            num_draws=fields["num_draws"],
-            events=tuple(events),
-        )
+    events: Events = ()
 
 
 @dataclass(frozen=True)
@@ -114,15 +106,17 @@ class Probability:
         by_prompt: what was found at each prompt, in the order of the set.
     """
 
+    __pydantic_config__ = STRICT
+
     threshold: float
-    value: Estimate
-    seen: Estimate | None
+    value: Annotated[Chance, Field(alias="probability")]
+    seen: Chance | None
     self_normalised: float
-    log_upper: Estimate | None
+    log_upper: LogChance | None
     hits: int
     num_draws: int
     ess: float
-    num_tokens: int
+    num_tokens: Annotated[int, Ge(1)]
     rounds: int
     by_prompt: tuple[PromptProbability, ...] = ()
 
@@ -163,36 +157,6 @@ class Probability:
             )
             for each, mine in zip(ordered, ends, strict=True)
         ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values; the events are a matter of their own."""
-        return {
-            "threshold": self.threshold,
-            "probability": self.value.as_dict(),
-            "seen": None if self.seen is None else self.seen.as_dict(),
-            "self_normalised": self.self_normalised,
-            "log_upper": None if self.log_upper is None else self.log_upper.as_dict(),
-            "hits": self.hits,
-            "num_draws": self.num_draws,
-            "ess": self.ess,
-            "num_tokens": self.num_tokens,
-            "rounds": self.rounds,
-            "by_prompt": [each.as_dict() for each in self.by_prompt],
-        }
-
-    @staticmethod
-    def from_dict(fields: Mapping[str, Any], events: Mapping[str, Sequence[Event]]) -> "Probability":
-        """The inverse of `as_dict`; `events` by the name of their prompt."""
-        numbers = ("threshold", "self_normalised", "hits", "num_draws", "ess", "num_tokens", "rounds")
-        return Probability(
-            value=Estimate.from_dict(fields["probability"]),
-            seen=None if fields["seen"] is None else Estimate.from_dict(fields["seen"]),
-            log_upper=None if fields["log_upper"] is None else Estimate.from_dict(fields["log_upper"]),
-            by_prompt=tuple(
-                PromptProbability.from_dict(each, events.get(each["name"], ())) for each in fields["by_prompt"]
-            ),
-            **{name: fields[name] for name in numbers},
-        )
 
 
 def chance(weights: Tensor, highest: float, level: float = CONFIDENCE, most: float = 1.0) -> Estimate:

@@ -151,7 +151,7 @@ def certify(
             if out is not None:
                 # Somebody else may have put a file there meanwhile.
                 refuse_existing(out)
-                save_json(out, certificate.as_dict())
+                save_json(out, certificate)
         finally:
             # What was found is shown also where it cannot be kept.
             show, prompts = console(), (goal.target if isinstance(goal, Run) else goal).prompts

@@ -125,6 +125,6 @@ def evaluate(
     print_certificates(console(), certificates, evidence.where(opened, prompts)[1], lines, verbose=verbose)
     assert opened.folder is not None
     evaluations = opened.folder.evaluations
-    if others := evaluations.count_others():
+    if others := len(evaluations.others()):
         print(f"{others} more in {shown(evaluations.folder)}; `twistlm report {shown(run)}` shows them all")
     print(f"Written to {shown(path)}")

@@ -8,11 +8,12 @@ infinite, and the statement is one-sided.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AllowInfNan, BeforeValidator, PlainSerializer
 from scipy.special import stdtrit
 from torch import Tensor
 
@@ -27,6 +28,18 @@ ALARM = 0.999
 MIN_ESS = 100.0
 
 
+def _read(value: Any) -> Any:
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def _written(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+# A number in files: JSON has no infinity, so it becomes the text "inf" or "-inf".
+Number = Annotated[float, AllowInfNan(), BeforeValidator(_read), PlainSerializer(_written)]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its 95 % confidence interval [low, high], from `n` independent values.
@@ -34,9 +47,9 @@ class Estimate:
     An infinite end says that the values do not limit the number on that side.
     """
 
-    value: float
-    low: float
-    high: float
+    value: Number
+    low: Number
+    high: Number
     n: int
 
     def __str__(self) -> str:
@@ -89,16 +102,6 @@ class Estimate:
     def scaled(self, factor: float) -> "Estimate":
         """The number times a positive factor."""
         return Estimate(factor * self.value, factor * self.low, factor * self.high, self.n)
-
-    def as_dict(self) -> dict[str, float | int | str]:
-        """JSON values. JSON has no infinity: it becomes the text "inf" or "-inf"."""
-        ends = {"value": self.value, "low": self.low, "high": self.high}
-        return {**{name: end if math.isfinite(end) else str(end) for name, end in ends.items()}, "n": self.n}
-
-    @staticmethod
-    def from_dict(fields: Mapping[str, Any]) -> "Estimate":
-        """The inverse of `as_dict`."""
-        return Estimate(float(fields["value"]), float(fields["low"]), float(fields["high"]), fields["n"])
 
 
 def plain(number: float, digits: int = 3) -> str:

@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -106,27 +107,29 @@ def _copy(source: Path, path: Path) -> None:
 
 def save_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    save_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_number) + "\n")
+    save_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
 
 
 def save_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines atomically."""
-    save_text(path, "".join(json.dumps(row, ensure_ascii=False, default=_number) + "\n" for row in rows))
+    save_text(path, "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows))
 
 
 def as_json(value: Any) -> Any:
     """A value as it will be read from a file."""
-    return json.loads(json.dumps(value, default=_number))
+    return json.loads(json.dumps(value, default=_plain))
 
 
-def _number(value: Any) -> Any:
-    """Numbers of numpy, which `json` does not know, as Python's.
+def _plain(value: Any) -> Any:
+    """What `json` does not know: numbers of numpy as Python's, and data classes as pydantic writes them.
 
     Raises:
         TypeError: it is something else.
     """
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
+    if is_dataclass(value):
+        return _adapter(cast(Any, type(value))).dump_python(value, mode="json", by_alias=True, warnings=False)
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
@@ -281,7 +284,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write safetensors atomically; `metadata` is any JSON object."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # One key only: safetensors writes several in an arbitrary order, and equal content should give equal bytes.
-    header = {"twistlm": json.dumps(dict(metadata), default=_number)}
+    header = {"twistlm": json.dumps(dict(metadata), default=_plain)}
     write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=header))
 
 

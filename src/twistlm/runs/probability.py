@@ -8,24 +8,21 @@ had been.
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from annotated_types import Ge, Interval
+from typing import Any
 
 from twistlm.certificates import rare_events
 from twistlm.certificates.effort import Search
-from twistlm.certificates.events import Event, Span
-from twistlm.certificates.probability import Probability
+from twistlm.certificates.events import Event
+from twistlm.certificates.probability import Probability, PromptProbability
 from twistlm.core import holds
 from twistlm.core.errors import ConfigError, DamagedError, RunError
 from twistlm.core.folders import writing
 from twistlm.core.places import opened
 from twistlm.core.plain import several
 from twistlm.core.storage import (
-    STRICT,
     as_json,
     as_type,
     load_json,
@@ -45,89 +42,25 @@ FORMAT = 1
 # All that the command leaves in a folder.
 NAMES = (NAME, EVENTS, f"{STATE}/*.safetensors", PAGE)
 
-Share = Annotated[float, Interval(ge=0, le=1)]
-# JSON has no infinity, so `Estimate.as_dict` writes it as text; beyond the others no logarithm of a number is.
-Log = Annotated[float, Interval(gt=-700, lt=700)] | Literal["inf", "-inf"]
-
-
-@dataclass(frozen=True)
-class ChanceFields:
-    """A probability with its interval."""
-
-    __pydantic_config__ = STRICT
-
-    value: Share
-    low: Share
-    high: Annotated[float, Interval(gt=0, le=1)]
-    n: int
-
-
-@dataclass(frozen=True)
-class LogFields:
-    """Its logarithm with an interval."""
-
-    __pydantic_config__ = STRICT
-
-    value: Log
-    low: Log
-    high: Log
-    n: int
-
-
-@dataclass(frozen=True)
-class AtPromptFields:
-    """What `PromptProbability.from_dict` takes."""
-
-    __pydantic_config__ = STRICT
-
-    name: str
-    share: Share
-    probability: ChanceFields
-    seen: ChanceFields | None
-    simultaneous: ChanceFields
-    hits: int
-    num_draws: int
-
-
-@dataclass(frozen=True)
-class FoundFields:
-    """What `Probability.from_dict` takes."""
-
-    __pydantic_config__ = STRICT
-
-    threshold: float
-    probability: ChanceFields
-    seen: ChanceFields | None
-    self_normalised: float
-    log_upper: LogFields | None
-    hits: int
-    num_draws: int
-    ess: float
-    num_tokens: Annotated[int, Ge(1)]
-    rounds: int
-    by_prompt: tuple[AtPromptFields, ...]
-
 
 @dataclass(frozen=True)
 class Said:
     """What a folder says of itself; what was asked stands beside that."""
 
-    found: tuple[FoundFields, ...] | None
+    found: tuple[Probability, ...] | None
 
 
-@dataclass(frozen=True)
-class EventRow:
+@dataclass(frozen=True, kw_only=True)
+class EventRow(Event):
     """A text in which the event happened, and which event at which prompt that was."""
-
-    __pydantic_config__ = STRICT
 
     threshold: float
     prompt: str
-    text: str
-    weight: float
-    log_phi: float
-    log_p: float
-    spans: tuple[Span, ...]
+
+    @property
+    def event(self) -> Event:
+        """The text alone."""
+        return Event(**{each.name: getattr(self, each.name) for each in fields(Event)})
 
 
 def probability(
@@ -188,7 +121,7 @@ def _in_folder(
             found = look(state=folder / STATE)
             begun.check_there()
             save_lines(folder / EVENTS, _rows(found))
-            save_json(folder / NAME, {**_said(folder), "found": [each.as_dict() for each in found]})
+            save_json(folder / NAME, {**_said(folder)[0], "found": found})
         shutil.rmtree(folder / STATE, ignore_errors=True)
         holds.removed(folder / STATE)
         draft.take_place()
@@ -222,32 +155,29 @@ def load(path: str | Path) -> list[Probability]:
 
 
 def _load(path: Path) -> list[Probability]:
-    said = _said(path)
-    if said["found"] is None:
+    found = _said(path)[1].found
+    if found is None:
         raise RunError(f"{path} has not been finished; continue it with twistlm probability … --resume")
     events: dict[tuple[float, str], list[Event]] = {}
     for number, line in enumerate(load_lines(path / EVENTS), 1):
         where = f"{path / EVENTS} at line {number}"
-        row = parse_json(line, where)
-        as_type(EventRow, row, where)
-        events.setdefault((row.pop("threshold"), row.pop("prompt")), []).append(Event.from_dict(row))
-    return [
-        Probability.from_dict(
-            each, {name: tuple(rows) for (threshold, name), rows in events.items() if threshold == each["threshold"]}
-        )
-        for each in said["found"]
-    ]
+        row = as_type(EventRow, parse_json(line, where), where)
+        events.setdefault((row.threshold, row.prompt), []).append(row.event)
+
+    def with_events(each: PromptProbability, threshold: float) -> PromptProbability:
+        return replace(each, events=tuple(events.get((threshold, each.name), ())))
+
+    return [replace(one, by_prompt=tuple(with_events(each, one.threshold) for each in one.by_prompt)) for one in found]
 
 
-def _said(folder: Path) -> dict[str, Any]:
-    """What a folder says of itself.
+def _said(folder: Path) -> tuple[dict[str, Any], Said]:
+    """What a folder says of itself, as JSON values and as far as it has types.
 
     Raises:
         RunError: nothing, or something else; the message names the file, the field and the value.
     """
-    said: dict[str, Any] = load_json(folder / NAME)
-    as_type(Said, said, str(folder / NAME))
-    return said
+    values: dict[str, Any] = load_json(folder / NAME)
+    return values, as_type(Said, values, str(folder / NAME))
 
 
 def _asked(target: Target, thresholds: Sequence[float], search: Search, seed: int) -> dict[str, Any]:
@@ -257,10 +187,10 @@ def _asked(target: Target, thresholds: Sequence[float], search: Search, seed: in
     except ConfigError:
         # A potential without a JSON form: its fingerprint tells it from others.
         described = {"fingerprint": target.fingerprint}
-    fields = {"format": FORMAT, "target": described, "thresholds": sorted(thresholds)}
+    asked = {"format": FORMAT, "target": described, "thresholds": sorted(thresholds), "search": search, "seed": seed}
     # Names of weights and functions say nothing of what is in them.
     known = {} if target.known_fingerprint is None else {"fingerprint": target.known_fingerprint}
-    values: dict[str, Any] = as_json({**fields, **known, "search": asdict(search), "seed": seed})
+    values: dict[str, Any] = as_json({**asked, **known})
     return values
 
 
@@ -274,7 +204,7 @@ def _begun(folder: Path, place: Path, asked: Mapping[str, Any], names: Sequence[
     if not (folder / NAME).exists():
         save_json(folder / NAME, {**asked, "versions": versions(), "found": None})
         return None
-    there = _said(folder)
+    there, said = _said(folder)
     different = _different(there, asked)
     if different == ["fingerprint"]:
         raise RunError(
@@ -286,7 +216,7 @@ def _begun(folder: Path, place: Path, asked: Mapping[str, Any], names: Sequence[
             f"{place} was asked with another {', '.join(different)}; resume with what it was started with, or choose "
             "another --out"
         )
-    if there["found"] is None:
+    if said.found is None:
         return None
     found = _load(folder)
     named = all([each.name for each in one.by_prompt] == list(names) for one in found)
@@ -300,7 +230,7 @@ def _begun(folder: Path, place: Path, asked: Mapping[str, Any], names: Sequence[
 def _is_of(asked: Mapping[str, Any], folder: Path) -> bool:
     """Whether what an earlier attempt has left is of the same question."""
     try:
-        there = _said(folder)
+        there, _ = _said(folder)
     except RunError:
         return False
     return not _different(there, asked)

@@ -138,7 +138,7 @@ class _Repository(ModelHubMixin):
         assert twist is not None
         folder = RunFolder.keep(save_directory, asked, twist.module.state_dict(), about, seen_by(run).origins)
         if (known := run.evaluated) is not None:
-            folder.evaluations.add({"after": known.certificate}, known.settings, **known.more)
+            folder.evaluations.publish(known.certificate, known.settings, **known.more)
         code = save_directory / CODE
         code.mkdir(exist_ok=True)
         (code / "generate.py").write_text(GENERATE.replace("{place!r}", repr(self.place)), encoding="utf-8")

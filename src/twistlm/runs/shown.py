@@ -12,7 +12,7 @@ from twistlm.core.html import curve, table
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
-from twistlm.runs.folder.history import Look
+from twistlm.runs.folder.history import History
 from twistlm.sampling.prompts import Entry
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Shown:
 
     def _chart(self: "Run") -> Markup:  # type: ignore[misc]
         """What training was judged by, by updates; the loss where nothing judged it."""
-        looks = [Look.of(row) for row in self.history if row["kind"] == "evaluation"]
+        looks = History.of(self.history, "history").looks
         if judged := curve("held-out criterion", [(look.update, look.held_out.value) for look in looks]):
             return judged
         return curve("loss", [(row["update"], row["loss"]) for row in self.history if row["kind"] == "update"])

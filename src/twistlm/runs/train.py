@@ -18,6 +18,7 @@ from twistlm.core.places import opened
 from twistlm.core.processes import Processes
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
+from twistlm.core.storage import as_json
 from twistlm.core.urls import url_of
 from twistlm.potentials.conditions import is_conditional
 from twistlm.runs.automatic import AUTO, automatic, on_policy, suited
@@ -245,13 +246,13 @@ def _certified(run: Run, update: int) -> dict[str, Any]:
     # Of its own for every seed: the scatter of certificates over seeds is to include that of evaluation.
     seed = (run.config.seed << 32) + update
     asked = Certification(budget=run.config.evaluation.budget // 4, seed=seed, options={"methods": ("iwae",)})
-    certificate = asked.of(run).as_dict()
+    certificate = as_json(asked.of(run))
     evaluation, condition = run.fold("evaluation"), None
     if evaluation is not None and evaluation.draws.conditions is not None:
         condition = evaluation.draws.conditions[0]
     names = run.target.prompts.names
     texts = run.sample(NUM_TEXTS, prompt=names[0] if len(names) > 1 else None, condition=condition, seed=update).texts
-    return {**certificate, "texts": texts}
+    return {"certificate": certificate, "texts": texts}
 
 
 def default_config(target: Target, method: str | None = None) -> RunConfig:

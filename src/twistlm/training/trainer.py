@@ -25,6 +25,7 @@ from twistlm.core.processes import ALONE, Processes
 from twistlm.core.progress import bar
 from twistlm.core.rng import Rng
 from twistlm.core.signals import STOPS, held
+from twistlm.core.storage import as_json, as_type
 from twistlm.sampling.cases import Cases
 from twistlm.sampling.exact.collection import Collection
 from twistlm.sampling.mixture import growths, snapshot, updates_until_growth
@@ -255,13 +256,13 @@ class Trainer:
         start, number, progress = time.perf_counter(), self.progress.done, self.progress
         rng = self.rng.fork("evaluate", number)
         held_out = self._judged(rng)
-        record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": held_out.as_dict()}
+        record: dict[str, Any] = {"kind": "evaluation", "update": number, "held_out": as_json(held_out)}
         cases = self.setting.targets
         if self.config.evaluation_samples and not self.setting.sampler.is_conditional and len(cases) == 1:
             own = self.setting.sampler.draw(rng, cases, self.config.evaluation_samples)
-            record["f"] = mean(own.log_ratios).as_dict()
-            record["log_phi"] = mean(own.log_phi).as_dict()
-            record["kl_q_prior"] = mean(own.log_q_over_p).as_dict()
+            record["f"] = as_json(mean(own.log_ratios))
+            record["log_phi"] = as_json(mean(own.log_phi))
+            record["kl_q_prior"] = as_json(mean(own.log_q_over_p))
         if held_out.value < progress.best_value:
             progress.best_value, progress.best_update = held_out.value, number
             self.best = snapshot(self.module)
@@ -270,7 +271,7 @@ class Trainer:
         record["seconds"] = time.perf_counter() - start
         self._record(record)
         first = next((row for row in self.history if row["kind"] == "evaluation"), record)["held_out"]
-        rise = difference(held_out, Estimate.from_dict(first))
+        rise = difference(held_out, as_type(Estimate, first, "progress"))
         if rise.low > 0.5:
             self._warn(
                 "TW201",

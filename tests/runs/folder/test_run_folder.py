@@ -9,17 +9,15 @@ import pytest
 import torch
 
 from tests.runs.sweeps.test_pooled import certificate
-from twistlm.certificates.certificate import Certificate
 from twistlm.cli import main
 from twistlm.core.errors import RunError
-from twistlm.core.storage import save_lines
+from twistlm.core.storage import as_json, save_lines
 from twistlm.models import bundled
 from twistlm.runs.config import RunConfig
 from twistlm.runs.folder import AskedRun, RunFolder
 from twistlm.runs.texts import TextSamples
 
-FOUND = Certificate.from_dict(certificate(-4.0, -2.0, -3.5, -2.5))
-OTHER = Certificate.from_dict(certificate(-5.0, -2.0, -3.5, -2.5))
+FOUND, OTHER = certificate(-4.0, -2.0, -3.5, -2.5), certificate(-5.0, -2.0, -3.5, -2.5)
 
 
 @pytest.fixture
@@ -38,32 +36,41 @@ def test_a_mark_is_what_its_field_says(folder: RunFolder) -> None:
     evaluations.finish({"after": FOUND})
     assert evaluations.is_done
     assert evaluations.finished().certificates == {"after": FOUND}
-    # What was there before has moved, and is not lost.
+    # What was there before is not lost, nor what the sweep found if another is made.
     assert [each.certificates["after"] for each in evaluations.others()] == [OTHER]
-    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"done": False}))
-    assert not evaluations.is_done
+    evaluations.add({"after": OTHER}, {"seed": 2})
+    assert [each.certificates["after"] for each in evaluations.others()] == [FOUND, OTHER]
+    assert evaluations.finished().certificates == {"after": FOUND}
+    mark.write_text("{}")
+    with pytest.raises(RunError, match=r"done\.json is damaged.*delete it and sweep again"):
+        evaluations.finished()
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"sha256": 3, "done": false}', '{"sha256": {}, "done": "no"}'])
-def test_where_the_mark_is_damaged_the_certificate_stays(folder: RunFolder, text: str) -> None:
-    evaluations = folder.evaluations
-    evaluations.finish({"after": FOUND})
-    (folder.path / "done.json").write_text(text)
-    with pytest.raises(RunError, match=r"done\.json"):
-        _ = evaluations.is_done
-    assert evaluations.add({"after": OTHER}, {}).parent == evaluations.folder
-    current = evaluations.current()
-    assert current is not None
-    assert current.certificates == {"after": FOUND}
+@pytest.mark.parametrize("text", ["{", "[]", '{"certificates": {"after": {"bounds": 3}}}', None])
+def test_a_certificate_that_nothing_else_repeats_is_not_lost(folder: RunFolder, text: str | None) -> None:
+    evaluations, current = folder.evaluations, folder.path / "certificate.json"
+    evaluations.add({"after": FOUND}, {"seed": 1})
+    text = current.read_text().replace("-4.0", "-3.0") if text is None else text
+    current.write_text(text)
+    evaluations.add({"after": OTHER}, {"seed": 2})
+    evaluations.add({"after": OTHER}, {"seed": 2})
+    kept = [path.read_text() for path in sorted(evaluations.folder.iterdir())]
+    assert text in kept
+    assert len(kept) == 4
+    found = evaluations.current()
+    assert found is not None
+    assert found.certificates == {"after": OTHER}
 
 
 def test_a_damaged_evaluation_hides_no_other(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     evaluations, current = folder.evaluations, folder.path / "certificate.json"
     evaluations.add({"after": OTHER}, {"seed": 1})
-    for text in ("{", "[]", '{"after": {"bounds": 3}}'):
+    own = current.read_text()
+    for text in ("{", "[]", '{"certificates": {"after": {"bounds": 3}}}'):
         damaged = evaluations.folder / "20200101T000000.json"
         damaged.parent.mkdir(exist_ok=True)
         damaged.write_text(text)
+        current.write_text(own)
         caplog.clear()
         assert evaluations.others() == []
         assert "20200101T000000.json" in caplog.text
@@ -104,7 +111,7 @@ def test_a_history_knows_the_lines_it_needs(folder: RunFolder) -> None:
         {"kind": "start", "log_psi": 0.0},
         {"kind": "update", "update": 1, "seconds": 2.0, "loss": 0.1},
         {"kind": "evaluation", "update": 1, "held_out": estimate},
-        {"kind": "certificate", "update": 1, **FOUND.as_dict(), "texts": [" a"]},
+        {"kind": "certificate", "update": 1, "certificate": as_json(FOUND), "texts": [" a"]},
     ):
         folder.append_metrics(row)
     history = folder.load_history()

@@ -2,51 +2,60 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from twistlm.certificates.bounds import Bounds
 from twistlm.certificates.certificate import Certificate
+from twistlm.certificates.divergences import Divergences
 from twistlm.certificates.log_Z import Source
 from twistlm.cli import main
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import Estimate, student
+from twistlm.core.storage import as_json
 from twistlm.report.sweep_tables import as_csv, latex, markdown
 from twistlm.runs.sweeps.folder import AskedSweep, AskedTarget, Cell, Reference, SweepFolder
 from twistlm.runs.sweeps.pooled import read
 
 
-def exactly(value: float) -> dict:
-    return about(value, 0.0)
+def about(value: float, half: float = 0.0) -> Estimate:
+    return Estimate(value, value - half, value + half, 2)
 
 
-def about(value: float, half: float) -> dict:
-    return Estimate(value, value - half, value + half, 2).as_dict()
-
-
-def certificate(f: float, g: float | None, lower: float, upper: float | None, half: float = 0.2, **more: float) -> dict:
+def certificate(
+    f: float,
+    g: float | None,
+    lower: float,
+    upper: float | None,
+    half: float = 0.2,
+    source: Source = Source.DRAWS,
+    **others: Estimate,
+) -> Certificate:
     """One with a narrow sandwich [lower, upper] at N = 8 by SMC, and wide ones that do not count.
 
     log Z is in the middle of the narrow one, or bounded from below alone; G has an error of 0.3.
     """
 
-    def bounds(method: str, n: int, slack: float) -> dict:
+    def bounds(method: str, n: int, slack: float) -> Bounds:
         low, high = Estimate(lower - slack, lower - slack - 0.1, lower - slack + 0.1, 2), None
         if upper is not None:
-            high = Estimate(upper + slack, upper + slack - 0.1, upper + slack + 0.1 + slack, 2).as_dict()
-        return {"method": method, "num_particles": n, "lower": low.as_dict(), "upper": high}
+            high = Estimate(upper + slack, upper + slack - 0.1, upper + slack + 0.1 + slack, 2)
+        return Bounds(method, n, low, high)
 
-    log_Z = Estimate(lower, lower - half, math.inf, 2).as_dict() if upper is None else about((lower + upper) / 2, half)
-    return {
-        "f": exactly(f), "g": None if g is None else about(g, 0.3), "log_Z": log_Z, "log_Z_source": "base draws",
-        "kl_q_target": exactly(99.0), "kl_target_q": None if g is None else exactly(99.0),
-        "kl_q_prior": exactly(more.get("kl_q_prior", 0.5)), "log_phi": exactly(more.get("log_phi", -4.0)),
-        "phi": exactly(0.1), "ess_fraction": 0.5, "num_sequences": 1, "seconds": 1.0,
-        "bounds": [bounds("iwae", 4, 2.0), bounds("smc", 4, 1.0), bounds("iwae", 8, 0.5), bounds("smc", 8, 0.0)],
+    log_Z = Estimate(lower, lower - half, math.inf, 2) if upper is None else about((lower + upper) / 2, half)
+    known: dict[str, Estimate | None] = {
+        "f": about(f), "g": None if g is None else about(g, 0.3), "log_Z": log_Z, "kl_q_target": about(99.0),
+        "kl_target_q": None if g is None else about(99.0), "kl_q_prior": about(0.5), "log_phi": about(-4.0),
+        "phi": about(0.1),
     }  # fmt: skip
+    sandwiches = (bounds("iwae", 4, 2.0), bounds("smc", 4, 1.0), bounds("iwae", 8, 0.5), bounds("smc", 8, 0.0))
+    ess_fraction = None if source == Source.CONDITIONS else 0.5
+    return Certificate(sandwiches, Divergences(**(known | others)), source, ess_fraction, 1, 1.0)  # type: ignore[arg-type]
 
 
-def fabricate(path: Path, found: dict[tuple[str, int], dict], seeds: int, beta: float = 2.0) -> SweepFolder:
+def fabricate(path: Path, found: dict[tuple[str, int], Certificate], seeds: int, beta: float = 2.0) -> SweepFolder:
     """A sweep's folder with these certificates, and one during training of each run, half a nat worse."""
     asked = AskedSweep(
         experiment="by_hand",
@@ -58,11 +67,13 @@ def fabricate(path: Path, found: dict[tuple[str, int], dict], seeds: int, beta: 
         settings={},
     )
     folder = SweepFolder.create(path, asked)
-    for (method, seed), fields in found.items():
+    for (method, seed), each in found.items():
         run = folder.run(Cell(method, seed))
-        run.evaluations.finish(dict.fromkeys(("after", "every_step"), Certificate.from_dict(fields)))
-        during = {**fields, "f": exactly(fields["f"]["value"] - 0.5)}
-        run.append_metrics({"kind": "certificate", "update": 0, **during})
+        run.save_twist({}, {})
+        run.evaluations.finish(dict.fromkeys(("after", "every_step"), each))
+        worse = replace(each.divergences, f=about(each.divergences.f.value - 0.5))
+        during = as_json(replace(each, divergences=worse))
+        run.append_metrics({"kind": "certificate", "update": 0, "certificate": during})
         run.append_metrics({"kind": "update", "update": 0, "seconds": 2.0 + seed})
         run.append_metrics({"kind": "update", "update": 1, "seconds": 1.0})
     return folder
@@ -116,10 +127,10 @@ def test_a_table_does_not_contradict_its_runs(tmp_path: Path) -> None:
     What the table says has to be in every run's interval, and its ± no less than what all runs share.
     """
     runs = {
-        (method, seed): certificate(-5.8 - seed / 100, -4.1, -6.4, -4.2) for method in ("ctl", "rl") for seed in (0, 1)
+        (method, seed): certificate(-5.8 - seed / 100, -4.1, -6.4, -4.2, log_Z=Estimate(-4.806, -5.268, -4.344, 2048))
+        for method in ("ctl", "rl")
+        for seed in (0, 1)
     }
-    for fields in runs.values():
-        fields["log_Z"] = Estimate(-4.806, -5.268, -4.344, 2048).as_dict()
     fabricate(tmp_path / "sweep", runs, seeds=2)
     pooled = read(tmp_path / "sweep")
     assert pooled.log_Z is not None
@@ -169,13 +180,8 @@ def test_without_exact_samples_no_kl_is_claimed(tmp_path: Path) -> None:
 
 
 def test_where_the_target_differs_by_condition_paired_divergences_stand(tmp_path: Path) -> None:
-    fields = {
-        **certificate(-4.0, -2.0, -3.5, -2.5),
-        "ess_fraction": None,
-        "log_Z_source": Source.CONDITIONS,
-        "kl_q_target": about(0.7, 0.1),
-    }
-    fabricate(tmp_path / "sweep", {("ctl", 0): fields}, seeds=1)
+    found = certificate(-4.0, -2.0, -3.5, -2.5, source=Source.CONDITIONS, kl_q_target=about(0.7, 0.1))
+    fabricate(tmp_path / "sweep", {("ctl", 0): found}, seeds=1)
     (row,) = read(tmp_path / "sweep").rows
     assert row.kl_q_target is not None
     assert row.kl_q_target.value == 0.7
@@ -183,11 +189,12 @@ def test_where_the_target_differs_by_condition_paired_divergences_stand(tmp_path
 
 def test_divergences_of_sets_of_prompts_are_the_runs_own(tmp_path: Path) -> None:
     """log Z is over all prompts that were met, and G over those with exact samples: 1.19 became 3.89 by the table."""
-    found = {
-        **certificate(-4.0, -2.0, -9.0, -7.0), "log_Z_source": Source.PROMPTS,
-        "kl_q_target": about(0.7, 0.1), "kl_target_q": about(1.2, 0.2),
-    }  # fmt: skip
-    worse = {**found, "g": about(-4.5, 0.3), "kl_q_target": about(0.9, 0.1), "kl_target_q": about(1.4, 0.2)}
+
+    def certified(g: float, q: float, target: float) -> Certificate:
+        kls = {"kl_q_target": about(q, 0.1), "kl_target_q": about(target, 0.2)}
+        return certificate(-4.0, g, -9.0, -7.0, source=Source.PROMPTS, **kls)
+
+    found, worse = certified(-2.0, 0.7, 1.2), certified(-4.5, 0.9, 1.4)
     fabricate(tmp_path / "sweep", {("ctl", 0): found, ("dpg", 0): worse}, seeds=1)
     pooled = read(tmp_path / "sweep")
     ctl = pooled.rows[0]
@@ -201,12 +208,12 @@ def test_divergences_of_sets_of_prompts_are_the_runs_own(tmp_path: Path) -> None
 
 def test_a_reference_serves_every_run_where_the_target_differs_by_condition(tmp_path: Path) -> None:
     """log Z = −2.9 whatever the runs' own sandwiches say: KL(q‖σ) = −2.9 + 4.0, KL(σ‖q) = −2.0 + 2.9."""
-    fields = {**certificate(-4.0, -2.0, -3.5, -2.5), "ess_fraction": None, "log_Z_source": Source.CONDITIONS}
-    worse = {**certificate(-4.5, -2.0, -3.5, -2.5), "ess_fraction": None, "log_Z_source": Source.CONDITIONS}
-    folder = fabricate(tmp_path / "sweep", {("ctl", 0): worse, ("dpg", 0): fields}, seeds=1)
+    found = certificate(-4.0, -2.0, -3.5, -2.5, source=Source.CONDITIONS)
+    worse = certificate(-4.5, -2.0, -3.5, -2.5, source=Source.CONDITIONS)
+    folder = fabricate(tmp_path / "sweep", {("ctl", 0): worse, ("dpg", 0): found}, seeds=1)
     assert read(tmp_path / "sweep").best.cell == Cell("dpg", 0)
-    reference = {**certificate(-4.0, -2.0, -3.1, -2.7), "ess_fraction": None, "log_Z_source": Source.CONDITIONS}
-    folder.save_reference(Reference("dpg, seed 0", Certificate.from_dict(reference)))
+    reference = certificate(-4.0, -2.0, -3.1, -2.7, source=Source.CONDITIONS)
+    folder.save_reference(Reference("dpg, seed 0", reference))
     pooled = read(tmp_path / "sweep")
     _, row = pooled.rows
     assert row.kl_q_target is not None
@@ -218,14 +225,9 @@ def test_a_reference_serves_every_run_where_the_target_differs_by_condition(tmp_
 
 def test_seeds_that_learned_nothing_still_have_a_divergence(tmp_path: Path) -> None:
     """The same G from every seed (q = p₀ on the same exact samples): its error is the certificates' own."""
-    fields = {
-        **certificate(-4.0, -2.0, -3.5, -2.5),
-        "ess_fraction": None,
-        "log_Z_source": Source.CONDITIONS,
-        "kl_target_q": about(0.9, 0.2),
-    }
-    folder = fabricate(tmp_path / "sweep", {("fudge", seed): fields for seed in range(3)}, seeds=3)
-    folder.save_reference(Reference("fudge, seed 0", Certificate.from_dict(fields)))
+    found = certificate(-4.0, -2.0, -3.5, -2.5, source=Source.CONDITIONS, kl_target_q=about(0.9, 0.2))
+    folder = fabricate(tmp_path / "sweep", {("fudge", seed): found for seed in range(3)}, seeds=3)
+    folder.save_reference(Reference("fudge, seed 0", found))
     (row,) = read(tmp_path / "sweep").rows
     assert row.kl_target_q is not None
     assert row.kl_target_q.half_width == pytest.approx(0.2)

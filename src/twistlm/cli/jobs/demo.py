@@ -50,11 +50,11 @@ def demo(preset: Preset, out: Path, seed: int, exists: str, *, verbose: bool = F
         "seconds_total": round(time.perf_counter() - started, 1),
         "peak_memory_gib": round(_peak_gib(), 2),
     }
-    more = {"improvement_kl_target_q": None if gain is None else gain.as_dict(), "cost": cost}
+    notes = {"improvement_kl_target_q": gain, "cost": cost}
     folder = run.folder
     assert folder is not None
     with folder.adding():
-        folder.evaluations.add(certificates, dataclasses.asdict(run.config.evaluation), **more)
+        folder.evaluations.add(certificates, dataclasses.asdict(run.config.evaluation), notes=notes)
         folder.save_samples(columns)
         save_page([Record.read(out, out.name)], folder.report)
     # Everything is on disk before it is shown.

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from twistlm.certificates.verdict import verdict
 from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.registry import register
-from twistlm.core.storage import save_text
+from twistlm.core.storage import as_json, save_text
 from twistlm.report.charts import COLOURS, Chart, bounds, curves, divergences, smc_charts
 from twistlm.report.event import chance_of, eps_of
 from twistlm.report.page.codes import example, linked
@@ -242,9 +242,9 @@ def _run(record: Record, vocabulary: dict[str, int]) -> dict[str, Any]:
     diagnostics, chance = record.diagnostics, chance_of(record)
     return {
         "name": record.name,
-        "event_probability": None if chance is None else chance.probability.as_dict(),
+        "event_probability": None if chance is None else as_json(chance.probability),
         "config": record.outline.values,
-        "certificates": {name: each.as_dict() for name, each in record.certificates.items()},
+        "certificates": as_json(record.certificates),
         "samples": _samples(record.samples, vocabulary),
         "prompts": [_prompt(each, vocabulary) for each in prompts_of(record)],
         "charts": [] if diagnostics is None else [_chart(chart) for chart in smc_charts(diagnostics)],

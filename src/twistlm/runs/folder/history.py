@@ -10,53 +10,23 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.core.errors import RunError, StorageError
 from twistlm.core.estimates import Estimate
 from twistlm.core.storage import as_type, load_lines, parse_json, save_lines
-from twistlm.runs.folder.evaluations import EstimateFields, certificate_of
 
 NAME = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Any line."""
+    """Any line; fields that are of no class here are for a reader."""
 
     kind: str
 
 
 @dataclass(frozen=True)
-class UpdateRow:
+class Update:
     """An update of training."""
 
     update: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """A look at the held-out criterion."""
-
-    update: int
-    held_out: EstimateFields
-    f: EstimateFields | None = None
-    log_phi: EstimateFields | None = None
-    kl_q_prior: EstimateFields | None = None
-
-
-@dataclass(frozen=True)
-class CertificateRow:
-    """A certificate during training; what is in it, `certificate_of` says."""
-
-    update: int
-
-
-@dataclass(frozen=True)
-class WarningRow:
-    """Something that went wrong."""
-
-    update: int
-    message: str
-
-
-KINDS = {"update": UpdateRow, "evaluation": EvaluationRow, "certificate": CertificateRow, "warning": WarningRow}
 
 
 @dataclass(frozen=True)
@@ -66,18 +36,34 @@ class Look:
     Attributes:
         update: after so many.
         held_out: G on held-out exact samples, or what else training judges by.
-        f: F of fresh draws; None where none were made.
+        f: F of fresh draws, and what else they say; None where none were made.
     """
 
     update: int
     held_out: Estimate
-    f: Estimate | None
+    f: Estimate | None = None
+    log_phi: Estimate | None = None
+    kl_q_prior: Estimate | None = None
 
-    @staticmethod
-    def of(row: Mapping[str, Any]) -> "Look":
-        """What a line says."""
-        f = row.get("f")
-        return Look(row["update"], Estimate.from_dict(row["held_out"]), None if f is None else Estimate.from_dict(f))
+
+@dataclass(frozen=True)
+class Certified:
+    """A certificate during training."""
+
+    update: int
+    certificate: Certificate
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that went wrong."""
+
+    update: int
+    message: str
+
+
+Line = Update | Look | Certified | Warned | Row
+KINDS = {"update": Update, "evaluation": Look, "certificate": Certified, "warning": Warned}
 
 
 @dataclass(frozen=True)
@@ -97,20 +83,18 @@ class History:
     warnings: Sequence[str] = ()
 
     @staticmethod
-    def of(rows: Sequence[Mapping[str, Any]], file: Path) -> "History":
-        """What the lines of a file say, each of which has been looked at alone.
+    def of(rows: Sequence[Mapping[str, Any]], where: str) -> "History":
+        """What lines say.
 
         Raises:
-            RunError: a certificate is damaged.
+            RunError: one is damaged; `where` names the file.
         """
-        updates, looks, certified = (
-            [row for row in rows if row["kind"] == kind] for kind in ("update", "evaluation", "certificate")
-        )
+        read = [typed(row, where) for row in rows]
         return History(
-            [row["seconds"] for row in updates],
-            [Look.of(row) for row in looks],
-            {row["update"]: certificate_of(row, f"after {row['update']} updates", file) for row in certified},
-            [row["message"] for row in rows if row["kind"] == "warning"],
+            [row.seconds for row in read if isinstance(row, Update)],
+            [row for row in read if isinstance(row, Look)],
+            {row.update: row.certificate for row in read if isinstance(row, Certified)},
+            [row.message for row in read if isinstance(row, Warned)],
         )
 
 
@@ -137,7 +121,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     file = path / NAME
     if not file.exists():
         return []
-    lines, rows = load_lines(file), []
+    lines, rows = load_lines(file), list[dict[str, Any]]()
     for number, line in enumerate(lines, 1):
         where = f"{file} at line {number}"
         try:
@@ -146,7 +130,8 @@ def read(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise
-        rows.append(_checked(row, where))
+        typed(row, where)
+        rows.append(row)
     return rows
 
 
@@ -157,14 +142,12 @@ def truncate(path: Path, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _checked(row: Any, where: str) -> dict[str, Any]:
-    """A line, if it is one.
+def typed(row: Any, where: str) -> Line:
+    """A line by its kind.
 
     Raises:
         RunError: it is something else; the message names `where`, the field and the value.
     """
-    kind = as_type(Row, row, where).kind
-    if kind in KINDS:
-        as_type(KINDS[kind], row, where)
-    checked: dict[str, Any] = row
-    return checked
+    kind: Any = KINDS.get(as_type(Row, row, where).kind, Row)
+    found: Line = as_type(kind, row, where)
+    return found

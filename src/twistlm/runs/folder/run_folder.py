@@ -248,7 +248,7 @@ class RunFolder(Place):
         Raises:
             RunError: one is damaged.
         """
-        return History.of(self.metrics(), self.path / history.NAME)
+        return History.of(self.metrics(), str(self.path / history.NAME))
 
     # --- Results ---
 

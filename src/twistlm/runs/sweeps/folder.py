@@ -29,8 +29,8 @@ from twistlm.core.errors import RunError, TwistError
 from twistlm.core.exports import frame
 from twistlm.core.folders import Draft, is_occupied, writing
 from twistlm.core.storage import as_json, as_type, load_json, load_typed, remove_temporary, save_json
-from twistlm.runs.folder import Evaluation, RunFolder, versions
-from twistlm.runs.folder.evaluations import CERTIFICATE
+from twistlm.runs.folder import RunFolder, versions
+from twistlm.runs.folder.evaluations import DONE
 from twistlm.runs.folder.place import check_own, load_description, says
 from twistlm.runs.folder.run_folder import DRAWS, NAMES
 
@@ -343,10 +343,7 @@ class SweepFolder:
         """
         if not self._reference.exists():
             return None
-        evaluation = Evaluation.read(self._reference)
-        if "certificate" not in evaluation.certificates:
-            raise RunError(f"{self._reference} is damaged: it has no certificate; delete it and sweep again")
-        return Reference(str(load_json(self._reference).get("run")), evaluation.certificates["certificate"])
+        return load_typed(self._reference, Reference)
 
     def has_reference(self, best: Cell) -> bool:
         """Whether log Z was bounded by this run, and after the last of all was done.
@@ -359,11 +356,11 @@ class SweepFolder:
             return False
         made = self._reference.stat().st_mtime_ns
         done = [cell for cell in self.cells if self.finished(cell)]
-        return all((self.run(cell).path / CERTIFICATE).stat().st_mtime_ns <= made for cell in done)
+        return all((self.run(cell).path / DONE).stat().st_mtime_ns <= made for cell in done)
 
     def save_reference(self, reference: Reference) -> None:
         """Keep what bounds log Z."""
-        save_json(self._reference, {"run": reference.run, "certificate": reference.certificate.as_dict()})
+        save_json(self._reference, reference)
 
 
 def _is_of(asked: Mapping[str, Any], path: Path) -> bool:
