@@ -16,8 +16,7 @@ from tests.training.together import TABULAR, everything
 from twistlm import Run
 from twistlm.cli import main
 from twistlm.core.errors import ConfigError
-from twistlm.core.launch import own_device
-from twistlm.core.processes import Processes
+from twistlm.core.processes import Processes, own_device
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

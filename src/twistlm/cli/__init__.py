@@ -44,8 +44,8 @@ from twistlm.cli.train import train
 from twistlm.cli.validation import validated
 from twistlm.core.drafts import is_drafted
 from twistlm.core.errors import ConfigError, StorageError, TwistError
-from twistlm.core.launch import is_first, launched
 from twistlm.core.plugins import load_file
+from twistlm.core.processes import is_first, launched
 from twistlm.core.signals import Terminated, terminable
 from twistlm.core.terminal import hush, outlets, plain
 

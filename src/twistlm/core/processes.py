@@ -3,6 +3,8 @@
 All run the same program. What must happen once (drawing, writing) the first process does for all; what costs most (a
 network's passes over given sequences) each does for its own rows, and all get the rows of all. The work of one process
 alone is the same code, in which nothing is sent.
+
+How this process was started stands in the environment, which the command line reads before it imports torch.
 """
 
 import io
@@ -11,13 +13,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twistlm.core.errors import ConfigError, ProcessError, TwistError
-from twistlm.core.launch import is_first, launched
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -26,11 +27,33 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=30)
 
 
+def _number(name: str, default: int) -> int:
+    given = os.environ.get(name, "")
+    return int(given) if given.isdecimal() else default
+
+
+def launched() -> bool:
+    """Whether this is one of several processes that a launcher has started together."""
+    return _number("WORLD_SIZE", 1) > 1
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all, and writes: the first of several, or the only one."""
+    return _number("RANK", 0) == 0
+
+
+def own_device(name: str) -> str:
+    """The device that `name` means to this process: "cuda" is a GPU of its own, if there are several processes."""
+    return f"cuda:{_number('LOCAL_RANK', 0)}" if name == "cuda" and launched() else name
+
+
 def ends_first() -> bool:
     """Whether no other process has ended with an error before: one line says why all end, and not one of each."""
-    if not (launched() and torch.distributed.is_initialized()):
+    from torch import distributed
+
+    if not (launched() and distributed.is_initialized()):
         return is_first()
-    store: Any = torch.distributed.distributed_c10d._get_default_store()
+    store: Any = distributed.distributed_c10d._get_default_store()
     try:
         return bool(store.add("twistlm.ended", 1) == 1)
     except RuntimeError:
@@ -64,8 +87,9 @@ class Processes:
                 )
             return Processes()
         from accelerate import PartialState
+        from torch import cuda
 
-        on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
+        on_gpu = cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
         backend = {"backend": "cuda:nccl,cpu:gloo"} if on_gpu else {}
         with _ends():
             state = PartialState(cpu=not on_gpu, timeout=PATIENCE, **backend)
@@ -77,8 +101,10 @@ class Processes:
     @staticmethod
     def leave() -> None:
         """Close the connections to the others, if there are any."""
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
     @property
     def is_first(self) -> bool:
@@ -104,20 +130,33 @@ class Processes:
             raise refusal
         return made  # type: ignore[return-value]
 
-    def own(self, count: int) -> Tensor:
+    def own(self, count: int) -> "Tensor":
         """Which of `count` rows this process works on: equally many everywhere, the last row standing in for none."""
+        import torch
+
         share = -(-count // self.count)
         return torch.arange(self.rank * share, (self.rank + 1) * share).clamp_max(count - 1)
 
-    def gathered(self, rows: Tensor, count: int) -> Tensor:
+    def gathered(self, rows: "Tensor", count: int) -> "Tensor":
         """All `count` rows, of which each process has those that `own` names; gradient flows to these alone.
+
+        All processes compute the same loss of all rows, so each has the whole gradient of its own.
 
         Raises:
             ProcessError: another process has ended.
         """
-        return rows if self.count == 1 else _Gathered.apply(rows, self)[:count]  # type: ignore[no-untyped-call]
+        if self.count == 1:
+            return rows
+        import torch
 
-    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        own = rows.detach().contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.count)]
+        with _ends():
+            torch.distributed.all_gather(parts, own)
+        parts[self.rank] = rows
+        return torch.cat(parts)[:count]
+
+    def sum_gradients(self, parameters: Sequence["Tensor"]) -> None:
         """Make each parameter's gradient the sum of what every process has; none where none has any.
 
         Raises:
@@ -125,6 +164,8 @@ class Processes:
         """
         if self.count == 1:
             return
+        import torch
+
         # A part of a network that no row of one process went through may have served those of another.
         has = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
         with _ends():
@@ -138,37 +179,20 @@ class Processes:
 ALONE = Processes()
 
 
-class _Gathered(torch.autograd.Function):
-    """All processes compute the same loss of all rows, so each has the whole gradient and keeps that of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, processes: Processes) -> Tensor:
-        ctx.part = slice(processes.rank * len(rows), (processes.rank + 1) * len(rows))
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(processes.count)]
-        with _ends():
-            torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.part], None
-
-
 def _broadcast(value: T, is_first: bool) -> T:
     """The first process's value, with its tensors on this one's device."""
+    import torch
+
     buffer = io.BytesIO()
     if is_first:
         torch.save(value, buffer)
-    data = torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8) if is_first else torch.empty(0)
-    size = torch.tensor([data.numel()])
+    sent = [buffer.getvalue()]
     with _ends():
-        torch.distributed.broadcast(size, 0)
-        data = data if is_first else torch.empty(int(size), dtype=torch.uint8)
-        torch.distributed.broadcast(data, 0)
+        torch.distributed.broadcast_object_list(sent, 0, device=torch.device("cpu"))
     if is_first:
         return value
     # It comes from a process of the same work, not from a file.
-    return torch.load(io.BytesIO(data.numpy().tobytes()), _here, weights_only=False)  # type: ignore[no-any-return]
+    return torch.load(io.BytesIO(sent[0]), _here, weights_only=False)  # type: ignore[no-any-return]
 
 
 def _here(storage: Any, location: str) -> Any:

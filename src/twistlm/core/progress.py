@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from twistlm.core.launch import is_first
+from twistlm.core.processes import is_first
 from twistlm.core.terminal import console
 
 Report = Callable[[int, str], None]

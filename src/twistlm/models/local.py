@@ -9,7 +9,7 @@ import torch
 
 from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.core.identity import Files, UnidentifiableError
-from twistlm.core.launch import own_device
+from twistlm.core.processes import own_device
 from twistlm.core.registry import available
 from twistlm.core.storage import load_text
 
