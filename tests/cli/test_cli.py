@@ -226,9 +226,11 @@ def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFix
     assert "IWAE" not in shown
     certificate = json.loads((tmp_path / "demo" / "certificate.json").read_text())
     for side in ("before", "after"):
+        found = certificate["certificates"][side]
+        numbers = {**found["divergences"], **found}
         for name in ("log_Z_lower", "log_Z_upper", "kl_q_target", "kl_target_q"):
-            assert {"value", "low", "high", "n"} == set(certificate[side][name])
-        assert [(b["method"], b["num_particles"]) for b in certificate[side]["bounds"]] == [
+            assert {"value", "low", "high", "n"} == set(numbers[name])
+        assert [(b["method"], b["num_particles"]) for b in found["bounds"]] == [
             ("iwae", 2), ("smc", 2), ("iwae", 4), ("smc", 4)
         ]  # fmt: skip
     assert f"Report, to be opened in a browser: {tmp_path / 'demo' / 'report.html'}" in shown

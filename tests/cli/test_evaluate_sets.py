@@ -36,7 +36,7 @@ def evaluated(run: Path, *options: str) -> dict[str, Any]:
 def test_held_out_prompts_by_default_or_all(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hidden = Run.load(run).held_out_cases
     found = evaluated(run)
-    assert len(found["prompts"]) == len(found["after"]["by_prompt"]) == len(hidden) == 2
+    assert len(found["prompts"]) == len(found["certificates"]["after"]["by_prompt"]) == len(hidden) == 2
     found = evaluated(run, "--prompts", "all")
     assert [each["content"] for each in found["prompts"]] == list(OPENINGS)
     printed = capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_a_file_of_prompts_that_training_never_saw(
     file.write_text('{"prompt": "The cat", "name": "[bold]cat"}\n{"prompt": "My aunt", "name": "1"}\n')
     found = evaluated(run, "--prompts", str(file), "--num-draws", "32")
     names = [each["name"] for each in found["prompts"]]
-    assert names == [each["name"] for each in found["after"]["by_prompt"]] == ["[bold]cat", "1"]
+    assert names == [each["name"] for each in found["certificates"]["after"]["by_prompt"]] == ["[bold]cat", "1"]
     assert found["settings"]["prompts"] == str(file)
     assert "[bold]cat" in capsys.readouterr().out
     evaluation = RunFolder(run).evaluations.current()

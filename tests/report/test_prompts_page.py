@@ -151,7 +151,9 @@ def test_a_row_opens_to_all_that_is_known(watched: Watched, folder: Path) -> Non
     assert button.get_attribute("aria-expanded") == "true"
     inside = page.locator(f"#{button.get_attribute('aria-controls')}")
     found = json.loads((folder / "certificate.json").read_text(encoding="utf-8"))
-    kl = as_type(Estimate, found["before"]["by_prompt"][1]["certificate"]["divergences"]["kl_q_prior"], "it")
+    kl = as_type(
+        Estimate, found["certificates"]["before"]["by_prompt"][1]["certificate"]["divergences"]["kl_q_prior"], "it"
+    )
     row = inside.get_by_role("row", name="KL(q‖p₀)")
     assert row.locator("td").first.inner_text() == str(kl)
     assert inside.locator("table").first.get_by_role("row").count() == 8

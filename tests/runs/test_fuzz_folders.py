@@ -27,7 +27,7 @@ def test_damaged_folders_are_one_line_and_stay_as_they_are(
         codes.append(outcome.code)
         wrong += [f"case {case.number}, {case.file}, {case.command[0]}: {each}" for each in outcome.problems]
     assert not wrong, "\n".join(wrong)
-    # Some damage does no harm, and about half is found.
+    # Some damage does no harm, as that of an earlier evaluation, which is left out; about half is found.
     if count > 10:
-        assert 0 < codes.count(0) < 0.6 * count
-        assert codes.count(2) > 0.4 * count
+        assert 0 < codes.count(0) < 0.7 * count
+        assert codes.count(2) > 0.3 * count

@@ -103,10 +103,11 @@ def test_only_what_is_missing_is_done_again_and_comes_out_the_same(
         assert [b for b in after if b.method == "smc"] != list(every)
 
     # Killed before a certificate was written, before a run was begun, and halfway through one.
-    (tmp_path / "ctl" / "seed-1" / "certificate.json").unlink()
+    for name in ("certificate.json", "done.json"):
+        (tmp_path / "ctl" / "seed-1" / name).unlink()
     shutil.rmtree(tmp_path / "ppo" / "seed-0")
     half = folder.run(Cell("ppo", 1)).path
-    for name in ("certificate.json", "twist.safetensors", "checkpoint.safetensors"):
+    for name in ("certificate.json", "done.json", "twist.safetensors", "checkpoint.safetensors"):
         (half / name).unlink()
     trained = (tmp_path / "ctl" / "seed-1" / "metrics.jsonl").read_text()
     untouched = (tmp_path / "ctl" / "seed-0" / "certificate.json").stat().st_mtime_ns

@@ -11,7 +11,6 @@ from packaging.specifiers import SpecifierSet
 
 from twistlm.core.errors import TwistError
 from twistlm.core.progress import bar
-from twistlm.core.storage import as_json
 from twistlm.runs.doctor.installed import FOR_DEVELOPERS, Installed
 from twistlm.runs.doctor.machine import CACHE, Machine, Torch
 
@@ -68,7 +67,7 @@ class Examination:
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         speed = self.speed
-        estimates = {} if speed is None else as_json(speed.estimates)
+        estimates = {} if speed is None else {name: asdict(each) for name, each in speed.estimates.items()}
         return {
             "is_well": self.is_well,
             **asdict(self),
