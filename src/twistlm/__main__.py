@@ -9,9 +9,8 @@ from contextlib import suppress
 from types import FrameType
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-# These are asked when something is broken, and do without torch, as does help on any command.
-WITHOUT_TORCH = ("doctor", "explain", "--version")
-HELP = {"-h", "--help"}
+# These are asked when something is broken, and do without torch.
+WITHOUT_TORCH = {"--system", "--version", "-h", "--help"}
 
 
 def main() -> int:
@@ -22,7 +21,7 @@ def main() -> int:
     gc.set_threshold(50_000)
     from twistlm.cli import main as run
 
-    if len(sys.argv) > 1 and sys.argv[1] not in WITHOUT_TORCH and HELP.isdisjoint(sys.argv):
+    if len(sys.argv) > 1 and WITHOUT_TORCH.isdisjoint(sys.argv):
         # Spinning threads cost several times their worth when cores are shared; torch reads this when it is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # The command would load it, too, but an exception in the middle of that ends in many lines.

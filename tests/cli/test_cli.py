@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -247,3 +249,23 @@ def test_the_whole_job_on_real_weights(tmp_path: Path, capsys: pytest.CaptureFix
     assert (
         main(["evaluate", str(tmp_path / "demo"), "--num-particles", "2", "--num-samples", "32", "--budget", "16"]) == 0
     )
+
+
+def test_the_system_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--system"]) == 0
+    said = capsys.readouterr().out
+    assert f"twistlm {__version__}" in said
+    assert "PyTorch version" in said
+    assert re.search(r"model\s+stories\s+ready", said)
+
+
+def test_a_broken_torch_or_model_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libtorch_cpu.so: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    run = [sys.executable, "-m", "twistlm", "list", "--system"]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: torch cannot be imported (OSError: libtorch_cpu.so")
+    assert done.stderr.count("\n") == 1
+    code = "import sys, twistlm.cli; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -73,7 +73,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "toxicity", "--out", "x", "--num-updates", "many"], "Error parsing --num-updates"),
         (["train", "toxicity"], "Missing from twistlm train: --out PATH"),
         (["trian"], "Unrecognized options: trian"),
-        ([], "Expected one of {demo, doctor, list"),
+        ([], "Expected one of {demo, list"),
         (["collect", "toxicity", "--out", "."], "out must name a file, not '.'"),
         (["collect", "toxicity", "--out", ""], "out must name a file, not '.'"),
         (["sweep", "toxicity", "--out", "x", "--jobs", "-1"], "jobs must be at least 1, not -1"),

@@ -11,7 +11,6 @@ from tests.fuzz.invocations import options_of
 from twistlm.cli import COMMANDS, main
 from twistlm.core import advice
 from twistlm.core.advice import CODE, Advice, coded, explained, page, parted, site, table
-from twistlm.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "twistlm"
@@ -122,32 +121,14 @@ def test_the_site_is_what_the_package_says(tmp_path: Path, monkeypatch: pytest.M
         site.cache_clear()
 
 
-@pytest.mark.parametrize("written", ["TW203", "tw203", "[TW203]", "DeadParticlesError", "deadparticleserror"])
-def test_explain_prints_an_entry(written: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", written]) == 0
-    said, entry = " ".join(capsys.readouterr().out.split()), explained(written)
-    for part in (f"{entry.code}: {entry.title}", entry.means, entry.cause, entry.remedy):
-        assert part in said
-
-
-def test_explain_names_the_page_where_there_is_one(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("written", ["TW203", "tw203", "[TW203]", "DeadParticlesError"])
+def test_list_prints_an_entry(
+    written: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(advice, "site", lambda: "https://docs.example")
-    assert main(["explain", "TW504"]) == 0
-    assert "https://docs.example/when-it-goes-wrong.html#tw504" in capsys.readouterr().out
-
-
-def test_explain_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"{each.code} " in said and each.title in said for each in table().values())
-
-
-def test_explain_refuses_what_is_no_code(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "TW999"]) == 2
-    printed = capsys.readouterr()
-    assert printed.err == "error: unknown code 'TW999'; `twistlm explain` lists all that there are\n"
-    assert not printed.out
-    with pytest.raises(ConfigError, match="unknown code"):
-        explained("")
+    assert main(["list", written]) == 0
+    said, entry = " ".join(capsys.readouterr().out.split()), explained(written)
+    assert entry is not None
+    for part in (f"{entry.code}: {entry.title}", entry.means, entry.cause, entry.remedy, entry.link):
+        assert part
+        assert part in said

@@ -34,7 +34,6 @@ SMALL: dict[str, tuple[str, ...]] = {
     "certify": (*JUDGED, "--num-draws", "256"),
     "probability": ("--num-draws", "64", "--num-samples", "64", "--max-rounds", "1"),
     "sample": ("--num-samples", "2"),
-    "doctor": ("--no-speed",),
     "sweep": (*SMOKE, "--methods", "ctl", "--seeds", "1", "--num-updates", "1"),
     "gallery": (*SMOKE, "--num-samples", "1"),
 }

@@ -44,7 +44,6 @@ TINY = ("--num-particles", "2", "--num-samples", "4", "--budget", "4")
 INFILLING = ("infilling", "--preset", "smoke", "--num-tokens", "2", "--num-condition", "1")
 VALID: dict[str, tuple[str, ...]] = {
     "demo": ("--preset", "smoke", "--out", "new"),
-    "doctor": ("--no-speed",),
     "list": ("loss",),
     "collect": (*INFILLING, "--max-draws", "8", "--out", "new.safetensors"),
     "train": (*INFILLING, "--num-updates", "1", "--num-particles", "4", "--out", "new"),
@@ -59,10 +58,9 @@ VALID: dict[str, tuple[str, ...]] = {
     "sweep": (*INFILLING, "--methods", "ctl", "--seeds", "1", "--num-updates", "1", "--out", "new"),
     "table": ("sweep",),
     "plot": ("sweep", "--out", "new"),
-    "explain": ("TW203",),
 }  # fmt: skip
 # Nothing valid of these is cheap, or ends, so something is always surely wrong with them.
-HEAVY = ("demo", "doctor", "gallery", "sweep", "report", "serve")
+HEAVY = ("demo", "gallery", "sweep", "report", "serve")
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def make(rng: random.Random) -> Invocation:
         case "unknown":
             arguments.append(rng.choice(NO_OPTIONS))
             hopeless = True
-        case "missing" if name not in ("demo", "doctor", "list", "explain"):
+        case "missing" if name not in ("demo", "list"):
             # Of every other command the first argument says what it is about.
             arguments, hopeless = list(rng.choice(((), VALID[name][1:]))), True
     if name in HEAVY and not hopeless:

@@ -140,7 +140,7 @@ def test_a_finding_leads_to_what_explains_it(
             assert links.get_attribute("href") == "https://docs.example/twistlm/when-it-goes-wrong.html#tw403"
         training = watched.page.locator("#verdict ~ ul li", has_text="In training").inner_text()
         assert training == f"In training: it overfits {HOSTILE} [TW201]"
-        assert "twistlm explain TW" in watched.page.locator("#verdict ~ .note").first.inner_text()
+        assert "twistlm list TW" in watched.page.locator("#verdict ~ .note").first.inner_text()
         assert watched.complaints == []
         watched.page.context.close()
 

@@ -26,9 +26,7 @@ import tyro
 from twistlm.cli.certify import certify
 from twistlm.cli.collect import collect
 from twistlm.cli.demo import demo
-from twistlm.cli.doctor import doctor
 from twistlm.cli.evaluate import evaluate
-from twistlm.cli.explain import explain
 from twistlm.cli.gallery import gallery
 from twistlm.cli.list import list_
 from twistlm.cli.options import Plugins
@@ -55,7 +53,6 @@ Identity = tuple[int, int, int]
 
 COMMANDS: dict[str, Command] = {
     "demo": demo,
-    "doctor": doctor,
     "list": list_,
     "collect": collect,
     "train": train,
@@ -69,7 +66,6 @@ COMMANDS: dict[str, Command] = {
     "sweep": sweep,
     "table": table,
     "plot": plot,
-    "explain": explain,
 }
 
 

@@ -2,7 +2,7 @@
 
     logger.warning(coded("TW504", "out of memory while %s: …"), doing)
 
-advice.toml beside this file is the table: by code, and for errors by class. `twistlm explain` prints its entries, and
+advice.toml beside this file is the table: by code, and for errors by class. `twistlm list TW203` prints an entry, and
 docs/when-it-goes-wrong.md is all of them: python -m twistlm.core.advice > docs/when-it-goes-wrong.md
 """
 
@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
-
-from twistlm.core.errors import ConfigError
 
 # By the first digit of a code; what has no code is a class of errors.
 SUBJECTS = {
@@ -93,16 +91,10 @@ def parted(message: str) -> tuple[str, Advice | None]:
     return (message, None) if found is None or advice is None else (found["text"], advice)
 
 
-def explained(code: str) -> Advice:
-    """What is known of a code, however it is written, or of a class of errors.
-
-    Raises:
-        ConfigError: there is no such code.
-    """
+def explained(code: str) -> Advice | None:
+    """The entry of a code, however it is written, or of a class of errors; None if there is none."""
     named = {each.lower(): advice for each, advice in table().items()}
-    if (found := named.get(code.strip("[] ").lower())) is None:
-        raise ConfigError(f"unknown code {code!r}; `twistlm explain` lists all that there are")
-    return found
+    return named.get(code.strip("[] ").lower())
 
 
 def page() -> str:
@@ -110,7 +102,7 @@ def page() -> str:
     parts = [
         "# When it goes wrong",
         "Every warning, and every verdict that something is wrong, ends with a code in brackets, such as `[TW203]`. "
-        "Here is what each of them means for the results, where it comes from and what to do; `twistlm explain TW203` "
+        "Here is what each of them means for the results, where it comes from and what to do; `twistlm list TW203` "
         "prints the same. Errors have no code, since their messages say what to do; their classes stand at the end.",
         "This page is made from `src/twistlm/core/advice.toml`, which is where to change it: "
         "`python -m twistlm.core.advice > docs/when-it-goes-wrong.md`.",

@@ -1,4 +1,4 @@
-"""Codes of warnings on a page: a link to what explains them, or what to type where there is no site."""
+"""Codes of warnings on a page: a link to their entry, or what to type where there is no site."""
 
 from collections.abc import Iterable
 
