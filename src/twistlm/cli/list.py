@@ -1,6 +1,6 @@
 """`twistlm list`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
@@ -47,7 +47,7 @@ def list_(
     _print(("kind", "name", "what it is"), rows)
 
 
-def _print(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.table import Table
 
     from twistlm.core.terminal import console
