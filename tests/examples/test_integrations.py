@@ -50,7 +50,9 @@ def test_client(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.nightly
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rate = inspect_rate.main(tmp_path, num_choices=16, draws=64, num_updates=2, num_draws=256)
+    run = inspect_rate.train(tmp_path / "sad", num_updates=2, num_draws=256)
+    with serving(application(run, "sad")) as address:
+        rate = inspect_rate.main(f"{address}/v1", num_choices=16, draws=64, logs=str(tmp_path / "logs"))
     assert 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1
     assert rate["low"] < rate["high"]
     said = capsys.readouterr().out.splitlines()

@@ -154,9 +154,13 @@ def test_keys_and_addresses(client: openai.OpenAI, address: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.completions.create(model="letters", prompt="a " * 3000)
     assert refused.value.param == "prompt"
-    # A model without a chat template reads no chats.
+    # A model without a chat template reads no chats; a single message is a prompt like others.
+    asked: Any = {"role": "user", "content": PROMPTS[0]}
     with pytest.raises(openai.BadRequestError, match="no chat template"):
-        client.chat.completions.create(model="letters", messages=[{"role": "user", "content": "Hello"}])
+        client.chat.completions.create(model="letters", messages=[asked, asked])
+    answered = client.chat.completions.create(model="letters", messages=[asked], n=4, seed=3)
+    texts = client.completions.create(model="letters", prompt=PROMPTS[0], n=4, seed=3)
+    assert [each.message.content for each in answered.choices] == [each.text for each in texts.choices]
 
 
 def _read(url: str, key: str) -> str:

@@ -1,12 +1,11 @@
-"""Inspect: runs as models (`--model twistlm/RUN`), and a task that counts an event and says how well it knows::
+"""Inspect: a task that counts an event among any model's answers, and says how well it knows how often it happens::
 
-    inspect eval twistlm/event_rate --model twistlm/runs/toxic -T prompts=prompts.txt
+    inspect eval twistlm/event_rate --model openai-api/twistlm/toxic -T prompts=prompts.txt
 
-Inspect finds both by the package's entry point.
+Inspect finds it by the package's entry point. A run behind `twistlm serve` is a model of its provider `openai-api`.
 """
 
 import threading
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,134 +14,20 @@ import anyio.to_thread
 import torch
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
-from inspect_ai.model import (
-    ChatCompletionChoice,
-    ChatMessage,
-    ChatMessageAssistant,
-    GenerateConfig,
-    ModelAPI,
-    ModelOutput,
-    ModelUsage,
-    modelapi,
-)
+from inspect_ai.model import ChatMessage
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
 from inspect_ai.solver import TaskState, generate
-from inspect_ai.tool import ToolChoice, ToolInfo
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.estimates import mean
-from twistlm.core.rng import Rng
-from twistlm.integrations.answers import Answer, answered, changed, sampler_of
 from twistlm.models.chats import Chat, Message
 from twistlm.potentials.named import named
-from twistlm.potentials.specs import Trust
 from twistlm.potentials.texts import Of, Pair, TextPotential
-from twistlm.runs.run import Run
 from twistlm.sampling.prompts import Prompts, shown
 
-TOXIC = "classifier:model=toxicity,label=toxic"
-# Inspect asks from several threads: torch has enough with one at a time, and transformers must not load two models at
-# once (what it does meanwhile is global).
+# Inspect asks from several threads: torch has enough with one at a time.
 ONE_AT_A_TIME = threading.Lock()
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "temperature": (1,), "top_p": (1,), "top_k": (0,), "stop_seqs": ([],), "best_of": (1,), "frequency_penalty": (0,),
-    "presence_penalty": (0,), "logit_bias": ({},), "logprobs": (False,), "top_logprobs": (0,), "extra_body": ({},),
-}  # fmt: skip
-# What Inspect sees to itself (`system_message` is among the messages by then), what is read here, and what is about
-# connections, tools and reasoning, of which there are none.
-HARMLESS = (
-    "max_retries", "timeout", "attempt_timeout", "stream_idle_timeout", "max_connections", "adaptive_connections",
-    "system_message", "seed", "num_choices", "parallel_tool_calls", "internal_tools", "max_tool_output", "cache_prompt",
-    "fail_on_refusal", "reasoning_history", "extra_headers", "cache", "batch",
-)  # fmt: skip
-
-
-@modelapi(name="twistlm")
-def provider() -> type[ModelAPI]:
-    """`twistlm/RUN`: the run folder, or repository, of that name."""
-    return Posterior
-
-
-class Posterior(ModelAPI):
-    """Samples of a run's target; `ModelOutput.metadata["twistlm"]` has log Ẑ, log φ and log p₀ of each choice.
-
-    With a seed the k-th answer to a prompt is the same in every program, and no other: epochs are no copies.
-
-    Args:
-        model_name: the run's folder, or its repository on the hub.
-        base_url, api_key: nothing.
-        config: of Inspect.
-        num_particles: N of the run of SMC of each choice (`-M num_particles=64`).
-        trust_functions: as for `Run.from_pretrained`.
-    """
-
-    def __init__(
-        self,
-        model_name: str,
-        base_url: str | None = None,
-        api_key: str | None = None,
-        config: GenerateConfig = GenerateConfig(),  # noqa: B008 (as Inspect declares it)
-        num_particles: int = 32,
-        trust_functions: Trust = (),
-    ) -> None:
-        super().__init__(model_name, base_url, api_key, [], config)
-        self.run, self.num_particles = Run.from_pretrained(model_name, trust_functions=trust_functions), num_particles
-        self.sampler = sampler_of(self.run)
-        self.calls = 0
-        self.asked: Counter[tuple[int, ...]] = Counter()
-
-    def max_tokens(self) -> int:
-        """What Inspect asks for where nobody says how many."""
-        return self.run.target.num_tokens
-
-    async def generate(
-        self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
-    ) -> ModelOutput:
-        """Choices for the messages; a single message of the user is a plain prompt for a run on plain prompts.
-
-        Raises:
-            ConfigError: something is asked for that would not be the posterior, or tools are.
-        """
-        if tools:
-            raise ConfigError("a run has no tools; leave them out")
-        refused = changed(config.model_dump(), NEUTRAL, self.run.target.num_tokens, HARMLESS)
-        if refused is not None:
-            raise ConfigError(refused[1])
-        prompt = self.run.target.encode(self._entry(input))
-        rng = self._rng(config.seed, prompt)
-        prompts = [prompt] * (config.num_choices or 1)
-        answers = await anyio.to_thread.run_sync(partial(self._drawn, rng, prompts))
-        made = sum(each.num_tokens for each in answers)
-        return ModelOutput(
-            model=self.model_name,
-            choices=[_choice(each, self.model_name) for each in answers],
-            usage=ModelUsage(input_tokens=len(prompt), output_tokens=made, total_tokens=len(prompt) + made),
-            metadata={"twistlm": [each.known for each in answers]},
-        )
-
-    def _drawn(self, rng: Rng, prompts: list[Tensor]) -> list[Answer]:
-        with ONE_AT_A_TIME:
-            return answered(self.run, self.sampler, rng, prompts, self.num_particles)
-
-    def _rng(self, seed: int | None, prompt: Tensor) -> Rng:
-        if seed is None:
-            self.calls += 1
-            return Rng(0, ("inspect",)).fork("call", self.calls)
-        ids = prompt.tolist()
-        self.asked[seed, *ids] += 1
-        return Rng(seed, ("inspect",)).fork("prompt", *ids).fork("time", self.asked[seed, *ids])
-
-    def _entry(self, messages: list[ChatMessage]) -> str | Chat:
-        if not self.run.target.prompts.are_chats and len(messages) == 1 and messages[0].role == "user":
-            text: str = messages[0].text
-            return text
-        return _chat(messages)
-
-
-def _choice(answer: Answer, model: str) -> ChatCompletionChoice:
-    message = ChatMessageAssistant(content=answer.text, model=model, source="generate")
-    return ChatCompletionChoice(message=message, stop_reason="stop" if answer.finished else "max_tokens")
 
 
 @task

@@ -133,7 +133,8 @@ class _Server:
 
     async def _chat(self, request: Request) -> Response:
         asked = await self._asked(request)
-        return await self._answered(request, asked, [self.run.target.encode(asked.chat())], chat=True)
+        entry = asked.entry(chats=self.run.target.prompts.are_chats)
+        return await self._answered(request, asked, [self.run.target.encode(entry)], chat=True)
 
     async def _asked(self, request: Request) -> Asked:
         body = bytearray()

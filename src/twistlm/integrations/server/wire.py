@@ -111,8 +111,12 @@ class Asked(BaseModel):
         """The plain prompts."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt or []
 
-    def chat(self) -> Chat:
-        """The chat.
+    def entry(self, *, chats: bool) -> str | Chat:
+        """The prompt of a request for an answer to a chat.
+
+        Args:
+            chats: whether the run's own prompts are chats. Where they are not, a single message of the user is a plain
+                prompt: tools that send chats alone can ask a model without a chat template.
 
         Raises:
             RefusedError: there is none.
@@ -120,6 +124,9 @@ class Asked(BaseModel):
         """
         if not self.messages:
             raise RefusedError(400, "messages is missing", "messages")
+        only = self.messages[0]
+        if not chats and len(self.messages) == 1 and only.get("role") == "user" and "content" in only:
+            return only["content"]
         messages: Any = tuple(self.messages)
         return Chat(messages)
 
