@@ -26,11 +26,11 @@ def train(out: Path = Path("runs/inspect/sad"), **settings: Any) -> twistlm.Run:
     return twistlm.train(TARGET, out=out, exists="overwrite", seed=0, **settings)
 
 
-def main(address: str, num_choices: int = 256, draws: int = 512, logs: str = "runs/inspect/logs") -> dict[str, float]:
+def main(address: str, num_choices: int = 128, draws: int = 512, logs: str = "runs/inspect/logs") -> dict[str, float]:
     """Let Inspect ask the served run and count, and look for the event under the base model."""
     task = event_rate(PROMPT, SAD, 0.5, num_choices)
     args = {"api_key": "none"}
-    (log,) = evaluate(task, "openai-api/twistlm/sad", address, args, log_dir=logs, display="none")
+    (log,) = evaluate(task, "openai-api/twistlm/sad", address, args, epochs=2, log_dir=logs, display="none")
     rate = {name: float(each.value) for name, each in log.results.scores[0].metrics.items()}
     print("among posterior samples: {rate:.3f} [{low:.3f}, {high:.3f}]".format(**rate))
     (found,) = twistlm.probability(TARGET, [0.5], search=Search(num_draws=draws))
