@@ -47,7 +47,12 @@ def test_a_new_folder_when_the_other_has_ended(
     tmp_path: Path, overtaken: Callable[[Callable[[], object]], None]
 ) -> None:
     place = tmp_path / "deep" / "place"
-    overtaken((place / "config.json").touch)
+
+    def come_and_go() -> None:
+        with writing(place) as draft:
+            (draft.path / "config.json").write_text("{}")
+
+    overtaken(come_and_go)
     with pytest.raises(ZeroDivisionError), writing(place):
         raise ZeroDivisionError
     assert [path.name for path in place.iterdir()] == ["config.json"]

@@ -23,7 +23,7 @@ from tests.serving import serving
 from twistlm import Run, Target
 from twistlm.cli import main
 from twistlm.core.errors import ConfigError
-from twistlm.core.places import opened
+from twistlm.core.remote import opened
 from twistlm.integrations.server.app import application
 from twistlm.integrations.server.limits import Limits
 from twistlm.potentials import Function

@@ -40,8 +40,8 @@ from twistlm.cli.sweep import sweep
 from twistlm.cli.table import table
 from twistlm.cli.train import train
 from twistlm.cli.validation import validated
-from twistlm.core.drafts import is_drafted
 from twistlm.core.errors import ConfigError, StorageError, TwistError
+from twistlm.core.folders import is_drafted
 from twistlm.core.plugins import load_file
 from twistlm.core.processes import is_first, launched
 from twistlm.core.signals import Terminated, terminable

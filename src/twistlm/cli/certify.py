@@ -27,7 +27,7 @@ from twistlm.cli.options import (
     refuse_existing,
 )
 from twistlm.core.errors import ConfigError, RunError
-from twistlm.core.urls import url_of
+from twistlm.core.remote import url_of
 
 if TYPE_CHECKING:
     from twistlm.certificates.spending import Effort
@@ -113,7 +113,7 @@ def certify(
 
     from twistlm.certificates.verdict import verdict
     from twistlm.core.folders import writing_file
-    from twistlm.core.places import shown
+    from twistlm.core.remote import shown
     from twistlm.core.storage import save_json
     from twistlm.core.terminal import console
     from twistlm.report.tables import effort_lines, print_certificates, print_lines

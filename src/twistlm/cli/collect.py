@@ -57,7 +57,7 @@ def collect(
     """
     from twistlm.core.errors import RunError
     from twistlm.core.folders import writing_file
-    from twistlm.core.places import shown
+    from twistlm.core.remote import shown
     from twistlm.core.rng import Rng
     from twistlm.sampling.smc import Keep
 

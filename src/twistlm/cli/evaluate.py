@@ -100,7 +100,7 @@ def evaluate(
     """
 
     from twistlm.certificates.verdict import verdict
-    from twistlm.core.places import shown
+    from twistlm.core.remote import shown
     from twistlm.core.terminal import console
     from twistlm.report.tables import print_certificates
     from twistlm.runs import evidence

@@ -26,7 +26,7 @@ def gallery(
 
     from twistlm.cli.jobs.gallery import gallery as hang
     from twistlm.cli.jobs.gallery import show
-    from twistlm.core.places import shown
+    from twistlm.core.remote import shown
     from twistlm.core.terminal import console
 
     pictures = hang(experiment, preset, out, method=method, num_samples=num_samples, seed=seed, exists=existing.policy)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 from tyro.conf import Positional, UseAppendAction, arg
 
 from twistlm.core.errors import ConfigError, RunError, StorageError
-from twistlm.core.urls import path_of, url_of
+from twistlm.core.remote import path_of, url_of
 
 if TYPE_CHECKING:
     from twistlm.core.work import Engine

@@ -6,7 +6,7 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twistlm.core.urls import path_of, url_of
+from twistlm.core.remote import path_of, url_of
 
 # What commands call the places that they write (but for one that only reads), and those that they read unless --out
 # says where else to write.
@@ -33,7 +33,7 @@ def on_this_machine(given: Mapping[str, Any], *, only_reads: bool = False) -> It
             if url_of(place) is None:
                 return path_of(place)
             # Only now: it takes a moment to import.
-            from twistlm.core.places import opened
+            from twistlm.core.remote import opened
 
             return stack.enter_context(opened(place, write=write))
 

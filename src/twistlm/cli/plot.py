@@ -24,7 +24,7 @@ def plot(
     log φ / β against KL to the prior, which wants sweeps with several --beta).
     """
     from twistlm.core.advice import coded
-    from twistlm.core.places import shown
+    from twistlm.core.remote import shown
     from twistlm.report.record import names_among
     from twistlm.report.sweep_plots import plot_frontier, plot_sweep
     from twistlm.runs.sweeps.folder import SweepFolder

@@ -206,7 +206,7 @@ def probability(
     """
 
     from twistlm.certificates.effort import Search
-    from twistlm.core.places import shown
+    from twistlm.core.remote import shown
     from twistlm.core.terminal import console
     from twistlm.potentials.constraint import constraints_in
     from twistlm.report.probability_page import save_probability_page

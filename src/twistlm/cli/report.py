@@ -24,7 +24,7 @@ def report(
     PNG and PDF. `twistlm evaluate` makes the certificate that it needs, `twistlm sample` the samples that it shows.
     """
     from twistlm.core.advice import coded
-    from twistlm.core.places import shown
+    from twistlm.core.remote import shown
     from twistlm.report.page import check_page
     from twistlm.report.page import report as written
 

@@ -41,7 +41,7 @@ def sample(
     from rich.table import Table
     from rich.text import Text
 
-    from twistlm.core.places import shown
+    from twistlm.core.remote import shown
     from twistlm.core.terminal import console
     from twistlm.report.tables import print_lines
     from twistlm.runs.run import Run

@@ -17,7 +17,7 @@ def table(
     which all runs share. Prints the table and leaves table.md, table.csv and table.tex in the first sweep's folder.
     """
 
-    from twistlm.core.places import shown
+    from twistlm.core.remote import shown
     from twistlm.core.storage import save_text
     from twistlm.core.terminal import console
     from twistlm.report import sweep_tables

@@ -104,7 +104,7 @@ def train(
     twistlm train --model smollm2 --potential jigsaw --prompts requests.txt --chat --num-tokens 30 --out runs/requests
     """
     from twistlm.core.errors import ConfigError
-    from twistlm.core.places import shown
+    from twistlm.core.remote import shown
     from twistlm.runs.automatic import AUTO, said, suited
     from twistlm.runs.train import train as learn
 

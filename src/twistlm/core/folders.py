@@ -1,99 +1,147 @@
 """One writer at a time, and nothing lost: folders and files are locked, and replaced only by what is ready.
 
-A lock is the system's own (flock), so it ends with the process that holds it, however that ends; and a lease
-(`core.leases`), for other machines that share the folder and perhaps not its locks. A folder that is to be replaced
-stays as it is while the new one is built beside it, as `.NAME.new`, and then they change places at once.
+The lock of NAME is the file `.NAME.lock` beside it, a lease of filelock's: several machines may share the folder that
+it is in. A lock whose process has ended is taken over at once on the same machine, and from another machine after
+`LEASE_SECONDS` without a sign of life. A folder that is to be replaced stays as it is while the new one is built beside
+it, as `.NAME.new`; then it becomes `.NAME.old`, and the new one NAME. A kill between these two renames is repaired by
+the next writer.
 """
 
 import contextlib
-import ctypes
-import os
+import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
 
-from twistlm.core import holds, leases, places
-from twistlm.core.drafts import hidden
-from twistlm.core.errors import StorageError, TwistError
+from twistlm.core.advice import coded
+from twistlm.core.errors import LeaseLostError, RunError, StorageError
 
-LOCK = ".lock"
+logger = logging.getLogger("twistlm")
+
+LEASE_SECONDS = 60.0
 
 
-def is_lock(name: str) -> bool:
-    """Whether a file in a folder is but its lock, or the lease beside that."""
-    return name == LOCK or name.startswith(f"{LOCK}.")
+def hidden(real: Path, what: str) -> Path:
+    """The neighbour of a resolved path that is its "new", "old" or "lock"."""
+    return real.with_name(f".{real.name}.{what}")
+
+
+def is_drafted(place: Path) -> bool:
+    """Whether a new folder stands beside the one at `place` that was to take its place, and has not yet."""
+    try:
+        return hidden(place.resolve(), "new").is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def is_occupied(path: Path) -> bool:
-    """Whether a folder has anything in it but a lock.
+    """Whether a folder has anything in it.
 
     Raises:
         StorageError: it cannot be looked into.
     """
     try:
-        return path.is_dir() and any(not is_lock(each.name) for each in path.iterdir())
+        return path.is_dir() and any(path.iterdir())
     except (OSError, ValueError) as error:
         raise _refused(path, error) from error
 
 
-class _Lock:
-    """The lock of `what`, held from here on. The lease beside it tells others who holds it, on other machines too.
+class Lock:
+    """Who may write at a place, from here to `release`.
 
     Args:
-        file: the system's lock.
+        place: a resolved path; its folder exists.
         what: as errors call it.
-        roots: what may be written under it.
 
     Raises:
-        RunError: somebody else does.
-        StorageError: it cannot be made.
+        RunError: somebody else writes there.
+        StorageError: the system refuses.
     """
 
-    def __init__(self, file: Path, what: Path, *roots: Path) -> None:
-        self.file, self._lock = file, FileLock(file)
+    def __init__(self, place: Path, what: Path | str) -> None:
+        self.what, self.roots = what, (place, hidden(place, "new"))
+        self._lease = SoftFileLease(
+            hidden(place, "lock"), lease_duration=LEASE_SECONDS, thread_local=False, poll_interval=0.02
+        )
         try:
-            self._lock.acquire(blocking=False)
-            self.lease = leases.FileLease(_beside(file), what, roots)
+            self._take()
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise _refused(Path(what), error) from error
+        self._token = self._lease.token
+        _held.append(self)
+
+    def _take(self) -> None:
+        try:
+            # The first try finds out that the holder has ended, and a later one takes over.
+            self._lease.acquire(timeout=0.1)
         except Timeout as error:
-            raise leases.busy(what, _owner(file)) from error
-        except BaseException as error:
-            if isinstance(error, OSError | ValueError) and not isinstance(error, TwistError):
-                if self._lock.is_locked:
-                    with contextlib.suppress(OSError):
-                        file.unlink(missing_ok=True)
-                self._lock.release()
-                raise _refused(what, error) from error
-            self._lock.release()
-            raise
+            if (owner := self._lease.owner) is None or self._age() < LEASE_SECONDS / 2:
+                raise self._busy() from error
+            logger.warning(
+                coded("TW501", "%s was being written by process %d on %s, which may have ended: waiting up to %g s"),
+                *(self.what, owner.pid, owner.hostname, LEASE_SECONDS),
+            )
+            try:
+                self._lease.acquire(timeout=LEASE_SECONDS + 5)
+            except Timeout:
+                raise self._busy() from error
 
-    def move(self, file: Path) -> None:
-        """It has been taken elsewhere, together with what it is of."""
-        self.file, self.lease.file = file, _beside(file)
+    def _age(self) -> float:
+        """Seconds since the holder's last sign of life, which it gives every third of a lease."""
+        with contextlib.suppress(OSError):
+            return time.time() - Path(self._lease.lock_file).stat().st_mtime
+        return 0.0
 
-    def release(self) -> bool:
-        """Leave no file. Whoever has opened this one meanwhile finds it deleted and makes another.
+    def _busy(self) -> RunError:
+        owner = self._lease.owner
+        by = "another process" if owner is None else f"process {owner.pid} on {owner.hostname}"
+        return RunError(f"{self.what} is being written by {by}; wait until it has ended, or choose another --out")
 
-        Returns whether it was held to the end; what somebody else holds now is left alone.
-        """
-        held = self.lease.release()
-        if held:
-            with contextlib.suppress(OSError):
-                self.file.unlink(missing_ok=True)
-        self._lock.release()
-        return held
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody else has taken over, which happens to a process that was stopped for a minute."""
+        owner = self._lease.owner
+        return owner is None or owner.token != self._token
+
+    def check(self) -> None:
+        """Raises LeaseLostError where somebody else has taken over."""
+        if self.is_lost:
+            raise LeaseLostError(
+                f"{self.what} was taken over by somebody else, or its lock was deleted; this process writes nothing "
+                "more to it"
+            )
+
+    def covers(self, path: Path) -> bool:
+        """Whether a path is in what is held."""
+        return any(path.is_relative_to(root) for root in self.roots)
+
+    def release(self) -> None:
+        """Let others write."""
+        if self in _held:
+            _held.remove(self)
+        with contextlib.suppress(OSError):
+            self._lease.release()
 
 
-def _beside(file: Path) -> Path:
-    return file.with_name(f"{file.name}.owner")
+# State of the process as its open files are: nobody chooses by it, and it is empty where nothing is being written.
+_held: list[Lock] = []
 
 
-def _owner(file: Path) -> bytes | None:
-    with contextlib.suppress(OSError):
-        return leases.read(_beside(file))
-    return None
+def check_held(path: Path) -> None:
+    """Make sure that a path may still be written.
+
+    Raises:
+        LeaseLostError: this process held it, and somebody else has taken over.
+    """
+    for lock in tuple(_held):
+        if lock.covers(path.absolute()):
+            lock.check()
 
 
 class Draft:
@@ -103,24 +151,13 @@ class Draft:
         path: where to write; after `take_place` the place that was asked for.
     """
 
-    def __init__(self, place: Path, path: Path) -> None:
-        self.place, self.path = place, path
-        self.locks: list[_Lock] = []
+    def __init__(self, place: Path, path: Path, lock: Lock) -> None:
+        self.place, self.path, self.lock = place, path, lock
 
     @property
     def replaces(self) -> bool:
         """Whether something else is still in its place."""
         return self.path != self.place
-
-    def check(self) -> None:
-        """Raises LeaseLostError where somebody else has taken over."""
-        for lock in self.locks:
-            lock.lease.check()
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether somebody else has taken over."""
-        return any(lock.lease.lost for lock in self.locks)
 
     def take_place(self) -> None:
         """Put it where it was asked for; what was there is deleted. Nothing happens if it is there already."""
@@ -128,24 +165,14 @@ class Draft:
             return
         real = self.place.resolve()
         old = hidden(real, "old")
-        self.check()
+        self.lock.check()
         shutil.rmtree(old, ignore_errors=True)
-        before, now = self.locks
-        held = holds.of(real)
-        for each in held:
-            each.replacing(self.path, real)
-        with before.lease.guard, now.lease.guard:
-            try:
-                _exchange(self.path, real, old)
-            except OSError as error:
-                raise _refused(self.place, error) from error
-            before.move(old / LOCK)
-            now.move(real / LOCK)
-        # It is of nothing any more, and would be missed when the old folder is deleted.
-        before.release()
-        self.path, self.locks = self.place, [now]
-        for each in held:
-            each.replaced(real)
+        try:
+            real.rename(old)
+            self.path.rename(real)
+        except OSError as error:
+            raise _refused(self.place, error) from error
+        self.path = self.place
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -168,38 +195,32 @@ def writing(
         StorageError: the system refuses.
     """
     real = _resolved(place)
-    places.join(real)
     new, old = hidden(real, "new"), hidden(real, "old")
-    if old.is_dir() and not real.exists():
-        old.rename(real)
-    draft, made, begun = Draft(place, place), _make(real), False
-    try:
-        draft.locks.append(_Lock(real / LOCK, place, real, place))
-        # Another process may have found no folder either, and been quicker.
-        begun = bool(made) and not is_occupied(real)
+    with _locked(real, place) as lock:
+        if old.is_dir() and not real.exists():
+            old.rename(real)
         shutil.rmtree(old, ignore_errors=True)
-        if replace and is_occupied(real):
-            draft.path = new
-            _prepare(new, goes_on)
-            draft.locks.append(_Lock(new / LOCK, place, new, place, real))
-        yield draft
-        draft.take_place()
-    except Exception:
-        # What somebody else writes now is left alone.
-        if draft.is_lost:
-            pass
-        elif draft.replaces:
-            _remove(new)
-        elif begun and real.is_dir() and _only_asked(real):
-            _remove(real)
-        raise
-    finally:
-        for lock in draft.locks:
-            lock.release()
-        for folder in made:
-            # Only what is empty goes.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        begun = not is_occupied(real)
+        _make(real)
+        draft = Draft(place, new if replace and not begun else place, lock)
+        try:
+            if draft.replaces:
+                _prepare(new, goes_on)
+            yield draft
+            draft.take_place()
+        except Exception:
+            # What somebody else writes now is left alone.
+            if not lock.is_lost:
+                if draft.replaces:
+                    shutil.rmtree(new, ignore_errors=True)
+                elif begun and real.is_dir() and _only_asked(real):
+                    shutil.rmtree(real, ignore_errors=True)
+            raise
+        finally:
+            if begun and not lock.is_lost:
+                # Only what is empty goes.
+                with contextlib.suppress(OSError):
+                    real.rmdir()
 
 
 @contextmanager
@@ -214,26 +235,32 @@ def writing_file(place: Path, *, replace: bool = False) -> Iterator[Path]:
         what = "a folder" if place.is_dir() else "a device"
         raise StorageError(f"{place} is {what} and should be a file; choose another --out")
     real = _resolved(place)
-    new, made = hidden(real, "new"), _make(real.parent)
-    replace = replace and real.exists()
-    locks: list[_Lock] = []
-    try:
-        locks.append(_Lock(hidden(real, "lock"), place, real, place, new))
+    new = hidden(real, "new")
+    with _locked(real, place) as lock:
+        replace = replace and real.exists()
         new.unlink(missing_ok=True)
-        holds.removed(new)
-        yield new if replace else place
-        if replace and new.exists():
-            holds.check(new)
-            new.replace(real)
-            holds.wrote(real)
-    finally:
-        # Without the lock, or with one that is lost, it is what somebody else writes.
-        if locks and not any(lock.lease.lost for lock in locks):
-            with contextlib.suppress(OSError):
+        try:
+            yield new if replace else place
+            if replace and new.exists():
+                lock.check()
+                new.replace(real)
+        finally:
+            # With a lock that is lost, it is what somebody else writes.
+            if not lock.is_lost:
                 new.unlink(missing_ok=True)
-                holds.removed(new)
-        for lock in locks:
+
+
+@contextmanager
+def _locked(real: Path, what: Path) -> Iterator[Lock]:
+    """The lock of a place, whose folder is made for it and goes again if it is empty."""
+    made = _make(real.parent)
+    try:
+        lock = Lock(real, what)
+        try:
+            yield lock
+        finally:
             lock.release()
+    finally:
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -243,7 +270,6 @@ def _prepare(new: Path, goes_on: Callable[[Path], bool]) -> None:
     try:
         if new.exists() and not goes_on(new):
             shutil.rmtree(new)
-            holds.removed(new)
         new.mkdir(exist_ok=True)
     except OSError as error:
         raise _refused(new, error) from error
@@ -264,13 +290,6 @@ def check_room(path: Path, needed: float) -> None:
         )
 
 
-def _remove(folder: Path) -> None:
-    """After an error, which is the one to be told."""
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(StorageError):
-        holds.removed(folder)
-
-
 def _resolved(place: Path) -> Path:
     try:
         return place.resolve()
@@ -289,30 +308,10 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _only_asked(folder: Path) -> bool:
-    """Whether nothing has been done yet: besides the lock there are but JSON files, which say what was asked."""
-    return all(is_lock(each.name) or each.suffix == ".json" for each in folder.iterdir())
+    """Whether nothing has been done yet: there are but JSON files, which say what was asked."""
+    return all(each.suffix == ".json" for each in folder.iterdir())
 
 
 def _refused(path: Path, error: Exception) -> StorageError:
     reason = getattr(error, "strerror", None) or str(error)
     return StorageError(f"{path} cannot be written ({reason}); choose another --out")
-
-
-def _exchange(new: Path, place: Path, old: Path) -> None:
-    """Two folders change places, then `new`, which is what was there, becomes `old`."""
-    if not _exchanged(new, place):
-        # Elsewhere than on Linux a kill may fall between the two; `writing` then puts `old` back.
-        place.rename(old)
-        new.rename(place)
-        return
-    new.rename(old)
-
-
-def _exchanged(a: Path, b: Path) -> bool:
-    """By Linux' renameat2(RENAME_EXCHANGE), at once; False where there is none."""
-    try:
-        function = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    current, exchange = -100, 2
-    return bool(function(current, os.fsencode(a), current, os.fsencode(b), exchange) == 0)

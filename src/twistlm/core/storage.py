@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from twistlm.core import holds
 from twistlm.core.errors import DamagedError, RunError, StorageError, TwistError
+from twistlm.core.folders import check_held
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -55,7 +55,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises:
         StorageError: the system refuses: no room, no permission, something in the way; or somebody else has taken over
-            what this process was writing (`core.leases`).
+            what this process was writing (`core.folders`).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -67,9 +67,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        holds.check(path)
+        check_held(path)
         temporary.replace(path)
-        holds.wrote(path)
     except TwistError:
         raise
     except (OSError, SafetensorError) as error:
@@ -91,12 +90,9 @@ def share(source: Path, path: Path) -> None:
     Neither is ever written through: every file of ours is replaced as a whole, which leaves the other as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    holds.check(path)
+    check_held(path)
     try:
         path.hardlink_to(source.resolve())
-        holds.wrote(path)
-    except TwistError:
-        raise
     except OSError:
         write_atomically(path, lambda temporary: _copy(source, temporary))
 

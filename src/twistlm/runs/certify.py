@@ -15,10 +15,9 @@ from twistlm.certificates.paired import certify_paired
 from twistlm.certificates.spending import Spending
 from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, NoneAcceptedError, UpperBoundError
-from twistlm.core.places import opened
+from twistlm.core.remote import opened, url_of
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
-from twistlm.core.urls import url_of
 from twistlm.core.work import HERE, Engine
 from twistlm.models.base import BaseLM
 from twistlm.models.huggingface import load

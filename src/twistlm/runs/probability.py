@@ -17,11 +17,10 @@ from twistlm.certificates import rare_events
 from twistlm.certificates.effort import Search
 from twistlm.certificates.events import Event
 from twistlm.certificates.probability import Probability, PromptProbability
-from twistlm.core import holds
 from twistlm.core.errors import ConfigError, DamagedError, RunError
 from twistlm.core.folders import writing
-from twistlm.core.places import opened
 from twistlm.core.plain import several
+from twistlm.core.remote import opened
 from twistlm.core.storage import (
     as_json,
     as_type,
@@ -123,7 +122,6 @@ def _in_folder(
             save_lines(folder / EVENTS, _rows(found))
             save_json(folder / NAME, {**_said(folder)[0], "found": found})
         shutil.rmtree(folder / STATE, ignore_errors=True)
-        holds.removed(folder / STATE)
         draft.take_place()
     return found
 

@@ -14,12 +14,11 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.log_Z import Witness, of_draws
 from twistlm.core.advice import coded
 from twistlm.core.logmath import log_mean_exp, normalise
-from twistlm.core.places import opened
 from twistlm.core.registry import lookup
+from twistlm.core.remote import opened, url_of
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
-from twistlm.core.urls import url_of
 from twistlm.potentials.specs import Trust
 from twistlm.runs import evidence
 from twistlm.runs.certification import Certification, Known, kept

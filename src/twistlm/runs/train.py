@@ -14,12 +14,11 @@ from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, NoneAcceptedError
 from twistlm.core.folders import check_room
 from twistlm.core.identity import digest
-from twistlm.core.places import opened
 from twistlm.core.processes import Processes
 from twistlm.core.registry import lookup
+from twistlm.core.remote import opened, url_of
 from twistlm.core.rng import Rng
 from twistlm.core.storage import as_json
-from twistlm.core.urls import url_of
 from twistlm.potentials.conditions import is_conditional
 from twistlm.runs.automatic import AUTO, automatic, on_policy, suited
 from twistlm.runs.certification import Certification

@@ -11,7 +11,7 @@ from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.certify import improvement
 from twistlm.certificates.verdict import verdict
 from twistlm.core.estimates import Estimate
-from twistlm.core.places import shown
+from twistlm.core.remote import shown
 from twistlm.core.terminal import console
 from twistlm.potentials.base import power_of
 from twistlm.report.page import save_page

@@ -6,10 +6,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from twistlm.core import holds
 from twistlm.core.errors import ConfigError, RunError, StorageError
-from twistlm.core.folders import is_occupied, writing
-from twistlm.core.places import opened
+from twistlm.core.folders import check_held, is_occupied, writing
+from twistlm.core.remote import opened
 from twistlm.core.storage import load_json, remedied, save_json
 
 POLICIES = ("refuse", "resume", "overwrite")
@@ -32,7 +31,7 @@ class Place:
         """Raises StorageError where the folder is no longer the one that was opened, or another's to write by now."""
         if self._identity is not None and _identity(self.path) != self._identity:
             raise StorageError(f"{self.path} was deleted or replaced while a run was being written to it; run it again")
-        holds.check(self.path)
+        check_held(self.path)
 
     @contextmanager
     def adding(self) -> Iterator[None]:
@@ -66,8 +65,6 @@ class Place:
         try:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             path.rename(self.path / name)
-            holds.wrote(self.path / name)
-            holds.removed(path)
         except OSError as error:
             raise StorageError(f"{path} cannot be kept as {name} ({error.strerror}); see what is there") from error
 

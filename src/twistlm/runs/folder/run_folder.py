@@ -10,6 +10,7 @@ from torch import Tensor
 
 from twistlm.core.errors import RunError, StorageError, TwistError
 from twistlm.core.folders import writing
+from twistlm.core.remote import publish
 from twistlm.core.storage import as_type, load_tensors, remove_temporary, save_json, save_tensors, share
 from twistlm.runs.folder import description, history, kept_twist, samples
 from twistlm.runs.folder.description import AskedRun, Described, Outline, versions
@@ -270,6 +271,7 @@ class RunFolder(Place):
         """Everything that continuing needs, in one file, atomically."""
         self.check_there()
         save_tensors(self.checkpoint, tensors, metadata)
+        publish(self.path)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What `save_checkpoint` wrote, or None."""

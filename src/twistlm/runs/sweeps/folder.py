@@ -24,7 +24,6 @@ from typing import Annotated, Any
 from annotated_types import Interval, MinLen, Predicate
 
 from twistlm.certificates.certificate import Certificate
-from twistlm.core import holds
 from twistlm.core.errors import RunError, TwistError
 from twistlm.core.exports import frame
 from twistlm.core.folders import Draft, is_occupied, writing
@@ -315,7 +314,6 @@ class SweepFolder:
             save_json(self._failures, [{**asdict(cell), **asdict(failure)} for cell, failure in failed.items()])
         else:
             self._failures.unlink(missing_ok=True)
-            holds.removed(self._failures)
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with a row for each number of each finished run: method, seed, sampler ("after",

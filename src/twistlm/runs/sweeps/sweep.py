@@ -16,7 +16,7 @@ from twistlm.certificates.bounds import main_bounds
 from twistlm.certificates.evidence import FEWEST_EXACT
 from twistlm.core.advice import coded
 from twistlm.core.errors import ConfigError, NoneAcceptedError, RunError, TwistError, UpperBoundError
-from twistlm.core.places import shown
+from twistlm.core.remote import publish, shown
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import RECORD_BYTES, check_sizes
 from twistlm.core.work import HERE, Engine
@@ -230,6 +230,7 @@ def _run(folder: SweepFolder, pieces: list["_Piece"], engine: Engine) -> None:
                 failures[cell] = failure
                 folder.failures = failures
             left = (time.monotonic() - start) / done * (len(pieces) - done) / 60
+            publish(folder.path)
             how = "done" if failure is None else f"failed: {failure.message}"
             print(f"{cell}: {how} ({before + done} of {total}, about {left:.0f} min left)", flush=True)
 
