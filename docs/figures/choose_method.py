@@ -4,8 +4,8 @@ from figures.explain_common import plt
 from figures.results import compared, table
 
 BESIDE = {
-    "toxicity": ("toxicity-fresh", "toxicity-pooled", "toxicity-dense"),
-    "sentiment": ("sentiment-fresh", "sentiment-pooled", "sentiment-dense"),
+    "toxicity": ("toxicity-fresh", "toxicity-pooled"),
+    "sentiment": ("sentiment-fresh", "sentiment-pooled"),
     "infilling-2-1": ("infilling-2-1-prompted",),
 }
 

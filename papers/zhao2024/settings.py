@@ -32,10 +32,10 @@ ABLATIONS = {
         for beta in POWERS
     },
     "toxicity-threshold": Request("toxicity-threshold", SMALL, methods=("ctl",), num_seeds=2),
-    # DPG with a lexical twist: on fresh draws, on the pool, and with labels of every prefix (docs/dense.md).
+    # DPG with a lexical twist: on fresh draws, and on the pool (docs/fresh.md).
     **{
         f"{name}-{method}": Request(name, SMALL, methods=(method,))
-        for method in ("fresh", "pooled", "dense")
+        for method in ("fresh", "pooled")
         for name in ("toxicity", "sentiment")
     },
     **{
@@ -44,7 +44,7 @@ ABLATIONS = {
     },
     **{
         f"toxicity-beta-5-{method}": Request("toxicity", SMALL, {"beta": 5.0}, methods=(method,))
-        for method in ("fresh", "pooled", "dense")
+        for method in ("fresh", "pooled")
     },
     # A network that reads the condition first (docs/conditions.md).
     **{f"{name}-prompted": replace(MAIN[name], methods=("prompted",)) for name in ("infilling-15-10", "infilling-2-1")},
@@ -52,10 +52,6 @@ ABLATIONS = {
 # Four times as many sequences as in the main tables, 25,600; the curves have 1,600 of them, too.
 BUDGETS = {
     **{f"{name}-budgets": replace(MAIN[name], num_updates=256) for name in ("sentiment", "toxicity", "infilling-2-1")},
-    **{
-        f"{name}-dense-budgets": replace(MAIN[name], methods=("dense",), num_updates=512)
-        for name in ("sentiment", "toxicity")
-    },
     "infilling-2-1-prompted-budgets": replace(MAIN["infilling-2-1"], methods=("prompted",), num_updates=256),
     # 15/10 draws 50 sequences an update. RL, FUDGE and PPO do not leave the base model there at any rate.
     **{
@@ -75,7 +71,7 @@ BUDGETS = {
 # How low each gets, as draws go on: certificates after 1, 2, 4, … updates of 100 sequences.
 LONG = {
     **BUDGETS,
-    "sentiment-long": Request("sentiment", SMALL, methods=("ctl", "dpg", "dense"), num_seeds=2, num_updates=2048),
+    "sentiment-long": Request("sentiment", SMALL, methods=("ctl", "dpg"), num_seeds=2, num_updates=2048),
     # What is taken where nothing is said, in batches of 400: up to 102,400 sequences.
     **{
         f"{name}-fresh-long": Request(name, SMALL, methods=("fresh",), num_seeds=2, num_updates=256)
@@ -89,5 +85,5 @@ LONG = {
         for twist, rate in (("lora", 3e-4), ("backbone", 1e-4))
     },
     "infilling-2-1-long": replace(MAIN["infilling-2-1"], methods=("dpg", "prompted"), num_seeds=2, num_updates=1024),
-    "toxicity-long": Request("toxicity", SMALL, methods=("ctl", "dense"), num_seeds=2, num_updates=256),
+    "toxicity-long": Request("toxicity", SMALL, methods=("ctl",), num_seeds=2, num_updates=256),
 }

@@ -116,18 +116,14 @@ def test_what_is_said_besides_counts() -> None:
 
 def test_a_method_of_a_preset_may_have_a_name_of_its_own() -> None:
     preset = get_preset("sentiment", "small")
-    config, pooled = preset.config("dense"), preset.config("pooled")
-    assert (config.training.loss, config.training.target_source, config.twist) == ("dpg", "dense", "lexical")
-    # Labels are all that they differ by.
-    labels = {"target_source": "dense", "num_labels": config.training.num_labels}
-    assert replace(pooled, training=replace(pooled.training, **labels)) == config
-    assert (pooled.training.target_source, pooled.twist_options) == ("pool", config.twist_options)
+    pooled = preset.config("pooled")
+    assert (pooled.training.loss, pooled.training.target_source, pooled.twist) == ("dpg", "pool", "lexical")
     # Looked at as often as the published methods are.
     assert pooled.training.evaluate_every == preset.run.training.evaluate_every
     # As many sequences as the others draw.
     other = get_preset("sentiment", "small").config("ctl")
-    assert config.training.num_particles * config.training.num_updates == (
+    assert pooled.training.num_particles * pooled.training.num_updates == (
         other.training.num_particles * other.training.num_updates
     )
-    with pytest.raises(ConfigError, match="unknown loss 'dense'"):
-        get_preset("infilling", "small").config("dense")
+    with pytest.raises(ConfigError, match="unknown loss 'pooled'"):
+        get_preset("infilling", "small").config("pooled")

@@ -118,20 +118,6 @@ def test_a_run_of_before_has_none(run: Run, tmp_path: Path) -> None:
         run.folder.twist.write_bytes(kept)
 
 
-def test_a_run_begun_before_there_was_a_choice_goes_on_as_it_was(tmp_path: Path) -> None:
-    small = replace(CONFIG, num_draws=1024, training=replace(CONFIG.training, num_updates=2, informed="off"))
-    run = train(target(2), config=small, out=tmp_path / "run")
-    assert '"informed"' not in (tmp_path / "run" / "config.json").read_text()
-    again = Run.load(tmp_path / "run")
-    assert again.config.training.informed == "off"
-    assert again.informed is None
-    resumed = train(target(2), config=small, out=tmp_path / "run", exists="resume")
-    assert resumed.informed is None
-    assert len(resumed.history) == len(run.history)
-    with pytest.raises(RunError, match="holds a run with another run"):
-        train(target(2), config=small, informed="auto", out=tmp_path / "run", exists="resume")
-
-
 def test_targets_with_conditions_are_informed_too() -> None:
     filling = Target("stories", Infilling(2), "Once upon a time, there was a", 4, eos="ignore")
     config = RunConfig(

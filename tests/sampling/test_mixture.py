@@ -110,16 +110,11 @@ def test_it_grows_by_what_the_others_draw() -> None:
     assert sum(row["kind"] == "update" for row in rows.history) == 40
 
 
-@pytest.mark.parametrize("source", ["pool", "dense"])
-def test_an_interrupted_run_refills_it_and_goes_on_bit_for_bit(
-    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_refills_it_and_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twistlm.training.trainer.CHECKPOINT_SECONDS", 0.0)
     config = replace(CONFIG, num_draws=256, num_siblings=0)
-    settings = {"method": "gkl", "num_updates": 24, "num_particles": 30, "target_source": source,
-                "intermediate_source": source}  # fmt: skip
-    if source == "dense":
-        settings |= {"pool_start": "collected", "num_labels": 3000}
+    settings = {"method": "gkl", "num_updates": 24, "num_particles": 30, "target_source": "pool",
+                "intermediate_source": "pool"}  # fmt: skip
     train(tiny_target(), config=config, out=tmp_path / "whole", **settings)
     update = Trainer._update
 
@@ -146,7 +141,6 @@ def test_an_interrupted_run_refills_it_and_goes_on_bit_for_bit(
 def test_targets_with_conditions_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
     target = Target(tiny_target().lm, Infilling(1), "5", 2, eos="ignore")
     config = replace(CONFIG, twist="conditional", num_draws=64)
-    for source in ("pool", "dense"):
-        with pytest.raises(ConfigError, match="know one target only"):
-            train(target, config=config, num_updates=1, method="gkl", source=source, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="knows one target only"):
+        train(target, config=config, num_updates=1, method="gkl", source="pool", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,6 @@ from twistlm.testing import assert_mean
 from twistlm.training.batches import drawn, some_of
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import held_out_divergence, negative_lower_bound
-from twistlm.training.dense import labelled
 from twistlm.training.losses import objective
 from twistlm.training.scoring import score
 from twistlm.training.sources import Batch, Setting, get_source, independent
@@ -137,13 +136,13 @@ def test_the_criterion_is_the_mean_over_prompts_by_weight(several: list[Case]) -
     assert found.value == pytest.approx(expected, abs=0.06)
 
 
-@pytest.mark.parametrize("source", ["base", "proposal", "draws", "pool", "dense", "exact"])
+@pytest.mark.parametrize("source", ["base", "proposal", "draws", "pool", "exact"])
 def test_weights_are_normalised_within_each_prompt(several: list[Case], source: str) -> None:
     model = TwistedLM(several[0].lm, TabularHead.twist(torch.zeros_like(several[0].lm.table)), "ignore")
     sampler, cases = sampler_of(several, model), at(several)
     collection = collect(Rng(4), WorkerContext(sampler, cases), Budget(3000, chunk=1200), target="t")
     pool = Pool.begun(Rng(0), sampler, cases, 3000)
-    setting = Setting(sampler, cases, collection, pool=pool, dense=labelled(Rng(2), sampler, pool, cases, 30_000))
+    setting = Setting(sampler, cases, collection, pool=pool)
     batch = get_source(source)(Rng(1), setting, 600)
     assert batch.num_targets == 3
     size = len(batch.samples) // 3
@@ -151,14 +150,14 @@ def test_weights_are_normalised_within_each_prompt(several: list[Case], source: 
         assert all(prompt.equal(case.prompt) for prompt in batch.samples.prompts[r * size : (r + 1) * size])
 
 
-@pytest.mark.parametrize("source", ["draws", "pool", "dense", "exact"])
+@pytest.mark.parametrize("source", ["draws", "pool", "exact"])
 def test_a_prompt_that_an_update_draws_twice_has_its_sequences_twice(several: list[Case], source: str) -> None:
     model = TwistedLM(several[0].lm, TabularHead.twist(torch.zeros_like(several[0].lm.table)), "ignore")
     sampler, cases = sampler_of(several, model), at(several)
     collection = collect(Rng(4), WorkerContext(sampler, cases), Budget(3000, chunk=1200), target="t")
     twice = [cases[1], cases[1], cases[2]]
     pool = Pool.begun(Rng(0), sampler, cases, 3000)
-    setting = Setting(sampler, twice, collection, pool=pool, dense=labelled(Rng(2), sampler, pool, cases, 30_000))
+    setting = Setting(sampler, twice, collection, pool=pool)
     batch = get_source(source)(Rng(1), setting, 60)
     assert [prompt.tolist() for prompt in batch.samples.prompts] == [
         c.prompt.tolist() for c in twice for _ in range(20)

@@ -24,9 +24,6 @@ def test_it_is_the_mean_with_weights_that_fall_off() -> None:
     with average.applied():
         torch.testing.assert_close(parameter.detach(), expected)
     assert torch.equal(parameter.detach(), values[-1])
-    average.restart()
-    with average.applied():
-        assert torch.equal(parameter.detach(), values[-1])
 
 
 def test_without_a_rate_there_is_none() -> None:

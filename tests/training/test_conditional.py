@@ -35,5 +35,5 @@ def test_collected_draws_teach_each_with_its_own_condition() -> None:
 def test_they_are_target_samples_alone() -> None:
     with pytest.raises(ConfigError, match="set it to 'base' or 'proposal'"):
         train(target(), method="gkl", num_updates=1, num_draws=64, intermediate_source="draws")
-    with pytest.raises(ConfigError, match="know one target only"):
-        train(target(), method="dpg", source="dense", num_updates=1, num_draws=64)
+    with pytest.raises(ConfigError, match="knows one target only"):
+        train(target(), method="dpg", source="pool", num_updates=1, num_draws=64)

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.architectures import tiny_lm
 from tests.forked import start
 from tests.interrupted import interrupted
-from tests.training.test_trainer import CONFIG, comparable, small_numbers, tiny_target
-from twistlm import Target, train
+from tests.training.test_trainer import CONFIG, comparable, tiny_target
+from twistlm import train
 from twistlm.core.registry import available
-from twistlm.potentials import Function
 from twistlm.training import trainer
 
 
@@ -90,23 +88,3 @@ def killed(tmp_path: Path, optimiser: str) -> list[list[dict]]:
     return [
         [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (out, tmp_path / "whole")
     ]
-
-
-def test_labels_of_collected_draws_are_those_that_training_began_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a run that goes on from another's twist; they were made anew by no twist at all."""
-    tells = Function(small_numbers, log_upper_bound=0.0, prefixes=True)
-    target = Target(tiny_lm(), tells, "5", 4, eos="ignore", identity="small numbers")
-    begun = train(target, config=CONFIG, num_updates=20, num_draws=6144, learning_rate=3e-3, shrinkages=())
-    held_out = [row["held_out"]["value"] for row in begun.history if row["kind"] == "evaluation"]
-    assert min(held_out) < held_out[0], "it says something"
-    settings: dict[str, Any] = {
-        "method": "gkl", "source": "dense", "pool_start": "collected", "num_updates": 6, "evaluate_every": 2,
-        "num_labels": 40_000, "num_draws": 6144, "start": begun,
-    }  # fmt: skip
-
-    def started(name: str, exists: str = "refuse") -> None:
-        train(target, config=CONFIG, out=tmp_path / name, exists=exists, **settings)
-
-    as_if_nothing_had_been(started, tmp_path, monkeypatch, 3)

@@ -10,11 +10,9 @@ from tests.cases import Case
 from twistlm.core.errors import ConfigError
 from twistlm.core.rng import Rng
 from twistlm.sampling.sampler import Sampler
-from twistlm.sampling.smc import Keep
 from twistlm.training.batches import drawn as batches_of
 from twistlm.training.batches import steps
 from twistlm.training.config import TrainingConfig
-from twistlm.training.dense import Values
 from twistlm.training.losses import objective
 from twistlm.training.scoring import score
 from twistlm.training.sources import Batch, Setting, independent
@@ -22,19 +20,14 @@ from twistlm.training.sources import Batch, Setting, independent
 COUNT = 60
 
 
-def drawn(case: Case, num_targets: int, *, valued: bool) -> Batch:
+def drawn(case: Case, num_targets: int) -> Batch:
     sampler = Sampler(case.base, case.potential, case.num_steps)
-    samples = sampler.draw(Rng(5), [case.at], COUNT, keep=Keep(False, 2 if valued else 0))
-    batch = independent(samples, num_targets)
-    if not valued:
-        return batch
-    log_V = torch.randn(COUNT, case.num_steps, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return replace(batch, values=Values(log_V[..., 0], log_V[..., 1:]))
+    return independent(sampler.draw(Rng(5), [case.at], COUNT), num_targets)
 
 
 @pytest.mark.parametrize(("num_targets", "count", "parts"), [(1, 7, 7), (4, 7, 7), (12, 5, 5), (30, 3, 3), (4, 40, 15)])
 def test_an_epoch_has_every_sequence_once(case: Case, num_targets: int, count: int, parts: int) -> None:
-    batch = drawn(case, num_targets, valued=False)
+    batch = drawn(case, num_targets)
     made = list(steps(Rng(0), {"target": batch, "drawn": batch}, 2, count))
     assert len(made) == 2 * parts
     epochs = []
@@ -53,19 +46,16 @@ def test_an_epoch_has_every_sequence_once(case: Case, num_targets: int, count: i
 
 
 def test_one_part_is_the_batch_itself(case: Case) -> None:
-    batch = drawn(case, 4, valued=False)
+    batch = drawn(case, 4)
     (only,) = steps(Rng(0), {"target": batch}, 1, 1)
     assert only["target"] is batch
 
 
-@pytest.mark.parametrize("valued", [False, True], ids=["sequences", "labelled prefixes"])
 @pytest.mark.parametrize(("num_targets", "count"), [(1, 6), (4, 5), (12, 4)])
 @pytest.mark.parametrize(("loss", "baseline"), [("dpg", False), ("dpg", True), ("fudge", False)])
-def test_the_mean_over_parts_is_the_whole(
-    case: Case, loss: str, num_targets: int, count: int, valued: bool, baseline: bool
-) -> None:
+def test_the_mean_over_parts_is_the_whole(case: Case, loss: str, num_targets: int, count: int, baseline: bool) -> None:
     """For losses that are linear in weights that do not move with the twist."""
-    batch, wanted = replace(drawn(case, num_targets, valued=valued), baseline=baseline), objective(loss)
+    batch, wanted = replace(drawn(case, num_targets), baseline=baseline), objective(loss)
     model = case.twisted_for(loss, torch.randn(case.lm.table.shape, dtype=torch.float64))
 
     def found(batches: dict[str, Batch]) -> tuple[torch.Tensor, float]:
@@ -80,7 +70,7 @@ def test_the_mean_over_parts_is_the_whole(
     torch.testing.assert_close(mean, whole)
     assert not torch.allclose(gradients[0][0], whole)
     # The effective number is of all that was drawn.
-    assert math.isnan(ess) == (not valued and "target" not in wanted.roles)
+    assert math.isnan(ess) == ("target" not in wanted.roles)
     assert [part_ess for _, part_ess in gradients] == pytest.approx([ess] * len(parts), rel=0, abs=0, nan_ok=True)
 
 
@@ -95,7 +85,7 @@ def test_only_draws_of_the_proposal_have_a_baseline(case: Case, source: str, exp
 
 
 def test_no_sequence_has_more_than_its_share(case: Case) -> None:
-    batch = drawn(case, 3, valued=False)
+    batch = drawn(case, 3)
     far = replace(batch, log_w=batch.log_w.index_fill(0, torch.tensor([1, 21]), 9.0))
     made = far.truncated(0.3)
     shares = torch.softmax(made.log_w.view(3, -1), -1)

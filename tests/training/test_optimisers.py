@@ -1,18 +1,12 @@
 """Optimisers: a learning rate means the same for all, and checkpoints know what each keeps."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.cases import make_case
-from tests.training.test_trainer import CONFIG, comparable, tiny_target
-from twistlm import train
-from twistlm.core.errors import ConfigError, RunError
+from twistlm.core.errors import ConfigError
 from twistlm.core.registry import available
 from twistlm.core.rng import Rng
-from twistlm.runs.folder import RunFolder
 from twistlm.sampling.exact.budget import Budget
 from twistlm.sampling.exact.collect import collect
 from twistlm.sampling.sampler import Sampler, WorkerContext
@@ -85,18 +79,6 @@ def test_it_trains_the_table_towards_the_truth(name: str, seed: int) -> None:
     Trainer(Rng(seed), setting, config, held_out_divergence(Rng(8), held_out, [case.at], 1000)).train()
     assert case.truth.kl_target_q(model) < 0.35 * case.truth.kl_target_q(case.base)
     assert case.truth.kl_q_target(model) < 0.5 * case.truth.kl_q_target(case.base)
-
-
-def test_a_folder_begun_before_there_was_a_choice_goes_on(tmp_path: Path) -> None:
-    config = replace(CONFIG, num_draws=64)
-    assert "optimiser" not in config.as_dict()["training"]
-    run = train(tiny_target(), config=config, num_updates=2, out=tmp_path / "run")
-    assert '"optimiser"' not in (tmp_path / "run" / "config.json").read_text()
-    assert RunFolder.open(tmp_path / "run").load_description().run.training.optimiser == "adamw"
-    again = train(tiny_target(), config=config, num_updates=2, out=tmp_path / "run", exists="resume")
-    assert comparable(again.history) == comparable(run.history)
-    with pytest.raises(RunError, match=r'holds a run with another run \(run.training.optimiser "adamw", now "ada'):
-        train(tiny_target(), config=config, optimiser="adafactor", num_updates=2, out=tmp_path / "run", exists="resume")
 
 
 def test_another_name_is_refused_with_those_that_there_are() -> None:

@@ -41,7 +41,7 @@ def found(history: list[dict], module: nn.Module) -> dict[str, Tensor]:
 TABULAR = {
     "ctl": {},
     "dpg": {"target_source": "smc"},
-    "gkl": {"target_source": "dense", "intermediate_source": "dense", "num_updates": 18, "num_labels": 3000},
+    "gkl": {"target_source": "pool", "intermediate_source": "pool", "num_updates": 18},
     "rl": {"intermediate_source": "pool", "num_updates": 18},
     "sixo": {"target_source": "draws+exact"},
     "ppo": {},

@@ -28,7 +28,7 @@ class OfSweep:
         Text,
         arg(
             help="Losses with commas between, or 'all': ctl, rl, sixo, fudge, dpg, ppo and gkl. Presets have names of "
-            "their own, such as dense."
+            "their own, such as pooled."
         ),
     ] = "all"
     seeds: Annotated[Count, arg(help="So many runs of every method, with seeds 0, 1, …")] = 5

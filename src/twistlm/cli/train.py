@@ -55,13 +55,9 @@ class OfTraining(Group):
     source: Annotated[
         Text | None,
         arg(
-            help="Where training samples come from: draws, base, proposal, pool, dense (a pool with labels of every "
-            "prefix), or exact, smc (for roles that need no density), or several: proposal+exact."
+            help="Where training samples come from: draws, base, proposal, pool, or exact, smc "
+            "(for roles that need no density), or several: proposal+exact."
         ),
-    ] = None
-    num_labels: Annotated[
-        Count | None,
-        arg(help="Of --source dense: about so many prefixes are asked of φ each time; default: the preset's."),
     ] = None
     informed: Annotated[
         Text | None,

@@ -18,8 +18,6 @@ from twistlm.training.config import TrainingConfig, training_sources
 OWN = ("num_draws", "held_out_prompts", "seed")
 # Of fewer prompts none can be spared.
 FEWEST_TO_HOLD_OUT = 10
-# Settings of training that there were not always, and what they were then: left out of files where they are the same.
-BEFORE = {"optimiser": "adamw", "informed": "off", "pool_start": "fresh", "pool_first": 16, "num_labels": 400_000}
 # Of these settings None is a value; it leaves any other as it is.
 NONE_IS_A_VALUE = ("patience", "decay_after")
 FOLDS = ("training", "held_out", "evaluation")
@@ -112,8 +110,7 @@ class RunConfig:
     @property
     def trains_on_draws(self) -> bool:
         """Whether the collected draws are training data too, so that their features are worth keeping."""
-        pooled = self.training.pool_start == "collected" and self.training.has_pool
-        return pooled or self.training.draws_from("draws", "exact")
+        return self.training.draws_from("draws", "exact")
 
     def plugins(self, target: Mapping[str, Any] | None) -> dict[str, str]:
         """What tells parts of others, named here or in a target's description, from their later versions.
@@ -127,10 +124,7 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        fields = dataclasses.asdict(self)
-        # What was begun before there was a choice was asked the same.
-        fields["training"] = {k: v for k, v in fields["training"].items() if k not in BEFORE or v != BEFORE[k]}
-        return fields
+        return dataclasses.asdict(self)
 
     def changed(
         self,

@@ -98,21 +98,6 @@ class Pool:
         log_q = _log_q(sampler, samples, switching, own=True).unsqueeze(0)
         return Pool((snapshot(_module(sampler)),), (len(samples),), samples, log_q, unsteered, switching)
 
-    @staticmethod
-    def of_base(sampler: Sampler, draws: Samples, cases: Cases) -> "Pool":
-        """Draws of the base model that are there already, of each case as many."""
-        rows, twist = rows_of(draws.prompts, cases), sampler.model.twist
-        fewest, module = min(map(len, rows)), _module(sampler)
-        draws = replace(draws, siblings=None).select(torch.cat([index[:fewest] for index in rows]))
-        now = snapshot(module)
-        assert twist is not None
-        # Whatever the twist is, at no strength it proposes as p₀ does.
-        twist.head.shrinkage.fill_(0.0)
-        off = snapshot(module)
-        module.load_state_dict(now)
-        log_q, unsteered = draws.log_p.cumsum(-1), torch.ones(len(draws), dtype=torch.bool)
-        return Pool((off,), (len(draws),), draws, log_q.unsqueeze(0), unsteered.to(draws.tokens.device))
-
     def grown(
         self,
         rng: Rng,

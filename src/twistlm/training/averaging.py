@@ -26,11 +26,6 @@ class Average:
     def __init__(self, parameters: Sequence[Tensor], rate: float) -> None:
         # Without a rate it is a mean of nothing, and all below does nothing.
         self.parameters, self.rate = parameters if rate else (), rate
-        self.restart()
-
-    @torch.no_grad()
-    def restart(self) -> None:
-        """Begin again with the parameters as they are."""
         self.count, self.mean = 0, self._now()
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Any
 
 from twistlm.core.errors import ConfigError
 from twistlm.core.plain import make_plain
-from twistlm.core.registry import available, lookup
+from twistlm.core.registry import lookup
 from twistlm.core.sizes import RECORD_BYTES, TOKEN_BYTES, check_sizes
 from twistlm.core.storage import STRICT
 from twistlm.training.informing import check_every
@@ -22,7 +22,7 @@ SOURCES = {
     "drawn": "intermediate_source",
 }
 
-SIZES = ("num_particles", "num_minibatches", "pool_batch", "pool_first", "num_labels", "num_cases", "evaluate_every")
+SIZES = ("num_particles", "num_minibatches", "pool_batch", "pool_first", "num_cases", "evaluate_every")
 
 
 def training_sources(expression: str, loss: str | None = None) -> dict[str, str]:
@@ -53,13 +53,9 @@ class TrainingConfig:
             them as they are.
         baseline: whether DPG counts the proposal's own draws ("proposal") by what their weights differ from the mean,
             which leaves its gradient as it is in expectation, with less noise.
-        pool_batch: sequences per batch from the sources "pool" and "dense", which draw as many sequences as the others
-            do, but in a few large rounds; see `twistlm.sampling.mixture`.
-        pool_start: what the pool begins with: "fresh" draws of the base model, as many as the updates until its next
-            growth would take, or the "collected" draws that are there for training (fresh ones if there are none).
+        pool_batch: sequences per batch from the source "pool", which draws as many sequences as the others do, but
+            in a few large rounds; see `twistlm.sampling.mixture`.
         pool_first: updates after which the pool grows for the first time; then after four times as many, and so on.
-        num_labels: prefixes that the potential is asked about, at most, about, whenever dense labels are made; see
-            `twistlm.training.dense`.
         num_cases: targets per batch where there are several: prompts of a set, all of them or drawn by weight, or
             conditions (infilling). Each gets as many of the particles, and counts by its weight.
         num_updates: at most so many batches.
@@ -93,9 +89,7 @@ class TrainingConfig:
     max_share: float = 1.0
     baseline: bool = False
     pool_batch: int = 512
-    pool_start: str = "fresh"
     pool_first: int = 16
-    num_labels: int = 400_000
     num_cases: int = 25
     num_updates: int = 500
     optimiser: str = "adamw"
@@ -128,24 +122,10 @@ class TrainingConfig:
                 f"loss {self.loss!r} learns from the current proposal's own draws: use source 'proposal' "
                 f"(intermediate_source), not {self.intermediate_source!r}"
             )
-        for source in {self.source_of(role) for role in SOURCES if marked(self.source_of(role), "by_prefix")}:
-            if not wanted.by_prefix:
-                others = [name for name, entry in available("loss").items() if entry.options["label"]]
-                raise ConfigError(
-                    f"loss {self.loss!r} compares each prefix with the next, and source {source!r} labels prefixes by "
-                    f"themselves: use one of {', '.join(others)}"
-                )
-            if len(wanted.labels) > 1:
-                raise ConfigError(
-                    f"loss {self.loss!r} wants labels of two kinds, log E[φ] and E[log φ], and source {source!r} makes "
-                    "one: leave out 'cd', or use source 'pool'"
-                )
         for source in {self.source_of(role) for role in SOURCES}:
             apart = [entry.name for entry in parts_of(source) if entry.options.get("alone", False)]
             if apart and len(parts_of(source)) > 1:
                 raise ConfigError(f"source {apart[0]!r} cannot be joined with others, as in {source!r}; name it alone")
-        if self.pool_start not in ("fresh", "collected"):
-            raise ConfigError(f"pool_start must be 'fresh' or 'collected', not {self.pool_start!r}")
         for name in SIZES:
             check_sizes(TOKEN_BYTES, **{name: getattr(self, name)})
         check_sizes(RECORD_BYTES, num_updates=self.num_updates)
@@ -180,8 +160,7 @@ class TrainingConfig:
         """
         if self.has_pool:
             raise ConfigError(
-                "sources 'pool' and 'dense' know one target only; for infilling use 'exact', 'draws', 'proposal' or "
-                "'base'"
+                "source 'pool' knows one target only; for infilling use 'exact', 'draws', 'proposal' or 'base'"
             )
         for role in objective(self.loss).roles:
             # Each is a sample given its own condition: of the base model's or q's under that condition there are none.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from twistlm.core.logmath import effective, normalise
+from twistlm.core.logmath import normalise
 from twistlm.core.rng import Rng
 from twistlm.potentials.prefixes import softened
 from twistlm.sampling.cases import Cases, rows_of
@@ -31,11 +31,6 @@ class Draws:
         log_ratio = pool.log_ratio
         log_w = log_ratio[:, -1] + pool.samples.log_phi
         return Draws(pool.samples, log_ratio, log_w, rows_of(pool.samples.prompts, cases))
-
-    @property
-    def effective(self) -> float:
-        """Effective number of draws of the targets."""
-        return effective(self.log_w, self.groups)
 
     def steered(self, sampler: Sampler) -> tuple[Tensor, Tensor]:
         """What is told of prefixes by `sampler`'s twist: log(q/p₀), and log ψ, finite, of each [n, T]."""

@@ -15,9 +15,9 @@ COLLAPSE_UPDATES = 10
 
 
 def misses(batches: Mapping[str, Batch]) -> bool:
-    """Whether the target's batch is there and has no sequence of φ > 0. Values of prefixes are no draws of φ."""
+    """Whether the target's batch is there and has no sequence of φ > 0."""
     batch = batches.get("target")
-    return batch is not None and batch.values is None and not bool(batch.log_w.isfinite().any())
+    return batch is not None and not bool(batch.log_w.isfinite().any())
 
 
 def check_misses(history: Sequence[Mapping[str, Any]], num_updates: int) -> None:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from twistlm.core.errors import ConfigError, TrainingError
+from twistlm.core.errors import ConfigError
 from twistlm.core.logmath import ess, normalise
 from twistlm.core.processes import ALONE, Processes
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.twisted import Scores, TwistedLM
-from twistlm.training.dense import Values
 from twistlm.training.scored import Scored
 from twistlm.training.sources import Batch
 
@@ -34,20 +33,16 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
     says little, and the mean over parts is the whole. Only weights towards π_t, which move with the twist, are
     normalised within the part.
 
-    Siblings count where they have a label of their own, and where particles of π_t are wanted, unless the normaliser
-    is wanted too: they have none.
+    Siblings count where particles of π_t are wanted, unless the normaliser is wanted too: they have none.
 
     Raises:
         ConfigError: a batch without prefix weights was given for a role other than the target.
-        TrainingError: no labelled prefix has any weight.
     """
     with_siblings = batches["intermediate"] if "intermediate" in batches and not normaliser else None
     scores_of = {
         id(batch): _scores(
             model,
-            batch.samples
-            if batch is with_siblings or batch.values is not None
-            else replace(batch.samples, siblings=None),
+            batch.samples if batch is with_siblings else replace(batch.samples, siblings=None),
             normaliser,
             processes,
         )
@@ -57,10 +52,6 @@ def score(model: TwistedLM, batches: dict[str, Batch], *, normaliser: bool, proc
     for role, batch in batches.items():
         scores, samples = scores_of[id(batch)], batch.samples
         log_psi, mask = scores.log_psi, samples.mask
-        if batch.values is not None and role != "intermediate":
-            made[role] = _by_values(batch, batch.values, scores, role)
-            effective = _effective(batch)
-            continue
         if role == "target":
             weights = _at_every_t(_shares(batch, lambda batch: batch.log_w), mask)
             effective = _effective(batch)
@@ -101,30 +92,6 @@ def _scores(model: TwistedLM, samples: Samples, normaliser: bool, processes: Pro
     return Scores(log_psi, log_normaliser, siblings)
 
 
-def _by_values(batch: Batch, values: Values, scores: Scores, role: str) -> Scored:
-    """What a loss sees of labelled prefixes: 1 + K rows of each sequence, the k-th with its k-th siblings.
-
-    Weights are those of prefixes at each t, towards σ by their values, or towards p₀.
-    """
-    samples, count = batch.samples, 1 + values.siblings.shape[-1]
-    assert scores.siblings is not None
-    log_psi = _families(scores.log_psi, scores.siblings, samples.mask)
-    towards = _ratios_and_values if role == "target" else _ratios
-
-    def repeated(x: Tensor) -> Tensor:
-        return x.repeat_interleave(count, 0)
-
-    return Scored(
-        mask=repeated(samples.mask),
-        weights=_shares(batch, towards).to(log_psi.dtype),
-        log_p=repeated(samples.log_p),
-        log_q=repeated(samples.log_q),
-        log_psi=log_psi,
-        log_normaliser=None if scores.log_normaliser is None else repeated(scores.log_normaliser),
-        log_phi=_families(values.own, values.siblings, samples.mask),
-    )
-
-
 def _families(own: Tensor, siblings: Tensor, mask: Tensor) -> Tensor:
     """Rows [B · (1 + K), T] of sequences [B, T] and siblings [B, T, K]; a finished prefix has no child but itself."""
     siblings = torch.where(mask.unsqueeze(-1), siblings, own.unsqueeze(-1))
@@ -137,17 +104,6 @@ def _ratios(batch: Batch) -> Tensor:
     assert siblings is not None
     before = torch.nn.functional.pad(log_ratio, (1, 0))[:, :-1].unsqueeze(-1)
     return _families(log_ratio, before + siblings.log_ratio, batch.samples.mask)
-
-
-def _ratios_and_values(batch: Batch) -> Tensor:
-    """log p₀V/q of families."""
-    assert batch.values is not None
-    log_w = _ratios(batch) + _families(batch.values.own, batch.values.siblings, batch.samples.mask)
-    if not bool(log_w.isfinite().any(0).all()):
-        raise TrainingError(
-            "every labelled prefix has weight zero at some step (φ = 0); use more particles or a softer potential"
-        )
-    return log_w
 
 
 def _shares(batch: Batch, log_w_of: Callable[[Batch], Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ from twistlm.core.signals import STOPS, held
 from twistlm.core.storage import as_json, as_type
 from twistlm.sampling.cases import Cases
 from twistlm.sampling.exact.collection import Collection
-from twistlm.sampling.mixture import growths, snapshot, updates_until_growth
+from twistlm.sampling.mixture import Pool, growths, snapshot, updates_until_growth
 from twistlm.training import optimisers
 from twistlm.training.averaging import Average
 from twistlm.training.batches import drawn, is_constant, scale, served, steps
@@ -39,7 +39,6 @@ from twistlm.training.informing import inform
 from twistlm.training.losses import objective
 from twistlm.training.misses import COLLAPSE_UPDATES, check_misses, collapse, misses
 from twistlm.training.parallel import among
-from twistlm.training.pooling import grown, relabelled
 from twistlm.training.scoring import Scoring, score
 from twistlm.training.sources import Batch, Setting
 from twistlm.training.value import fit_value
@@ -224,23 +223,14 @@ class Trainer:
         now = snapshot(self.module)
         self.module.load_state_dict(self.best)
         self._grow(number, number + ahead)
-        self._label(number)
-        if self.setting.dense is None:
-            self.module.load_state_dict(now)
-        else:
-            # Labels are for the best twist, which goes on: the last one may have learned the old labels by heart.
-            self.average.restart()
-            self._record({"kind": "labels", "update": number, **self.setting.dense.record})
+        self.module.load_state_dict(now)
 
     def _grow(self, number: int, until: int) -> None:
         """Draw with the twist as it is what the updates from `number` to `until` would draw."""
-        self.setting = grown(self.rng, self.config, self.setting, min(until, self.config.num_updates) - number)
-
-    def _label(self, number: int) -> None:
-        """Label the pool by the twist as it is, if labels are asked for."""
-        setting = relabelled(self.rng.fork("labels", number), self.config, self.setting, self._cases)
-        # The same in the last bit everywhere, whatever it was worked out on.
-        self.setting = replace(setting, dense=self.processes.of_first(lambda: setting.dense))
+        setting = self.setting
+        count = self.config.num_particles * (min(until, self.config.num_updates) - number)
+        begin = Pool.begun if setting.pool is None else setting.pool.grown
+        self.setting = replace(setting, pool=begin(self.rng, setting.sampler, setting.targets, count))
 
     @cached_property
     def _cases(self) -> Cases:
@@ -388,14 +378,10 @@ class Trainer:
             self.history = folder.truncate_metrics(0 if saved is None else saved.rows)
         if saved is None:
             return
-        begin, number = self.best, 0
         self.progress, self.best = saved.progress, saved.best
         for generation, (number, until) in zip(saved.pool, pairwise(growths(self.config.pool_first)), strict=False):
             self.module.load_state_dict(generation)
             self._grow(number, until)
-        if number == 0:  # Collected draws are of no twist, and were labelled by the one that training began with.
-            self.module.load_state_dict(begin)
-        self._label(number)
         self.module.load_state_dict(saved.twist)
         self.average.state = saved.average
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": saved.optimiser})

@@ -323,7 +323,7 @@ def test_methods_are_named_in_any_order(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names an empty one"):
         parse_methods("ctl,")
     # What a preset has a name for is a method of its sweeps.
-    assert Request("sentiment", "small").config("dense").training.target_source == "dense"
+    assert Request("sentiment", "small").config("pooled").training.target_source == "pool"
     with pytest.raises(ConfigError, match="unknown loss 'ppp'"):
         sweep(Request("sentiment", "small", methods=parse_methods("ctl,ppp")), tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()

@@ -92,9 +92,8 @@ GKL_ON_THE_POOL = {
 DPG_ON_THE_POOL = {**LEXICAL_TWIST, "source": "pool", "pool_first": 8, "num_particles": 50, "num_updates": 128}
 
 # What a preset has beside the published methods, with as many sequences: the settings of method "auto", on fresh draws;
-# the same on the pool, and on labels of every prefix (docs/dense.md).
+# and the same on the pool (docs/fresh.md).
 LEXICAL_METHODS = {
     "fresh": {**LEXICAL_DPG, "num_updates": 16},
     "pooled": DPG_ON_THE_POOL,
-    "dense": {**DPG_ON_THE_POOL, "source": "dense", "num_labels": 200_000},
 }

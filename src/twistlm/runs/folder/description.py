@@ -11,7 +11,7 @@ from twistlm.core.errors import ConfigError, ModelError, RunError
 from twistlm.core.plugins import distributions
 from twistlm.core.storage import STRICT, as_json, as_type, shown_json
 from twistlm.potentials.specs import Trust
-from twistlm.runs.config import BEFORE, RunConfig
+from twistlm.runs.config import RunConfig
 from twistlm.runs.folder.place import load_description
 from twistlm.sampling.description import TargetFields, found_near
 from twistlm.sampling.target import Target
@@ -185,17 +185,9 @@ def read(path: Path) -> dict[str, Any]:
     return config
 
 
-def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a config.json with the settings that it leaves out, as they were before there was a choice."""
-    match values:
-        case {"run": {"training": dict(training)} as run}:
-            return {**values, "run": {**run, "training": {**BEFORE, **training}}}
-    return dict(values)
-
-
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The settings in which values of a config.json differ from what is asked now, by name and with both values."""
-    before, now = (dict(_settings("", completed(values))) for values in (there, asked))
+    before, now = (dict(_settings("", values)) for values in (there, asked))
     different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     said = [f"{name} {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in different[:MOST_DIFFERENCES]]
     return "; ".join(said + ([f"and {len(different) - len(said)} more"] if len(different) > len(said) else []))

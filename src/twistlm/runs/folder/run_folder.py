@@ -212,7 +212,7 @@ class RunFolder(Place):
         Raises:
             RunError: the file says something else.
         """
-        values = description.completed(description.read(self.path))
+        values = description.read(self.path)
         return as_type(Described, values, str(self.path / description.NAME))
 
     def load_outline(self) -> Outline:

@@ -56,7 +56,7 @@ class Request:
         preset: its size; None takes "small".
         options: the experiment's options.
         aim: what takes the place of parts of its target.
-        methods: registered losses, weighted sums of them, or names of the preset's own ("dense").
+        methods: registered losses, weighted sums of them, or names of the preset's own ("pooled").
         num_seeds: seeds 0, 1, … of every method.
         twist: of every method; None takes the preset's for each.
         num_updates: at most so many updates; None takes the preset's.

@@ -46,7 +46,6 @@ def loss(
     on_policy: bool = False,
     inner_steps: int = 1,
     scale: bool = False,
-    label: str | None = None,
 ) -> Callable[[F], F]:
     """Decorator: register a loss under the method's published name.
 
@@ -58,8 +57,6 @@ def loss(
         on_policy: whether its sequences must be fresh draws from the current proposal.
         inner_steps: optimiser steps on each batch.
         scale: whether it asks for ψ itself, not just up to a factor, so that training has to start at its scale.
-        label: if it looks at each prefix by itself, so that prefixes of no common sequence serve as well, what each is
-            compared with: "value", log E_p₀[φ | s_1:t], or "mean", E_p₀[log φ | s_1:t].
     """
     return register(
         "loss",
@@ -70,7 +67,6 @@ def loss(
         on_policy=on_policy,
         inner_steps=inner_steps,
         scale=scale,
-        label=label,
     )
 
 
@@ -116,16 +112,6 @@ class Objective:
     def scale(self) -> bool:
         """Whether a part asks for ψ itself, not just up to a factor."""
         return any(entry.options["scale"] for _, entry in self.parts)
-
-    @property
-    def by_prefix(self) -> bool:
-        """Whether all parts look at each prefix by itself."""
-        return None not in self.labels
-
-    @property
-    def labels(self) -> set[str | None]:
-        """What all parts compare a prefix with."""
-        return {entry.options["label"] for _, entry in self.parts}
 
     @property
     def inner_steps(self) -> int:

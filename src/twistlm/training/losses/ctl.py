@@ -6,7 +6,7 @@ from twistlm.training.losses import loss
 from twistlm.training.scored import Scored
 
 
-@loss("ctl", sources=("target", "intermediate"), label="value")
+@loss("ctl", sources=("target", "intermediate"))
 def ctl(target: Scored, intermediate: Scored) -> Tensor:
     """Contrastive twist learning: raise ψ_t on prefixes of the target, lower it on those of π_t.
 

@@ -6,7 +6,7 @@ from twistlm.training.losses import loss
 from twistlm.training.scored import Scored
 
 
-@loss("dpg", sources=("target",), normaliser=True, label="value")
+@loss("dpg", sources=("target",), normaliser=True)
 def dpg(target: Scored) -> Tensor:
     """Distributional policy gradient: maximum likelihood of the twist-induced proposal under the target.
 

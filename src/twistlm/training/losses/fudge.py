@@ -7,7 +7,7 @@ from twistlm.training.losses import loss
 from twistlm.training.scored import Scored
 
 
-@loss("fudge", sources=("labelled",), probability=True, scale=True, label="value")
+@loss("fudge", sources=("labelled",), probability=True, scale=True)
 def fudge(labelled: Scored) -> Tensor:
     """Cross-entropy of ψ_t(s_1:t), a probability, with φ(s) as the label of every prefix (Yang and Klein, 2021).
 

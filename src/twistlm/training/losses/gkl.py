@@ -6,7 +6,7 @@ from twistlm.training.losses import loss
 from twistlm.training.scored import Scored
 
 
-@loss("gkl", sources=("target", "base"), label="value")
+@loss("gkl", sources=("target", "base"))
 def gkl(target: Scored, base: Scored) -> Tensor:
     """E_p₀[ψ_t] − E_σ[log ψ_t], the mean over t: least at ψ_t = σ(s_1:t) / p₀(s_1:t), the optimal ψ_t divided by Z.
 

@@ -6,7 +6,7 @@ from twistlm.training.losses import loss
 from twistlm.training.scored import Scored
 
 
-@loss("mc_squared", sources=("labelled",), scale=True, label="value")
+@loss("mc_squared", sources=("labelled",), scale=True)
 def mc_squared(labelled: Scored) -> Tensor:
     """E_p₀[(ψ_t(s_1:t) − φ(s))²], the mean over t: least at ψ_t = E_p₀[φ | s_1:t].
 

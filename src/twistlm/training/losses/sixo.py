@@ -7,7 +7,7 @@ from twistlm.training.losses import loss
 from twistlm.training.scored import Scored
 
 
-@loss("sixo", sources=("target", "base"), label="value")
+@loss("sixo", sources=("target", "base"))
 def sixo(target: Scored, base: Scored) -> Tensor:
     """Noise-contrastive estimation of σ(s_1:t) / p₀(s_1:t), the optimal ψ_t divided by Z (Lawson et al. 2022).
 

@@ -21,7 +21,6 @@ from twistlm.sampling.proposals import base
 from twistlm.sampling.sampler import Sampler
 from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
-from twistlm.training.dense import Dense, Values
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Setting:
         collection: base draws set aside for training, with those accepted as exact; None if none were collected.
         num_siblings: K further draws of each token, for sources that draw afresh.
         pool: all draws made so far, for the source of that name.
-        dense: a part of the pool with labels of every prefix, for the source of that name.
         joint: one exact sample for each of the conditions that this update's sequences are given, if targets differ;
             fresh, or collected where the source "draws" is used.
     """
@@ -44,7 +42,6 @@ class Setting:
     collection: Collection | None = None
     num_siblings: int = 0
     pool: Pool | None = None
-    dense: Dense | None = None
     joint: Samples | None = None
 
     @property
@@ -72,7 +69,6 @@ class Batch:
         log_ratio: log p₀(s_1:t)/q(s_1:t) [B, T]; None where only the target weights are known (SMC, exact samples).
         num_targets: R targets that the sequences belong to, equally many to each, one after the other: weights are
             normalised among those of one target.
-        values: log V of every prefix and of every sibling, which weigh in the place of φ; None for φ.
         whole: the batch that this is a part of, whose rows `rows` it has; None if it is no part.
         baseline: whether weights towards σ count by what they differ from those of equally good draws.
         target_weights: what each target counts in the loss, 1 on average over the whole batch [R]; None: all alike.
@@ -82,7 +78,6 @@ class Batch:
     log_w: Tensor
     log_ratio: Tensor | None
     num_targets: int = 1
-    values: Values | None = None
     whole: "Batch | None" = None
     rows: Tensor | None = None
     baseline: bool = False
@@ -115,7 +110,6 @@ class Batch:
             self.log_w[flat],
             None if self.log_ratio is None else self.log_ratio[flat],
             len(rows),
-            None if self.values is None else self.values.select(flat),
             self,
             flat,
             self.baseline,
@@ -244,20 +238,6 @@ def from_pool(rng: Rng, setting: Setting, count: int) -> Batch:
         raise ConfigError("source 'pool' is filled by training; draw from 'proposal' or 'base' otherwise")
     samples, log_ratio = setting.pool.draw(rng, setting.targets, setting.each(count))
     return Batch(samples, log_ratio[:, -1] + samples.log_phi, log_ratio, len(setting.targets))
-
-
-@register(
-    "source", "dense", roles=("target", "base", "labelled", "intermediate"), pooled=True, by_prefix=True, alone=True
-)
-def from_dense(rng: Rng, setting: Setting, count: int) -> Batch:
-    """A random part of the labelled draws: every prefix by its fitted value, and so are siblings of every token."""
-    if setting.dense is None:
-        raise ConfigError("source 'dense' is filled by training; draw from 'proposal' or 'base' otherwise")
-    dense = setting.dense
-    order = _some(rng, setting, dense.samples, count)
-    samples, log_ratio = dense.samples.select(order), dense.log_ratio[order]
-    log_w = log_ratio[:, -1] + samples.log_phi
-    return Batch(samples, log_w, log_ratio, len(setting.targets), dense.values.select(order))
 
 
 @register("source", "exact", roles=("target", "drawn"))
