@@ -8,7 +8,7 @@
 
 Every run is resumable, and so is the whole. Writes the tables into docs/results.md, whose pictures the site draws from
 them, and curves into docs/recorded; what both have of sweeps whose runs are not here stays. More pictures of a sweep
-(bounds by number of particles, with and without resampling): `twistlm plot runs/results/NAME`.
+(bounds by number of particles, with and without resampling): `twistlm report runs/results/NAME`.
 """
 
 from dataclasses import dataclass, replace

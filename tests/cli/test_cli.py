@@ -160,9 +160,7 @@ def test_probability_says_which_json_counts(
         (["sweep", "toxicity", "--out", "x", "--methods", "ctl,pppo"], "unknown loss 'pppo'; did you mean 'ppo'"),
         (["sweep", "toxicity", "--out", "x", "--seeds", "0"], "seeds must be at least 1, not 0"),
         (["sweep", "toxicity", "--out", "x", "--label", "1 star"], "has no option label; it takes beta, num_tokens"),
-        (["table", "no-such-sweep"], "is not a sweep's folder"),
-        (["plot"], "name at least one folder"),
-        (["report"], "name at least one run folder"),
+        (["report"], "name at least one folder of a run or a sweep"),
         (["report", "no-such-run"], "no-such-run is not a run folder"),
     ],
 )

@@ -77,7 +77,6 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["collect", "toxicity", "--out", "."], "out must name a file, not '.'"),
         (["collect", "toxicity", "--out", ""], "out must name a file, not '.'"),
         (["sweep", "toxicity", "--out", "x", "--jobs", "-1"], "jobs must be at least 1, not -1"),
-        (["gallery", "sentiment", "--out", "x", "--num-samples", "-3"], "num_samples must be at least 1, not -3"),
     ],
 )
 def test_what_an_option_may_not_be(

@@ -176,7 +176,7 @@ def test_a_sweep_on_another_target_goes_on_and_mixes_nothing(here: Path, capsys:
     Path("three.txt").write_text("Once upon a time\nThere was a dog\nOne day, a boy\n")
     assert "asked otherwise: options" in refused([*command, "--prompts", "three.txt", "--out", "sweep"], capsys)
     assert "asked otherwise" in refused([*command, "--prompt", "Once upon a time", "--out", "sweep"], capsys)
-    assert main(["table", "sweep"]) == 0
+    assert main(["report", "sweep"]) == 0
     assert "own target, preset default" in " ".join(capsys.readouterr().out.split())
 
 

@@ -105,7 +105,7 @@ def test_a_sweep_goes_on_when_nobody_reads_its_lines(tmp_path: Path) -> None:
     size = ["infilling", "--preset", "smoke", "--num-tokens", "2", "--num-condition", "1", "--num-updates", "1"]
     with unread():
         assert main(["sweep", *size, "--methods", "ctl", "--seeds", "1", "--out", str(tmp_path / "sweep")]) == 0
-        assert main(["table", str(tmp_path / "sweep")]) == 0
+        assert main(["report", str(tmp_path / "sweep")]) == 0
     assert (tmp_path / "sweep" / "ctl" / "seed-0" / "certificate.json").exists()
     assert (tmp_path / "sweep" / "table.md").exists()
 

@@ -35,13 +35,11 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, a sweep, a file of draws and a gallery, each made by its command (the gallery's in small)."""
+    """A run, a sweep, a file of draws, each made by its command."""
     place = tmp_path_factory.mktemp("made")
     assert main([*TRAIN, "--out", str(place / "run")]) == 0
     assert main([*SWEEP, "--out", str(place / "sweep")]) == 0
     assert main([*COLLECT, "--out", str(place / "draws")]) == 0
-    shutil.copytree(place / "run", place / "gallery" / "beta-100.0-num_tokens-20-label-1-star")
-    (place / "gallery" / "gallery.jsonl").write_text("{}\n")
     (place / "foreign").write_bytes((place / "run" / "twist.safetensors").read_bytes())
     return place
 
@@ -90,15 +88,6 @@ WRONG_COLLECT = [
     ("two policies", {}, ["--resume"]),
     ("the name of a folder", {}, ["--out", "run"]),
 ]
-GALLERY = ["gallery", "sentiment", "--preset", "smoke", "--num-samples", "1"]
-WRONG_GALLERY = [
-    ("no such experiment", {1: "sentimental"}, []),
-    ("no such preset", {}, ["--preset", "huge"]),
-    ("no such method", {}, ["--method", "pppo"]),
-    ("no samples", {}, ["--num-samples", "0"]),
-    ("something of somebody else's", {}, ["--out", "."]),
-    ("another gallery", {1: "infilling"}, []),
-]
 DEMO = ["demo"]
 WRONG_DEMO = [("no such preset", {}, ["--preset", "huge"]), ("two policies", {}, ["--resume"])]
 TABLE = [
@@ -107,7 +96,6 @@ TABLE = [
         (TRAIN, "run", WRONG_TARGET + WRONG_RUN),
         (SWEEP, "sweep", WRONG_TARGET + WRONG_SWEEP),
         (COLLECT, "draws", WRONG_TARGET + WRONG_COLLECT),
-        (GALLERY, "gallery", WRONG_GALLERY),
         (DEMO, "run", WRONG_DEMO),
     )
     for name, changed, more in cases

@@ -35,7 +35,6 @@ SMALL: dict[str, tuple[str, ...]] = {
     "probability": ("--num-draws", "64", "--num-samples", "64", "--max-rounds", "1"),
     "sample": ("--num-samples", "2"),
     "sweep": (*SMOKE, "--methods", "ctl", "--seeds", "1", "--num-updates", "1"),
-    "gallery": (*SMOKE, "--num-samples", "1"),
 }
 CALLED: dict[str, dict[str, Any]] = {
     "train": {"num_draws": 1024, "num_updates": 2, "num_particles": 16},

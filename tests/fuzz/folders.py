@@ -119,14 +119,14 @@ def cases(seed: int, template: Path, charts: bool = False) -> Iterator[Case]:
         # A run of a sweep goes on when the sweep does.
         name = rng.choice([name if run == "run" or name != "resume" else "sweep" for name in readers])
         if charts and rng.random() < 0.1:
-            name = {"page": "report", "table": "plot"}.get(name, name)
+            name = {"page": "report"}.get(name, name)
         yield Case(f"{seed} {number}", file, _command(name, run))
 
 
 def _command(name: str, run: str) -> tuple[str, ...]:
     cheap = CHEAP if name in ("evaluate", "certify") else ["--num-samples", "2"] if name == "sample" else []
-    if name in ("sweep", "table", "plot"):
-        return tuple(SWEEP) if name == "sweep" else (name, "sweep")
+    if name in ("sweep", "table"):
+        return tuple(SWEEP) if name == "sweep" else ("report", "sweep")
     return (*TRAIN, "--resume") if name == "resume" else (name, run, *cheap)
 
 

@@ -54,13 +54,10 @@ VALID: dict[str, tuple[str, ...]] = {
     "sample": ("run", "--num-samples", "2"),
     "serve": ("run", "--port", "0"),
     "report": ("run", "--out", "new.html"),
-    "gallery": (*INFILLING[:3], "--num-samples", "1", "--out", "new"),
     "sweep": (*INFILLING, "--methods", "ctl", "--seeds", "1", "--num-updates", "1", "--out", "new"),
-    "table": ("sweep",),
-    "plot": ("sweep", "--out", "new"),
 }  # fmt: skip
 # Nothing valid of these is cheap, or ends, so something is always surely wrong with them.
-HEAVY = ("demo", "gallery", "sweep", "report", "serve")
+HEAVY = ("demo", "sweep", "report", "serve")
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,14 @@ from twistlm.cli.certify import certify
 from twistlm.cli.collect import collect
 from twistlm.cli.demo import demo
 from twistlm.cli.evaluate import evaluate
-from twistlm.cli.gallery import gallery
 from twistlm.cli.list import list_
 from twistlm.cli.options import Plugins
 from twistlm.cli.places import on_this_machine
-from twistlm.cli.plot import plot
 from twistlm.cli.probability import probability
 from twistlm.cli.report import report
 from twistlm.cli.sample import sample
 from twistlm.cli.serve import serve
 from twistlm.cli.sweep import sweep
-from twistlm.cli.table import table
 from twistlm.cli.train import train
 from twistlm.cli.validation import validated
 from twistlm.core.errors import ConfigError, StorageError, TwistError
@@ -62,10 +59,7 @@ COMMANDS: dict[str, Command] = {
     "sample": sample,
     "serve": serve,
     "report": report,
-    "gallery": gallery,
     "sweep": sweep,
-    "table": table,
-    "plot": plot,
 }
 
 

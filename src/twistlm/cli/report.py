@@ -9,7 +9,10 @@ from twistlm.core.errors import ConfigError
 
 
 def report(
-    runs: Annotated[Positional[tuple[AnyPlace, ...]], arg(help="Run folders with a certificate.")],
+    runs: Annotated[
+        Positional[tuple[AnyPlace, ...]],
+        arg(help="Run folders with a certificate; or folders of `twistlm sweep`, finished or not."),
+    ],
     out: Annotated[
         FilePath | None,
         arg(help="HTML file; refused if it, or a folder of its name, exists. Default: report.html in the first run."),
@@ -22,14 +25,24 @@ def report(
     samples with what every token did. Of a run on a set of prompts it has a table of these, to sort and search, from
     which each one's certificate, sandwich and samples open. Beside it, in a folder of the same name, are the charts as
     PNG and PDF. `twistlm evaluate` makes the certificate that it needs, `twistlm sample` the samples that it shows.
+
+    Of sweeps it prints a table (KL both ways by method, mean over seeds ± 95 %, with the log Z that all runs share) and
+    leaves it in the first one's folder as table.md, table.csv and table.tex; each one's charts are in its `plots`.
     """
     from twistlm.core.advice import coded
     from twistlm.core.remote import shown
+    from twistlm.report import sweeps
     from twistlm.report.page import check_page
     from twistlm.report.page import report as written
+    from twistlm.runs.sweeps.folder import SweepFolder
 
     if not runs:
-        raise ConfigError("name at least one run folder")
+        raise ConfigError("name at least one folder of a run or a sweep")
+    if any(SweepFolder.is_one(path) for path in runs):
+        if out is not None or overwrite:
+            raise ConfigError("--out and --overwrite are for runs: of sweeps everything is in the sweep's folder")
+        sweeps.report(runs)
+        return
     if out is not None:
         check_page(out, overwrite)
         check_writable(out)

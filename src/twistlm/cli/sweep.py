@@ -64,7 +64,7 @@ def sweep(
     Killed at any moment, the same command continues it, run by run, and one that differs by more methods or seeds alone
     adds them. Runs that fail are reported at the end, and the others are done. Leaves in the folder: sweep.json (what
     was asked), draws.safetensors (shared by all runs), METHOD/seed-K/ (a run folder each, with certificate.json) and
-    failures.json (if any). `twistlm table` and `twistlm plot` read it, at any time. For example:
+    failures.json (if any). `twistlm report` tabulates and plots it, at any time. For example:
 
     twistlm sweep toxicity --seeds 3 --model models/tiny-stories --classifier models/toxicity --out runs/sweep
     """

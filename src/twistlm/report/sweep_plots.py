@@ -175,7 +175,7 @@ def _frontier_legend(figure: Any, methods: Sequence[str], sizes: Mapping[float, 
     entries += [Line2D([], [], label="single seeds", markersize=4, alpha=0.6, **plain)]
     figure.legend(handles=entries, loc="outside right upper", frameon=False)
     figure.supxlabel(
-        f"{CONTENTS}.\nAn arrow: the interval ends beyond the picture; `twistlm table` says where.", fontsize="small"
+        f"{CONTENTS}.\nAn arrow: the interval ends beyond the picture; the table says where.", fontsize="small"
     )
 
 

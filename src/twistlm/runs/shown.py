@@ -4,15 +4,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
 from torch import Tensor
 
 from twistlm.core.errors import ConfigError, TwistError
-from twistlm.core.html import curve, table
+from twistlm.core.html import table
 from twistlm.core.registry import lookup
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
-from twistlm.runs.folder.history import History
 from twistlm.sampling.prompts import Entry
 
 if TYPE_CHECKING:
@@ -44,14 +42,7 @@ class Shown:
             ("updates", f"{training.num_updates} of {training.num_particles} sequences"),
             ("certificate", "none yet: run.evaluate()" if known is None else known),
         ]
-        return table("Run", (), rows, chart=self._chart())
-
-    def _chart(self: "Run") -> Markup:  # type: ignore[misc]
-        """What training was judged by, by updates; the loss where nothing judged it."""
-        looks = History.of(self.history, "history").looks
-        if judged := curve("held-out criterion", [(look.update, look.held_out.value) for look in looks]):
-            return judged
-        return curve("loss", [(row["update"], row["loss"]) for row in self.history if row["kind"] == "update"])
+        return table("Run", (), rows)
 
     def report(self: "Run", out: str | Path | None = None, *, overwrite: bool = False) -> Path:  # type: ignore[misc]
         """Everything about the run in one HTML file, as `twistlm report` writes it; returns its path.

@@ -21,13 +21,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_table_is_made_of_what_the_sweep_found(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = sweep / "ctl" / "seed-0"
-    assert main(["table", str(sweep), "--format", "csv"]) == 0
+    assert main(["report", str(sweep)]) == 0
     before, own = (sweep / "table.csv").read_text(), (run / "done.json").read_bytes()
     for seed in ("5", "6"):
         assert main(["evaluate", str(run), *CHEAP, "--seed", seed]) == 0
         assert f"Written to {run / 'certificate.json'}" in " ".join(capsys.readouterr().out.split())
     assert (run / "done.json").read_bytes() == own
-    assert main(["table", str(sweep), "--format", "csv"]) == 0
+    assert main(["report", str(sweep)]) == 0
     assert (sweep / "table.csv").read_text() == before
     kept = [json.loads(path.read_text()) for path in sorted((run / "evaluations").iterdir())]
     assert [each["settings"]["seed"] for each in kept] == [5, 6]
@@ -51,10 +51,10 @@ def test_done_is_a_fact_of_its_own(sweep: Path, capsys: pytest.CaptureFixture[st
     # Read by json, and too deep for anything that walks through it.
     for text in (b"{}", b'{"nested": ' + b"[" * 800 + b"]" * 800 + b"}"):
         done.write_bytes(text)
-        assert main(["table", str(sweep)]) == 2
+        assert main(["report", str(sweep)]) == 2
         assert "done.json is" in capsys.readouterr().err
     done.write_bytes(own)
-    assert main(["table", str(sweep)]) == 0
+    assert main(["report", str(sweep)]) == 0
 
 
 def test_of_a_plain_run_the_last_evaluation_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

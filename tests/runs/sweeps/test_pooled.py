@@ -233,32 +233,38 @@ def test_seeds_that_learned_nothing_still_have_a_divergence(tmp_path: Path) -> N
     assert row.kl_target_q.half_width == pytest.approx(0.2)
 
 
-def test_pictures_of_two_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_charts_of_two_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fabricate(tmp_path / "mild", BY_HAND, seeds=2, beta=1.0)
     fabricate(tmp_path / "strong", {("ctl", 0): certificate(-4.0, None, -3.0, None)}, seeds=2, beta=5.0)
-    assert main(["plot", str(tmp_path / "mild"), str(tmp_path / "strong"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["report", str(tmp_path / "mild"), str(tmp_path / "strong")]) == 0
     printed = capsys.readouterr().out
     assert "strong: 1 runs are missing" in printed
     assert "strong: no divergences against updates" in printed
-    names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
-    stems = ["mild/divergences", "mild/bounds", "mild/resampling", "strong/bounds", "strong/resampling", "frontier"]
-    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
-    assert main(["table", str(tmp_path / "mild"), str(tmp_path / "strong"), "--format", "csv"]) == 0
+    for name, stems in (
+        ("mild", {"divergences", "bounds", "resampling", "frontier"}),
+        ("strong", {"bounds", "resampling"}),
+    ):
+        drawn = {path.name for path in (tmp_path / name / "plots").iterdir()}
+        assert drawn == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
     rows = list(csv.DictReader((tmp_path / "mild" / "table.csv").read_text().splitlines()))
     assert [(row["sweep"], row["method"], row["beta"]) for row in rows] == [
         ("mild", "dpg", "1.0"), ("mild", "mc_squared", "1.0"), ("strong", "ctl", "5.0")
     ]  # fmt: skip
-    assert not (tmp_path / "mild" / "table.md").exists()
+    assert main(["report", str(tmp_path / "mild"), "--out", str(tmp_path / "x.html")]) == 2
+    assert "--out and --overwrite are for runs" in capsys.readouterr().err
 
 
-def test_tables_of_sweeps_of_one_name_say_which_is_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweeps_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = tmp_path / "a" / "sweep", tmp_path / "b" / "sweep"
     for path in (one, other):
         fabricate(path, {("ctl", 0): certificate(-4.0, None, -3.0, None)}, seeds=1)
-    assert main(["table", str(one), str(one.parent / "." / "sweep")]) == 2
+    assert main(["report", str(one), str(one.parent / "." / "sweep")]) == 2
     assert "a sweep is named twice" in capsys.readouterr().err
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert main(["report", str(one), str(tmp_path / "circle")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert not (one / "table.md").exists()
-    assert main(["table", str(one), str(other)]) == 0
+    assert main(["report", str(one), str(other)]) == 0
     printed = capsys.readouterr().out
     rows = csv.DictReader((one / "table.csv").read_text().splitlines())
     assert [row["sweep"] for row in rows] == ["a/sweep", "b/sweep"]
@@ -267,21 +273,6 @@ def test_tables_of_sweeps_of_one_name_say_which_is_which(tmp_path: Path, capsys:
         assert heading in printed
         assert f"## {heading}" in (one / "table.md").read_text()
         assert f"% {heading}" in (one / "table.tex").read_text()
-
-
-def test_pictures_of_sweeps_of_one_name_are_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, other, out = tmp_path / "a" / "sweep", tmp_path / "b" / "sweep", tmp_path / "pics"
-    for path in (one, other):
-        fabricate(path, {("ctl", 0): certificate(-4.0, None, -3.0, None)}, seeds=1)
-    assert main(["plot", str(one), str(one.parent / "." / "sweep"), "--out", str(out)]) == 2
-    assert "a sweep is named twice" in capsys.readouterr().err
-    (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    assert main(["plot", str(one), str(tmp_path / "circle"), "--out", str(out)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert not out.exists()
-    assert main(["plot", str(one), str(other), "--out", str(out)]) == 0
-    drawn = {str(path.relative_to(out)) for path in out.rglob("*.png")}
-    assert drawn == {"frontier.png"} | {f"{of}/sweep/{name}.png" for of in "ab" for name in ("bounds", "resampling")}
 
 
 def test_every_number_of_every_run_as_a_data_frame(tmp_path: Path) -> None:

@@ -345,13 +345,12 @@ def test_the_whole_sweep_on_real_weights(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*command, "--jobs", "2", "--out", str(one)]) == 0
     assert files(one) == first
     capsys.readouterr()
-    assert main(["table", str(one)]) == 0
+    assert main(["report", str(one)]) == 0
     shown = capsys.readouterr().out
     for word in ("log Z = ", "KL(σ‖q)", "ctl", "ppo"):
         assert word in shown
     for name in ("table.md", "table.csv", "table.tex"):
         assert "ppo" in (one / name).read_text()
-    assert main(["plot", str(one)]) == 0
     for name in ("divergences", "bounds", "resampling", "frontier"):
         assert (one / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (one / "plots" / f"{name}.pdf").read_bytes().startswith(b"%PDF")

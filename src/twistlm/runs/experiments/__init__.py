@@ -63,7 +63,7 @@ F = TypeVar("F", bound=Callable[..., Presets])
 def experiment(name: str, *, gallery: Sequence[Mapping[str, Any]] = ({},)) -> Callable[[F], F]:
     """Decorator: register a function that returns an experiment's presets; its keywords are the options it takes.
 
-    `gallery`: the options with which it is best looked at (`twistlm gallery`).
+    `gallery`: the options with which it is best looked at (examples/qualitative.ipynb).
     """
     return register("experiment", name, gallery=tuple(gallery))
 

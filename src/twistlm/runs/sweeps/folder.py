@@ -5,8 +5,8 @@
     METHOD/seed-K/                   a run folder (`twistlm.runs.folder`), which says whether the run is finished
     reference.json                   log Z where the target differs by condition, under the best of the runs
     failures.json                    runs that could not be done, and why; absent if there are none
-    table.md, table.csv, table.tex   what `twistlm table` writes
-    plots/                           what `twistlm plot` writes
+    table.md, table.csv, table.tex   what `twistlm report` writes
+    plots/                           its charts
 
 Asking the same again continues it, and asking the same of more methods or seeds makes it larger, what is there staying
 as it is; asking anything else of the same folder is refused.

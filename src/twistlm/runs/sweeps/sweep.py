@@ -161,7 +161,7 @@ def sweep(request: Request, out: Path, *, engine: Engine | None = None, overwrit
         _refer(request, folder)
         _report_failures(folder)
     place = shown(out)
-    print(f"all {len(folder.cells)} runs are done: {place}; see `twistlm table {place}` and `twistlm plot {place}`")
+    print(f"all {len(folder.cells)} runs are done: {place}; see `twistlm report {place}`")
     return folder
 
 
