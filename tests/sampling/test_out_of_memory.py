@@ -12,18 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import Case, TablePotential, make_case
+from tests.cases import Case, TablePotential
 from twistlm.cli import COMMANDS, main
 from twistlm.core.errors import PotentialError
 from twistlm.core.memory import MEMORY_ERRORS, in_pieces, is_out_of_memory, say_smaller
-from twistlm.core.rng import Rng
 from twistlm.models.base import DecoderState, Prompts
 from twistlm.models.tabular import TabularLM
 from twistlm.potentials.base import Product, evaluate
 from twistlm.sampling.sampler import Sampler
-from twistlm.sampling.smc import Keep
 from twistlm.sampling.twisted import TwistedLM
-from twistlm.testing import ExhaustiveRng, enumerate_paths
 
 MOST = 2
 
@@ -144,62 +141,6 @@ def test_a_potential_that_needs_too_much_for_one_sequence_is_one_error(case: Cas
     samples = case.truth.samples(case.base)
     with pytest.raises(PotentialError, match="Huge raised RuntimeError"):
         evaluate(Huge(case.potential.table, 3), samples.prompts, samples.tokens)
-
-
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
-def test_smc_goes_on_without_a_cache_by_the_same_random_numbers(
-    threshold: float, case: Case, caplog: pytest.LogCaptureFixture
-) -> None:
-    cases, keep = [case.at, case.at], Keep(features=True, siblings=2)
-    plain, tight = sampler(case, case.lm, ess_threshold=threshold), Large(case.lm)
-    rng, other = Rng(3).fork("smc"), Rng(3).fork("smc")
-    # What has been drawn before, and what is drawn after, is as it would have been.
-    assert rng.uniform((1, 2)).equal(other.uniform((1, 2)))
-    expected = plain.smc(rng, cases, 20, keep=keep)
-    with caplog.at_level(logging.WARNING):
-        found = sampler(case, tight, ess_threshold=threshold).smc(other, cases, 20, keep=keep)
-    assert equal(found, expected)
-    assert rng.uniform((1, 2)).equal(other.uniform((1, 2)))
-    assert tight.read, "it had room for all"
-    assert [message.split(":")[0] for message in caplog.messages][:1] == ["out of memory while drawing"]
-    assert len(set(caplog.messages)) == len(caplog.messages)
-
-
-def test_draws_and_a_retained_sequence_are_the_same(case: Case) -> None:
-    paused = torch.rand(1, 30, case.num_steps, generator=torch.Generator().manual_seed(1)) < 0.5
-    plain, tight = sampler(case, case.lm), sampler(case, Large(case.lm), potential=large(case))
-    for more in ({}, {"paused": paused}):
-        one, other = (each.draw(Rng(4), [case.at], 30, **more) for each in (plain, tight))
-        assert equal(one, other)
-    retained = case.truth.samples(case.base).tokens[:1]
-    one, other = (each.smc(Rng(5), [case.at], 30, retained=retained) for each in (plain, tight))
-    assert equal(one, other)
-
-
-def test_without_a_cache_the_law_is_the_same(tiny_case: Case) -> None:
-    def law(model: TwistedLM) -> list[tuple[float, list[Any]]]:
-        run = replace(Sampler(model, tiny_case.potential, 2), ess_threshold=1.0)
-
-        def path(rng: Rng) -> list[Any]:
-            assert isinstance(rng, ExhaustiveRng)
-            return run.smc(rng, [tiny_case.at], 2).particles.tokens.tolist()
-
-        return enumerate_paths(path)
-
-    assert law(tiny_case.twisted.without_cache()) == law(tiny_case.twisted)
-
-
-def test_a_model_that_reads_nothing_at_all_is_an_error(case: Case) -> None:
-    class Full(TabularLM):
-        def start(self, prompts: Prompts, capacity: tuple[int, int] = (0, 0)) -> DecoderState:
-            return DecoderState(torch.empty(2**60))
-
-        def features(self, prompts: Prompts, tokens: Tensor) -> Tensor:
-            return torch.empty(2**60)
-
-    full = Full(case.lm.table, case.lm.max_length or 0, case.lm.eos_token_id)
-    with pytest.raises(RuntimeError, match="allocate"):
-        sampler(make_case(), full).smc(Rng(0), [case.at], 4)
 
 
 def test_where_there_are_no_smaller_pieces_a_command_ends_with_one_line(

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from twistlm.core.errors import ConfigError, PromptError
 from twistlm.core.kernels.threads import asked, side_by_side
 from twistlm.core.logmath import ess
-from twistlm.core.memory import MEMORY_ERRORS, is_out_of_memory, say_smaller
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes, even
 from twistlm.potentials.base import evaluate
@@ -181,8 +180,7 @@ class Sampler:
 
         Args:
             rng: source of randomness.
-            cases: R of them; equal prompts are read once. Where memory does not suffice to keep what was read of each
-                prefix, it is read anew at every step.
+            cases: R of them; equal prompts are read once.
             num_particles: N ≥ 1.
             retained: tokens [R, T] kept in slot 0 of each run (conditional SMC), or None.
             keep: what is kept of every token.
@@ -198,28 +196,7 @@ class Sampler:
         """
         self._check(len(cases), num_particles, retained)
         self.model.check(prompts_of(cases), self.num_steps)
-        run, before = partial(self._smc, cases, num_particles, retained, keep, paused), rng.state
-        try:
-            return run(rng, self.model)
-        except MEMORY_ERRORS as error:
-            if not (is_out_of_memory(error) and self.model.keeps_cache):
-                raise
-        # The same random numbers, not others: batches that need much memory must not be drawn more seldom.
-        say_smaller("drawing")
-        rng.rewind(before)
-        return run(rng, self.model.without_cache())
-
-    def _smc(
-        self,
-        cases: Cases,
-        num_particles: int,
-        retained: Tensor | None,
-        keep: Keep,
-        paused: Tensor | None,
-        rng: Rng,
-        model: TwistedLM,
-    ) -> SMCResult:
-        conditions = conditions_of(cases)
+        model, conditions = self.model, conditions_of(cases)
         state = model.start(prompts_of(cases), num_particles, self.num_steps, conditions)
         device = state.lm.features.device
         retained = None if retained is None else retained.to(device)

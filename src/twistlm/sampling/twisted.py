@@ -5,7 +5,7 @@ row number per particle, so the prompt is run once however many particles start 
 resampling are run once, and finished particles are not run at all. Nothing else in the package knows about caches.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from twistlm.core.kernels.categorical import Scratch
 from twistlm.core.rng import Rng
 from twistlm.core.sizes import even
 from twistlm.models.base import BaseLM, DecoderState, Prompts, is_end
-from twistlm.models.rereading import Rereading, RereadingLM
 from twistlm.sampling.particles import NextToken
 from twistlm.sampling.proposals import Drawn, Proposal, draw
 from twistlm.sampling.samples import Samples
@@ -84,24 +83,9 @@ class TwistedLM:
         return TwistedLM(self.lm, None, self.eos, constraint=constraint)
 
     @property
-    def keeps_cache(self) -> bool:
-        """Whether what has been read of a prefix is kept for the next step."""
-        return not isinstance(self.lm, RereadingLM)
-
-    @property
     def is_base(self) -> bool:
         """Whether ψ = 1: neither a twist nor a constraint."""
         return not self._twists
-
-    def without_cache(self) -> "TwistedLM":
-        """The same distribution, and the same draws but for rounding: prefixes are read anew at each step."""
-
-        def reading(twist: Twist | None) -> Twist | None:
-            own = None if twist is None else twist.decoder
-            return twist if twist is None or own is None else replace(twist, decoder=Rereading(own))
-
-        twist, proposing = reading(self.twist), reading(self.proposal_twist)
-        return TwistedLM(RereadingLM(self.lm), twist, self.eos, proposing, self.constraint)
 
     def check(self, prompts: Prompts, num_steps: int) -> None:
         """Refuse prompts that are empty or leave no room for `num_steps` new tokens.
