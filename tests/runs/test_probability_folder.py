@@ -1,12 +1,13 @@
 """A folder of `twistlm probability` that is damaged: one line that names the file, and everything as it was."""
 
+import importlib.util
 import json
 import random
 import shutil
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -143,8 +144,13 @@ def test_a_draft_that_is_damaged_is_begun_again(out: Path) -> None:
 
 def of_a_function(monkeypatch: pytest.MonkeyPatch, code: str) -> Target:
     """A target whose φ is called `phis:phi`, whatever its code is."""
-    module = types.ModuleType("phis")
-    exec(f"import threading\nlock = threading.Lock()\ndef phi(text):\n    return {code}", module.__dict__)
+    file = Path(mkdtemp()) / "phis.py"
+    file.write_text(f"import threading\nlock = threading.Lock()\ndef phi(text):\n    return {code}\n")
+    spec = importlib.util.spec_from_file_location("phis", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     monkeypatch.setitem(sys.modules, "phis", module)
     return Target(tiny_lm(), Function(module.phi, log=False, batched=False, log_upper_bound=0.0), "5", 3)
 

@@ -1,16 +1,21 @@
 """What a value is, as a hash of its content: the same in every process, another one if anything in it changes.
 
-Weights are identified by their numbers, folders by their files, functions by their compiled code with defaults, closure
-and the globals that they read (of the user's modules, what is read), objects by their class and state. The names of
-folders and functions do not count, nor the device of a tensor. What belongs to Python, to an installed package or to
-twistlm is taken to be what its name says. A variable that a function assigns itself (a model that it loads at first
-use), or a container that it writes into (what it has found so far), is not part of what the function is.
+Weights are identified by their numbers, folders by their files, functions and classes by their source (with that of the
+module that defines them, unless it is the program itself), defaults and closure, objects by their class and state. The
+names of folders do not count, nor the device of a tensor. What belongs to Python, to an installed package or to twistlm
+is taken to be what its name says.
+
+What a function reads elsewhere (another module of the user's, a file) is not followed. Whoever changes that says so by
+`Target(…, identity="…")`; and p₀ and φ of stored draws are computed again before they are believed.
 """
 
 import copyreg
 import functools
 import hashlib
+import inspect
 import json
+import sys
+import sysconfig
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,23 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twistlm.core.bytecode import globals_of, imported, installed, reads
 from twistlm.core.errors import TwistError
 
 # Files of a model's folder that decide what it computes and how it reads text.
 SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model", ".gguf", ".py", ".h5", ".pickle", ".jinja"}
 # Parts of a model's configuration that say where it came from, not what it does.
 PROVENANCE = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
-# What Python writes into every class (`__slotnames__` when an object is first copied), and what follows from the rest.
-BOOKKEEPING = {
-    "__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__qualname__", "__firstlineno__",
-    "__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__hash__",
-    "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__protocol_attrs__", "_is_protocol",
-    "_is_runtime_protocol", "__non_callable_proto_members__", "__subclasshook__", "__slots__", "__getstate__",
-    "__setstate__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__classcell__",
-    "__slotnames__",
-}  # fmt: skip
-
 # What torch writes into every module.
 OF_TORCH = vars(nn.Module()).keys()
 
@@ -74,41 +68,28 @@ def digest(value: Any) -> str:
     return _Walk().of(value)
 
 
-class _Named(dict[str, Any]):
-    """Parts by their names, whose order says nothing."""
-
-
 class _Walk:
     """One walk over a value. An object that contains itself is, there, its place on the way from the top."""
 
     def __init__(self) -> None:
-        self._done: dict[tuple[int, bool], str] = {}
+        self._done: dict[int, str] = {}
         self._open: dict[int, int] = {}
         # Numbers of objects mean something only while the objects live.
         self._alive: list[Any] = []
-        # Whether this is part of a function or object of the user's, which may go through a dict in its order.
-        self._ordered = False
 
     def of(self, value: Any) -> str:
         if isinstance(value, PLAIN):
             return _hash(type(value).__name__, [value.hex() if isinstance(value, float | bytes) else repr(value)])
-        key = id(value), self._ordered
+        key = id(value)
         if key in self._done:
             return self._done[key]
-        if id(value) in self._open:
-            return _hash("above", [str(self._open[id(value)])])
+        if key in self._open:
+            return _hash("above", [str(self._open[key])])
         self._alive.append(value)
-        self._open[id(value)] = len(self._open)
+        self._open[key] = len(self._open)
         found = _hash(*self._content(value))
-        del self._open[id(value)]
+        del self._open[key]
         self._done[key] = found
-        return found
-
-    def _parts(self, parts: list[Any], *, ordered: bool) -> list[str]:
-        """Digests of the parts of a function or object, one of the user's if `ordered`."""
-        before, self._ordered = self._ordered, ordered
-        found = [self.of(part) for part in parts]
-        self._ordered = before
         return found
 
     def _content(self, value: Any) -> tuple[str, list[Any]]:
@@ -118,10 +99,8 @@ class _Walk:
         if isinstance(value, PurePath):
             return "path", [str(value)]
         if isinstance(value, Mapping):
-            ordered = self._ordered and not isinstance(value, _Named)
-            pairs = [(self.of(key), self.of(each)) for key, each in value.items()]
-            kind = "ordered mapping" if ordered else "mapping"
-            return kind, [part for pair in (pairs if ordered else sorted(pairs)) for part in pair]
+            pairs = sorted((self.of(key), self.of(each)) for key, each in value.items())
+            return "mapping", [part for pair in pairs for part in pair]
         if isinstance(value, list | tuple):
             return "sequence", [self.of(each) for each in value]
         if isinstance(value, set | frozenset):
@@ -131,17 +110,17 @@ class _Walk:
         if isinstance(value, np.ndarray) and value.dtype != object:
             return "array", [value.dtype.str, str(value.shape), np.ascontiguousarray(value).tobytes()]
         if isinstance(value, types.ModuleType):
-            return "module", [_of_module(value)]
+            return "module", [value.__name__]
         if (name := _name(value)) is not None:
             return "installed", [name]
         if isinstance(value, type):
-            return "class", self._of_class(value)
+            return "class", [self.of(value.__bases__), *_source(value)]
         return self._of_function(value) or self._of_object(value)
 
     def _of_function(self, value: Any) -> tuple[str, list[Any]] | None:
         """None for an object that is no function, though it may be one that can be called."""
         if isinstance(value, functools.partial):
-            return "partial", [self.of(part) for part in (value.func, value.args, _Named(value.keywords))]
+            return "partial", [self.of(part) for part in (value.func, value.args, value.keywords)]
         if isinstance(value, types.MethodType):
             return "method", [self.of(value.__func__), self.of(value.__self__)]
         if isinstance(value, types.BuiltinFunctionType):
@@ -152,42 +131,14 @@ class _Walk:
             # What remembers results changes none; whatever else wraps a function may have settings of its own.
             is_cache = isinstance(value, functools._lru_cache_wrapper)
             return ("wrapped", [self.of(value.__wrapped__)]) if is_cache else None
-        code = value.__code__
-        cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
-        closure = _Named(reads(code, {name: _inside(cell) for name, cell in cells}))
-        used = _Named(reads(code, {**globals_of(value), **imported(value)}))
-        keywords = None if value.__kwdefaults__ is None else _Named(value.__kwdefaults__)
-        parts = [value.__defaults__, keywords, closure, used]
-        return "function", [self._of_code(code), *self._parts(parts, ordered=True)]
-
-    def _of_code(self, code: types.CodeType) -> str:
-        numbers = (code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags)
-        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-        constants = [
-            self._of_code(each) if isinstance(each, types.CodeType) else self.of(each) for each in code.co_consts
-        ]
-        return _hash("code", [code.co_code, code.co_exceptiontable, repr(numbers), repr(names), *constants])
-
-    def _of_class(self, cls: type) -> list[Any]:
-        parts: list[Any] = [self.of(cls.__bases__)]
-        for name, each in sorted(vars(cls).items()):
-            if name in BOOKKEEPING or isinstance(each, DESCRIPTORS):
-                continue
-            if isinstance(each, staticmethod | classmethod):
-                each = each.__func__
-            elif isinstance(each, property):
-                each = (each.fget, each.fset)
-            elif isinstance(each, functools.cached_property):
-                each = each.func
-            parts += [name, *self._parts([each], ordered=True)]
-        return parts
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        closure = {name: _inside(cell) for name, cell in cells}
+        parts = [self.of(each) for each in (value.__defaults__, value.__kwdefaults__, closure)]
+        return "function", [*_source(value), *parts]
 
     def _of_object(self, value: Any) -> tuple[str, list[Any]]:
-        own = _name(type(value)) is None
         if hasattr(value, "identified_by"):
-            content = value.identified_by()
-            named = _Named(content) if isinstance(content, dict) else content
-            return "object", [self.of(type(value)), *self._parts([named], ordered=own)]
+            return "object", [self.of(type(value)), self.of(value.identified_by())]
         if isinstance(value, nn.Module):
             return "network", self._of_network(value)
         if hasattr(value, "get_vocab") and hasattr(value, "special_tokens_map"):
@@ -199,16 +150,16 @@ class _Walk:
             raise UnidentifiableError(f"{type(value).__qualname__} holds what cannot be read ({error})") from error
         if isinstance(reduced, str):
             return "object", [self.of(type(value)), reduced]
-        made, arguments, *rest = (list(part) if isinstance(part, Iterator) else part for part in reduced)
-        if rest and isinstance(rest[0], dict):
-            # Worked out once and kept: the same object before and after.
-            cached = [
-                name for name in rest[0] if isinstance(getattr(type(value), name, None), functools.cached_property)
-            ]
-            # What `functools.update_wrapper` copies says what the function is called.
-            omitted = {*cached, *functools.WRAPPER_ASSIGNMENTS}
-            rest[0] = _Named({name: each for name, each in rest[0].items() if name not in omitted})
-        return "object", [self.of(type(value)), *self._parts([made, arguments, rest], ordered=own)]
+        parts = [list(part) if isinstance(part, Iterator) else part for part in reduced]
+        if len(parts) > 2 and isinstance(parts[2], dict):
+            # Worked out once and kept: the same object before and after. The other names are of a wrapped function.
+            kept = functools.cached_property
+            parts[2] = {
+                name: each
+                for name, each in parts[2].items()
+                if not isinstance(getattr(type(value), name, None), kept) and name not in functools.WRAPPER_ASSIGNMENTS
+            }
+        return "object", [self.of(type(value)), *map(self.of, parts)]
 
     def _of_network(self, network: nn.Module) -> list[Any]:
         parts: list[Any] = []
@@ -225,7 +176,7 @@ class _Walk:
                 for key, each in vars(module).items()
                 if key not in OF_TORCH and not (installed and key.startswith("_")) and isinstance(each, kinds)
             }
-            parts += [name, self.of(type(module)), *self._parts([_Named(settings)], ordered=not installed)]
+            parts += [name, self.of(type(module)), self.of(settings)]
         if configured:
             parts.append(_json({name: each for name, each in config.to_dict().items() if name not in PROVENANCE}))
         for tensors in (network.named_parameters(), network.named_buffers()):
@@ -286,7 +237,29 @@ def _name(value: Any) -> str | None:
     if not isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
         return None
     module, name = value.__module__, value.__qualname__
-    return f"{module}:{name}" if isinstance(module, str) and "<" not in name and installed(module) else None
+    return f"{module}:{name}" if isinstance(module, str) and "<" not in name and _installed(module) else None
+
+
+@lru_cache
+def _installed(module: str) -> bool:
+    """Whether a module belongs to Python, to an installed package or to twistlm."""
+    top = module.split(".")[0]
+    if top in sys.stdlib_module_names or top == "twistlm":
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None)
+    places = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+    return file is not None and file.startswith(places)
+
+
+def _source(value: Any) -> list[str]:
+    """The source of a function or class, and the content of the module that defines it."""
+    try:
+        source = inspect.getsource(value)
+    except (OSError, TypeError) as error:
+        raise UnidentifiableError(f"{value.__qualname__} has no source that could be read") from error
+    file = Path(inspect.getsourcefile(value) or "")
+    # A program's own file says how it is trained, too; and a notebook has none.
+    return [source] if value.__module__ == "__main__" or not file.is_file() else [source, files_digest(file)]
 
 
 def _inside(cell: Any) -> Any:
@@ -294,12 +267,6 @@ def _inside(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:
         return "empty"
-
-
-def _of_module(module: types.ModuleType) -> str:
-    """The name of one that is installed; the content of one of the user's, of which nobody knows what is read."""
-    file = Path(getattr(module, "__file__", None) or "")
-    return module.__name__ if installed(module.__name__) or not file.is_file() else files_digest(file)
 
 
 # --- Files ---------------------------------------------------------------------------------------------------
