@@ -26,10 +26,10 @@ def run(name: str) -> list[str]:
 
 def test_what_the_methods_write() -> None:
     shown = run("qualitative.ipynb")
-    assert shown[3].count("to be followed by") == 4
+    assert shown[3].count("to be followed by") == 2
     assert shown[5].count("label = ") == 5
     assert "beta = 10.0, num_tokens = 200" in shown[7]
-    assert all("twisted SMC, 64 particles" in text for text in (shown[3], shown[5], shown[7]))
+    assert all("twisted SMC" in text for text in (shown[3], shown[5], shown[7]))
 
 
 def test_red_team_a_chat_model(smollm2: Path) -> None:

@@ -145,7 +145,7 @@ def test_a_draft_that_is_damaged_is_begun_again(out: Path) -> None:
 def of_a_function(monkeypatch: pytest.MonkeyPatch, code: str) -> Target:
     """A target whose φ is called `phis:phi`, whatever its code is."""
     file = Path(mkdtemp()) / "phis.py"
-    file.write_text(f"import threading\nlock = threading.Lock()\ndef phi(text):\n    return {code}\n")
+    file.write_text(f"def phi(text):\n    return {code}\n")
     spec = importlib.util.spec_from_file_location("phis", file)
     assert spec is not None
     assert spec.loader is not None
@@ -179,12 +179,16 @@ def test_a_function_of_the_same_name_is_not_the_same_question(
 
 
 def test_what_cannot_be_identified_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    locked = "float(len(text) < 12 and lock is not None)"
     out = tmp_path / "found"
+    of_a_function(monkeypatch, "0.0")
+    # One of `exec` has no source.
+    exec("def phi(text):\n    return float(len(text) < 12)", sys.modules["phis"].__dict__)
+    unknown = Function(sys.modules["phis"].phi, log=False, batched=False, log_upper_bound=0.0)
+    target = Target(tiny_lm(), unknown, "5", 3)
     how: dict[str, Any] = {"search": Search(num_draws=64, num_samples=64, max_rounds=1)}
-    found = probability(of_a_function(monkeypatch, locked), [0.5], out=out, **how)
+    found = probability(target, [0.5], out=out, **how)
     assert "fingerprint" not in json.loads((out / "probability.json").read_text())
-    assert probability(of_a_function(monkeypatch, locked), [0.5], out=out, exists="resume", **how) == found
+    assert probability(target, [0.5], out=out, exists="resume", **how) == found
 
 
 def test_what_is_not_of_a_search_is_not_deleted_with_it(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
