@@ -10,13 +10,12 @@ There is nothing of the training in it, and no code that `from_pretrained` would
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 
 from twistlm.core.errors import RunError
 from twistlm.core.folders import is_occupied, writing
-from twistlm.potentials.specs import Trust
 from twistlm.runs.folder import AskedRun, RunFolder, versions
 from twistlm.runs.folder.place import check_own
 from twistlm.runs.folder.run_folder import NAMES
@@ -25,7 +24,6 @@ from twistlm.sampling.prompts import quoted
 
 if TYPE_CHECKING:
     from twistlm.runs.run import Run
-    from twistlm.sampling.target import Target
 
 TEMPLATE = Path(__file__).with_name("card.md")
 CODE = "custom_generate"
@@ -52,77 +50,32 @@ def generate(model, run=None, **given):
 '''
 
 
-class Publishable:
-    """What a run can do as a repository."""
+def save(run: "Run", folder: str | Path, *, overwrite: bool = False) -> Path:
+    """As `Run.save_pretrained`."""
+    place = Path(folder)
+    if is_occupied(place):
+        replaceable = RunFolder.is_ours(place)
+        if not (replaceable and overwrite):
+            says, remedy = ("holds a run", ", or overwrite=True") if replaceable else ("is not a run folder", "")
+            raise RunError(f"{place} {says}, so it is left alone; choose another folder{remedy}")
+        # A file of that name may be anybody's where no run was published.
+        card = ("README.md",) if (place / CODE).is_dir() else ()
+        check_own(place, (*NAMES, *card, f"{CODE}/*"), "a run folder")
+    with writing(place, replace=overwrite) as draft:
+        _Repository(run, str(place.resolve())).save_pretrained(draft.path)
+        draft.take_place()
+    return place
 
-    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write what using the run needs into a folder: twist, target, certificate and a card, no draws.
 
-        Args:
-            folder: new or empty.
-            overwrite: replace the run that is there, once the new one is complete.
+def push(run: "Run", repo_id: str, **options: Any) -> str:
+    """As `Run.push_to_hub`."""
+    return str(_Repository(run, repo_id).push_to_hub(repo_id, **options))
 
-        Raises:
-            RunError: a run is there; or something else, be it beside the run's files, which is not replaced.
-            ConfigError: the potential has no JSON form (a lambda), so that nobody could open it.
-        """
-        place = Path(folder)
-        if is_occupied(place):
-            replaceable = RunFolder.is_ours(place)
-            if not (replaceable and overwrite):
-                says, remedy = ("holds a run", ", or overwrite=True") if replaceable else ("is not a run folder", "")
-                raise RunError(f"{place} {says}, so it is left alone; choose another folder{remedy}")
-            # A file of that name may be anybody's where no run was published.
-            card = ("README.md",) if (place / CODE).is_dir() else ()
-            check_own(place, (*NAMES, *card, f"{CODE}/*"), "a run folder")
-        with writing(place, replace=overwrite) as draft:
-            _Repository(self._run, str(place.resolve())).save_pretrained(draft.path)
-            draft.take_place()
-        return place
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """The same as a repository of the hub; returns the commit's address.
-
-        Args:
-            repo_id: "name/of-it".
-            **options: of `huggingface_hub.ModelHubMixin.push_to_hub`: private, token, commit_message, branch, ….
-        """
-        return str(_Repository(self._run, repo_id).push_to_hub(repo_id, **options))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        model: str | Path | None = None,
-        target: "Target | None" = None,
-        trust_functions: Trust = (),
-        **options: Any,
-    ) -> Self:
-        """A run from a folder, or from a repository of the hub, which is downloaded. It runs no code from there.
-
-        Args:
-            name: of either.
-            model: as for `Run.load`, as are the next two.
-            target: see there.
-            trust_functions: see there.
-            **options: of `huggingface_hub.snapshot_download`: revision, token, cache_dir, local_files_only, ….
-
-        Raises:
-            RunError: it is no run, or damaged.
-            ModelError: its base model is not on this machine.
-            ConfigError: its potential is a function that is not trusted.
-        """
-        from twistlm.runs.run import Run
-
-        path = name if Path(name).is_dir() else snapshot_download(str(name), **options)
-        opened: Any = Run.load(path, target, model=model, trust_functions=trust_functions)
-        return opened  # type: ignore[no-any-return]
-
-    @property
-    def _run(self) -> "Run":
-        run: Any = self
-        return run  # type: ignore[no-any-return]
+def fetched(name: str | Path, **options: Any) -> str | Path:
+    """A run's folder: one of this machine, or what `huggingface_hub.snapshot_download` makes of a repository."""
+    path: str | Path = name if Path(name).is_dir() else snapshot_download(str(name), **options)
+    return path
 
 
 class _Repository(ModelHubMixin):

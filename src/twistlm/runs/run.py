@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 from twistlm.certificates.certificate import Certificate
 from twistlm.certificates.log_Z import Witness, of_draws
 from twistlm.core.advice import coded
+from twistlm.core.errors import ConfigError, TwistError
+from twistlm.core.html import table
 from twistlm.core.logmath import log_mean_exp, normalise
 from twistlm.core.registry import lookup
 from twistlm.core.remote import opened, url_of
@@ -20,12 +23,10 @@ from twistlm.core.rng import Rng
 from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.storage import check_tensors
 from twistlm.potentials.specs import Trust
-from twistlm.runs import evidence
+from twistlm.runs import evidence, published
 from twistlm.runs.certification import Certification, Known, kept
 from twistlm.runs.config import FOLDS, RunConfig
 from twistlm.runs.folder import RunFolder
-from twistlm.runs.published import Publishable
-from twistlm.runs.shown import Shown
 from twistlm.runs.texts import TextSamples
 from twistlm.sampling import smc
 from twistlm.sampling.cases import Cases
@@ -46,7 +47,7 @@ logger = logging.getLogger("twistlm")
 GONE = "a certificate knows less without; restore it, or collect the same again with `twistlm train … --resume`"
 
 
-class Run(Shown, Publishable):
+class Run:
     """A target with a trained twist."""
 
     def __init__(
@@ -356,6 +357,132 @@ class Run(Shown, Publishable):
         if not parts or parts[0].draws.conditions is not None:
             return ()
         return (of_draws(torch.cat([part.log_weights for part in parts]), self.target.potential.log_upper_bound),)
+
+    # --- How it shows itself ---
+
+    @property
+    def place(self) -> str:
+        """Its folder, or the URL of it in a store; "in memory" where there is none."""
+        return "in memory" if self.folder is None else self.folder.url or str(self.folder.path)
+
+    def __repr__(self) -> str:
+        return f"Run({self.place}: {self.config.training.loss} with twist {self.config.twist!r} on {self.target!r})"
+
+    def _repr_html_(self) -> str:
+        training = self.config.training
+        try:
+            known = None if self.certificate is None else self.certificate.summary()
+        except TwistError as error:
+            # A damaged one in the folder is no reason to show nothing.
+            known = str(error)
+        rows = [
+            ("target", repr(self.target)),
+            ("folder", self.place),
+            ("method, twist, seed", f"{training.loss}, {self.config.twist}, {self.config.seed}"),
+            ("updates", f"{training.num_updates} of {training.num_particles} sequences"),
+            ("certificate", "none yet: run.evaluate()" if known is None else known),
+        ]
+        return table("Run", (), rows)
+
+    def report(self, out: str | Path | None = None, *, overwrite: bool = False) -> Path:
+        """Everything about the run in one HTML file, as `twistlm report` writes it; returns its path.
+
+        It is made from what is in the run's folder: the certificate that `evaluate` has left there, and what else has
+        been (`twistlm sample`). Its charts are beside it, in a folder of its name, as PNG and PDF.
+
+        Args:
+            out: a file that ends in .html; None for report.html in the run's folder.
+            overwrite: replace what is at `out`.
+
+        Raises:
+            ConfigError: the run has no folder, or `out` is no name of a page.
+            RunError: there is no certificate of this twist, `out` exists, or somebody else is writing the folder.
+            StorageError: the system refuses.
+        """
+        if self.folder is None:
+            raise ConfigError("a report is made from a run's folder, and this run has none: train it with out=…")
+        # Reports stand above runs, and so are looked up as any other part is.
+        write = lookup("report", "html").value
+        with self.folder.adding() if out is None else nullcontext():
+            page: Path = write([self.folder.path], None if out is None else Path(out), overwrite=overwrite).page
+            return page
+
+    def to_datatree(
+        self,
+        num_samples: int = 64,
+        *,
+        num_runs: int = 4,
+        prompt: Entry | None = None,
+        condition: str | Tensor | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Any:
+        """Samples of the target as an `xarray.DataTree` for ArviZ (`SMCResult.to_datatree`), with their texts.
+
+        Args:
+            num_samples: particles of each run of SMC: draws.
+            num_runs: independent runs: chains.
+            prompt: as for `sample`, as are the others.
+            condition: what the target is given, if targets differ.
+            seed: of the samples.
+            **options: of `sampler`.
+
+        Raises:
+            ConfigError: ArviZ is not installed.
+        """
+        check_sizes(TOKEN_BYTES * self.target.num_tokens, num_samples=num_samples, num_runs=num_runs)
+        cases, sampler = [self.target.case(condition, prompt)] * num_runs, self.sampler(**options)
+        result = sampler.smc(Rng(seed, ("datatree",)), cases, num_samples)
+        return result.to_datatree(self.target.texts(sampler.samples_of(result, cases)), seed=seed)
+
+    # --- As a repository of the hub ---
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write what using the run needs into a folder: twist, target, certificate and a card, no draws.
+
+        Args:
+            folder: new or empty.
+            overwrite: replace the run that is there, once the new one is complete.
+
+        Raises:
+            RunError: a run is there; or something else, be it beside the run's files, which is not replaced.
+            ConfigError: the potential has no JSON form (a lambda), so that nobody could open it.
+        """
+        return published.save(self, folder, overwrite=overwrite)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """The same as a repository of the hub; returns the commit's address.
+
+        Args:
+            repo_id: "name/of-it".
+            **options: of `huggingface_hub.ModelHubMixin.push_to_hub`: private, token, commit_message, branch, ….
+        """
+        return published.push(self, repo_id, **options)
+
+    @staticmethod
+    def from_pretrained(
+        name: str | Path,
+        *,
+        model: str | Path | None = None,
+        target: Target | None = None,
+        trust_functions: Trust = (),
+        **options: Any,
+    ) -> "Run":
+        """A run from a folder, or from a repository of the hub, which is downloaded. It runs no code from there.
+
+        Args:
+            name: of either.
+            model: as for `load`, as are the next two.
+            target: see there.
+            trust_functions: see there.
+            **options: of `huggingface_hub.snapshot_download`: revision, token, cache_dir, local_files_only, ….
+
+        Raises:
+            RunError: it is no run, or damaged.
+            ModelError: its base model is not on this machine.
+            ConfigError: its potential is a function that is not trusted.
+        """
+        return Run.load(published.fetched(name, **options), target, model=model, trust_functions=trust_functions)
 
 
 def _elsewhere(target: Target, config: RunConfig, state: Mapping[str, Tensor], informed: Informed | None) -> Run:
