@@ -14,7 +14,7 @@ from twistlm import Prompts, Run, train
 from twistlm.certificates.certificate import Certificate
 from twistlm.cli import main
 from twistlm.report.tables import MOST_ROWS, prompts_table
-from twistlm.runs.at_prompts import BASE, TWIST, samples_at_prompts
+from twistlm.runs.certification import BASE, TWIST, samples_at_prompts
 from twistlm.runs.folder import RunFolder
 
 SMALL = ["--num-particles", "2", "--num-samples", "8", "--budget", "4"]

@@ -17,7 +17,7 @@ from twistlm.testing import assert_mean
 from twistlm.training import informing
 from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import negative_lower_bound
-from twistlm.training.draws import Draws, chosen
+from twistlm.training.informing import Draws, chosen
 from twistlm.training.sources import Setting
 from twistlm.training.trainer import Trainer
 from twistlm.twists.tabular import TabularHead

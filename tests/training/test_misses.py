@@ -14,8 +14,8 @@ from twistlm.potentials import Function
 from twistlm.potentials.base import indicator
 from twistlm.sampling.sampler import Sampler
 from twistlm.training import scoring
-from twistlm.training.misses import MOST, check_misses
 from twistlm.training.sources import Setting, get_source
+from twistlm.training.trainer import MOST, check_misses
 
 OPTIONS = {
     "method": "dpg", "source": "proposal", "twist": "lexical", "num_particles": 16, "learning_rate": 3e-3,

@@ -9,10 +9,10 @@ update.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from statistics import fmean
 from typing import Any
 
@@ -37,7 +37,6 @@ from twistlm.training.config import TrainingConfig
 from twistlm.training.criteria import Criterion
 from twistlm.training.informing import inform
 from twistlm.training.losses import objective
-from twistlm.training.misses import COLLAPSE_UPDATES, check_misses, collapse, misses
 from twistlm.training.parallel import among
 from twistlm.training.scoring import Scoring, score
 from twistlm.training.sources import Batch, Setting
@@ -50,6 +49,11 @@ logger = logging.getLogger("twistlm")
 
 # Seconds between checkpoints; resuming is exact from any of them.
 CHECKPOINT_SECONDS = 15.0
+# Updates in a row after which there is none. Of batches of fifty draws, one in a thousand of which hits, so many miss
+# in a row with a chance of one in twenty-five.
+MOST = 64
+# Updates in a row with next to no effective sequences before the collapse is announced.
+COLLAPSE_UPDATES = 10
 
 
 class Trainer:
@@ -385,3 +389,38 @@ class Trainer:
         self.module.load_state_dict(saved.twist)
         self.average.state = saved.average
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": saved.optimiser})
+
+
+def misses(batches: Mapping[str, Batch]) -> bool:
+    """Whether the target's batch is there and has no sequence of φ > 0."""
+    batch = batches.get("target")
+    return batch is not None and not bool(batch.log_w.isfinite().any())
+
+
+def check_misses(history: Sequence[Mapping[str, Any]], num_updates: int) -> None:
+    """Refuse to go on after a miss, if all updates or too many in a row have been one.
+
+    Args:
+        history: rows of kind "update" and "miss", and others.
+        num_updates: of the whole training.
+
+    Raises:
+        TrainingError: there is no hope.
+    """
+    kinds = [row["kind"] for row in history if row["kind"] in ("update", "miss")]
+    in_a_row = sum(1 for _ in takewhile(lambda kind: kind == "miss", reversed(kinds)))
+    if in_a_row >= min(MOST, num_updates):
+        raise TrainingError(
+            f"in {in_a_row} updates in a row no sequence had φ > 0: the target is too rare to be learned like this. "
+            "Soften φ (eps=1e-4, a lower threshold, a lower beta), draw more (num_particles), or look for the event "
+            "with `twistlm probability`, which climbs to it"
+        )
+
+
+def collapse(num_particles: int, effective: float, kl_q_prior: float) -> str:
+    """What to say after so many updates with few effective sequences; the last one's number, and its proposal's KL."""
+    return (
+        f"for {COLLAPSE_UPDATES} updates fewer than 2 of {num_particles} sequences carried the target's weight (ESS "
+        f"{effective:.1f}, KL to the prior {kl_q_prior:.1f}): the twist learns from single samples. Use more "
+        "particles, --source draws or exact, a milder potential, or a lower learning_rate"
+    )

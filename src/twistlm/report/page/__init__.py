@@ -4,21 +4,22 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from twistlm.certificates.verdict import verdict
+from twistlm.core.advice import parted
 from twistlm.core.errors import ConfigError, RunError
 from twistlm.core.registry import register
 from twistlm.core.storage import as_json, save_text
 from twistlm.report.charts import COLOURS, Chart, bounds, curves, divergences, smc_charts
 from twistlm.report.event import chance_of, eps_of
-from twistlm.report.page.codes import example, linked
 from twistlm.report.page.prompts import EVENT, OfPrompt, prompts_of
 from twistlm.report.record import Record, read_all
 from twistlm.report.tables import certificate_rows
@@ -313,3 +314,20 @@ def _chart(chart: Chart) -> dict[str, Any]:
         for name in ("y", "low", "high"):
             series[name] = [None if value is None else round(value, DIGITS) for value in series[name]]
     return fields
+
+
+def linked(line: str) -> Markup:
+    """A line as HTML, its code as a link to the page of all codes; what else is in it stays text."""
+    text, advice = parted(line)
+    if advice is None:
+        return escape(line)
+    if advice.link is None:
+        # Whoever hovers sees the title; the note below the verdict says what to type.
+        return Markup('{} <abbr title="{}">[{}]</abbr>').format(text, advice.title, advice.code)
+    return Markup('{} <a href="{}" title="{}">[{}]</a>').format(text, advice.link, advice.title, advice.code)
+
+
+def example(lines: Iterable[str]) -> str:
+    """The first code among the lines; "" if there is none."""
+    found = (parted(line)[1] for line in lines)
+    return next((advice.code for advice in found if advice is not None), "")
