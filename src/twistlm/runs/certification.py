@@ -1,27 +1,13 @@
 """How a run is certified, and what that leaves in its folder: for `Run.evaluate` and `twistlm evaluate` alike."""
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-
-from twistlm.core.logmath import log_mean_exp, normalise
-from twistlm.core.rng import Rng
-from twistlm.core.sizes import TOKEN_BYTES, check_sizes
-from twistlm.runs import evidence
-from twistlm.runs.texts import TextSamples
-from twistlm.sampling.prompts import Entry, Prompts, shown
-from twistlm.sampling.resampling import invert
-
-if TYPE_CHECKING:
-    from twistlm.runs.run import Run
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from twistlm.certificates.bounds import METHODS
 from twistlm.certificates.certificate import Certificate
@@ -31,11 +17,18 @@ from twistlm.certificates.over_prompts import certify_prompts
 from twistlm.certificates.paired import certify_paired
 from twistlm.certificates.spending import Spending
 from twistlm.core.errors import ConfigError
+from twistlm.core.logmath import log_mean_exp, normalise
 from twistlm.core.plain import several
+from twistlm.core.rng import Rng
+from twistlm.core.sizes import TOKEN_BYTES, check_sizes
 from twistlm.core.work import HERE, Engine
+from twistlm.runs import evidence
 from twistlm.runs.folder import RunFolder
 from twistlm.runs.seen import refuse_judging
+from twistlm.runs.texts import TextSamples
 from twistlm.sampling.exact.collection import Collection
+from twistlm.sampling.prompts import Entry, Prompts, shown
+from twistlm.sampling.resampling import invert
 from twistlm.sampling.sampler import WorkerContext
 
 if TYPE_CHECKING:
