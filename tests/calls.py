@@ -43,10 +43,7 @@ def report() -> None:
         for name, arguments in (
             ("train", ["train", *smoke, "--out", run]),
             ("certify", ["certify", run]),
-            (
-                "probability",
-                ["probability", "toxicity", "--num-tokens", "4", "--thresholds", "0.5", "--num-draws", "128"],
-            ),
+            ("probability", ["probability", "Once", *toxic, "--num-tokens", "4", "--thresholds", "0.5"]),
         ):
             codes = entered(lambda arguments=arguments: main(arguments))  # type: ignore[misc]
             files = {code.co_filename for code in codes}
