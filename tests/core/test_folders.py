@@ -333,6 +333,46 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "real").iterdir()] == ["new"]
 
 
+def test_an_empty_folder_that_was_there_is_there_afterwards(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with writing(place):
+        pass
+    assert place.is_dir()
+    with pytest.raises(ZeroDivisionError), writing(place) as draft:  # noqa: PT012
+        (draft.path / "config.json").touch()
+        raise ZeroDivisionError
+    assert place.is_dir()
+
+
+def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, rename = tmp_path / "place", Path.rename
+    place.mkdir()
+    (place / "old").touch()
+
+    def refusing(self: Path, target: Path) -> Path:
+        if self.name == ".place.new":
+            raise PermissionError(13, "not today")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(StorageError, match="not today"), writing(place, replace=True) as draft:
+        (draft.path / "new").touch()
+    assert [path.name for path in place.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_a_lock_is_missed_by_way_of_a_link_too(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(LeaseLostError), writing(tmp_path / "link") as draft:  # noqa: PT012
+        (tmp_path / ".real.lock").unlink()
+        save_lines(draft.path / "lines", [])
+    assert not (tmp_path / "real" / "lines").exists()
+
+
 def test_a_kill_between_the_two_renames_is_repaired(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()

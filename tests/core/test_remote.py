@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tests.forked import Command, twistlm
 from twistlm.cli import main
-from twistlm.core.errors import ConfigError, RunError, StorageError
+from twistlm.core.errors import ConfigError, LeaseLostError, RunError, StorageError
 from twistlm.core.folders import writing
 from twistlm.core.remote import opened, publish, shown
 from twistlm.core.storage import save_json
@@ -134,6 +134,14 @@ def test_what_a_store_refused_is_published_by_the_next(
     with opened(url, write=True):
         pass
     assert objects(url) == {"run/config.json": b"1\n"}
+
+
+def test_who_has_lost_the_working_copy_publishes_nothing(url: str) -> None:
+    with pytest.raises(LeaseLostError), opened(url, write=True) as here:  # noqa: PT012
+        here.mkdir()
+        save_json(here / "config.json", 1)
+        here.parent.with_name(f".{here.parent.name}.lock").unlink()
+    assert objects(url).keys() == {".run.writer"}
 
 
 def test_urls_that_name_no_place() -> None:

@@ -38,7 +38,6 @@ from twistlm.cli.sweep import sweep
 from twistlm.cli.train import train
 from twistlm.cli.validation import validated
 from twistlm.core.errors import ConfigError, StorageError, TwistError
-from twistlm.core.folders import is_drafted
 from twistlm.core.plugins import load_file
 from twistlm.core.processes import is_first, launched
 from twistlm.core.signals import Terminated, terminable
@@ -240,6 +239,8 @@ def _stopped(how: str, code: int, command: Command | None, given: Mapping[str, A
         given: its arguments.
         before: what was at --out when it began.
     """
+    from twistlm.core.folders import is_drafted
+
     existing = given.get("existing")
     out = given.get("out", getattr(existing, "out", None))
     now = _identity(given)

@@ -99,7 +99,6 @@ Plugins = Annotated[
     UseAppendAction[tuple[AnyPath, ...]],
     arg(help="A Python file to run first, for the parts that it registers (losses, potentials, twists, …)."),
 ]
-SweepPaths = Annotated[Positional[tuple[AnyPlace, ...]], arg(help="Folders of `twistlm sweep`, finished or not.")]
 ExperimentName = Annotated[Positional[Text], arg(help="An experiment; `twistlm list` shows them.")]
 OwnExperimentName = Annotated[
     Positional[Text | None],
@@ -369,14 +368,3 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
-
-
-def some(sweeps: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The folders of sweeps.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    if not sweeps:
-        raise ConfigError("name at least one folder of `twistlm sweep`")
-    return sweeps

@@ -6,11 +6,11 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twistlm.core.remote import path_of, url_of
+from twistlm.core.remote import opened
 
 # What commands call the places that they write (but for one that only reads), and those that they read unless --out
 # says where else to write.
-WRITTEN, READ_IF_OUT = ("out", "run"), ("runs", "sweeps")
+WRITTEN, READ_IF_OUT = ("out", "run"), "runs"
 
 
 @contextmanager
@@ -30,11 +30,6 @@ def on_this_machine(given: Mapping[str, Any], *, only_reads: bool = False) -> It
     with ExitStack() as stack:
 
         def path(place: Path, write: bool) -> Path:
-            if url_of(place) is None:
-                return path_of(place)
-            # Only now: it takes a moment to import.
-            from twistlm.core.remote import opened
-
             return stack.enter_context(opened(place, write=write))
 
         for name in WRITTEN:
@@ -44,7 +39,6 @@ def on_this_machine(given: Mapping[str, Any], *, only_reads: bool = False) -> It
         for name, group in values.items():
             if is_dataclass(group) and not isinstance(group, type) and isinstance(getattr(group, "out", None), Path):
                 values[name] = replace(group, out=path(vars(group)["out"], True))
-        for name in READ_IF_OUT:
-            if name in values:
-                values[name] = tuple(path(each, values.get("out") is None) for each in values[name])
+        if READ_IF_OUT in values:
+            values[READ_IF_OUT] = tuple(path(each, values.get("out") is None) for each in values[READ_IF_OUT])
         yield values

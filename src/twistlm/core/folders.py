@@ -140,7 +140,8 @@ def check_held(path: Path) -> None:
         LeaseLostError: this process held it, and somebody else has taken over.
     """
     for lock in tuple(_held):
-        if lock.covers(path.absolute()):
+        # Resolved, as what is held is: it may be written by way of a link.
+        if lock.covers(_resolved(path)):
             lock.check()
 
 
@@ -169,7 +170,11 @@ class Draft:
         shutil.rmtree(old, ignore_errors=True)
         try:
             real.rename(old)
-            self.path.rename(real)
+            try:
+                self.path.rename(real)
+            except OSError:
+                old.rename(real)
+                raise
         except OSError as error:
             raise _refused(self.place, error) from error
         self.path = self.place
@@ -200,9 +205,8 @@ def writing(
         if old.is_dir() and not real.exists():
             old.rename(real)
         shutil.rmtree(old, ignore_errors=True)
-        begun = not is_occupied(real)
-        _make(real)
-        draft = Draft(place, new if replace and not begun else place, lock)
+        made = _make(real)
+        draft = Draft(place, new if replace and is_occupied(real) else place, lock)
         try:
             if draft.replaces:
                 _prepare(new, goes_on)
@@ -213,11 +217,11 @@ def writing(
             if not lock.is_lost:
                 if draft.replaces:
                     shutil.rmtree(new, ignore_errors=True)
-                elif begun and real.is_dir() and _only_asked(real):
+                elif made and real.is_dir() and _only_asked(real):
                     shutil.rmtree(real, ignore_errors=True)
             raise
         finally:
-            if begun and not lock.is_lost:
+            if made and not lock.is_lost:
                 # Only what is empty goes.
                 with contextlib.suppress(OSError):
                     real.rmdir()

@@ -95,7 +95,7 @@ class _Remote:
         return text.replace(str(self.local), self.url)
 
     def _files(self) -> dict[str, Path]:
-        """What is in the working copy, by names below the place ("" is the place itself, a file)."""
+        """The working copy's files, by names below the place ("" is the place itself, a file)."""
         if self.local.is_file():
             return {"": self.local}
         files = [path for path in self.local.rglob("*") if path.is_file()]
@@ -103,7 +103,7 @@ class _Remote:
         return {name: path for name, path in named.items() if not any(part[0] == "." for part in name.split("/"))}
 
     def _there(self) -> dict[str, str]:
-        """What is in the store, by the same names."""
+        """The store's files, by the same names."""
         with suppress(FileNotFoundError):
             self._fs.invalidate_cache()
             return {path[len(self._root) + 1 :]: path for path in self._fs.find(self._root)}
@@ -138,7 +138,11 @@ class _Remote:
 
         Raises:
             StorageError: the store refuses.
+            LeaseLostError: another process of this machine has taken over the working copy.
         """
+        from twistlm.core.folders import check_held
+
+        check_held(self.local)
         with self._asked():
             files, there = self._files(), self._there()
             for name, path in sorted(files.items(), key=lambda item: (item[1].suffix != ".jsonl", _stamp(item[1])[1])):
@@ -166,15 +170,16 @@ class _Remote:
                     f"{self.url} is being written by {_holder(there)}; wait until it has ended, choose another --out, "
                     f"or, if it never will, delete .{self.local.name}.writer beside it"
                 )
-            if there is None:
-                self.fetch()
-            else:
-                # A process of this machine had to end before it could publish: the working copy goes on.
+            if there is not None:
+                # A process of this machine had to end before it could publish: the working copy goes on, by its claim.
                 self._published = dict.fromkeys(self._there(), (0, 0))
+                return
+            self.fetch()
             since = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"
             claim = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode()
-            self._mine.write_bytes(claim)
+            # First there: a kill before the other leaves a claim of nobody's, and no working copy that seems ahead.
             self._fs.pipe_file(self._marker, claim)
+            self._mine.write_bytes(claim)
 
     def give_back(self) -> None:
         """Let others write. Only what is published is given back."""

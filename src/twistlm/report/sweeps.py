@@ -1,4 +1,4 @@
-"""What a sweep found: tables as Markdown, CSV and LaTeX, and charts as PNG and PDF, in the sweep's folder."""
+"""Reports of sweeps: tables as Markdown, CSV and LaTeX, and charts as PNG and PDF, in the sweep's folder."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -33,6 +33,7 @@ from twistlm.sampling.sampler import WorkerContext
 
 if TYPE_CHECKING:
     from twistlm.runs.run import Run
+
 # Base draws by which each prompt is judged that a run has none of.
 JUDGING_DRAWS = 256
 # Samples that are kept of each prompt of a set, for a reader.

@@ -26,6 +26,18 @@ from twistlm.sampling.samples import Samples
 from twistlm.sampling.smc import Keep
 from twistlm.twists.informed import Informed, Prefixes, fit
 
+# Sequences of which the prefixes are scored: at least, and at most. Targets among which they are divided.
+FEWEST, MOST, MOST_TARGETS = 128, 2048, 16
+# Of those that are drawn, and weighed, this many times the number are the base model's, where they are there already.
+COLLECTED = 1.5
+# φ of how many prefixes of a text is asked for, if nobody says which.
+MOST_ASKED = 10
+# What sampling made of each prefix, which weighing it needs again.
+FEATURES = Keep(features=True)
+
+Every = int | str
+"""How often the potential is asked: after every so many tokens, "auto" for ten times at most, "never", or "off"."""
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -71,19 +83,6 @@ def chosen(rng: Rng, there: Draws, each: int) -> Draws:
         there.log_w[picks] + more,
         groups,
     )
-
-
-# Sequences of which the prefixes are scored: at least, and at most. Targets among which they are divided.
-FEWEST, MOST, MOST_TARGETS = 128, 2048, 16
-# Of those that are drawn, and weighed, this many times the number are the base model's, where they are there already.
-COLLECTED = 1.5
-# φ of how many prefixes of a text is asked for, if nobody says which.
-MOST_ASKED = 10
-# What sampling made of each prefix, which weighing it needs again.
-FEATURES = Keep(features=True)
-
-Every = int | str
-"""How often the potential is asked: after every so many tokens, "auto" for ten times at most, "never", or "off"."""
 
 
 def check_every(every: Every) -> None:

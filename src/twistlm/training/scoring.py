@@ -107,13 +107,12 @@ def _ratios(batch: Batch) -> Tensor:
 
 
 def _shares(batch: Batch, log_w_of: Callable[[Batch], Tensor]) -> Tensor:
-    """Weights of every sequence's rows [B · k, …]; they sum to one over a batch, or in the mean over its parts."""
+    """Weights of every sequence [B, …]; they sum to one over a batch, or in the mean over its parts."""
     whole = _whole(batch)
     weights = _normalised(log_w_of(whole), whole)
     if batch.rows is None:
         return weights
-    own: Tensor = weights.unflatten(0, (len(whole.samples), -1))[batch.rows].flatten(0, 1)
-    return own * (len(whole.samples) / len(batch.samples))
+    return weights[batch.rows] * (len(whole.samples) / len(batch.samples))
 
 
 def _whole(batch: Batch) -> Batch:
